@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is built from the checkout holds the C sources, finds them, and states its licences."""
+
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from otelbpf.sources import bpf_directory
+
+ROOT = Path(__file__).resolve().parents[2]
+C_SOURCES = sorted(path for path in (ROOT / "bpf").rglob("*.[ch]") if path.name != "vmlinux.h")
+PYTHON_SOURCES = sorted((ROOT / "src").rglob("*.py"))
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """Run a command and return what it printed; fail with all of its output."""
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert result.returncode == 0, f"{command}:\n{result.stdout}{result.stderr}"
+    return result.stdout
+
+
+def build_wheel(source: Path, into: Path) -> Path:
+    """Build a wheel with the backend that is installed, without a network."""
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+    options = ("--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", into)
+    run(*pip, "wheel", *options, source, cwd=into)
+    (wheel,) = into.glob("otelbpf-*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheel(ROOT, tmp_path_factory.mktemp("wheel"))
+
+
+def test_the_wheel_holds_every_c_source(wheel: Path) -> None:
+    assert C_SOURCES
+    with zipfile.ZipFile(wheel) as archive:
+        for path in C_SOURCES:
+            packed = f"otelbpf/bpf/{path.relative_to(ROOT / 'bpf')}"
+            assert archive.read(packed) == path.read_bytes(), packed
+
+
+def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        top_level = {name.split("/")[0] for name in archive.namelist()}
+        suffixes = {Path(name).suffix for name in archive.namelist() if "/bpf/" in name}
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert top_level == {"otelbpf", f"otelbpf-{version}.dist-info"}
+    assert suffixes <= {".c", ".h", ""}  # no objects, nothing compiled
+
+
+def test_the_wheel_names_its_command_and_licences(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        text = {Path(name).name: archive.read(name).decode() for name in archive.namelist()}
+    assert "otelbpf = otelbpf.cli:main" in text["entry_points.txt"].splitlines()
+    assert "License-Expression: Apache-2.0" in text["METADATA"].splitlines()
+    assert "Apache License" in text["LICENSE"]
+    assert "GNU GENERAL PUBLIC LICENSE" in text["GPL-2.0-only.txt"]
+
+
+def test_the_source_distribution_builds_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
+    run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path, cwd=ROOT)
+    (sdist,) = tmp_path.glob("otelbpf-*.tar.gz")
+    run("tar", "--extract", "--file", sdist, cwd=tmp_path)
+    (unpacked,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    (into := tmp_path / "wheel").mkdir()
+    with (
+        zipfile.ZipFile(wheel) as ours,
+        zipfile.ZipFile(build_wheel(unpacked, into)) as theirs,
+    ):
+        assert theirs.namelist() == ours.namelist()
+        for name in ours.namelist():
+            assert theirs.read(name) == ours.read(name), name
+
+
+def test_sources_are_found_in_the_checkout() -> None:
+    assert bpf_directory() == ROOT / "bpf"
+
+
+def test_sources_are_found_in_an_installed_wheel(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:  # a pure wheel is installed by unpacking it
+        archive.extractall(tmp_path)
+    program = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); "
+        "from otelbpf.sources import bpf_directory; print(bpf_directory())"
+    )
+    assert run(sys.executable, "-c", program, cwd=tmp_path) == f"{tmp_path / 'otelbpf/bpf'}\n"
+
+
+def test_missing_sources_are_explained(tmp_path: Path) -> None:
+    (package := tmp_path / "src" / "otelbpf").mkdir(parents=True)
+    source = (ROOT / "src" / "otelbpf" / "sources.py").read_text()
+    namespace = {"__file__": str(package / "sources.py")}
+    exec(compile(source, "sources.py", "exec"), namespace)
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path / 'bpf'} .* install otelbpf again"):
+        namespace["bpf_directory"]()
+
+
+@pytest.mark.parametrize("path", C_SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_c_source_states_both_licences(path: Path) -> None:
+    assert "SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0" in first_lines(path)
+
+
+@pytest.mark.parametrize("path", PYTHON_SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_python_source_states_its_licence(path: Path) -> None:
+    assert "# SPDX-License-Identifier: Apache-2.0" in first_lines(path).splitlines()
+
+
+def first_lines(path: Path) -> str:
+    """The lines where a licence is looked for; a script's comes after its interpreter."""
+    return "\n".join(path.read_text().splitlines()[:2])
