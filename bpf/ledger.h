@@ -1,0 +1,356 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * A request's life: begun by its first byte, stamped by the hooks, and at last
+ * submitted or counted as lost, exactly once.
+ */
+
+static __always_inline void count(u32 counter)
+{
+	u64 *value = counters.lookup(&counter);
+
+	if (value)
+		*value += 1;	/* per CPU, and these hooks do not nest */
+}
+
+/* Sequence numbers and ordinals wrap; compare them as the kernel does. */
+static __always_inline bool before(u32 a, u32 b) { return (s32)(a - b) < 0; }
+
+/* ---- marks ---- */
+
+static __always_inline void mark(struct marks *m, u32 seq, u64 ktime_ns, bool was_empty)
+{
+	u32 n = was_empty ? 0 : m->count;
+	u32 i = n == 0 ? 0 : 1 + ((n - 1) & (MARKS_RECENT - 1));
+
+	m->seq[i] = seq;
+	m->ktime_ns[i] = ktime_ns;
+	m->count = n + 1;
+}
+
+/* When the byte `seq` passed, or 0 where that is no longer known. */
+static __always_inline u64 mark_of(const struct marks *m, u32 seq)
+{
+	u32 n = m->count, best_seq, i;
+	u64 ktime_ns;
+	bool found;
+
+	if (n == 0)
+		return 0;
+	found = !before(seq, m->seq[0]);
+	best_seq = m->seq[0];
+	ktime_ns = m->ktime_ns[0];
+	if (n == 1)
+		return found ? ktime_ns : 0;
+	/*
+	 * Once recent marks were overwritten there is a hole after the first one,
+	 * which then stands for its own first byte alone.
+	 */
+	if (n > 1 + MARKS_RECENT && seq != best_seq)
+		found = false;
+#pragma unroll
+	for (i = 1; i <= MARKS_RECENT; i++) {
+		if (i >= n || before(seq, m->seq[i]))
+			continue;
+		/* Of two marks for the same byte the earlier one counts: a retransmission
+		 * came later. */
+		if (!found || before(best_seq, m->seq[i]) ||
+		    (best_seq == m->seq[i] && m->ktime_ns[i] < ktime_ns)) {
+			found = true;
+			best_seq = m->seq[i];
+			ktime_ns = m->ktime_ns[i];
+		}
+	}
+	return found ? ktime_ns : 0;
+}
+
+/* ---- connections ---- */
+
+static __always_inline struct connection *create_connection(struct connection_key *key, u64 now)
+{
+	struct connection *conn, *blank;
+	int zero = 0;
+
+	blank = blank_connection.lookup(&zero);
+	if (!blank)
+		return NULL;
+	connections.update(key, blank);
+	conn = connections.lookup(key);
+	if (!conn) {
+		count(COUNT_CONNECTIONS_TABLE_FULL);
+		return NULL;
+	}
+	conn->id = now << 8 | (bpf_get_smp_processor_id() & 0xff);
+	conn->home = NO_SLOT;
+	return conn;
+}
+
+/* ---- requests in flight ---- */
+
+static __always_inline struct exchange *in_flight(struct connection *conn, u32 ordinal)
+{
+	u32 slot = conn->slot[ordinal & (IN_FLIGHT_MAX - 1)];
+	struct exchange *x = exchanges.lookup(&slot);
+
+	if (!x || x->state != EXCHANGE_IN_USE || x->record.ordinal != ordinal ||
+	    x->record.connection_id != conn->id)
+		return NULL;
+	return x;
+}
+
+static __always_inline struct exchange *claim(u32 slot)
+{
+	struct exchange *x = exchanges.lookup(&slot);
+
+	if (x && __sync_val_compare_and_swap(&x->state, EXCHANGE_FREE, EXCHANGE_IN_USE)
+		 == EXCHANGE_FREE)
+		return x;
+	return NULL;
+}
+
+static __always_inline struct exchange *claim_any(u32 *slot)
+{
+	struct exchange *x;
+	int zero = 0, i;
+	u64 *cursor;
+
+	cursor = slot_cursor.lookup(&zero);
+	if (!cursor)
+		return NULL;
+#pragma unroll
+	for (i = 0; i < 4; i++) {
+		*slot = __sync_fetch_and_add(cursor, 1) % MAX_EXCHANGES;
+		x = claim(*slot);
+		if (x)
+			return x;
+	}
+	return NULL;
+}
+
+/* The request whose first byte is `seq`. NULL: it is counted as lost. */
+static __always_inline struct exchange *begin_request(struct connection *conn,
+						      const struct connection_key *key,
+						      u32 seq, u64 now)
+{
+	u32 ordinal = conn->begun, slot = conn->home;
+	struct exchange *x;
+
+	count(COUNT_SEEN);
+	conn->begun = ordinal + 1;
+	conn->head_requests &= ~(1ULL << (ordinal & 63));
+	if (ordinal - conn->finished >= IN_FLIGHT_MAX) {
+		count(COUNT_LOST_PIPELINE_FULL);
+		return NULL;
+	}
+	x = claim(slot);
+	if (!x)
+		x = claim_any(&slot);
+	if (!x) {
+		conn->slot[ordinal & (IN_FLIGHT_MAX - 1)] = NO_SLOT;
+		count(COUNT_LOST_TABLE_FULL);
+		return NULL;
+	}
+	conn->home = slot;
+	conn->slot[ordinal & (IN_FLIGHT_MAX - 1)] = slot;
+
+	__builtin_memset(&x->record, 0, sizeof(x->record));
+	x->head_whole = 0;
+	x->request_start = seq;
+	x->activity_ktime_ns = now;
+	x->record.connection_id = conn->id;
+	x->record.ordinal = ordinal;
+	__builtin_memcpy(x->record.peer_address, key->peer_address, 16);
+	__builtin_memcpy(x->record.local_address, key->local_address, 16);
+	x->record.peer_port = key->peer_port;
+	x->record.local_port = key->local_port;
+	x->record.stamp_ktime_ns[STAMP_NIC] = mark_of(&conn->arrivals, seq);
+	x->record.stamp_ktime_ns[STAMP_TC] = now;
+	return x;
+}
+
+static __always_inline bool take_out_of_flight(struct exchange *x)
+{
+	return __sync_val_compare_and_swap(&x->state, EXCHANGE_IN_USE, EXCHANGE_FINISHING)
+	       == EXCHANGE_IN_USE;
+}
+
+static __always_inline void submit(struct exchange *x)
+{
+	if (!take_out_of_flight(x))
+		return;
+	/* The reader polls; waking it would cost each request more than all else. */
+	if (ring.ringbuf_output(&x->record, sizeof(x->record), BPF_RB_NO_WAKEUP))
+		count(COUNT_LOST_RING_FULL);
+	else
+		count(COUNT_SUBMITTED);
+	x->state = EXCHANGE_FREE;
+}
+
+static __always_inline void abandon(struct exchange *x, u32 reason)
+{
+	if (!take_out_of_flight(x))
+		return;
+	count(reason);
+	x->state = EXCHANGE_FREE;
+}
+
+/* The peer has all bytes before ack_seq: report the responses that end there. */
+static __always_inline void acknowledge(struct connection *conn, u32 ack_seq, u64 now)
+{
+	struct exchange *x;
+	int i;
+
+	BOUNDED_LOOP
+	for (i = 0; i < IN_FLIGHT_MAX; i++) {
+		if (!before(conn->finished, conn->answered))
+			return;
+		x = in_flight(conn, conn->finished);
+		if (x) {
+			if (before(ack_seq, x->response_end))
+				return;
+			x->record.stamp_ktime_ns[STAMP_ACKED] = now;
+			submit(x);
+		}
+		conn->finished++;
+	}
+}
+
+/*
+ * Nothing more will be learned of the requests in flight: those that were
+ * answered, and those cut off after a whole head, are still worth a record.
+ */
+static __always_inline void close_requests(struct connection *conn)
+{
+	struct exchange *x;
+	int i;
+
+	BOUNDED_LOOP
+	for (i = 0; i < IN_FLIGHT_MAX; i++) {
+		if (!before(conn->finished, conn->begun))
+			return;
+		x = in_flight(conn, conn->finished);
+		if (x) {
+			x->record.flags |= conn->flags;
+			if (x->head_whole)
+				submit(x);
+			else
+				abandon(x, COUNT_LOST_CLOSED);
+		}
+		conn->finished++;
+	}
+}
+
+/* Framing was lost: which bytes belong to which request is no longer known. */
+static __always_inline void lose_requests(struct connection *conn)
+{
+	struct exchange *x;
+	int i;
+
+	BOUNDED_LOOP
+	for (i = 0; i < IN_FLIGHT_MAX; i++) {
+		if (!before(conn->finished, conn->begun))
+			return;
+		x = in_flight(conn, conn->finished);
+		if (x) {
+			if (x->record.flags & REQUEST_ANSWERED)
+				submit(x);
+			else
+				abandon(x, COUNT_LOST_PARSER);
+		}
+		conn->finished++;
+	}
+	conn->finished = conn->begun;	/* what was beyond was never tracked */
+}
+
+/* ---- stamps of the socket hooks ---- */
+
+/* TCP took the bytes in range. */
+static __always_inline void stamp_tcp(struct connection *conn, struct byte_range range, u64 now)
+{
+	struct exchange *x;
+	int i;
+
+	BOUNDED_LOOP
+	for (i = 0; i < IN_FLIGHT_MAX; i++) {
+		if (!before(conn->tcp, conn->begun))
+			return;
+		x = in_flight(conn, conn->tcp);
+		if (x) {
+			if (!before(x->request_start, range.end))
+				return;
+			if (!before(x->request_start, range.start))
+				x->record.stamp_ktime_ns[STAMP_TCP] = now;
+		}
+		conn->tcp++;
+	}
+}
+
+/* All bytes before rcv_nxt are on the receive queue, in order. */
+static __always_inline void stamp_queued(struct connection *conn, u32 rcv_nxt, u64 now)
+{
+	struct exchange *x;
+	int i;
+
+	BOUNDED_LOOP
+	for (i = 0; i < IN_FLIGHT_MAX; i++) {
+		if (!before(conn->queued, conn->begun))
+			return;
+		x = in_flight(conn, conn->queued);
+		if (x) {
+			if (!before(x->request_start, rcv_nxt))
+				return;
+			x->record.stamp_ktime_ns[STAMP_QUEUED] = now;
+		}
+		conn->queued++;
+	}
+}
+
+/*
+ * How the reading task came to run. It was woken for this request if this very
+ * socket woke it after the bytes were queued; it got its CPU for it if the
+ * bytes came while it had been woken, by whomever, and was not yet running.
+ */
+static __always_inline void stamp_wakeup(struct exchange *x, u64 sk, u32 tid)
+{
+	u64 queued = x->record.stamp_ktime_ns[STAMP_QUEUED];
+	u32 slot = tid & (READER_SLOTS - 1);
+	struct reader *r = readers.lookup(&slot);
+
+	if (!r || r->tid != tid || !queued)
+		return;
+	if (r->sk == sk && r->woken_ktime_ns >= queued)
+		x->record.stamp_ktime_ns[STAMP_WOKEN] = r->woken_ktime_ns;
+	if (r->running_ktime_ns >= queued &&
+	    (r->woken_ktime_ns <= queued || r->sk == sk))
+		x->record.stamp_ktime_ns[STAMP_RUNNING] = r->running_ktime_ns;
+}
+
+/* The application has read all bytes before copied_seq. */
+static __always_inline void stamp_read(struct connection *conn, u64 sk, u32 copied_seq, u64 now)
+{
+	u64 pid_tgid = bpf_get_current_pid_tgid();
+	struct exchange *x;
+	int i;
+
+	BOUNDED_LOOP
+	for (i = 0; i < IN_FLIGHT_MAX; i++) {
+		if (!before(conn->read, conn->begun))
+			return;
+		x = in_flight(conn, conn->read);
+		if (x) {
+			if (!before(x->request_start, copied_seq))
+				return;
+			if (!x->record.stamp_ktime_ns[STAMP_READ]) {
+				x->record.stamp_ktime_ns[STAMP_READ] = now;
+				x->record.pid = pid_tgid >> 32;
+				x->record.tid = (u32)pid_tgid;
+				stamp_wakeup(x, sk, (u32)pid_tgid);
+			} else {
+				x->record.stamp_ktime_ns[STAMP_READ_LAST] = now;
+			}
+			if (!(x->record.flags & REQUEST_RECEIVED) ||
+			    before(copied_seq, x->request_end))
+				return;
+		}
+		conn->read++;
+	}
+}

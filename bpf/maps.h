@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * What the programs remember between two packets: connections, the requests in
+ * flight on them, the tasks that read them, and counts.
+ *
+ * Set by the loader at compile time: MAX_CONNECTIONS, RING_PAGES.
+ */
+
+#define IN_FLIGHT_MAX 16	/* requests in flight on one connection; a power of two */
+#define MARKS_RECENT 8		/* a power of two */
+#define READER_SLOTS 16384	/* a power of two */
+#define NO_SLOT 0xffffffffU
+
+enum direction { INBOUND = 0, OUTBOUND = 1 };
+
+/* Always seen from the measured server: peer is the client, local the server. */
+struct connection_key {
+	u8 peer_address[16];	/* IPv4 as IPv4-mapped IPv6 */
+	u8 local_address[16];
+	u16 peer_port;		/* host order */
+	u16 local_port;
+};
+
+/*
+ * When which byte passed: the first mark since the log was last empty, and the
+ * most recent ones. What overflows is forgotten, never mixed up.
+ */
+struct marks {
+	u32 count;		/* since the log was empty; may exceed what is kept */
+	u32 seq[1 + MARKS_RECENT];
+	u64 ktime_ns[1 + MARKS_RECENT];
+};
+
+enum parser_state {
+	PARSER_LOST = 0,	/* waits for a segment that starts a request */
+	PARSER_OFF,		/* not HTTP/1, or not to be measured */
+	PARSER_BETWEEN,		/* the next byte starts a message */
+	PARSER_FIRST_LINE,
+	PARSER_HEADERS,
+	PARSER_BODY,		/* `remaining` bytes of known length */
+	PARSER_UNTIL_CLOSE,
+	PARSER_CHUNK_SIZE,
+	PARSER_CHUNK_EXTENSION,
+	PARSER_CHUNK_DATA,	/* `remaining` bytes, the chunk's CRLF included */
+	PARSER_TRAILER_START,	/* at the start of a trailer's line */
+	PARSER_TRAILER_LINE,
+};
+
+enum message_flag { MESSAGE_HAS_LENGTH = 1, MESSAGE_CHUNKED = 2 };
+
+/* Where the framing of one flow stands. Written by one TC hook alone. */
+struct parser {
+	u64 remaining;
+	u32 next_seq;		/* of the next byte expected */
+	u16 carried;		/* bytes of an unfinished line kept in `carries` */
+	u16 status;		/* responses: of the message being read */
+	u8 state;		/* enum parser_state */
+	u8 skip_line;		/* the rest of a line too long to keep */
+	u8 message_flags;	/* enum message_flag */
+	u8 counted;		/* this flow was counted as not HTTP */
+	u32 unused;
+};
+
+/*
+ * Requests on a connection are numbered by ordinals, which wrap. For ordinals
+ * n: n < begun have started, n < answered have had their whole response sent,
+ * n < finished have been reported; tcp, queued and read say how far each of
+ * these hooks has stamped.
+ */
+struct connection {
+	u64 id;
+	u64 head_requests;	/* bit n % 64: request n is a HEAD */
+	struct parser inbound;
+	struct parser outbound;
+	u32 begun;
+	u32 answered;
+	u32 finished;
+	u32 tcp;
+	u32 queued;
+	u32 read;
+	u32 home;		/* the slot last used, tried first while it is warm */
+	u32 flags;		/* enum request_flag: how the connection is ending */
+	u32 slot[IN_FLIGHT_MAX];
+	struct marks arrivals;	/* at XDP, inbound bytes */
+	struct marks writes;	/* at sendmsg, outbound bytes */
+};
+
+enum exchange_state { EXCHANGE_FREE = 0, EXCHANGE_IN_USE, EXCHANGE_FINISHING };
+
+/* A request in flight. Belongs to record.connection_id, record.ordinal. */
+struct exchange {
+	u64 state;		/* enum exchange_state; changes hands by compare-and-swap */
+	u64 activity_ktime_ns;	/* of the last byte, either way */
+	u32 request_start;	/* sequence numbers */
+	u32 request_end;	/* valid once REQUEST_RECEIVED */
+	u32 response_end;	/* valid once REQUEST_ANSWERED */
+	u32 head_whole;
+	struct request_record record;
+};
+
+/* A task that reads measured connections: its last wake-up by one of them. */
+struct reader {
+	u64 sk;
+	u64 woken_ktime_ns;
+	u64 running_ktime_ns;	/* 0 until it got a CPU */
+	u32 tid;
+	u32 unused;
+};
+
+#define CARRY_MAX 256		/* a power of two */
+#define WINDOW_MAX 1024		/* a power of two */
+#define WINDOW_MASK 2047
+
+enum found { FOUND_FIRST_LINE, FOUND_HOST, FOUND_USER_AGENT, FOUND_TRACEPARENT,
+	     FOUND_CONTENT_LENGTH, FOUND_TRANSFER_ENCODING, FOUND_COUNT = 8 };
+
+/* What the loop over a head's lines carries. Indices into the window. */
+struct head_cursor {
+	u32 at;
+	u32 line;		/* where the current line starts */
+	u32 total;		/* where the window ends */
+	u32 loaded;		/* how much of it this segment gave */
+	u32 end;		/* where the head ends, once it is seen */
+	u32 state;
+	u32 skip;
+};
+
+/* What the loop over chunks carries. Positions in the payload. */
+struct chunk_cursor {
+	u64 remaining;
+	u64 body_bytes;
+	u32 position;
+	u32 window_start;
+	u32 window_end;
+	u32 state;
+};
+
+/* The segment being read, kept across tail calls. One for each direction. */
+struct scratch {
+	struct connection_key key;
+	u32 seq;		/* of the payload's first byte */
+	u64 ktime_ns;
+	u32 payload_offset;	/* into the packet */
+	u32 payload_length;
+	u32 position;		/* payload bytes already read */
+	u32 fin;
+	u32 continuing;		/* this run continues another one */
+	struct head_cursor head;
+	struct chunk_cursor chunks;
+	u32 found_at[FOUND_COUNT];
+	u32 found_length[FOUND_COUNT];
+	u8 window[WINDOW_MASK + 1 + CARRY_MAX + 8];
+};
+
+enum continuation { CONTINUE_INBOUND, CONTINUE_INBOUND_CHUNKS,
+		    CONTINUE_OUTBOUND, CONTINUE_OUTBOUND_CHUNKS, CONTINUATION_COUNT };
+
+struct carry { u8 bytes[CARRY_MAX]; };
+
+struct sweep_order {
+	u64 before_ktime_ns;	/* only what has been silent since */
+	u32 slot;
+	u32 flag;		/* IDLE_TIMEOUT or AGENT_STOPPED */
+};
+
+struct settings {
+	u64 netns_pointer;	/* struct net of the measured namespace, once seen */
+	u32 agent_tgid;
+	u32 unused;
+};
+
+BPF_TABLE("lru_hash", struct connection_key, struct connection, connections, MAX_CONNECTIONS);
+BPF_ARRAY(blank_connection, struct connection, 1);
+BPF_F_TABLE("array", u32, struct exchange, exchanges, MAX_EXCHANGES, BPF_F_MMAPABLE);
+BPF_ARRAY(slot_cursor, u64, 1);
+BPF_TABLE("lru_hash", u64, struct carry, carries, 1024);
+BPF_PERCPU_ARRAY(scratches, struct scratch, 2);
+BPF_ARRAY(readers, struct reader, READER_SLOTS);
+BPF_PERCPU_ARRAY(waking_sk, u64, 1);
+BPF_ARRAY(settings, struct settings, 1);
+BPF_ARRAY(sweep_orders, struct sweep_order, 1);
+BPF_PERCPU_ARRAY(counters, u64, COUNT_COUNT);
+BPF_RINGBUF_OUTPUT(ring, RING_PAGES);
+BPF_PROG_ARRAY(continuations, CONTINUATION_COUNT);

@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * What crosses from the kernel to user space. Written once, here: the Python
+ * side (src/otelbpf/records.py) is generated from the BTF that clang makes of
+ * this file, and a test holds the two together.
+ *
+ * Only fixed-width integers and byte arrays; every field has its natural
+ * alignment, so there is no hidden padding.
+ */
+#ifndef OTELBPF_RECORDS_H
+#define OTELBPF_RECORDS_H
+
+#define REQUEST_LINE_MAX 192
+#define HOST_MAX 64
+#define USER_AGENT_MAX 96
+#define TRACEPARENT_MAX 56
+
+/*
+ * The points a request's bytes pass, in the order in which a small request
+ * passes them. A `_LAST` stamp is that of the last byte, and is present only
+ * where it differs from the first byte's.
+ */
+enum stamp {
+	STAMP_NIC = 0,
+	STAMP_TC = 1,
+	STAMP_TCP = 2,
+	STAMP_QUEUED = 3,
+	STAMP_WOKEN = 4,
+	STAMP_RUNNING = 5,
+	STAMP_READ = 6,
+	STAMP_NIC_LAST = 7,
+	STAMP_READ_LAST = 8,
+	STAMP_WRITE = 9,
+	STAMP_TC_OUT = 10,
+	STAMP_WRITE_LAST = 11,
+	STAMP_TC_OUT_LAST = 12,
+	STAMP_ACKED = 13,
+	STAMP_COUNT = 14,
+};
+
+/* Properties of a finished request; a set of bits. */
+enum request_flag {
+	REQUEST_RECEIVED = 1,		/* its last byte arrived */
+	REQUEST_ANSWERED = 2,		/* its response's last byte left */
+	REQUEST_CHUNKED = 4,
+	RESPONSE_CHUNKED = 8,
+	RESPONSE_UNTIL_CLOSE = 16,	/* the response had no length of its own */
+	PEER_RESET = 32,		/* the client sent RST */
+	PEER_CLOSED = 64,		/* the client sent FIN */
+	LOCAL_RESET = 128,		/* the server sent RST */
+	LOCAL_CLOSED = 256,		/* the server sent FIN */
+	IDLE_TIMEOUT = 512,		/* ended by the agent, not by HTTP */
+	OUT_OF_ORDER = 1024,		/* request segments were reordered */
+	UPGRADED = 2048,		/* 101, or 2xx to CONNECT: HTTP ended here */
+	AGENT_STOPPED = 4096,		/* ended because the agent stopped */
+};
+
+/* One finished request: the only thing that the ring buffer carries. */
+struct request_record {
+	__u64 stamp_ktime_ns[STAMP_COUNT];	/* CLOCK_MONOTONIC; 0: absent */
+	__u64 connection_id;
+	__u64 request_bytes;			/* head and body, as sent */
+	__u64 response_bytes;
+	__u64 request_body_bytes;		/* content, without chunk framing */
+	__u64 response_body_bytes;
+	__u32 ordinal;				/* of the request on its connection */
+	__u32 pid;				/* of the process that read it; 0: never read */
+	__u32 tid;
+	__u32 flags;				/* enum request_flag */
+	__u32 request_retransmits;		/* segments that repeated bytes */
+	__u32 response_retransmits;
+	__u8 peer_address[16];			/* IPv4 as IPv4-mapped IPv6 */
+	__u8 local_address[16];
+	__u16 peer_port;
+	__u16 local_port;
+	__u16 status;				/* 0: no response head was seen */
+	__u16 http_minor;			/* HTTP/1.x of the request */
+	__u16 request_line_length;		/* as sent; more than the array holds: cut */
+	__u16 host_length;
+	__u16 user_agent_length;
+	__u16 traceparent_length;
+	__u8 request_line[REQUEST_LINE_MAX];
+	__u8 host[HOST_MAX];
+	__u8 user_agent[USER_AGENT_MAX];
+	__u8 traceparent[TRACEPARENT_MAX];
+};
+
+/*
+ * What became of requests and packets. Each request that is counted in
+ * COUNT_SEEN is counted exactly once more: in COUNT_SUBMITTED or in one of
+ * COUNT_LOST_*.
+ */
+enum counter {
+	COUNT_SEEN = 0,
+	COUNT_SUBMITTED = 1,
+	COUNT_LOST_RING_FULL = 2,
+	COUNT_LOST_PIPELINE_FULL = 3,		/* more in flight than a connection holds */
+	COUNT_LOST_TABLE_FULL = 4,		/* no free slot for the request */
+	COUNT_LOST_PARSER = 5,			/* bytes that are no HTTP, or that were missed */
+	COUNT_LOST_CLOSED = 6,			/* closed before the request's head was whole */
+	COUNT_LOST_EVICTED = 7,			/* its connection was evicted from the table */
+	COUNT_LOST_STOPPED = 8,			/* still unanswered when the agent stopped */
+	COUNT_CONNECTIONS_OPENED = 9,
+	COUNT_CONNECTIONS_ADOPTED = 10,		/* older than the agent */
+	COUNT_CONNECTIONS_CLOSED = 11,
+	COUNT_CONNECTIONS_TABLE_FULL = 12,	/* a connection that could not be stored */
+	COUNT_CONNECTIONS_NOT_HTTP = 13,	/* not HTTP/1: TLS, HTTP/2, an upgrade */
+	COUNT_CONNECTIONS_OWN = 14,		/* the agent's own export, left alone */
+	COUNT_RESPONSES_UNASKED = 15,		/* bytes sent with no request in flight */
+	COUNT_PACKETS_UNPARSED = 16,		/* fragments and malformed headers */
+	COUNT_COUNT = 17,
+};
+
+#endif

@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * The scheduler: a task is woken by a measured socket, and gets a CPU. These
+ * run for every task of the machine, so they return early.
+ */
+
+static __always_inline int handle_waking(u64 task)
+{
+	int zero = 0;
+	u64 *waking = waking_sk.lookup(&zero);
+	struct reader *r;
+	u32 tid, slot;
+
+	if (!waking || !*waking)
+		return 0;
+	tid = task_tid(task);
+	slot = tid & (READER_SLOTS - 1);
+	r = readers.lookup(&slot);
+	if (!r)
+		return 0;
+	r->tid = tid;
+	r->sk = *waking;
+	r->woken_ktime_ns = bpf_ktime_get_ns();
+	r->running_ktime_ns = 0;
+	*waking = 0;
+	return 0;
+}
+
+static __always_inline int handle_running(u64 next)
+{
+	u32 tid = task_tid(next), slot = tid & (READER_SLOTS - 1);
+	struct reader *r = readers.lookup(&slot);
+
+	if (r && r->tid == tid && !r->running_ktime_ns)
+		r->running_ktime_ns = bpf_ktime_get_ns();
+	return 0;
+}
+
+int raw_sched_waking(struct bpf_raw_tracepoint_args *ctx)
+{
+	return handle_waking(ctx->args[0]);
+}
+
+int raw_sched_switch(struct bpf_raw_tracepoint_args *ctx)
+{
+	return handle_running(ctx->args[2]);
+}
+
+/* Ends the time in which a wake-up is put down to the last data-ready. */
+int raw_softirq_exit(struct bpf_raw_tracepoint_args *ctx)
+{
+	int zero = 0;
+	u64 *waking = waking_sk.lookup(&zero);
+
+	if (waking)
+		*waking = 0;
+	return 0;
+}

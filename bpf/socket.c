@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * The socket: TCP takes a segment, its bytes are queued, the application reads
+ * them and writes the response. Each program is a thin wrapper for one way to
+ * attach; what happens is in the handle_* functions.
+ */
+
+static __always_inline struct connection *connection_of(u64 sk)
+{
+	struct connection_key key;
+
+	if (server_key(sk, &key))
+		return NULL;
+	return connections.lookup(&key);
+}
+
+static __always_inline int handle_tcp(u64 sk, u64 skb)
+{
+	struct byte_range range = skb_byte_range(skb);
+	struct connection *conn;
+
+	if (range.start == range.end)
+		return 0;
+	conn = connection_of(sk);
+	if (conn)
+		stamp_tcp(conn, range, bpf_ktime_get_ns());
+	return 0;
+}
+
+static __always_inline int handle_queued(u64 sk)
+{
+	struct connection *conn = connection_of(sk);
+	int zero = 0;
+	u64 *waking;
+
+	if (!conn)
+		return 0;
+	stamp_queued(conn, tcp_rcv_nxt(sk), bpf_ktime_get_ns());
+	/* Whoever is woken on this CPU before the softirq ends is woken by this. */
+	waking = waking_sk.lookup(&zero);
+	if (waking)
+		*waking = sk;
+	return 0;
+}
+
+static __always_inline int handle_read(u64 sk, s64 length)
+{
+	struct connection *conn;
+
+	if (length <= 0)
+		return 0;
+	conn = connection_of(sk);
+	if (conn)
+		stamp_read(conn, sk, tcp_copied_seq(sk), bpf_ktime_get_ns());
+	return 0;
+}
+
+/*
+ * The agent's own export must not be measured: that would make a request of
+ * every export of requests. Seen from the server it is the mirrored connection.
+ */
+static __always_inline void leave_own_export_alone(u64 sk)
+{
+	struct connection_key key;
+	struct socket_identity id;
+	struct connection *conn;
+
+	read_identity(&id, sk);
+	key.local_port = identity_peer_port(&id);
+	if (!IS_MEASURED_PORT(key.local_port))
+		return;
+	key.peer_port = identity_local_port(&id);
+	if (identity_addresses(&id, key.local_address, key.peer_address))
+		return;
+	conn = connections.lookup(&key);
+	if (!conn)
+		conn = create_connection(&key, bpf_ktime_get_ns());
+	if (!conn || conn->inbound.state == PARSER_OFF)
+		return;
+	conn->inbound.state = PARSER_OFF;
+	conn->outbound.state = PARSER_OFF;
+	count(COUNT_CONNECTIONS_OWN);
+}
+
+static __always_inline int handle_write(u64 sk)
+{
+	int zero = 0;
+	struct settings *s = settings.lookup(&zero);
+	struct connection *conn;
+	u32 write_seq;
+
+	if (s && s->agent_tgid == bpf_get_current_pid_tgid() >> 32) {
+		leave_own_export_alone(sk);
+		return 0;
+	}
+	conn = connection_of(sk);
+	if (!conn)
+		return 0;
+	write_seq = tcp_write_seq(sk);
+	mark(&conn->writes, write_seq, bpf_ktime_get_ns(), write_seq == conn->outbound.next_seq);
+	return 0;
+}
+
+#define TCP_ESTABLISHED 1
+#define TCP_CLOSE 7
+
+static __always_inline int handle_state(u64 sk, u32 state)
+{
+	struct connection_key key;
+	struct connection *conn;
+
+	if (state != TCP_ESTABLISHED && state != TCP_CLOSE)
+		return 0;
+	if (server_key(sk, &key))
+		return 0;
+	conn = connections.lookup(&key);
+	if (state == TCP_CLOSE) {
+		if (!conn)
+			return 0;
+		close_requests(conn);
+		connections.delete(&key);
+		count(COUNT_CONNECTIONS_CLOSED);
+		return 0;
+	}
+	/* XDP may have seen the first data packet already: its arrival stays. */
+	if (!conn)
+		conn = create_connection(&key, bpf_ktime_get_ns());
+	if (!conn || conn->inbound.state != PARSER_LOST || conn->begun)
+		return 0;
+	conn->inbound.next_seq = tcp_rcv_nxt(sk);
+	conn->inbound.state = PARSER_BETWEEN;
+	conn->outbound.next_seq = tcp_write_seq(sk);
+	conn->outbound.state = PARSER_BETWEEN;
+	count(COUNT_CONNECTIONS_OPENED);
+	return 0;
+}
+
+int raw_tcp_probe(struct bpf_raw_tracepoint_args *ctx)
+{
+	return handle_tcp(ctx->args[0], ctx->args[1]);
+}
+
+int raw_sk_data_ready(struct bpf_raw_tracepoint_args *ctx)
+{
+	return handle_queued(ctx->args[0]);
+}
+
+int raw_sock_recv_length(struct bpf_raw_tracepoint_args *ctx)
+{
+	return handle_read(ctx->args[0], (s32)ctx->args[1]);
+}
+
+int raw_tcp_sendmsg_locked(struct bpf_raw_tracepoint_args *ctx)
+{
+	return handle_write(ctx->args[0]);
+}
+
+int raw_inet_sock_set_state(struct bpf_raw_tracepoint_args *ctx)
+{
+	return handle_state(ctx->args[0], ctx->args[2]);
+}
+
+/* Run once by the agent itself, so that its own id is the kernel's idea of it. */
+int learn_agent(struct bpf_raw_tracepoint_args *ctx)
+{
+	int zero = 0;
+	struct settings *s = settings.lookup(&zero);
+
+	if (s)
+		s->agent_tgid = bpf_get_current_pid_tgid() >> 32;
+	return 0;
+}

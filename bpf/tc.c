@@ -1,0 +1,358 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * Traffic control: requests are found at ingress, responses at egress, and the
+ * peer's acknowledgements at ingress. The programs only watch: TC_NEXT leaves
+ * the packet to whoever comes after.
+ */
+
+#define TC_NEXT -1
+
+static __always_inline int parse_skb(struct __sk_buff *skb, enum direction direction,
+				     struct segment *seg)
+{
+	int result = parse_segment((u8 *)(long)skb->data, (u8 *)(long)skb->data_end, skb->len,
+				   direction, seg);
+
+	if (result == SEGMENT_UNPARSED)
+		count(COUNT_PACKETS_UNPARSED);
+	return result;
+}
+
+/* A request may begin here; false where the bytes cannot be one. */
+static __always_inline bool begin_inbound(struct __sk_buff *skb, struct scratch *s,
+					  struct connection *conn)
+{
+	u8 first = 0;
+
+	if (bpf_skb_load_bytes(skb, s->payload_offset + s->position, &first, 1))
+		return false;
+	/* Some clients send an empty line after a body. */
+	if (first == '\r' || first == '\n') {
+		s->position++;
+		return true;
+	}
+	if (first < 'A' || first > 'Z')
+		return false;
+	start_message(&conn->inbound);
+	begin_request(conn, &s->key, s->seq + s->position, s->ktime_ns);
+	return true;
+}
+
+static __always_inline bool begin_outbound(struct scratch *s, struct connection *conn)
+{
+	struct exchange *x;
+
+	if (!before(conn->answered, conn->begun)) {
+		count(COUNT_RESPONSES_UNASKED);
+		return false;
+	}
+	start_message(&conn->outbound);
+	x = in_flight(conn, conn->answered);
+	if (x) {
+		x->record.stamp_ktime_ns[STAMP_TC_OUT] = s->ktime_ns;
+		x->record.stamp_ktime_ns[STAMP_WRITE] = mark_of(&conn->writes, s->seq + s->position);
+	}
+	return true;
+}
+
+/*
+ * Reads the segment's payload from s->position on, as far as one message head
+ * and the body after it go; the rest is left to a continuation. Returns -1
+ * where framing is lost.
+ */
+static __always_inline int feed(struct __sk_buff *skb, struct scratch *s,
+				struct connection *conn, enum direction direction)
+{
+	struct parser *p = direction == INBOUND ? &conn->inbound : &conn->outbound;
+	struct exchange *x;
+
+	if (p->state == PARSER_BETWEEN && s->position < s->payload_length) {
+		if (direction == INBOUND ? !begin_inbound(skb, s, conn) : !begin_outbound(s, conn))
+			return -1;
+	}
+	if ((p->state == PARSER_FIRST_LINE || p->state == PARSER_HEADERS) &&
+	    s->position < s->payload_length && read_head(skb, s, conn, p, direction))
+		return -1;
+	x = in_flight(conn, direction == INBOUND ? conn->begun - 1 : conn->answered);
+	if (p->state == PARSER_BODY && s->position < s->payload_length)
+		read_body(s, conn, p, x, direction);
+	if (direction == OUTBOUND && p->state == PARSER_UNTIL_CLOSE) {
+		consume(s, x, s->payload_length - s->position, direction);
+		if (s->fin)
+			end_response(conn, s, x);
+	}
+	return 0;
+}
+
+/* Goes on with what is left of the segment. Returns only if nothing is (0), or
+ * if the kernel allows no more tail calls (-1). */
+static __always_inline int feed_rest(struct __sk_buff *skb, struct scratch *s,
+				     struct parser *p, enum direction direction)
+{
+	if (s->position >= s->payload_length || p->state <= PARSER_OFF)
+		return 0;
+	s->continuing = 1;
+	if (direction == INBOUND) {
+		if (p->state >= PARSER_CHUNK_SIZE)
+			continuations.call(skb, CONTINUE_INBOUND_CHUNKS);
+		else
+			continuations.call(skb, CONTINUE_INBOUND);
+	} else {
+		if (p->state >= PARSER_CHUNK_SIZE)
+			continuations.call(skb, CONTINUE_OUTBOUND_CHUNKS);
+		else
+			continuations.call(skb, CONTINUE_OUTBOUND);
+	}
+	s->continuing = 0;
+	return -1;
+}
+
+static __always_inline int continue_chunks(struct __sk_buff *skb, enum direction direction)
+{
+	int index = direction;
+	struct scratch *s = scratches.lookup(&index);
+	struct connection *conn;
+	struct exchange *x;
+	struct parser *p;
+
+	if (!s)
+		return TC_NEXT;
+	s->continuing = 0;
+	conn = connections.lookup(&s->key);
+	if (!conn)
+		return TC_NEXT;
+	p = direction == INBOUND ? &conn->inbound : &conn->outbound;
+	x = in_flight(conn, direction == INBOUND ? conn->begun - 1 : conn->answered);
+	if (read_chunks(skb, s, conn, p, x, direction) || feed_rest(skb, s, p, direction))
+		lose_framing(conn);
+	return TC_NEXT;
+}
+
+int tc_ingress_chunks(struct __sk_buff *skb) { return continue_chunks(skb, INBOUND); }
+int tc_egress_chunks(struct __sk_buff *skb) { return continue_chunks(skb, OUTBOUND); }
+
+/*
+ * Brings the parser to this segment. Returns how many of its bytes were seen
+ * before (all of them: it is a retransmission), or -1 where bytes before it are
+ * missing and the parser needs them.
+ */
+static __always_inline s64 align(struct parser *p, const struct segment *seg, struct exchange *x,
+				 enum direction direction)
+{
+	u32 end = seg->seq + seg->payload_length, missing;
+
+	if (before(seg->seq, p->next_seq)) {
+		if (x) {
+			if (direction == INBOUND)
+				x->record.request_retransmits++;
+			else
+				x->record.response_retransmits++;
+		}
+		if (!before(p->next_seq, end))
+			return seg->payload_length;
+		return p->next_seq - seg->seq;
+	}
+	missing = seg->seq - p->next_seq;
+	if (!missing)
+		return 0;
+	if (x && direction == INBOUND)
+		x->record.flags |= OUT_OF_ORDER;
+	/* Inside a body of known length the missing bytes need not be seen. */
+	if (p->state == PARSER_BODY && missing < p->remaining) {
+		p->remaining -= missing;
+		if (x) {
+			if (direction == INBOUND)
+				x->record.request_bytes += missing;
+			else
+				x->record.response_bytes += missing;
+		}
+		return 0;
+	}
+	return p->state == PARSER_UNTIL_CLOSE ? 0 : -1;
+}
+
+/*
+ * A connection whose framing is not known (it is older than the agent, or bytes
+ * were missed) is taken up again at a segment that starts a request: what the
+ * client has acknowledged by then is where the response will begin.
+ */
+static __always_inline bool take_up(struct __sk_buff *skb, struct connection *conn,
+				    const struct segment *seg)
+{
+	u32 first_four = 0;
+
+	if (seg->payload_length < 16 ||
+	    bpf_skb_load_bytes(skb, seg->payload_offset, &first_four, 4) ||
+	    !starts_a_request(first_four)) {
+		if (!conn->inbound.counted) {
+			conn->inbound.counted = 1;
+			count(COUNT_CONNECTIONS_NOT_HTTP);
+		}
+		return false;
+	}
+	lose_requests(conn);
+	if (!conn->begun)
+		count(COUNT_CONNECTIONS_ADOPTED);
+	conn->answered = conn->begun;
+	conn->inbound.state = PARSER_BETWEEN;
+	conn->inbound.next_seq = seg->seq;
+	conn->outbound.state = PARSER_BETWEEN;
+	conn->outbound.next_seq = seg->ack_seq;
+	return true;
+}
+
+static __always_inline void fill_scratch(struct scratch *s, const struct segment *seg,
+					 u32 seen_before, u64 now)
+{
+	s->key = seg->key;
+	s->seq = seg->seq;
+	s->ktime_ns = now;
+	s->payload_offset = seg->payload_offset;
+	s->payload_length = seg->payload_length;
+	s->position = seen_before;
+	s->fin = seg->tcp_flags & TCP_FIN;
+}
+
+/*
+ * What an inbound packet says before its payload is read. Returns the
+ * connection if there is payload to read, which `s` then describes.
+ */
+static __always_inline struct connection *receive(struct __sk_buff *skb, struct scratch *s)
+{
+	struct segment seg = {};
+	struct connection *conn;
+	struct parser *p;
+	s64 seen_before;
+	u64 now;
+
+	if (parse_skb(skb, INBOUND, &seg) != SEGMENT_OURS)
+		return NULL;
+	conn = connections.lookup(&seg.key);
+	if (!conn && !seg.payload_length)
+		return NULL;
+	now = bpf_ktime_get_ns();
+	if (!conn) {
+		conn = create_connection(&seg.key, now);
+		if (!conn)
+			return NULL;
+	}
+	if (seg.tcp_flags & TCP_ACK)
+		acknowledge(conn, seg.ack_seq, now);
+	if (seg.tcp_flags & (TCP_RST | TCP_FIN))
+		conn->flags |= seg.tcp_flags & TCP_RST ? PEER_RESET : PEER_CLOSED;
+	p = &conn->inbound;
+	if (!seg.payload_length || p->state == PARSER_OFF)
+		return NULL;
+	if (p->state == PARSER_LOST && !take_up(skb, conn, &seg)) {
+		p->next_seq = seg.seq + seg.payload_length;
+		return NULL;
+	}
+	seen_before = align(p, &seg, in_flight(conn, conn->begun - 1), INBOUND);
+	if (seen_before >= seg.payload_length)
+		return NULL;
+	if (seen_before < 0) {
+		p->state = PARSER_LOST;
+		return conn;
+	}
+	fill_scratch(s, &seg, seen_before, now);
+	p->next_seq = seg.seq + seg.payload_length;
+	return conn;
+}
+
+/* The same for an outbound packet. */
+static __always_inline struct connection *transmit(struct __sk_buff *skb, struct scratch *s)
+{
+	struct segment seg = {};
+	struct connection *conn;
+	struct parser *p;
+	s64 seen_before;
+
+	if (parse_skb(skb, OUTBOUND, &seg) != SEGMENT_OURS)
+		return NULL;
+	if (!seg.payload_length && !(seg.tcp_flags & (TCP_FIN | TCP_RST)))
+		return NULL;
+	conn = connections.lookup(&seg.key);
+	if (!conn)
+		return NULL;
+	if (seg.tcp_flags & (TCP_RST | TCP_FIN))
+		conn->flags |= seg.tcp_flags & TCP_RST ? LOCAL_RESET : LOCAL_CLOSED;
+	p = &conn->outbound;
+	if (p->state <= PARSER_OFF) {
+		p->next_seq = seg.seq + seg.payload_length;
+		return NULL;
+	}
+	seen_before = align(p, &seg, in_flight(conn, conn->answered), OUTBOUND);
+	if (seen_before >= seg.payload_length && !(seg.tcp_flags & TCP_FIN))
+		return NULL;
+	if (seen_before < 0) {
+		p->state = PARSER_LOST;
+		return conn;
+	}
+	fill_scratch(s, &seg, seen_before, bpf_ktime_get_ns());
+	if (before(p->next_seq, seg.seq + seg.payload_length))
+		p->next_seq = seg.seq + seg.payload_length;
+	return conn;
+}
+
+/* The body of both hooks; a continuation comes in here again. */
+static __always_inline int watch(struct __sk_buff *skb, enum direction direction)
+{
+	int index = direction;
+	struct scratch *s = scratches.lookup(&index);
+	struct connection *conn;
+	struct parser *p;
+
+	if (!s)
+		return TC_NEXT;
+	if (s->continuing) {
+		s->continuing = 0;
+		conn = connections.lookup(&s->key);
+	} else {
+		conn = direction == INBOUND ? receive(skb, s) : transmit(skb, s);
+	}
+	if (!conn)
+		return TC_NEXT;
+	p = direction == INBOUND ? &conn->inbound : &conn->outbound;
+	if (p->state == PARSER_LOST || feed(skb, s, conn, direction) ||
+	    feed_rest(skb, s, p, direction))
+		lose_framing(conn);
+	return TC_NEXT;
+}
+
+int tc_ingress(struct __sk_buff *skb) { return watch(skb, INBOUND); }
+int tc_egress(struct __sk_buff *skb) { return watch(skb, OUTBOUND); }
+
+/* Run by the agent, not by a hook: ends one request that has long been silent. */
+int sweep(struct __sk_buff *skb)
+{
+	struct connection_key key = {};
+	struct sweep_order *order;
+	struct connection *conn;
+	struct exchange *x;
+	int zero = 0;
+	u32 slot;
+
+	order = sweep_orders.lookup(&zero);
+	if (!order)
+		return 0;
+	slot = order->slot;
+	x = exchanges.lookup(&slot);
+	if (!x || x->state != EXCHANGE_IN_USE || x->activity_ktime_ns > order->before_ktime_ns)
+		return 0;
+	__builtin_memcpy(key.peer_address, x->record.peer_address, 16);
+	__builtin_memcpy(key.local_address, x->record.local_address, 16);
+	key.peer_port = x->record.peer_port;
+	key.local_port = x->record.local_port;
+	conn = connections.lookup(&key);
+	if (x->record.flags & REQUEST_ANSWERED) {
+		submit(x);
+	} else if (!conn || conn->id != x->record.connection_id) {
+		abandon(x, COUNT_LOST_EVICTED);
+	} else if (order->flag == AGENT_STOPPED || !x->head_whole) {
+		abandon(x, COUNT_LOST_STOPPED);
+	} else {
+		x->record.flags |= order->flag;
+		submit(x);
+	}
+	return 0;
+}

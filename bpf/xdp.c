@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * The earliest point software sees: the driver hands over a packet. What the
+ * packet means is found out later, at TC, where segments may have been merged;
+ * here it is only noted when each one came.
+ */
+
+#define XDP_VERDICT_PASS 2
+
+int xdp_arrival(struct xdp_md *xdp)
+{
+	u8 *data = (u8 *)(long)xdp->data, *data_end = (u8 *)(long)xdp->data_end;
+	struct segment seg = {};
+	struct connection *conn;
+	u64 now;
+
+	if (parse_segment(data, data_end, (u32)(data_end - data), INBOUND, &seg) != SEGMENT_OURS ||
+	    !seg.payload_length)
+		return XDP_VERDICT_PASS;
+	now = bpf_ktime_get_ns();
+	conn = connections.lookup(&seg.key);
+	if (!conn) {
+		conn = create_connection(&seg.key, now);
+		if (!conn)
+			return XDP_VERDICT_PASS;
+	}
+	mark(&conn->arrivals, seg.seq, now, seg.seq == conn->inbound.next_seq);
+	return XDP_VERDICT_PASS;
+}

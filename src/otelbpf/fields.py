@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fields of the kernel's structures that the programs read, and where they lie.
+
+Each becomes an OFFSET_* that bpf/kernel.h uses; nothing depends on a kernel's
+version or on its headers.
+"""
+
+from __future__ import annotations
+
+from otelbpf.btf import Btf
+from otelbpf.errors import KernelError
+
+# name in C -> (struct, path to the field)
+_FIELDS = {
+    "SOCK_COMMON_DADDR": ("sock", "__sk_common.skc_daddr"),
+    "SOCK_COMMON_RCV_SADDR": ("sock", "__sk_common.skc_rcv_saddr"),
+    "SOCK_COMMON_DPORT": ("sock", "__sk_common.skc_dport"),
+    "SOCK_COMMON_NUM": ("sock", "__sk_common.skc_num"),
+    "SOCK_COMMON_FAMILY": ("sock", "__sk_common.skc_family"),
+    "SOCK_COMMON_NET": ("sock", "__sk_common.skc_net"),
+    "SOCK_COMMON_V6_DADDR": ("sock", "__sk_common.skc_v6_daddr"),
+    "SOCK_COMMON_V6_RCV_SADDR": ("sock", "__sk_common.skc_v6_rcv_saddr"),
+    "TCP_SOCK_RCV_NXT": ("tcp_sock", "rcv_nxt"),
+    "TCP_SOCK_COPIED_SEQ": ("tcp_sock", "copied_seq"),
+    "TCP_SOCK_WRITE_SEQ": ("tcp_sock", "write_seq"),
+    "TASK_STRUCT_PID": ("task_struct", "pid"),
+    "SK_BUFF_CB": ("sk_buff", "cb"),
+    "NET_NS_INUM": ("net", "ns.inum"),
+}
+_ADDRESS_SIZE = 16
+
+
+def field_offsets(btf: Btf) -> dict[str, int]:
+    """Where each field lies in the running kernel.
+
+    Returns:
+        C macro name (OFFSET_*, and SOCK_COMMON_READ: how many bytes of a socket
+        hold all the fields of its identity) -> bytes.
+    Raises:
+        KernelError: the kernel has no such field.
+    """
+    offsets = {}
+    for name, (struct, path) in _FIELDS.items():
+        offset = btf.offset_of(struct, path)
+        if offset is None:
+            raise KernelError(
+                f"this kernel's struct {struct} has no field {path}: otelbpf does not know this "
+                "kernel yet; please report its version and `otelbpf check --json`"
+            )
+        offsets[f"OFFSET_{name}"] = offset
+    end = max(value for name, value in offsets.items() if "_SOCK_COMMON_" in name) + _ADDRESS_SIZE
+    offsets["SOCK_COMMON_READ"] = (end + 7) // 8 * 8
+    return offsets
