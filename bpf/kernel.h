@@ -42,6 +42,11 @@ static __always_inline u32 tcp_copied_seq(u64 sk) { return read_u32(sk + OFFSET_
 static __always_inline u32 tcp_write_seq(u64 sk) { return read_u32(sk + OFFSET_TCP_SOCK_WRITE_SEQ); }
 static __always_inline u32 task_tid(u64 task) { return read_u32(task + OFFSET_TASK_STRUCT_PID); }
 
+static __always_inline u16 inet_sport(u64 sk)
+{
+	return __builtin_bswap16(read_u32(sk + OFFSET_INET_SOCK_SPORT));
+}
+
 struct byte_range { u32 start, end; };
 
 /* Once TCP has looked at a segment, its control block holds the range. */
@@ -123,13 +128,16 @@ static __always_inline int identity_addresses(const struct socket_identity *id,
 	return -1;
 }
 
-/* The key of a measured server's socket; -1 for every other socket. */
-static __always_inline int server_key(u64 sk, struct connection_key *key)
+/*
+ * The key of a measured server's socket; -1 for every other socket. A socket
+ * that closes has given its port back already: then inet_sport still names it.
+ */
+static __always_inline int server_key(u64 sk, bool closing, struct connection_key *key)
 {
 	struct socket_identity id;
 
 	read_identity(&id, sk);
-	key->local_port = identity_local_port(&id);
+	key->local_port = closing ? inet_sport(sk) : identity_local_port(&id);
 	if (!IS_MEASURED_PORT(key->local_port))
 		return -1;
 	key->peer_port = identity_peer_port(&id);

@@ -9,7 +9,7 @@ static __always_inline struct connection *connection_of(u64 sk)
 {
 	struct connection_key key;
 
-	if (server_key(sk, &key))
+	if (server_key(sk, false, &key))
 		return NULL;
 	return connections.lookup(&key);
 }
@@ -111,7 +111,7 @@ static __always_inline int handle_state(u64 sk, u32 state)
 
 	if (state != TCP_ESTABLISHED && state != TCP_CLOSE)
 		return 0;
-	if (server_key(sk, &key))
+	if (server_key(sk, state == TCP_CLOSE, &key))
 		return 0;
 	conn = connections.lookup(&key);
 	if (state == TCP_CLOSE) {

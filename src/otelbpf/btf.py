@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from otelbpf import libbpf
 from otelbpf.errors import KernelError
 
 VMLINUX_BTF = Path("/sys/kernel/btf/vmlinux")
@@ -77,12 +78,7 @@ class Field:
 
 
 def _libbpf() -> ctypes.CDLL:
-    try:
-        lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
-    except OSError as error:
-        raise KernelError(
-            f"cannot load libbpf.so.1 ({error}): install it with `apt install libbpf1`"
-        ) from error
+    lib = libbpf.library()
     lib.btf__load_vmlinux_btf.restype = ctypes.c_void_p
     lib.btf__parse_elf.restype = ctypes.c_void_p
     lib.btf__parse_elf.argtypes = [ctypes.c_char_p, ctypes.c_void_p]

@@ -20,6 +20,7 @@ _FIELDS = {
     "SOCK_COMMON_NET": ("sock", "__sk_common.skc_net"),
     "SOCK_COMMON_V6_DADDR": ("sock", "__sk_common.skc_v6_daddr"),
     "SOCK_COMMON_V6_RCV_SADDR": ("sock", "__sk_common.skc_v6_rcv_saddr"),
+    "INET_SOCK_SPORT": ("inet_sock", "inet_sport"),
     "TCP_SOCK_RCV_NXT": ("tcp_sock", "rcv_nxt"),
     "TCP_SOCK_COPIED_SEQ": ("tcp_sock", "copied_seq"),
     "TCP_SOCK_WRITE_SEQ": ("tcp_sock", "write_seq"),

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attaches loaded programs to their hooks, and takes them off again.
+
+Links are preferred: the kernel takes them down when the process ends, even by
+SIGKILL. Where it has none for TC, a filter with a handle of our own goes on the
+clsact qdisc. A program that is not ours is never replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from otelbpf import libbpf
+from otelbpf.errors import KernelError, UsageError
+from otelbpf.hooks import Choice, Mechanism
+from otelbpf.loader import Programs
+
+_RUN_NETNS = Path("/run/netns")
+_ARPHRD_WITH_ETHERNET_HEADER = {1: "Ethernet", 772: "loopback"}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Netns:
+    """A network namespace.
+
+    Attributes:
+        name: as the user wrote it; empty for the agent's own.
+        path: a file that stands for it.
+        inode: its number, which the kernel knows it by.
+    """
+
+    name: str
+    path: Path
+    inode: int
+
+    def run(self, function: Callable[[], T]) -> T:
+        """Calls `function` in a thread that has entered this namespace."""
+        results: list[T] = []
+        errors: list[BaseException] = []
+
+        def enter_and_call() -> None:
+            try:
+                with open(self.path) as file:
+                    _setns(file.fileno())
+                results.append(function())
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=enter_and_call, name="otelbpf-netns")
+        thread.start()
+        thread.join()
+        if errors:
+            raise errors[0]
+        return results[0]
+
+
+def find_netns(name: str | None) -> Netns:
+    """The namespace called `name`, at the path `name`, or the agent's own for None.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name is None:
+        path = Path("/proc/self/ns/net")
+    elif "/" in name:
+        path = Path(name)
+    else:
+        path = _RUN_NETNS / name
+    try:
+        status = path.stat()
+        own = Path("/proc/self/ns/net").stat()
+    except OSError as error:
+        raise UsageError(
+            f"no network namespace {name!r} ({path}: {error.strerror}): "
+            "`ip netns list` shows the named ones; a path such as /proc/PID/ns/net works too"
+        ) from error
+    if status.st_dev != own.st_dev:
+        raise UsageError(
+            f"{path} is not a network namespace: give a name from `ip netns list` or a path "
+            "such as /proc/PID/ns/net"
+        )
+    return Netns(name or "", path, status.st_ino)
+
+
+def _setns(fd: int) -> None:
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    clone_newnet = 0x40000000
+    if libc.setns(fd, clone_newnet):
+        number = ctypes.get_errno()
+        raise KernelError(
+            f"cannot enter the network namespace: {os.strerror(number)}; it takes CAP_SYS_ADMIN"
+        )
+
+
+def find_interfaces(names: tuple[str, ...], netns: Netns) -> dict[str, int]:
+    """Interface name -> ifindex, in the namespace.
+
+    Raises:
+        UsageError: no such interface, or one without an Ethernet header.
+    """
+
+    def look() -> dict[str, int]:
+        found = {}
+        for name in names:
+            try:
+                found[name] = socket.if_nametoindex(name)
+            except OSError as error:
+                present = ", ".join(known for _, known in socket.if_nameindex())
+                where = f" in network namespace {netns.name}" if netns.name else ""
+                raise UsageError(
+                    f"no network interface {name!r}{where}: it has {present}"
+                ) from error
+            _require_ethernet(name)
+        return found
+
+    return netns.run(look)
+
+
+def _require_ethernet(name: str) -> None:
+    import fcntl
+    import struct
+
+    siocgifhwaddr = 0x8927
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        answer = fcntl.ioctl(probe, siocgifhwaddr, struct.pack("256s", name.encode()[:15]))
+    kind = struct.unpack_from("H", answer, 16)[0]
+    if kind not in _ARPHRD_WITH_ETHERNET_HEADER:
+        raise UsageError(
+            f"interface {name} has no Ethernet header (its kind is {kind}, as of a tunnel), which "
+            "otelbpf needs: give the interface below it"
+        )
+
+
+class Attachments:
+    """All that is attached, as a context manager: leaving it detaches everything."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        #: for people: what was attached where.
+        self.description: list[str] = []
+
+    def __enter__(self) -> Attachments:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def attach_all(
+        self,
+        programs: Programs,
+        choices: tuple[Choice, ...],
+        interfaces: dict[str, int],
+        netns: Netns,
+    ) -> None:
+        """Attaches every chosen candidate.
+
+        Interfaces come last and ingress after all else, so that a request is
+        first seen when every later hook is already there to stamp it.
+
+        Raises:
+            KernelError: a hook refused; what was attached before is detached
+            when the context is left.
+        """
+        by_name = {choice.hook.name: choice for choice in choices}
+        for choice in choices:
+            if choice.chosen and choice.chosen.mechanism is Mechanism.RAW_TRACEPOINT:
+                self._attach_raw_tracepoint(programs, choice)
+        for name, ifindex in interfaces.items():
+            for hook in ("egress", "ingress"):
+                self._attach_tc(programs, by_name[hook], name, ifindex, netns)
+            if by_name["arrival"].chosen:
+                self._attach_xdp(programs, name, ifindex, netns)
+
+    def _keep(self, fd: int, description: str) -> None:
+        self._stack.callback(os.close, fd)
+        self.description.append(description)
+
+    def _attach_raw_tracepoint(self, programs: Programs, choice: Choice) -> None:
+        target = choice.chosen.target
+        try:
+            fd = libbpf.raw_tracepoint_open(target, programs.fd(choice.chosen.program))
+        except OSError as error:
+            raise KernelError(
+                f"cannot attach {choice.chosen.program} to the raw tracepoint {target}: "
+                f"{error.strerror}; `otelbpf check` shows what this kernel offers"
+            ) from error
+        self._keep(fd, f"raw tracepoint {target}")
+
+    def _attach_xdp(self, programs: Programs, name: str, ifindex: int, netns: Netns) -> None:
+        fd = programs.fd("xdp_arrival")
+        refusals = []
+        for mode, flags in (
+            ("native", libbpf.XDP_FLAGS_DRV_MODE),
+            ("generic", libbpf.XDP_FLAGS_SKB_MODE),
+        ):
+            try:
+                link = netns.run(
+                    lambda flags=flags: libbpf.link_create(fd, ifindex, libbpf.BPF_XDP, flags)
+                )
+            except OSError as error:
+                if error.errno in (errno.EBUSY, errno.EEXIST):
+                    raise KernelError(
+                        f"interface {name} already has an XDP program, and otelbpf replaces "
+                        f"nobody's: `ip link show dev {name}` names it; detach it, or run with "
+                        "`--xdp off` and do without the nic stamp"
+                    ) from error
+                refusals.append(f"{mode}: {error.strerror}")
+                continue
+            self._keep(link, f"XDP {mode} on {name}")
+            return
+        raise KernelError(
+            f"cannot attach XDP to interface {name} ({'; '.join(refusals)}): run with `--xdp off` "
+            "to do without the nic stamp"
+        )
+
+    def _attach_tc(
+        self, programs: Programs, choice: Choice, name: str, ifindex: int, netns: Netns
+    ) -> None:
+        direction = choice.hook.name
+        fd = programs.fd(choice.chosen.program)
+        if choice.chosen.target == "clsact":
+            from otelbpf import clsact
+
+            self._stack.enter_context(clsact.attached(netns, ifindex, fd, direction))
+            self.description.append(f"clsact {direction} on {name}")
+            return
+        attach_type = (
+            libbpf.BPF_TCX_INGRESS if direction == "ingress" else libbpf.BPF_TCX_EGRESS
+        )
+        try:
+            link = netns.run(lambda: libbpf.link_create(fd, ifindex, attach_type))
+        except OSError as error:
+            raise KernelError(
+                f"cannot attach to TC {direction} of interface {name}: {error.strerror}"
+            ) from error
+        self._keep(link, f"tcx {direction} on {name}")
+
+
+@contextlib.contextmanager
+def attached(
+    programs: Programs,
+    choices: tuple[Choice, ...],
+    interfaces: dict[str, int],
+    netns: Netns,
+) -> Iterator[Attachments]:
+    """Everything attached for the length of a `with` block."""
+    with Attachments() as attachments:
+        attachments.attach_all(programs, choices, interfaces, netns)
+        yield attachments
