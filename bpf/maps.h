@@ -85,19 +85,6 @@ struct connection {
 	struct marks writes;	/* at sendmsg, outbound bytes */
 };
 
-enum exchange_state { EXCHANGE_FREE = 0, EXCHANGE_IN_USE, EXCHANGE_FINISHING };
-
-/* A request in flight. Belongs to record.connection_id, record.ordinal. */
-struct exchange {
-	u64 state;		/* enum exchange_state; changes hands by compare-and-swap */
-	u64 activity_ktime_ns;	/* of the last byte, either way */
-	u32 request_start;	/* sequence numbers */
-	u32 request_end;	/* valid once REQUEST_RECEIVED */
-	u32 response_end;	/* valid once REQUEST_ANSWERED */
-	u32 head_whole;
-	struct request_record record;
-};
-
 /* A task that reads measured connections: its last wake-up by one of them. */
 struct reader {
 	u64 sk;

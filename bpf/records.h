@@ -85,6 +85,26 @@ struct request_record {
 	__u8 traceparent[TRACEPARENT_MAX];
 };
 
+enum exchange_state {
+	EXCHANGE_FREE = 0,
+	EXCHANGE_IN_USE = 1,
+	EXCHANGE_FINISHING = 2,
+};
+
+/*
+ * A request in flight. Belongs to record.connection_id, record.ordinal. The
+ * agent maps the table of them to find those that have gone silent.
+ */
+struct exchange {
+	__u64 state;			/* enum exchange_state; changes hands by compare-and-swap */
+	__u64 activity_ktime_ns;	/* of the last byte, either way */
+	__u32 request_start;		/* sequence numbers */
+	__u32 request_end;		/* valid once REQUEST_RECEIVED */
+	__u32 response_end;		/* valid once REQUEST_ANSWERED */
+	__u32 head_whole;		/* the request's whole head was read */
+	struct request_record record;
+};
+
 /*
  * What became of requests and packets. Each request that is counted in
  * COUNT_SEEN is counted exactly once more: in COUNT_SUBMITTED or in one of

@@ -19,8 +19,6 @@ from otelbpf.errors import KernelError
 VMLINUX_BTF = Path("/sys/kernel/btf/vmlinux")
 
 # enum values of uapi/linux/btf.h
-_KIND_INT = 1
-_KIND_POINTER = 2
 _KIND_ARRAY = 3
 _KIND_STRUCT = 4
 _KIND_UNION = 5
@@ -69,12 +67,14 @@ class Field:
         offset: bytes from the start of the structure.
         size: bytes of one element.
         count: elements, for an array; None for anything else.
+        struct: the name of the structure it is; None for an integer.
     """
 
     name: str
     offset: int
     size: int
     count: int | None
+    struct: str | None
 
 
 def _libbpf() -> ctypes.CDLL:
@@ -167,7 +167,7 @@ class Btf:
         return offset
 
     def fields_of(self, struct: str) -> list[Field]:
-        """The members of a structure of plain integers and arrays of them, in order.
+        """The members of a structure of integers, arrays of them and structures, in order.
 
         Raises:
             KernelError: no such structure.
@@ -183,8 +183,18 @@ class Btf:
                 array = _Array.from_address(self._address(member_type) + ctypes.sizeof(_Type))
                 count = array.nelems
                 member_type = self._resolve(array.type)
-            size = self._type(member_type).size_or_type
-            fields.append(Field(self._name(member.name_off), member.offset // 8, size, count))
+            kind = self._type(member_type)
+            fields.append(
+                Field(
+                    name=self._name(member.name_off),
+                    offset=member.offset // 8,
+                    size=kind.size_or_type,
+                    count=count,
+                    struct=self._name(kind.name_off)
+                    if self._kind(member_type) == _KIND_STRUCT
+                    else None,
+                )
+            )
         return fields
 
     def size_of(self, struct: str) -> int:

@@ -102,6 +102,40 @@ REQUEST_RECORD = np.dtype(
     }
 )
 
+#: struct exchange, 664 bytes.
+EXCHANGE = np.dtype(
+    {
+        "names": [
+            "state",
+            "activity_ktime_ns",
+            "request_start",
+            "request_end",
+            "response_end",
+            "head_whole",
+            "record",
+        ],
+        "formats": [
+            "u8",
+            "u8",
+            "u4",
+            "u4",
+            "u4",
+            "u4",
+            REQUEST_RECORD,
+        ],
+        "offsets": [
+            0,
+            8,
+            16,
+            20,
+            24,
+            28,
+            32,
+        ],
+        "itemsize": 664,
+    }
+)
+
 
 class Stamp(IntEnum):
     """enum stamp."""
@@ -138,6 +172,14 @@ class RequestFlag(IntFlag):
     OUT_OF_ORDER = 1024
     UPGRADED = 2048
     AGENT_STOPPED = 4096
+
+
+class ExchangeState(IntEnum):
+    """enum exchange_state."""
+
+    FREE = 0
+    IN_USE = 1
+    FINISHING = 2
 
 
 class Counter(IntEnum):

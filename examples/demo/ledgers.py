@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From spans to requests with their stages, and from requests to routes."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from demo.otlp import Kind, Span, Value
+
+SCOPE = "otelbpf"
+
+# The usual way of a request. Where a request went another way (its last byte came before the
+# first was read, say), its stages' names tell.
+STAMPS = (
+    *("hw", "nic", "tc", "tcp", "queued", "woken", "running", "nic_last", "read", "read_last"),
+    *("handler_start", "handler_end", "write", "tc_out", "write_last", "tc_out_last", "acked"),
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The time between two neighbouring stamps of one request.
+
+    Attributes:
+        name: the two stamps, as in ``nic_to_tc``.
+        offset_ns: from the request's first stamp to this stage's first.
+        duration_ns: from this stage's first stamp to its second.
+    """
+
+    name: str
+    offset_ns: int
+    duration_ns: int
+
+    @property
+    def end_ns(self) -> int:
+        """From the request's first stamp to this stage's second."""
+        return self.offset_ns + self.duration_ns
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request as otelbpf told it.
+
+    Attributes:
+        status: None if no response was seen.
+        parent_span_id: the caller's span; empty if the request started its trace.
+        total_ns: from the first stamp to the last.
+        stages: in order of time.
+        complete: whether the ledger has every stamp it could have.
+        absent: the names of the stamps that it lacks.
+    """
+
+    method: str
+    path: str
+    status: int | None
+    trace_id: str
+    span_id: str
+    parent_span_id: str
+    start_unix_ns: int
+    total_ns: int
+    stages: tuple[Stage, ...]
+    complete: bool
+    absent: tuple[str, ...]
+    attributes: Mapping[str, Value]
+
+    @property
+    def stages_sum_ns(self) -> int:
+        """All stages added up."""
+        return sum(stage.duration_ns for stage in self.stages)
+
+    @property
+    def tiled(self) -> bool:
+        """Whether the stages cover the request to the nanosecond, with no gap or overlap."""
+        edges = [0, *(stage.end_ns for stage in self.stages)]
+        starts = [*(stage.offset_ns for stage in self.stages), self.total_ns]
+        return (
+            bool(self.stages) and edges == starts and all(s.duration_ns >= 0 for s in self.stages)
+        )
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a set of spans says.
+
+    Attributes:
+        requests: in order of their first stamps.
+        orphans: stages whose request's span is not there.
+    """
+
+    requests: tuple[Request, ...]
+    orphans: tuple[Span, ...]
+
+
+def decode(spans: Iterable[Span]) -> Decoded:
+    """Put each stage under its request. Spans of other instrumentations are left alone."""
+    servers: list[Span] = []
+    children: dict[tuple[str, str], list[Span]] = defaultdict(list)
+    for span in spans:
+        if span.scope != SCOPE:
+            continue
+        if span.kind is Kind.SERVER:
+            servers.append(span)
+        else:
+            children[span.trace_id, span.parent_span_id].append(span)
+    servers.sort(key=lambda span: span.start_unix_ns)
+    requests = tuple(
+        _request(span, children.pop((span.trace_id, span.span_id), [])) for span in servers
+    )
+    return Decoded(requests, tuple(span for group in children.values() for span in group))
+
+
+def _request(span: Span, children: list[Span]) -> Request:
+    stages = [
+        Stage(
+            child.name,
+            child.start_unix_ns - span.start_unix_ns,
+            child.end_unix_ns - child.start_unix_ns,
+        )
+        for child in children
+    ]
+    stages.sort(key=lambda stage: (stage.offset_ns, stage.end_ns))
+    status = span.attributes.get("http.response.status_code")
+    absent = span.attributes.get("otelbpf.ledger.absent")
+    return Request(
+        method=str(span.attributes.get("http.request.method", span.name)),
+        path=str(span.attributes.get("url.path", "")),
+        status=status if isinstance(status, int) else None,
+        trace_id=span.trace_id,
+        span_id=span.span_id,
+        parent_span_id=span.parent_span_id,
+        start_unix_ns=span.start_unix_ns,
+        total_ns=span.end_unix_ns - span.start_unix_ns,
+        stages=tuple(stages),
+        complete=span.attributes.get("otelbpf.ledger.complete") is True,
+        absent=tuple(map(str, absent)) if isinstance(absent, list) else (),
+        attributes=span.attributes,
+    )
+
+
+@dataclass(frozen=True)
+class Figures:
+    """How often, and how long: the middle one and the one that 99 of 100 do not exceed."""
+
+    count: int
+    median_ns: int
+    p99_ns: int
+
+
+@dataclass(frozen=True)
+class RouteStage:
+    """One stage over all requests of a route.
+
+    Attributes:
+        offset_ns: the median time from the request's first stamp to the stage's first.
+    """
+
+    name: str
+    offset_ns: int
+    figures: Figures
+
+
+@dataclass(frozen=True)
+class Route:
+    """All requests with the same method and path.
+
+    Medians of stages do not add up to the median of the whole; the stages of one request do.
+    """
+
+    method: str
+    path: str
+    statuses: Mapping[int | None, int]
+    total: Figures
+    stages: tuple[RouteStage, ...]
+
+
+def routes(requests: Sequence[Request]) -> tuple[Route, ...]:
+    """Group requests by method and path, the most frequent first."""
+    groups: dict[tuple[str, str], list[Request]] = defaultdict(list)
+    for request in requests:
+        groups[request.method, request.path].append(request)
+    ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+    return tuple(_route(method, path, group) for (method, path), group in ordered)
+
+
+def _route(method: str, path: str, requests: list[Request]) -> Route:
+    offsets: dict[str, list[int]] = defaultdict(list)
+    durations: dict[str, list[int]] = defaultdict(list)
+    for request in requests:
+        for stage in request.stages:
+            offsets[stage.name].append(stage.offset_ns)
+            durations[stage.name].append(stage.duration_ns)
+    stages = [
+        RouteStage(name, quantile(offsets[name], 50), figures(durations[name]))
+        for name in sorted(offsets, key=_along_the_way)
+    ]
+    statuses = Counter(request.status for request in requests)
+    return Route(
+        method,
+        path,
+        dict(sorted(statuses.items(), key=lambda item: (item[0] is None, item[0]))),
+        figures([request.total_ns for request in requests]),
+        tuple(stages),
+    )
+
+
+def _along_the_way(stage: str) -> tuple[int, int, str]:
+    """The order of stages: not by their offsets, since not every request has every stage."""
+    first, _, second = stage.partition("_to_")
+    unknown = len(STAMPS)
+    return (
+        STAMPS.index(first) if first in STAMPS else unknown,
+        STAMPS.index(second) if second in STAMPS else unknown,
+        stage,
+    )
+
+
+def figures(values_ns: Sequence[int]) -> Figures:
+    """Count, median and p99 of at least one duration."""
+    return Figures(len(values_ns), quantile(values_ns, 50), quantile(values_ns, 99))
+
+
+def quantile(values: Sequence[int], percent: int) -> int:
+    """The smallest value that ``percent`` of all values do not exceed (nearest rank).
+
+    It is always a value that was measured, never one between two.
+
+    Raises:
+        ValueError: there are no values, or ``percent`` is not from 1 to 100.
+    """
+    if not values or not 1 <= percent <= 100:
+        raise ValueError(f"no {percent}% quantile of {len(values)} values")
+    return sorted(values)[-(-percent * len(values) // 100) - 1]

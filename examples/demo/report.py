@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo's report on a terminal: overview, a waterfall per route, the slowest request, sums."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from demo.check import Sums
+from demo.findings import Export, Findings
+from demo.ledgers import Request, Route, quantile, routes
+from demo.look import (
+    OWNERS,
+    Axis,
+    Bar,
+    Look,
+    Owner,
+    Rule,
+    duration,
+    look_of,
+    owner_of,
+    percent,
+    stage_label,
+)
+
+Fact = tuple[str, str | Text]  # its name and what it is
+
+
+def render(console: Console, findings: Findings) -> None:
+    """Print the report."""
+    look = look_of(console)
+    names = {stage.name for request in findings.requests for stage in request.stages}
+    writer = _Writer(look, max([len(stage_label(name, look)) for name in names], default=0))
+    by_route = routes(findings.requests)
+    sections: list[RenderableType] = [writer.title(findings)]
+    if by_route:
+        sections.append(writer.overview(by_route, findings.requests))
+        sections.extend(writer.route(route) for route in by_route)
+        sections.append(
+            writer.slowest(max(findings.requests, key=lambda request: request.total_ns))
+        )
+    sections.append(writer.accounts(findings))
+    sections.append(writer.verdict(findings))
+    for section in sections:
+        console.print(Padding(section, (0, 0, 1, 1)))
+
+
+@dataclass(frozen=True)
+class _Writer:
+    look: Look
+    stage_width: int  # of the longest stage's name: all waterfalls begin at one column
+
+    def title(self, findings: Findings) -> RenderableType:
+        name = Text("otelbpf demo", style="bold")
+        load = findings.load
+        if load is None:
+            return name
+        facts = (
+            f"{load.completed:,} requests in {load.seconds:.2f} s"
+            f" on {load.connections} connections: {load.over_ipv6:,} over IPv6,"
+            f" {len(load.traceparents):,} with a traceparent"
+        )
+        return Group(name, Text(facts, style="dim"))
+
+    def overview(self, by_route: Sequence[Route], requests: Sequence[Request]) -> RenderableType:
+        """One line a route: whose time it was."""
+        table = self._table("route")
+        for owner in OWNERS:
+            # not dim: the header of the others is, and would dim the colour
+            table.add_column(
+                Text(owner.name, style=f"not dim {owner.style}"), justify="right", no_wrap=True
+            )
+        table.add_column("total", justify="right", no_wrap=True)
+        for route in by_route:
+            spent: list[Counter[Owner]] = []
+            for request in requests:
+                if (request.method, request.path) == (route.method, route.path):
+                    spent.append(Counter())
+                    for stage in request.stages:
+                        spent[-1][owner_of(stage.name)] += stage.duration_ns
+            table.add_row(
+                Text(self._short(f"{route.method} {route.path}", 25)),
+                *(self._time(quantile([one[owner] for one in spent], 50)) for owner in OWNERS),
+                self._time(route.total.median_ns, "bold"),
+            )
+        legend = (
+            Text("   ").join(
+                Text.assemble(
+                    (self.look.block, owner.style), (f"{owner.name}: {owner.reach}", "dim")
+                )
+                for owner in owners
+            )
+            for owners in (OWNERS[:3], OWNERS[3:])
+        )
+        return Group(self._heading("Whose time it was, by medians"), table, Text(), *legend)
+
+    def route(self, route: Route) -> RenderableType:
+        """The route's waterfall, by medians."""
+        size = max(
+            [route.total.median_ns, *(s.offset_ns + s.figures.median_ns for s in route.stages)]
+        )
+        table = self._table("stage", "count", "median", "p99")
+        self._add_bars(table, size)
+        for stage in route.stages:
+            style = owner_of(stage.name).style
+            table.add_row(
+                stage_label(stage.name, self.look),
+                f"{stage.figures.count:,}",
+                self._time(stage.figures.median_ns),
+                self._time(stage.figures.p99_ns, "dim"),
+                Bar(
+                    size,
+                    stage.offset_ns,
+                    stage.offset_ns + stage.figures.median_ns,
+                    style,
+                    self.look,
+                ),
+            )
+        table.add_row(
+            Text("the whole request", style="bold"),
+            f"{route.total.count:,}",
+            self._time(route.total.median_ns, "bold"),
+            self._time(route.total.p99_ns, "dim"),
+            Bar(size, 0, route.total.median_ns, "bold", self.look),
+        )
+        heading = self._heading(f"{route.method} {route.path}", self._statuses(route))
+        return Group(heading, table)
+
+    def slowest(self, request: Request) -> RenderableType:
+        """The slowest request's own waterfall, and whether its stages add up."""
+        facts = self._facts(
+            ("request", f"{request.method} {request.path}, status {request.status or 'unknown'}"),
+            ("trace", request.trace_id),
+            ("span", f"{request.span_id}, {self._parent(request)}"),
+            ("client", self._client(request)),
+            (
+                "ledger",
+                "complete"
+                if request.complete
+                else f"without {', '.join(request.absent) or 'some'}",
+            ),
+        )
+        table = self._table("stage", "starts at", "takes", "share")
+        self._add_bars(table, request.total_ns)
+        for stage in request.stages:
+            table.add_row(
+                stage_label(stage.name, self.look),
+                self._time(stage.offset_ns, "dim"),
+                self._time(stage.duration_ns),
+                Text(percent(stage.duration_ns, request.total_ns), style="dim"),
+                Bar(
+                    request.total_ns,
+                    stage.offset_ns,
+                    stage.end_ns,
+                    owner_of(stage.name).style,
+                    self.look,
+                ),
+            )
+        return Group(
+            self._heading("The slowest request", self._time(request.total_ns)),
+            facts,
+            Text(),
+            table,
+            Text(),
+            self._sum(request),
+        )
+
+    def accounts(self, findings: Findings) -> RenderableType:
+        """The ledger's sums, and where the OTLP went."""
+        return Group(
+            self._heading("Ledger"),
+            self._facts(*self._sums(findings.sums), *self._ledgers(findings)),
+            Text(),
+            self._heading("OTLP"),
+            self._facts(*self._export(findings.export, len(findings.requests))),
+        )
+
+    def _sums(self, sums: Sums) -> Iterator[Fact]:
+        lost = sum(sums.lost.values())
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sums.lost.items() if count)
+        total = f"{sums.exported:,} + {sums.sampled_out:,} + {lost:,} = {sums.accounted:,}"
+        yield "seen", f"{sums.seen:,}"
+        yield "exported", f"{sums.exported:,}"
+        yield "sampled out", f"{sums.sampled_out:,}"
+        yield "lost", f"{lost:,} ({reasons})" if reasons else f"{lost:,}"
+        yield "sum", self._check(total, sums.accounted == sums.seen)
+
+    def _ledgers(self, findings: Findings) -> Iterator[Fact]:
+        requests = findings.requests
+        tiled = sum(request.tiled for request in requests)
+        text = f"{tiled:,} of {len(requests):,} requests add up to the nanosecond"
+        yield "stages", self._check(text, tiled == len(requests))
+
+        complete = sum(request.complete for request in requests)
+        absent = Counter(name for request in requests for name in request.absent).most_common()
+        names = ", ".join(f"{name} {count:,}" for name, count in absent)
+        text = f"{complete:,} of {len(requests):,} complete"
+        yield "ledgers", f"{text}; absent: {names}" if names else text
+
+        sent = findings.load.traceparents if findings.load is not None else frozenset()
+        if sent:
+            joined = len(
+                sent & {(request.trace_id, request.parent_span_id) for request in requests}
+            )
+            text = f"{joined:,} of {len(sent):,} requests with a traceparent joined it"
+            yield "traces", self._check(text, joined == len(sent))
+
+    def _export(self, export: Export, requests: int) -> Iterator[Fact]:
+        yield "endpoint", export.endpoint
+        yield "protocol", export.protocol
+        yield "service", export.service
+        yield (
+            "received",
+            f"{export.spans:,} spans in {export.exports:,} exports: "
+            f"{requests:,} requests, {export.spans - requests:,} stages",
+        )
+
+    def verdict(self, findings: Findings) -> RenderableType:
+        if findings.problems:
+            mark, style = self.look.no, "bold red"
+            text = "; ".join(findings.problems)
+        else:
+            mark, style = self.look.yes, "bold green"
+            text = (
+                f"every request is accounted for: {findings.sums.seen:,} of {findings.sums.seen:,}"
+            )
+        return Text.assemble((f"{mark} {text}", style))
+
+    # Parts.
+
+    def _heading(self, left: str, right: Text | None = None) -> RenderableType:
+        grid = Table.grid(expand=True, padding=(0, 1))
+        grid.add_column(no_wrap=True)
+        grid.add_column(ratio=1)
+        cells: list[RenderableType] = [Text(left, style="bold"), Rule(self.look)]
+        if right is not None:
+            grid.add_column(justify="right", no_wrap=True)
+            cells.append(right)
+        grid.add_row(*cells)
+        return grid
+
+    def _table(self, first: str, *numbers: str) -> Table:
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+        table.add_column(
+            first, no_wrap=True, min_width=self.stage_width if first == "stage" else None
+        )
+        for number in numbers:
+            table.add_column(number, justify="right", no_wrap=True)
+        return table
+
+    def _add_bars(self, table: Table, size: int) -> None:
+        table.expand = True
+        table.add_column(Axis(duration(size, self.look).strip()), ratio=1)
+
+    def _facts(self, *facts: Fact) -> Table:
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(style="dim", no_wrap=True, min_width=11)
+        table.add_column(overflow="fold")
+        for name, fact in facts:
+            table.add_row(name, fact)
+        return table
+
+    def _check(self, text: str, holds: bool) -> Text:
+        mark = (self.look.yes, "green") if holds else (self.look.no, "bold red")
+        return Text.assemble(text, " ", mark)
+
+    def _time(self, ns: int, style: str = "") -> Text:
+        return Text(duration(ns, self.look), style=style)
+
+    def _short(self, text: str, width: int) -> str:
+        if len(text) <= width:
+            return text
+        return text[: width - len(self.look.ellipsis)] + self.look.ellipsis
+
+    def _statuses(self, route: Route) -> Text:
+        return Text("  ").join(
+            Text.assemble(
+                (str(status or "none"), _status_style(status)),
+                (f" {self.look.times}{count:,}", "dim"),
+            )
+            for status, count in route.statuses.items()
+        )
+
+    def _parent(self, request: Request) -> str:
+        if request.parent_span_id:
+            return f"child of the caller's {request.parent_span_id}"
+        return "the root of its trace"
+
+    def _client(self, request: Request) -> str:
+        names = ("client.address", "client.port", "network.protocol.version", "user_agent.original")
+        address, port, version, agent = (str(request.attributes.get(name, "?")) for name in names)
+        return f"{address} port {port}, HTTP/{version}, {agent}"
+
+    def _sum(self, request: Request) -> Text:
+        sign = "=" if request.stages_sum_ns == request.total_ns else "is not"
+        stages = f"{len(request.stages)} stages: {request.stages_sum_ns:,} ns"
+        return self._check(f"{stages} {sign} {request.total_ns:,} ns in all", request.tiled)
+
+
+def _status_style(status: int | None) -> str:
+    if status is None or status >= 500:
+        return "red"
+    return "yellow" if status >= 400 else "green"

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two network namespaces joined by a veth: a network of the demo's own.
+
+::
+
+    otelbpf-demo-PID-client                    otelbpf-demo-PID-server
+        client0  198.18.0.2  ────── veth ──────  server0  198.18.0.1
+                 fd00:...::2                              fd00:...::1
+
+Both ends of the veth are created inside the namespaces, so nothing shows in the host's own
+network, and two demos at once do not meet.
+"""
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+PREFIX = "otelbpf-demo"
+NETNS_DIRECTORY = Path("/run/netns")
+_OURS = re.compile(rf"{PREFIX}-(\d+)-(server|client)")
+
+# 198.18.0.0/15 is set aside for tests between hosts (RFC 2544), fd00::/8 for private networks.
+_IPV4 = "198.18.0.{}"
+_IPV6 = "fd00:6f74:656c::{}"
+
+
+class TopologyError(Exception):
+    """The namespaces could not be made; the message gives the command and its answer."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One namespace and its end of the veth."""
+
+    netns: str
+    interface: str
+    ipv4: str
+    ipv6: str
+
+    def enter(self) -> list[str]:
+        """The start of a command line that runs the rest inside this namespace."""
+        return ["nsenter", f"--net={NETNS_DIRECTORY / self.netns}"]
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Both sides; a packet from one reaches the other over the veth."""
+
+    server: Side
+    client: Side
+
+
+@contextmanager
+def topology() -> Iterator[Topology]:
+    """Make the two namespaces; remove them on the way out, whatever happened.
+
+    Raises:
+        TopologyError: ``ip`` said no: not root, or no veth in this kernel.
+    """
+    remove_leftovers()
+    server, client = (
+        Side(f"{PREFIX}-{os.getpid()}-{role}", f"{role}0", _IPV4.format(host), _IPV6.format(host))
+        for host, role in ((1, "server"), (2, "client"))
+    )
+    try:
+        for side in (server, client):
+            _ip("netns", "add", side.netns)
+        _ip(
+            *("-n", server.netns, "link", "add", server.interface, "type", "veth"),
+            *("peer", "name", client.interface, "netns", client.netns),
+        )
+        for side in (server, client):
+            # nodad: without it the IPv6 address is not usable for the first second or two.
+            _ip_batch(
+                side.netns,
+                f"address add {side.ipv4}/30 dev {side.interface}",
+                f"address add {side.ipv6}/64 dev {side.interface} nodad",
+                "link set lo up",
+                f"link set {side.interface} up",
+            )
+        yield Topology(server, client)
+    finally:
+        for side in (server, client):
+            _remove(side.netns)
+
+
+def remove_leftovers() -> list[str]:
+    """Remove the namespaces of demos that were killed before they could.
+
+    Returns:
+        The names that were removed.
+    """
+    names = leftovers(path.name for path in NETNS_DIRECTORY.glob(f"{PREFIX}-*"))
+    for name in names:
+        _remove(name)
+    return names
+
+
+def leftovers(names: Iterator[str]) -> list[str]:
+    """Those of the names that a demo gave whose process is gone."""
+    matches = (_OURS.fullmatch(name) for name in names)
+    return sorted(match[0] for match in matches if match and not Path("/proc", match[1]).exists())
+
+
+def _remove(netns: str) -> None:
+    # Two demos may find the same leftover, and a half-made topology lacks one: a namespace
+    # that is gone is what was wanted.
+    if (NETNS_DIRECTORY / netns).exists():
+        subprocess.run(["ip", "netns", "del", netns], check=False, capture_output=True)
+
+
+def _ip(*arguments: str, script: str | None = None) -> None:
+    command = ["ip", *arguments]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, input=script)
+    except FileNotFoundError as error:
+        raise TopologyError(
+            "cannot make the demo's network: the ip command (iproute2) is missing"
+        ) from error
+    except subprocess.CalledProcessError as error:
+        answer = error.stderr.strip() or f"exit code {error.returncode}"
+        raise TopologyError(
+            f"cannot make the demo's network: {' '.join(command)}: {answer}"
+        ) from error
+
+
+def _ip_batch(netns: str, *lines: str) -> None:
+    _ip("-n", netns, "-batch", "-", script="\n".join(lines))
