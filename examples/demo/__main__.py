@@ -22,6 +22,7 @@ from demo import ledgers, otlp
 from demo.check import Sums, problems
 from demo.findings import Export, Findings, as_json
 from demo.load import Summary, requests_option
+from demo.look import counted
 from demo.plan import KEY, SMALL_KEY, SMALL_LIMIT
 from demo.processes import Process, ProcessError, running, signals_as_exit
 from demo.receiver import Receiver
@@ -114,7 +115,7 @@ def run(options: Options, console: Console) -> Findings:
         )
         agent.wait_until(lambda _agent: ready.exists(), AGENT_READY_S)
 
-        step(f"sending {options.requests:,} requests")
+        step(f"sending {counted(options.requests, 'request')}")
         load = _load(network, options.requests, stack, directory)
 
         step("waiting for the spans")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from demo.ledgers import Decoded
 from demo.load import Summary
+from demo.look import counted
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,10 @@ def _of_spans(load: Summary, decoded: Decoded) -> list[str]:
     answered.update(load.outcomes)
     spans = Counter((request.method, request.path, request.status) for request in decoded.requests)
     for (method, path, status), count in (answered - spans).items():
-        found.append(f"{count} {_requests(count)} {method} {path} {status} {_have(count)} no span")
+        found.append(f"no span for {counted(count, 'request')} {method} {path} {status}")
     for (method, path, status), count in (spans - answered).items():
         what = f"{method} {path} {status or 'without a status'}"
-        found.append(f"{count} {_spans(count)} {what} {_match(count)} no request")
+        found.append(f"no request for {counted(count, 'span')} {what}")
 
     joined = {(request.trace_id, request.parent_span_id) for request in decoded.requests}
     alone = len(load.traceparents - joined)
@@ -92,9 +93,9 @@ def _of_spans(load: Summary, decoded: Decoded) -> list[str]:
         )
     untiled = sum(not request.tiled for request in decoded.requests)
     if untiled:
-        found.append(f"the stages of {untiled} {_requests(untiled)} do not add up to the whole")
+        found.append(f"the stages of {counted(untiled, 'request')} do not add up to the whole")
     if decoded.orphans:
-        found.append(f"{len(decoded.orphans)} stages belong to no request")
+        found.append(f"no request for {counted(len(decoded.orphans), 'stage')}")
     return found
 
 
@@ -113,19 +114,3 @@ def _of_sums(load: Summary, decoded: Decoded, sums: Sums) -> list[str]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in lost.items())
         found.append(f"the agent lost {reasons}")
     return found
-
-
-def _requests(count: int) -> str:
-    return "request" if count == 1 else "requests"
-
-
-def _spans(count: int) -> str:
-    return "span" if count == 1 else "spans"
-
-
-def _have(count: int) -> str:
-    return "has" if count == 1 else "have"
-
-
-def _match(count: int) -> str:
-    return "matches" if count == 1 else "match"

@@ -89,6 +89,11 @@ def duration(ns: int, look: Look = UNICODE) -> str:
     return f"{number:.{digits}f} {unit}"
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 span``, ``2,420 spans``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def percent(part: int, whole: int) -> str:
     """A share in percent; a small one that is not none is ``<0.1%``."""
     if whole == 0:

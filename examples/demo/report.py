@@ -20,6 +20,7 @@ from demo.look import (
     Look,
     Owner,
     Rule,
+    counted,
     duration,
     look_of,
     owner_of,
@@ -60,8 +61,8 @@ class _Writer:
         if load is None:
             return name
         facts = (
-            f"{load.completed:,} requests in {load.seconds:.2f} s"
-            f" on {load.connections} connections: {load.over_ipv6:,} over IPv6,"
+            f"{counted(load.completed, 'request')} in {load.seconds:.2f} s"
+            f" on {counted(load.connections, 'connection')}: {load.over_ipv6:,} over IPv6,"
             f" {len(load.traceparents):,} with a traceparent"
         )
         return Group(name, Text(facts, style="dim"))
@@ -215,8 +216,8 @@ class _Writer:
         yield "service", export.service
         yield (
             "received",
-            f"{export.spans:,} spans in {export.exports:,} exports: "
-            f"{requests:,} requests, {export.spans - requests:,} stages",
+            f"{counted(export.spans, 'span')} in {counted(export.exports, 'export')}: "
+            f"{counted(requests, 'request')}, {counted(export.spans - requests, 'stage')}",
         )
 
     def verdict(self, findings: Findings) -> RenderableType:
