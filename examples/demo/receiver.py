@@ -71,11 +71,15 @@ class Receiver:
         self._traces: list[ExportTraceServiceRequest] = []
         self._metrics: list[ExportMetricsServiceRequest] = []
         self._spans: list[otlp.Span] = []
+        self._arrived = 0
         self._refused = 0
         self._grpc, self.grpc_port = _grpc_server(self)
         self._http = _HttpServer(self)
         self.http_port: int = self._http.server_address[1]
-        self._http_thread = threading.Thread(target=self._http.serve_forever, daemon=True)
+        # The poll is how long closing takes, requests do not wait for it.
+        self._http_thread = threading.Thread(
+            target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
 
     @property
     def grpc_endpoint(self) -> str:
@@ -119,6 +123,12 @@ class Receiver:
             return list(self._metrics)
 
     @property
+    def arrived(self) -> int:
+        """How many exports came: kept, refused, or still delayed."""
+        with self._changed:
+            return self._arrived
+
+    @property
     def refused(self) -> int:
         """How many exports were refused."""
         with self._changed:
@@ -160,6 +170,8 @@ class Receiver:
         """Keep an export, or raise Refused."""
         with self._changed:
             behaviour = self._behaviour
+            self._arrived += 1
+            self._changed.notify_all()
         # The event only ends a delay early when the receiver closes.
         self._closing.wait(behaviour.delay_s)
         with self._changed:
