@@ -77,6 +77,8 @@ static __always_inline int feed(struct __sk_buff *skb, struct scratch *s,
 	if (p->state == PARSER_BODY && s->position < s->payload_length)
 		read_body(s, conn, p, x, direction);
 	if (direction == OUTBOUND && p->state == PARSER_UNTIL_CLOSE) {
+		if (x)
+			x->record.response_body_bytes += s->payload_length - s->position;
 		consume(s, x, s->payload_length - s->position, direction);
 		if (s->fin)
 			end_response(conn, s, x);

@@ -195,3 +195,11 @@ def choose(btf: Btf) -> tuple[Choice, ...]:
         chosen = next((v.candidate for v in verdicts if v.available), None)
         choices.append(Choice(hook, verdicts, chosen))
     return tuple(choices)
+
+
+def without(choices: tuple[Choice, ...], name: str) -> tuple[Choice, ...]:
+    """The same choices, but nothing for the hook called `name`."""
+    return tuple(
+        Choice(choice.hook, choice.verdicts, None) if choice.hook.name == name else choice
+        for choice in choices
+    )

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What became of every request: exported, sampled out, or lost for a named reason."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from otelbpf.records import Counter
+
+
+class Lost(StrEnum):
+    """Why a request that the kernel saw was not exported."""
+
+    RING_FULL = "ring_full"
+    PIPELINE_FULL = "pipeline_full"
+    TABLE_FULL = "table_full"
+    PARSER = "parser"
+    CLOSED = "closed_before_head"
+    EVICTED = "evicted"
+    STOPPED = "unanswered_at_stop"
+    QUEUE_FULL = "queue_full"
+    EXPORT_FAILED = "export_failed"
+
+
+_IN_KERNEL = {
+    Counter.LOST_RING_FULL: Lost.RING_FULL,
+    Counter.LOST_PIPELINE_FULL: Lost.PIPELINE_FULL,
+    Counter.LOST_TABLE_FULL: Lost.TABLE_FULL,
+    Counter.LOST_PARSER: Lost.PARSER,
+    Counter.LOST_CLOSED: Lost.CLOSED,
+    Counter.LOST_EVICTED: Lost.EVICTED,
+    Counter.LOST_STOPPED: Lost.STOPPED,
+}
+
+
+@dataclass(frozen=True)
+class Sums:
+    """The sums at one moment, in requests.
+
+    Attributes:
+        seen: by the kernel.
+        in_flight: neither finished nor lost yet, or finished and not yet read,
+            queued or on their way to the collector; 0 once the agent has stopped.
+    """
+
+    seen: int
+    exported: int
+    sampled_out: int
+    lost: dict[Lost, int]
+    connections: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def in_flight(self) -> int:
+        """What is neither of the three yet."""
+        return self.seen - self.exported - self.sampled_out - sum(self.lost.values())
+
+    def as_json(self) -> str:
+        """One JSON object; reasons that lost nothing are left out."""
+        return json.dumps(
+            {
+                "seen": self.seen,
+                "exported": self.exported,
+                "sampled_out": self.sampled_out,
+                "lost": {reason.value: count for reason, count in self.lost.items() if count},
+                "in_flight": self.in_flight,
+                "connections": self.connections,
+            }
+        )
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in self.lost.items() if count)
+        lost = sum(self.lost.values())
+        text = (
+            f"seen {self.seen} = exported {self.exported} + sampled out {self.sampled_out} "
+            f"+ lost {lost}" + (f" ({reasons})" if reasons else "")
+        )
+        return text + (f" + in flight {self.in_flight}" if self.in_flight else "")
+
+
+class Ledger:
+    """Counts in user space what happens to requests after the kernel. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._exported = 0
+        self._sampled_out = 0
+        self._lost: dict[Lost, int] = {}
+
+    def export(self, count: int) -> None:
+        """`count` requests were taken by the exporter's other side."""
+        with self._lock:
+            self._exported += count
+
+    def sample_out(self, count: int) -> None:
+        """`count` requests were left out by the sampler."""
+        with self._lock:
+            self._sampled_out += count
+
+    def lose(self, reason: Lost, count: int) -> None:
+        """`count` requests will not be exported."""
+        with self._lock:
+            self._lost[reason] = self._lost.get(reason, 0) + count
+
+    def sums(self, counts: dict[Counter, int]) -> Sums:
+        """Adds the kernel's counters to ours."""
+        with self._lock:
+            lost = {reason: counts[counter] for counter, reason in _IN_KERNEL.items()}
+            lost.update(self._lost)
+            return Sums(
+                seen=counts[Counter.SEEN],
+                exported=self._exported,
+                sampled_out=self._sampled_out,
+                lost=lost,
+                connections={
+                    counter.name.removeprefix("CONNECTIONS_").lower(): counts[counter]
+                    for counter in Counter
+                    if counter.name.startswith("CONNECTIONS_")
+                },
+            )

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole way on one page: kernel record -> reader -> request -> span -> exporter."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter
+
+from otelbpf.accounting import Ledger, Lost, Sums
+from otelbpf.attach import attached, find_interfaces, find_netns
+from otelbpf.btf import Btf
+from otelbpf.clock import ClockReading, read_clock
+from otelbpf.config import Config
+from otelbpf.context import Contexts, Sampler, contexts_of, new_ids
+from otelbpf.exporter import Sender, destination, exporter_name, make_exporter
+from otelbpf.hooks import Choice, choose, without
+from otelbpf.loader import Programs
+from otelbpf.reader import RingReader
+from otelbpf.records import Counter
+from otelbpf.request import Request, requests_of
+from otelbpf.resource import Resources
+from otelbpf.spans import StageStyle, spans_of
+from otelbpf.sweeper import Sweeper
+
+# How often the ring is looked at: a wake-up from the kernel for each record would cost the
+# measured server more than all programs together.
+_POLL_S = 0.02
+_HOUSEKEEPING_S = 1.0
+_STAGES_OF_A_REQUEST = 10
+
+
+class Pipeline:
+    """From records to the exporter's queue. Knows nothing of the kernel.
+
+    Args:
+        exporter: an official span exporter; None throws spans away.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        sampler: Sampler,
+        exporter: SpanExporter | None,
+    ) -> None:
+        self._config = config
+        self._sampler = sampler
+        self._resources = Resources(config.service_name)
+        self.ledger = Ledger()
+        self.clock: ClockReading = read_clock()
+        spans_each = 1 + (_STAGES_OF_A_REQUEST if config.stages is StageStyle.SPANS else 0)
+        self.sender = Sender(exporter, self._to_spans, spans_each, self.ledger, config.queue)
+
+    def take(self, records) -> None:
+        """Takes a batch of records: samples them, and queues those that are kept."""
+        contexts = contexts_of(records)
+        kept = self._sampler.keeps(contexts)
+        self.ledger.sample_out(int((~kept).sum()))
+        self._queue(records[kept], contexts[kept])
+
+    def _queue(self, records, contexts: Contexts) -> None:
+        # What will not fit is dropped before the dear work is done on it.
+        room = max(0, self.sender.room())
+        if len(records) > room:
+            self.ledger.lose(Lost.QUEUE_FULL, len(records) - room)
+            records, contexts = records[:room], contexts[slice(0, room)]
+        self.sender.put(
+            requests_of(
+                records,
+                contexts,
+                new_ids(len(records)),
+                capture_query=self._config.capture_query,
+            )
+        )
+
+    def _to_spans(self, request: Request) -> list[ReadableSpan]:
+        resource = self._resources.of_process(request.pid)
+        return spans_of(request, self.clock, resource, self._config.stages)
+
+
+class Agent:
+    """Attached programs and the pipeline behind them.
+
+    Make it, then run() it until `stop` is set.
+    """
+
+    def __init__(self, programs: Programs, pipeline: Pipeline, config: Config) -> None:
+        self._programs = programs
+        self._pipeline = pipeline
+        self._reader = RingReader(programs.map_fd("ring"), programs.limits.ring_bytes)
+        self._sweeper = Sweeper(programs, int(config.idle_timeout_s * 1e9))
+
+    def run(self, stop: threading.Event) -> None:
+        """Reads until `stop` is set."""
+        self._pipeline.sender.start()
+        housekeeping_at = time.monotonic() + _HOUSEKEEPING_S
+        while not stop.is_set():
+            if not self._read_all():
+                stop.wait(_POLL_S)
+            if time.monotonic() >= housekeeping_at:
+                self._pipeline.clock = read_clock()
+                self._sweeper.sweep(time.monotonic_ns())
+                housekeeping_at = time.monotonic() + _HOUSEKEEPING_S
+
+    def finish(self) -> None:
+        """After the programs were detached: drains what they left, and sends it."""
+        self._sweeper.finish(time.monotonic_ns())
+        while self._read_all():
+            pass
+        self._pipeline.sender.stop()
+
+    def _read_all(self) -> int:
+        records = self._reader.read()
+        if len(records):
+            self._pipeline.take(records)
+        return len(records)
+
+    def sums(self) -> Sums:
+        """The sums so far."""
+        return self._pipeline.ledger.sums(self._programs.counts())
+
+    def counts(self) -> Mapping[Counter, int]:
+        """The kernel's counters, one by one."""
+        return self._programs.counts()
+
+    def close(self) -> None:
+        """Unmaps what was mapped."""
+        self._reader.close()
+        self._sweeper.close()
+
+
+@contextlib.contextmanager
+def _file_while(path: Path | None) -> Iterator[None]:
+    if path is None:
+        yield
+        return
+    path.touch()
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def run(
+    config: Config,
+    environment: Mapping[str, str],
+    stop: threading.Event,
+    on_ready: Callable[[list[str], str], None],
+) -> Sums:
+    """Runs the agent until `stop` is set.
+
+    Args:
+        environment: the OTEL_* variables.
+        on_ready: called once everything is attached, with what was attached and
+            where the spans go.
+    Returns:
+        the sums at the end; nothing is in flight any more.
+    Raises:
+        OtelbpfError: what failed, and what to do; nothing is left attached.
+    """
+    name = exporter_name(environment)
+    sampler = Sampler.from_environment(environment)
+    netns = find_netns(config.netns)
+    interfaces = find_interfaces(config.interfaces, netns)
+    with Btf.of_kernel() as btf:
+        choices: tuple[Choice, ...] = choose(btf)
+        if not config.xdp:
+            choices = without(choices, "arrival")
+        programs = Programs(btf, config.ports, netns.inode, choices, config.limits)
+    exporter = make_exporter(name, config.output)
+    pipeline = Pipeline(config, sampler, exporter)
+    agent = Agent(programs, pipeline, config)
+    try:
+        with attached(programs, choices, interfaces, netns) as attachments:
+            on_ready(attachments.description, destination(environment, name))
+            with _file_while(config.ready_file):
+                agent.run(stop)
+        agent.finish()
+        sums = agent.sums()
+    finally:
+        agent.close()
+        programs.close()
+    if config.sums_file is not None:
+        config.sums_file.write_text(sums.as_json() + "\n")
+    return sums

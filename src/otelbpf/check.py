@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`otelbpf check`: what this machine offers, found out without attaching anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from otelbpf.attach import find_interfaces, find_netns
+from otelbpf.btf import Btf
+from otelbpf.errors import KernelError, OtelbpfError
+from otelbpf.fields import field_offsets
+from otelbpf.hooks import Choice, choose
+from otelbpf.loader import import_bcc
+
+#: Capabilities by their bits, linux/capability.h.
+_CAPABILITIES = {"CAP_BPF": 39, "CAP_PERFMON": 38, "CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
+
+
+def _effective_capabilities() -> set[str]:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            bits = int(line.split()[1], 16)
+            return {name for name, bit in _CAPABILITIES.items() if bits >> bit & 1}
+    return set()
+
+
+def _missing_capabilities() -> list[str]:
+    """CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON, and is what entering a namespace takes."""
+    held = _effective_capabilities()
+    needed = {"CAP_NET_ADMIN", "CAP_SYS_ADMIN"}
+    return sorted(needed - held)
+
+
+def require_rights() -> None:
+    """Raises KernelError where this process may not load and attach programs."""
+    missing = _missing_capabilities()
+    if missing:
+        raise KernelError(
+            f"otelbpf needs {' and '.join(missing)}, which this process does not have: "
+            "run it as root (`sudo otelbpf run …`)"
+        )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that otelbpf needs.
+
+    Attributes:
+        remedy: what to do where it is not there; empty where it is.
+    """
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found out."""
+
+    kernel: str
+    findings: tuple[Finding, ...]
+    choices: tuple[Choice, ...] = field(default=())
+
+    @property
+    def can_run(self) -> bool:
+        """Is everything there that otelbpf cannot do without?"""
+        return all(finding.ok for finding in self.findings) and all(
+            choice.chosen is not None or not choice.hook.required for choice in self.choices
+        )
+
+    def as_json(self) -> str:
+        """One JSON object."""
+        return json.dumps(
+            {
+                "kernel": self.kernel,
+                "can_run": self.can_run,
+                "findings": [asdict(finding) for finding in self.findings],
+                "hooks": [
+                    {
+                        "name": choice.hook.name,
+                        "stamps": list(choice.hook.stamps),
+                        "chosen": _describe(choice),
+                        "candidates": [
+                            {
+                                "mechanism": verdict.candidate.mechanism.value,
+                                "target": verdict.candidate.target,
+                                "available": verdict.available,
+                                "reason": verdict.reason,
+                            }
+                            for verdict in choice.verdicts
+                        ],
+                    }
+                    for choice in self.choices
+                ],
+            },
+            indent=2,
+        )
+
+    def __str__(self) -> str:
+        lines = [f"kernel {self.kernel}", ""]
+        for finding in self.findings:
+            lines.append(f"  {'ok     ' if finding.ok else 'MISSING'}  {finding.name}: {finding.detail}")
+            if finding.remedy:
+                lines.append(f"           -> {finding.remedy}")
+        if self.choices:
+            lines += ["", f"  {'stamp':<18} {'hook':<38} passed over"]
+        for choice in self.choices:
+            stamps = ", ".join(choice.hook.stamps) or f"({choice.hook.name})"
+            lines.append(f"  {stamps:<18} {_describe(choice) or 'none: it will be absent':<38} "
+                         + _passed_over(choice))
+        lines += ["", "otelbpf can run here." if self.can_run else "otelbpf cannot run here."]
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def _describe(choice: Choice) -> str | None:
+    if choice.chosen is None:
+        return None
+    return f"{choice.chosen.mechanism.value} {choice.chosen.target}"
+
+
+def _passed_over(choice: Choice) -> str:
+    parts = []
+    for verdict in choice.verdicts:
+        if verdict.candidate is choice.chosen:
+            break
+        candidate = verdict.candidate
+        parts.append(f"{candidate.mechanism.value} {candidate.target}: {verdict.reason}")
+    return "; ".join(parts)
+
+
+def _try(name: str, detail: str, function) -> Finding:
+    """A finding from a function that raises an OtelbpfError where something is missing."""
+    try:
+        function()
+    except OtelbpfError as error:
+        what, _, remedy = str(error).partition(": ")
+        return Finding(name, False, what, remedy or str(error))
+    return Finding(name, True, detail)
+
+
+def _memlock() -> Finding:
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    limit = "unlimited" if soft == resource.RLIM_INFINITY else f"{soft >> 10} KiB"
+    # Kernels since 5.11 account BPF memory to the cgroup instead.
+    return Finding("memlock", True, f"{limit}; BPF memory is accounted to the cgroup")
+
+
+def examine(interfaces: tuple[str, ...], netns_name: str | None) -> Report:
+    """Finds out what this machine offers. Attaches nothing.
+
+    Args:
+        interfaces: to look at as well; may be empty.
+    """
+    kernel = os.uname().release
+    missing = _missing_capabilities()
+    findings = [
+        Finding("rights", not missing,
+                "root, or all capabilities needed" if not missing else f"no {', '.join(missing)}",
+                "" if not missing else "run it as root (`sudo otelbpf check`)"),
+        _try("bcc", "the BPF Compiler Collection", import_bcc),
+        _memlock(),
+    ]
+    choices: tuple[Choice, ...] = ()
+    try:
+        with Btf.of_kernel() as btf:
+            findings.append(_try("fields", "all kernel fields were found in its BTF",
+                                 lambda: field_offsets(btf)))
+            choices = choose(btf)
+        findings.append(Finding("BTF", True, "the kernel describes its types"))
+    except KernelError as error:
+        what, _, remedy = str(error).partition(": ")
+        findings.append(Finding("BTF", False, what, remedy))
+    if interfaces:
+        findings += _interface_findings(interfaces, netns_name)
+    return Report(kernel, tuple(findings), choices)
+
+
+def _interface_findings(interfaces: tuple[str, ...], netns_name: str | None) -> list[Finding]:
+    from pyroute2 import IPRoute
+
+    netns = find_netns(netns_name)
+    found = find_interfaces(interfaces, netns)
+
+    def xdp_programs() -> dict[str, int | None]:
+        with IPRoute() as route:
+            answers = {}
+            for name, ifindex in found.items():
+                link = route.get_links(ifindex)[0]
+                xdp = link.get_attr("IFLA_XDP")
+                answers[name] = xdp.get_attr("IFLA_XDP_PROG_ID") if xdp else None
+            return answers
+
+    findings = []
+    for name, program in netns.run(xdp_programs).items():
+        if program:
+            findings.append(
+                Finding(f"XDP on {name}", False, f"taken by program {program}",
+                        "detach it, or run with `--xdp off` and do without the nic stamp")
+            )
+        else:
+            findings.append(Finding(f"XDP on {name}", True, "free"))
+    return findings

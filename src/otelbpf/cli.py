@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: the only module that prints."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from otelbpf.errors import OtelbpfError, UsageError
+from otelbpf.version import __version__
+
+_EXIT_REFUSED = 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without the usage text before it."""
+
+    def error(self, message: str) -> None:
+        raise UsageError(f"{message}; see `{self.prog} --help`")
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no TCP port: it is a number from 1 to 65535")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return value
+
+
+def _connections(text: str) -> int:
+    if not text.isdigit() or not 16 <= int(text) <= 1 << 22:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 16 to {1 << 22}")
+    return int(text)
+
+
+def _ring_bytes(text: str) -> int:
+    mebibytes = int(text) if text.isdigit() else 0
+    if mebibytes < 1 or mebibytes > 1024 or mebibytes & (mebibytes - 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is no power of two from 1 to 1024")
+    return mebibytes << 20
+
+
+def _writable_path(text: str) -> Path:
+    path = Path(text)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot be written: its directory does not exist, or it is one itself"
+        )
+    return path
+
+
+def _build_parser() -> _Parser:
+    parser = _Parser(
+        prog="otelbpf",
+        description="Shows where each HTTP request's time goes between the network card and the "
+        "handler, as OpenTelemetry spans.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"otelbpf {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+
+    run = commands.add_parser(
+        "run",
+        help="attach and export until stopped",
+        description="Attaches to the kernel and exports spans until SIGINT, SIGTERM or --duration. "
+        "Where they go is set by the standard OTEL_* variables.",
+        allow_abbrev=False,
+    )
+    run.add_argument("--interface", action="append", required=True, metavar="IF",
+                     help="network interface that requests come in on; may be repeated")
+    run.add_argument("--port", action="append", required=True, type=_port, metavar="P",
+                     help="TCP port the server listens on; may be repeated")
+    run.add_argument("--netns", metavar="NAME|PATH",
+                     help="network namespace of the interfaces and the server (default: this one)")
+    run.add_argument("--duration", type=_seconds, metavar="S", help="stop by itself after S seconds")
+    run.add_argument("--stages", choices=("spans", "attributes"), default="spans",
+                     help="stages as child spans, or as attributes of the request's span")
+    run.add_argument("--capture-query", action="store_true",
+                     help="keep the part of the URL after `?`, which may hold secrets")
+    run.add_argument("--service-name", metavar="NAME",
+                     help="service.name (default: OTEL_SERVICE_NAME, else the server's process name)")
+    run.add_argument("--xdp", choices=("auto", "off"), default="auto",
+                     help="off: leave the XDP slot alone, and do without the nic stamp")
+    run.add_argument("--idle-timeout", type=_seconds, default=120.0, metavar="S",
+                     help="end an unanswered request after S silent seconds (default: 120)")
+    run.add_argument("--connections", type=_connections, default=65_536, metavar="N",
+                     help="connections remembered at once (default: 65536)")
+    run.add_argument("--ring-mib", type=_ring_bytes, default=32 << 20, metavar="MIB",
+                     dest="ring_bytes", help="size of the ring buffer (default: 32)")
+    run.add_argument("--output", metavar="FILE",
+                     help="where OTEL_TRACES_EXPORTER=otlp_json_file appends (default: stdout)")
+    run.add_argument("--ready-file", type=_writable_path, metavar="PATH",
+                     help="made once everything is attached, removed when it no longer is")
+    run.add_argument("--sums-file", type=_writable_path, metavar="PATH",
+                     help="gets the final sums as JSON")
+
+    check = commands.add_parser(
+        "check",
+        help="what this kernel offers; attaches nothing",
+        description="Shows which hook each stamp gets on this kernel, and what is missing. "
+        "Attaches nothing. Exit status 0: otelbpf can run; 1: it cannot.",
+        allow_abbrev=False,
+    )
+    check.add_argument("--interface", action="append", default=[], metavar="IF",
+                       help="also look at this interface; may be repeated")
+    check.add_argument("--netns", metavar="NAME|PATH", help="network namespace of the interfaces")
+    check.add_argument("--json", action="store_true", help="as JSON")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from otelbpf import check
+
+    check.require_rights()
+    # Imported late: these take half a second, and bad options should not wait for them.
+    from otelbpf.agent import run
+    from otelbpf.config import Config
+    from otelbpf.exporter import QueueLimits
+    from otelbpf.loader import Limits
+    from otelbpf.spans import StageStyle
+
+    config = Config(
+        interfaces=tuple(dict.fromkeys(arguments.interface)),
+        ports=tuple(dict.fromkeys(arguments.port)),
+        netns=arguments.netns,
+        duration_s=arguments.duration,
+        xdp=arguments.xdp != "off",
+        stages=StageStyle(arguments.stages),
+        capture_query=arguments.capture_query,
+        idle_timeout_s=arguments.idle_timeout,
+        service_name=arguments.service_name,
+        output=arguments.output,
+        ready_file=arguments.ready_file,
+        sums_file=arguments.sums_file,
+        limits=Limits(connections=arguments.connections, ring_bytes=arguments.ring_bytes),
+        queue=QueueLimits.from_environment(os.environ),
+    )
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+
+    def on_ready(attached: list[str], destination: str) -> None:
+        ports = ", ".join(map(str, config.ports))
+        print(f"otelbpf: measuring port {ports}; spans go to {destination}", file=sys.stderr)
+        print(f"otelbpf: attached: {', '.join(attached)}", file=sys.stderr, flush=True)
+        if config.duration_s is not None:
+            timer = threading.Timer(config.duration_s, stop.set)
+            timer.daemon = True
+            timer.start()
+
+    sums = run(config, os.environ, stop, on_ready)
+    print(f"otelbpf: {sums}", file=sys.stderr)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from otelbpf import check
+
+    report = check.examine(tuple(arguments.interface), arguments.netns)
+    print(report.as_json() if arguments.json else report)
+    return 0 if report.can_run else 1
+
+
+def main() -> int:
+    """The `otelbpf` command; returns its exit status."""
+    logging.basicConfig(level=logging.WARNING, format="otelbpf: %(message)s", stream=sys.stderr)
+    try:
+        arguments = _build_parser().parse_args()
+        return _run(arguments) if arguments.command == "run" else _check(arguments)
+    except OtelbpfError as error:
+        print(f"otelbpf: {error}", file=sys.stderr)
+        return _EXIT_REFUSED
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

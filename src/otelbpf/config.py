@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent is told to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from otelbpf.exporter import QueueLimits
+from otelbpf.loader import Limits
+from otelbpf.spans import StageStyle
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run of the agent.
+
+    Attributes:
+        interfaces: in the measured namespace.
+        ports: that the measured servers listen on.
+        netns: name or path of the measured namespace; None: the agent's own.
+        duration_s: stop by itself after this; None: never.
+        xdp: attach to XDP; without it there is no `nic` stamp.
+        idle_timeout_s: how long an unanswered request may be silent.
+        service_name: of the spans; None: the standard variables or the process's name.
+        output: where otlp_json_file writes.
+        ready_file: made once everything is attached, removed when it no longer is.
+        sums_file: gets the sums as JSON at the end.
+    """
+
+    interfaces: tuple[str, ...]
+    ports: tuple[int, ...]
+    netns: str | None = None
+    duration_s: float | None = None
+    xdp: bool = True
+    stages: StageStyle = StageStyle.SPANS
+    capture_query: bool = False
+    idle_timeout_s: float = 120.0
+    service_name: str | None = None
+    output: str | None = None
+    ready_file: Path | None = None
+    sums_file: Path | None = None
+    limits: Limits = field(default_factory=Limits)
+    queue: QueueLimits = field(default_factory=QueueLimits)

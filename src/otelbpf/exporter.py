@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""span -> exporter: a bounded queue in front of an official OpenTelemetry exporter.
+
+The queue holds requests, not spans: they are small, and become spans only when
+their turn to be sent has come. What does not fit, or is refused for too long,
+is counted as lost; nothing ever waits for the collector but the sending thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+from otelbpf.accounting import Ledger, Lost
+from otelbpf.errors import UsageError
+from otelbpf.request import Request
+
+_log = logging.getLogger(__name__)
+
+_GROUP = "opentelemetry_traces_exporter"
+_BY_PROTOCOL = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
+_BACK_OFF_FIRST_S = 1.0
+_BACK_OFF_LONGEST_S = 8.0
+
+
+@dataclass(frozen=True)
+class QueueLimits:
+    """How much waits, and for how long.
+
+    Attributes:
+        requests: in the queue (OTEL_BSP_MAX_QUEUE_SIZE).
+        batch_spans: sent at once (OTEL_BSP_MAX_EXPORT_BATCH_SIZE).
+        delay_s: the longest that a request waits for others (OTEL_BSP_SCHEDULE_DELAY).
+        flush_s: the longest that stopping waits for the collector (OTEL_BSP_EXPORT_TIMEOUT).
+        retry_s: for how long a batch that is refused is offered again.
+    """
+
+    requests: int = 16_384
+    batch_spans: int = 512
+    delay_s: float = 1.0
+    flush_s: float = 10.0
+    retry_s: float = 60.0
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> QueueLimits:
+        """The defaults, changed by the OTEL_BSP_* variables.
+
+        Raises:
+            UsageError: one of them is no positive whole number.
+        """
+
+        def number(name: str, default: float) -> float:
+            text = environment.get(name, "").strip()
+            if not text:
+                return default
+            if not text.isdigit() or int(text) == 0:
+                raise UsageError(f"{name}={text} is no positive whole number")
+            return int(text)
+
+        return cls(
+            requests=int(number("OTEL_BSP_MAX_QUEUE_SIZE", cls.requests)),
+            batch_spans=int(number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", cls.batch_spans)),
+            delay_s=number("OTEL_BSP_SCHEDULE_DELAY", cls.delay_s * 1000) / 1000,
+            flush_s=number("OTEL_BSP_EXPORT_TIMEOUT", cls.flush_s * 1000) / 1000,
+        )
+
+
+def exporter_name(environment: Mapping[str, str]) -> str:
+    """Which exporter OTEL_TRACES_EXPORTER and OTEL_EXPORTER_OTLP_PROTOCOL ask for.
+
+    Raises:
+        UsageError: more than one, or a protocol that OTLP does not have.
+    """
+    name = environment.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
+    if "," in name:
+        raise UsageError(
+            f"OTEL_TRACES_EXPORTER={name} names several exporters: otelbpf sends to one; let an "
+            "OpenTelemetry collector send on to others"
+        )
+    if name != "otlp":
+        return name
+    protocol = (
+        environment.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "").strip()
+        or environment.get("OTEL_EXPORTER_OTLP_PROTOCOL", "").strip()
+        or "grpc"
+    )
+    if protocol not in _BY_PROTOCOL:
+        raise UsageError(
+            f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol} is not supported: "
+            f"it is one of {', '.join(_BY_PROTOCOL)}"
+        )
+    return _BY_PROTOCOL[protocol]
+
+
+def destination(environment: Mapping[str, str], name: str) -> str:
+    """Where the spans go, for people."""
+    if name not in _BY_PROTOCOL.values():
+        return name
+    protocol = next(key for key, value in _BY_PROTOCOL.items() if value == name)
+    default = "http://localhost:4317" if protocol == "grpc" else "http://localhost:4318"
+    endpoint = (
+        environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+        or environment.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+        or default
+    )
+    return f"{endpoint} ({protocol})"
+
+
+def make_exporter(name: str, output: str | None = None) -> SpanExporter | None:
+    """Makes the exporter that an entry point calls `name`; None for "none".
+
+    Args:
+        output: the file that otlp_json_file appends to; None: standard output.
+    Raises:
+        UsageError: no such exporter, or it refuses its configuration.
+    """
+    if name == "none":
+        return None
+    found = {point.name: point for point in entry_points(group=_GROUP)}
+    if name not in found:
+        raise UsageError(
+            f"OTEL_TRACES_EXPORTER={name} is not installed: there are otlp, none, "
+            + ", ".join(sorted(found))
+        )
+    arguments: dict[str, str] = {}
+    if output is not None:
+        if name != "otlp_json_file":
+            raise UsageError("--output goes with OTEL_TRACES_EXPORTER=otlp_json_file only")
+        arguments["path"] = output
+    try:
+        return found[name].load()(**arguments)
+    except Exception as error:
+        raise UsageError(
+            f"exporter {name} cannot start ({error}): check the OTEL_EXPORTER_OTLP_* variables"
+            + (" and --output" if output else "")
+        ) from error
+
+
+class Sender:
+    """Sends requests in a thread of its own.
+
+    Args:
+        exporter: an official one; None drops everything, counted as exported to nowhere.
+        to_spans: makes a request's spans.
+        spans_each: how many spans a request becomes, about.
+    """
+
+    def __init__(
+        self,
+        exporter: SpanExporter | None,
+        to_spans: Callable[[Request], list[ReadableSpan]],
+        spans_each: int,
+        ledger: Ledger,
+        limits: QueueLimits,
+    ) -> None:
+        self._exporter = exporter
+        self._to_spans = to_spans
+        self._ledger = ledger
+        self._limits = limits
+        self._batch = max(1, limits.batch_spans // spans_each)
+        self._queue: deque[Request] = deque()
+        self._changed = threading.Condition()
+        self._stop_at: float | None = None
+        self._failing = False
+        self._thread = threading.Thread(target=self._run, name="otelbpf-sender", daemon=True)
+
+    def start(self) -> None:
+        """Starts sending."""
+        self._thread.start()
+
+    def room(self) -> int:
+        """How many more requests fit into the queue."""
+        return self._limits.requests - len(self._queue)
+
+    def put(self, requests: Sequence[Request]) -> None:
+        """Queues requests; those that do not fit are counted as lost. Never waits."""
+        room = max(0, self.room())
+        if len(requests) > room:
+            self._ledger.lose(Lost.QUEUE_FULL, len(requests) - room)
+            requests = requests[:room]
+        with self._changed:
+            self._queue.extend(requests)
+            if len(self._queue) >= self._batch:
+                self._changed.notify()
+
+    def stop(self) -> None:
+        """Sends what is queued, for as long as the limits allow, and ends the thread.
+
+        What could not be sent by then is counted as lost.
+        """
+        with self._changed:
+            self._stop_at = time.monotonic() + self._limits.flush_s
+            self._changed.notify()
+        self._thread.join(self._limits.flush_s)
+        if self._exporter is not None:
+            # Wakes an export that waits to try again.
+            self._exporter.shutdown()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            batch = self._next_batch()
+            if batch is None:
+                return
+            if not batch:
+                continue
+            sent = self._send(batch)
+            if sent:
+                self._ledger.export(len(batch))
+            else:
+                self._ledger.lose(Lost.EXPORT_FAILED, len(batch))
+
+    def _next_batch(self) -> list[Request] | None:
+        """The next requests to send; empty after a wait in vain, None when all is done."""
+        with self._changed:
+            if len(self._queue) < self._batch and self._stop_at is None:
+                self._changed.wait(self._limits.delay_s)
+            if not self._queue and self._stop_at is not None:
+                return None
+            return [self._queue.popleft() for _ in range(min(self._batch, len(self._queue)))]
+
+    def _send(self, batch: list[Request]) -> bool:
+        if self._exporter is None:
+            return True
+        spans = [span for request in batch for span in self._to_spans(request)]
+        give_up_at = time.monotonic() + self._limits.retry_s
+        back_off = _BACK_OFF_FIRST_S
+        while True:
+            try:
+                result = self._exporter.export(spans)
+            except Exception:
+                _log.exception("the exporter failed")
+                result = SpanExportResult.FAILURE
+            if result is SpanExportResult.SUCCESS:
+                if self._failing:
+                    _log.warning("the collector takes spans again")
+                self._failing = False
+                return True
+            if not self._failing:
+                self._failing = True
+                _log.warning(
+                    "the collector does not take spans; they wait in a queue of %d requests, and "
+                    "what does not fit is counted as lost",
+                    self._limits.requests,
+                )
+            if not self._may_retry(give_up_at, back_off):
+                return False
+            back_off = min(back_off * 2, _BACK_OFF_LONGEST_S)
+
+    def _may_retry(self, give_up_at: float, back_off: float) -> bool:
+        """Waits before the next try; False when there shall be none."""
+        with self._changed:
+            if self._stop_at is None:
+                self._changed.wait_for(lambda: self._stop_at is not None, back_off)
+            else:
+                time.sleep(min(0.2, max(0.0, self._stop_at - time.monotonic())))
+            deadline = give_up_at if self._stop_at is None else self._stop_at
+            return time.monotonic() < deadline
+

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""reader -> request: what a record says, in words; and the stages of its ledger."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+import numpy as np
+
+from otelbpf.context import Contexts
+from otelbpf.records import RequestFlag, Stamp
+
+#: Without one of these a ledger is not complete. `woken` and `running` are absent
+#: whenever the reader was running already, and last stamps whenever the first byte
+#: was the last one too.
+_EXPECTED = (
+    Stamp.NIC, Stamp.TC, Stamp.TCP, Stamp.QUEUED, Stamp.READ,
+    Stamp.WRITE, Stamp.TC_OUT, Stamp.ACKED,
+)
+_MAY_BE_ABSENT = (Stamp.WOKEN, Stamp.RUNNING)
+
+#: How an exchange that was cut short ended, most telling first.
+_ENDINGS = (
+    (RequestFlag.PEER_RESET, "client_reset"),
+    (RequestFlag.LOCAL_RESET, "server_reset"),
+    (RequestFlag.LOCAL_CLOSED, "server_closed"),
+    (RequestFlag.PEER_CLOSED, "client_closed"),
+    (RequestFlag.IDLE_TIMEOUT, "idle_timeout"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The time between two neighbouring stamps.
+
+    Attributes:
+        name: the two stamps, as in `nic_to_tc`.
+        start_ktime_ns, end_ktime_ns: CLOCK_MONOTONIC.
+    """
+
+    name: str
+    start_ktime_ns: int
+    end_ktime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request that the server handled, from its first byte to its last.
+
+    Attributes:
+        stages: in order; each starts where the one before it ends.
+        absent: stamps of the way that were not seen.
+        complete: no stamp is absent that every request has.
+        path: without the query; empty where the request line was no such thing.
+        path_cut: the path was longer than the kernel keeps.
+        status: 0 where no response was seen.
+        ended_by: how the exchange was cut short; empty: it was not.
+        pid, tid: of the reader; 0: nobody read the request.
+    """
+
+    trace_id: int
+    span_id: int
+    parent_span_id: int
+    trace_flags: int
+    method: str
+    path: str
+    query: str
+    path_cut: bool
+    http_version: str
+    host: str
+    user_agent: str
+    status: int
+    flags: RequestFlag
+    ended_by: str
+    peer_address: str
+    peer_port: int
+    local_address: str
+    local_port: int
+    pid: int
+    tid: int
+    ordinal: int
+    request_bytes: int
+    response_bytes: int
+    request_body_bytes: int
+    response_body_bytes: int
+    request_retransmits: int
+    response_retransmits: int
+    stages: tuple[Stage, ...]
+    absent: tuple[str, ...]
+    complete: bool
+
+    @property
+    def start_ktime_ns(self) -> int:
+        """When the first stamp was made."""
+        return self.stages[0].start_ktime_ns
+
+    @property
+    def end_ktime_ns(self) -> int:
+        """When the last stamp was made."""
+        return self.stages[-1].end_ktime_ns
+
+
+def stages_of(stamps: list[int]) -> tuple[Stage, ...]:
+    """Tiles a ledger into stages.
+
+    Neighbours in time are neighbours in the ledger, so the stages never overlap
+    and add up to the whole; stamps of the same nanosecond keep the order of
+    the way.
+
+    Args:
+        stamps: CLOCK_MONOTONIC ns by enum stamp; 0 is absent.
+    Returns:
+        one stage fewer than there are stamps, or a single one without length,
+        named after the stamp, where there is only one.
+    """
+    present = sorted((ktime_ns, Stamp(index)) for index, ktime_ns in enumerate(stamps) if ktime_ns)
+    if len(present) == 1:
+        ktime_ns, stamp = present[0]
+        return (Stage(stamp.name.lower(), ktime_ns, ktime_ns),)
+    return tuple(
+        Stage(_stage_name(first, second), start, end)
+        for (start, first), (end, second) in zip(present, present[1:], strict=False)
+    )
+
+
+def _stage_name(first: Stamp, second: Stamp) -> str:
+    return _STAGE_NAMES[first, second]
+
+
+_STAGE_NAMES = {
+    (first, second): f"{first.name}_to_{second.name}".lower()
+    for first in Stamp
+    for second in Stamp
+}
+
+
+def address_of(raw: bytes) -> str:
+    """A record's address in words; IPv4-mapped ones as IPv4.
+
+    Args:
+        raw: 16 bytes.
+    """
+    address = ipaddress.IPv6Address(raw)
+    return str(address.ipv4_mapped or address)
+
+
+def _text(raw: bytes, length: int) -> str:
+    return raw[:length].decode("latin-1").strip()
+
+
+def _split_request_line(line: str, cut: bool) -> tuple[str, str, str]:
+    """(method, path, query); the path of an absolute URL is its path alone."""
+    method, _, rest = line.partition(" ")
+    target = rest if cut else rest.rpartition(" ")[0]
+    if not target.startswith("/") and "://" in target:
+        target = "/" + target.partition("://")[2].partition("/")[2]
+    path, _, query = target.partition("?")
+    return method, path, query
+
+
+def _ended_by(flags: RequestFlag) -> str:
+    if flags & RequestFlag.REQUEST_ANSWERED:
+        return ""
+    for flag, name in _ENDINGS:
+        if flags & flag:
+            return name
+    return "connection_lost"
+
+
+def requests_of(
+    records: np.ndarray, contexts: Contexts, span_ids: np.ndarray, *, capture_query: bool
+) -> list[Request]:
+    """Puts records into words.
+
+    Args:
+        records: (n,) REQUEST_RECORD.
+        contexts: of the same n requests.
+        span_ids: (n,) uint64; for the requests' spans.
+        capture_query: keep the part of the target after `?`.
+    """
+    requests = []
+    stamps = records["stamp_ktime_ns"].tolist()
+    high, low = contexts.trace_id_high.tolist(), contexts.trace_id_low.tolist()
+    parents, trace_flags = contexts.parent_span_id.tolist(), contexts.flags.tolist()
+    for i, record in enumerate(records):
+        line_length = int(record["request_line_length"])
+        line = bytes(record["request_line"])
+        cut = line_length > len(line)
+        method, path, query = _split_request_line(_text(line, line_length), cut)
+        flags = RequestFlag(int(record["flags"]))
+        missing = tuple(s.name.lower() for s in _EXPECTED if not stamps[i][s])
+        not_needed = tuple(s.name.lower() for s in _MAY_BE_ABSENT if not stamps[i][s])
+        requests.append(
+            Request(
+                trace_id=high[i] << 64 | low[i],
+                span_id=int(span_ids[i]),
+                parent_span_id=parents[i],
+                trace_flags=trace_flags[i],
+                method=method,
+                path=path,
+                query=query if capture_query else "",
+                path_cut=cut,
+                http_version=f"1.{int(record['http_minor'])}",
+                host=_text(bytes(record["host"]), int(record["host_length"])),
+                user_agent=_text(bytes(record["user_agent"]), int(record["user_agent_length"])),
+                status=int(record["status"]),
+                flags=flags,
+                ended_by=_ended_by(flags),
+                peer_address=address_of(record["peer_address"].tobytes()),
+                peer_port=int(record["peer_port"]),
+                local_address=address_of(record["local_address"].tobytes()),
+                local_port=int(record["local_port"]),
+                pid=int(record["pid"]),
+                tid=int(record["tid"]),
+                ordinal=int(record["ordinal"]),
+                request_bytes=int(record["request_bytes"]),
+                response_bytes=int(record["response_bytes"]),
+                request_body_bytes=int(record["request_body_bytes"]),
+                response_body_bytes=int(record["response_body_bytes"]),
+                request_retransmits=int(record["request_retransmits"]),
+                response_retransmits=int(record["response_retransmits"]),
+                stages=stages_of(stamps[i]),
+                absent=missing + not_needed,
+                complete=not missing,
+            )
+        )
+    return requests

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""request -> span: OpenTelemetry's HTTP server span, and the stages below it.
+
+Source:
+    OpenTelemetry semantic conventions for HTTP server spans. What is ours
+    starts with `otelbpf.`.
+"""
+
+from __future__ import annotations
+
+import random
+from enum import StrEnum
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
+from opentelemetry.trace.status import Status, StatusCode
+
+from otelbpf.clock import ClockReading
+from otelbpf.records import RequestFlag
+from otelbpf.request import Request
+from otelbpf.version import __version__
+
+SCOPE = InstrumentationScope("otelbpf", __version__)
+_METHODS = frozenset(
+    ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY")
+)
+_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
+_UNSET = Status(StatusCode.UNSET)
+
+Attributes = dict[str, str | int | bool | tuple[str, ...]]
+
+
+class StageStyle(StrEnum):
+    """How the stages of a request are told."""
+
+    SPANS = "spans"
+    ATTRIBUTES = "attributes"
+
+
+def _split_host(host: str, default_port: int) -> tuple[str, int]:
+    """A Host header's name and port; IPv6 literals lose their brackets."""
+    name, separator, port = host.rpartition(":")
+    if not separator or not port.isdigit() or (":" in name and not name.endswith("]")):
+        return host.strip("[]"), default_port
+    return name.strip("[]"), int(port)
+
+
+def attributes_of(request: Request, clock: ClockReading, style: StageStyle) -> Attributes:
+    """The attributes of the request's own span."""
+    known = request.method in _METHODS
+    server_address, server_port = _split_host(
+        request.host or request.local_address, request.local_port
+    )
+    attributes: Attributes = {
+        "http.request.method": request.method if known else "_OTHER",
+        "url.path": request.path,
+        "url.scheme": "http",
+        "network.protocol.name": "http",
+        "network.protocol.version": request.http_version,
+        "network.peer.address": request.peer_address,
+        "network.peer.port": request.peer_port,
+        "network.local.address": request.local_address,
+        "network.local.port": request.local_port,
+        "client.address": request.peer_address,
+        "client.port": request.peer_port,
+        "server.address": server_address,
+        "server.port": server_port,
+        "http.request.size": request.request_bytes,
+        "http.response.size": request.response_bytes,
+        "otelbpf.ledger.complete": request.complete,
+        "otelbpf.ledger.absent": request.absent,
+        "otelbpf.clock.uncertainty_ns": clock.uncertainty_ns,
+        "otelbpf.connection.request": request.ordinal,
+    }
+    # Of a body that was cut short only its announced size is known, so none is given.
+    if request.flags & RequestFlag.REQUEST_RECEIVED:
+        attributes["http.request.body.size"] = request.request_body_bytes
+    if request.flags & RequestFlag.REQUEST_ANSWERED:
+        attributes["http.response.body.size"] = request.response_body_bytes
+    if not known:
+        attributes["http.request.method_original"] = request.method
+    if request.path_cut:
+        attributes["otelbpf.url.path.cut"] = True
+    if request.query:
+        attributes["url.query"] = request.query
+    if request.user_agent:
+        attributes["user_agent.original"] = request.user_agent
+    if request.status:
+        attributes["http.response.status_code"] = request.status
+    if request.tid:
+        attributes["thread.id"] = request.tid
+    error = error_type(request)
+    if error:
+        attributes["error.type"] = error
+    if request.flags & RequestFlag.IDLE_TIMEOUT:
+        attributes["otelbpf.ended_by"] = "idle_timeout"
+    if request.request_retransmits or request.response_retransmits:
+        attributes["otelbpf.tcp.retransmits"] = (
+            request.request_retransmits + request.response_retransmits
+        )
+    if request.flags & RequestFlag.OUT_OF_ORDER:
+        attributes["otelbpf.tcp.out_of_order"] = True
+    if style is StageStyle.ATTRIBUTES:
+        for stage in request.stages:
+            attributes[f"otelbpf.stage.{stage.name}"] = stage.end_ktime_ns - stage.start_ktime_ns
+    return attributes
+
+
+def error_type(request: Request) -> str:
+    """The conventions' error.type: how it was cut short, or a 5xx status; empty: no error."""
+    if request.ended_by:
+        return request.ended_by
+    return str(request.status) if request.status >= 500 else ""
+
+
+def _span_id() -> int:
+    return random.getrandbits(64) or 1
+
+
+def spans_of(
+    request: Request, clock: ClockReading, resource: Resource, style: StageStyle
+) -> list[ReadableSpan]:
+    """The request's span and, for StageStyle.SPANS, one below it for each stage.
+
+    Times are Unix ns, all converted with the one `clock`, so that the stages tile
+    the request's span exactly.
+    """
+    context = SpanContext(request.trace_id, request.span_id, is_remote=False, trace_flags=_SAMPLED)
+    parent = None
+    if request.parent_span_id:
+        parent = SpanContext(
+            request.trace_id,
+            request.parent_span_id,
+            is_remote=True,
+            trace_flags=TraceFlags(request.trace_flags),
+        )
+    failed = error_type(request)
+    name = request.method if request.method in _METHODS else "HTTP"
+    spans = [
+        ReadableSpan(
+            name=name,
+            context=context,
+            parent=parent,
+            resource=resource,
+            attributes=attributes_of(request, clock, style),
+            kind=SpanKind.SERVER,
+            status=Status(StatusCode.ERROR) if failed else _UNSET,
+            start_time=clock.unix_ns(request.start_ktime_ns),
+            end_time=clock.unix_ns(request.end_ktime_ns),
+            instrumentation_scope=SCOPE,
+        )
+    ]
+    if style is StageStyle.SPANS:
+        spans += [
+            ReadableSpan(
+                name=stage.name,
+                context=SpanContext(
+                    request.trace_id, _span_id(), is_remote=False, trace_flags=_SAMPLED
+                ),
+                parent=context,
+                resource=resource,
+                attributes={},
+                kind=SpanKind.INTERNAL,
+                status=_UNSET,
+                start_time=clock.unix_ns(stage.start_ktime_ns),
+                end_time=clock.unix_ns(stage.end_ktime_ns),
+                instrumentation_scope=SCOPE,
+            )
+            for stage in request.stages
+        ]
+    return spans

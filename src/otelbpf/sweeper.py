@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds requests in flight that have gone silent, in the kernel's table of them."""
+
+from __future__ import annotations
+
+import mmap
+
+import numpy as np
+
+from otelbpf.loader import Programs
+from otelbpf.records import EXCHANGE, ExchangeState, RequestFlag
+
+#: How long the acknowledgement of a whole response is waited for.
+ACK_WAIT_NS = 2_000_000_000
+
+
+class Sweeper:
+    """Looks through the table; the kernel then ends what is found, if it is still so.
+
+    Args:
+        idle_ns: how long an unanswered request may be silent.
+    """
+
+    def __init__(self, programs: Programs, idle_ns: int) -> None:
+        self._programs = programs
+        self._idle_ns = idle_ns
+        stride = (programs.value_size("exchanges") + 7) // 8 * 8
+        count = programs.limits.connections
+        self._map = mmap.mmap(programs.map_fd("exchanges"), stride * count, prot=mmap.PROT_READ)
+        self._table = np.frombuffer(self._map, EXCHANGE, count)
+
+    def sweep(self, now_ktime_ns: int) -> None:
+        """Ends what has been silent for too long."""
+        silent = self._silent_since(now_ktime_ns - ACK_WAIT_NS)
+        if not silent.size:
+            return
+        answered = self._table["record"]["flags"][silent] & RequestFlag.REQUEST_ANSWERED != 0
+        for slot in silent[answered]:
+            self._programs.sweep(int(slot), now_ktime_ns - ACK_WAIT_NS, 0)
+        idle_before = now_ktime_ns - self._idle_ns
+        waiting = silent[~answered]
+        for slot in waiting[self._table["activity_ktime_ns"][waiting] <= idle_before]:
+            self._programs.sweep(int(slot), idle_before, RequestFlag.IDLE_TIMEOUT)
+
+    def finish(self, now_ktime_ns: int) -> None:
+        """Ends everything: what was answered is reported, the rest counted as lost."""
+        for slot in self._silent_since(now_ktime_ns):
+            self._programs.sweep(int(slot), now_ktime_ns, RequestFlag.AGENT_STOPPED)
+
+    def _silent_since(self, before_ktime_ns: int) -> np.ndarray:
+        in_use = self._table["state"] == ExchangeState.IN_USE
+        return np.flatnonzero(in_use & (self._table["activity_ktime_ns"] <= before_ktime_ns))
+
+    def close(self) -> None:
+        """Unmaps the table."""
+        del self._table
+        self._map.close()
