@@ -58,7 +58,11 @@ static __always_inline struct byte_range skb_byte_range(u64 skb)
 	return range;
 }
 
-/* Is this the namespace that is measured? Its struct net is learned once. */
+/*
+ * Is this the namespace that is measured? Told by its cookie, which is never
+ * used twice (an inode number is, while sockets of a dead namespace linger);
+ * its struct net is then remembered.
+ */
 static __always_inline bool is_measured_netns(u64 net)
 {
 	int zero = 0;
@@ -68,7 +72,7 @@ static __always_inline bool is_measured_netns(u64 net)
 		return false;
 	if (s->netns_pointer)
 		return s->netns_pointer == net;
-	if (read_u32(net + OFFSET_NET_NS_INUM) != NETNS_INUM)
+	if (read_u64(net + OFFSET_NET_COOKIE) != NETNS_COOKIE)
 		return false;
 	s->netns_pointer = net;
 	return true;

@@ -171,7 +171,7 @@ def run(
         choices: tuple[Choice, ...] = choose(btf)
         if not config.xdp:
             choices = without(choices, "arrival")
-        programs = Programs(btf, config.ports, netns.inode, choices, config.limits)
+        programs = Programs(btf, config.ports, netns.cookie, choices, config.limits)
     exporter = make_exporter(name, config.output)
     pipeline = Pipeline(config, sampler, exporter)
     agent = Agent(programs, pipeline, config)

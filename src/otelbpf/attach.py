@@ -36,12 +36,15 @@ class Netns:
     Attributes:
         name: as the user wrote it; empty for the agent's own.
         path: a file that stands for it.
-        inode: its number, which the kernel knows it by.
     """
 
     name: str
     path: Path
-    inode: int
+
+    @property
+    def cookie(self) -> int:
+        """The kernel's number for it, which no other namespace ever gets."""
+        return self.run(_netns_cookie)
 
     def run(self, function: Callable[[], T]) -> T:
         """Calls `function` in a thread that has entered this namespace."""
@@ -89,7 +92,13 @@ def find_netns(name: str | None) -> Netns:
             f"{path} is not a network namespace: give a name from `ip netns list` or a path "
             "such as /proc/PID/ns/net"
         )
-    return Netns(name or "", path, status.st_ino)
+    return Netns(name or "", path)
+
+
+def _netns_cookie() -> int:
+    so_netns_cookie = 71  # since 5.14; Python has no name for it
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, so_netns_cookie, 8), "little")
 
 
 def _setns(fd: int) -> None:

@@ -26,7 +26,7 @@ _FIELDS = {
     "TCP_SOCK_WRITE_SEQ": ("tcp_sock", "write_seq"),
     "TASK_STRUCT_PID": ("task_struct", "pid"),
     "SK_BUFF_CB": ("sk_buff", "cb"),
-    "NET_NS_INUM": ("net", "ns.inum"),
+    "NET_COOKIE": ("net", "net_cookie"),
 }
 _ADDRESS_SIZE = 16
 

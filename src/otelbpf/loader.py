@@ -76,7 +76,7 @@ class Programs:
 
     Args:
         ports: the measured server ports.
-        netns_inode: of the measured network namespace.
+        netns_cookie: of the measured network namespace.
         choices: what each hook got, from hooks.choose().
     Raises:
         KernelError: the compiler's, the verifier's or the kernel's refusal.
@@ -86,7 +86,7 @@ class Programs:
         self,
         btf: Btf,
         ports: tuple[int, ...],
-        netns_inode: int,
+        netns_cookie: int,
         choices: tuple[Choice, ...],
         limits: Limits,
     ) -> None:
@@ -98,7 +98,7 @@ class Programs:
             Mechanism.RAW_TRACEPOINT: self._bcc.BPF.RAW_TRACEPOINT,
         }
         self.limits = limits
-        self._bpf = self._compile(btf, ports, netns_inode, limits)
+        self._bpf = self._compile(btf, ports, netns_cookie, limits)
         self._fds: dict[str, int] = {}
         for choice in choices:
             if choice.chosen is not None and choice.chosen.program is not None:
@@ -139,14 +139,14 @@ class Programs:
         self._bpf.cleanup()
 
     def _compile(
-        self, btf: Btf, ports: tuple[int, ...], netns_inode: int, limits: Limits
+        self, btf: Btf, ports: tuple[int, ...], netns_cookie: int, limits: Limits
     ) -> object:
         definitions = {
             **field_offsets(btf),
             "MAX_CONNECTIONS": limits.connections,
             "MAX_EXCHANGES": limits.connections,
             "RING_PAGES": limits.ring_bytes // _PAGE_BYTES,
-            "NETNS_INUM": f"{netns_inode}u",
+            "NETNS_COOKIE": f"{netns_cookie}ull",
             "IS_MEASURED_PORT(p)": "(" + "||".join(f"(p)=={port}" for port in ports) + ")",
         }
         cflags = [f"-D{name}={value}" for name, value in definitions.items()]
