@@ -22,7 +22,7 @@ from demo import ledgers, otlp
 from demo.check import Sums, problems
 from demo.findings import Export, Findings, as_json
 from demo.load import Summary, requests_option
-from demo.look import counted
+from demo.look import UNICODE, counted, printable
 from demo.plan import KEY, SMALL_KEY, SMALL_LIMIT
 from demo.processes import Process, ProcessError, running, signals_as_exit
 from demo.receiver import Receiver
@@ -80,7 +80,7 @@ def main() -> int:
         return 0
     if not console.is_terminal:
         # The report says it too, but that went elsewhere.
-        print(f"demo: {'; '.join(findings.problems)}", file=sys.stderr)
+        print("demo:", printable("; ".join(findings.problems), UNICODE), file=sys.stderr)
     return 1
 
 

@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.segment import Segment
@@ -72,8 +73,8 @@ def owner_of(stage: str) -> Owner:
 
 def stage_label(stage: str, look: Look) -> str:
     """``nic_to_tc`` as ``nic → tc``."""
-    first, _, second = stage.partition("_to_")
-    return f"{first} {look.arrow} {second}" if second else stage
+    first, _, second = printable(stage, look).partition("_to_")
+    return f"{first} {look.arrow} {second}" if second else first
 
 
 def duration(ns: int, look: Look = UNICODE) -> str:
@@ -87,6 +88,19 @@ def duration(ns: int, look: Look = UNICODE) -> str:
             number, unit = number / 1000, larger
     digits = 2 if abs(number) < 9.995 else 1 if abs(number) < 99.95 else 0
     return f"{number:.{digits}f} {unit}"
+
+
+def printable(text: str, look: Look) -> str:
+    """Text that came over the network, without what would steer a terminal."""
+    plain = look is ASCII
+    return "".join(c if c.isprintable() and (c.isascii() or not plain) else "?" for c in text)
+
+
+def shortened(text: str, width: int, look: Look) -> str:
+    """The text, or as much of its beginning as ``width`` cells hold."""
+    if cell_len(text) <= width:
+        return text
+    return set_cell_size(text, width - len(look.ellipsis)) + look.ellipsis
 
 
 def counted(count: int, noun: str) -> str:

@@ -25,8 +25,14 @@ from demo.look import (
     look_of,
     owner_of,
     percent,
+    printable,
+    shortened,
     stage_label,
 )
+
+# What is left at 80 columns, beside the times and beside a few statuses.
+ROUTE_WIDTH = 25
+HEADING_WIDTH = 40
 
 Fact = tuple[str, str | Text]  # its name and what it is
 
@@ -84,7 +90,7 @@ class _Writer:
                     for stage in request.stages:
                         spent[-1][owner_of(stage.name)] += stage.duration_ns
             table.add_row(
-                Text(self._short(f"{route.method} {route.path}", 25)),
+                Text(self._name(route, ROUTE_WIDTH)),
                 *(self._time(quantile([one[owner] for one in spent], 50)) for owner in OWNERS),
                 self._time(route.total.median_ns, "bold"),
             )
@@ -128,7 +134,7 @@ class _Writer:
             self._time(route.total.p99_ns, "dim"),
             Bar(size, 0, route.total.median_ns, "bold", self.look),
         )
-        heading = self._heading(f"{route.method} {route.path}", self._statuses(route))
+        heading = self._heading(self._name(route, HEADING_WIDTH), self._statuses(route))
         return Group(heading, table)
 
     def slowest(self, request: Request) -> RenderableType:
@@ -223,7 +229,7 @@ class _Writer:
     def verdict(self, findings: Findings) -> RenderableType:
         if findings.problems:
             mark, style = self.look.no, "bold red"
-            text = "; ".join(findings.problems)
+            text = printable("; ".join(findings.problems), self.look)
         else:
             mark, style = self.look.yes, "bold green"
             text = (
@@ -239,7 +245,7 @@ class _Writer:
         grid.add_column(ratio=1)
         cells: list[RenderableType] = [Text(left, style="bold"), Rule(self.look)]
         if right is not None:
-            grid.add_column(justify="right", no_wrap=True)
+            grid.add_column(justify="right")
             cells.append(right)
         grid.add_row(*cells)
         return grid
@@ -262,7 +268,7 @@ class _Writer:
         table.add_column(style="dim", no_wrap=True, min_width=11)
         table.add_column(overflow="fold")
         for name, fact in facts:
-            table.add_row(name, fact)
+            table.add_row(name, Text(printable(fact, self.look)) if isinstance(fact, str) else fact)
         return table
 
     def _check(self, text: str, holds: bool) -> Text:
@@ -272,10 +278,8 @@ class _Writer:
     def _time(self, ns: int, style: str = "") -> Text:
         return Text(duration(ns, self.look), style=style)
 
-    def _short(self, text: str, width: int) -> str:
-        if len(text) <= width:
-            return text
-        return text[: width - len(self.look.ellipsis)] + self.look.ellipsis
+    def _name(self, of: Route | Request, width: int) -> str:
+        return shortened(printable(f"{of.method} {of.path}", self.look), width, self.look)
 
     def _statuses(self, route: Route) -> Text:
         return Text("  ").join(
