@@ -14,7 +14,7 @@ network, and two demos at once do not meet.
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +100,7 @@ def remove_leftovers() -> list[str]:
     return names
 
 
-def leftovers(names: Iterator[str]) -> list[str]:
+def leftovers(names: Iterable[str]) -> list[str]:
     """Those of the names that a demo gave whose process is gone."""
     matches = (_OURS.fullmatch(name) for name in names)
     return sorted(match[0] for match in matches if match and not Path("/proc", match[1]).exists())
