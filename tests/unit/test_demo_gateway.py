@@ -47,9 +47,11 @@ async def gateway_before(
     """A gateway in front of these two; a model given as a URL is not served."""
     async with _url(json_model) as json_url, _url(stream_model) as stream_url:
         routes = {"/v1/embeddings": json_url, "/v1/chat/completions": stream_url}
-        async with serving(gateway.application(routes, PLANS, timeout_s=5)) as url:
-            async with aiohttp.ClientSession() as session:
-                yield session, url
+        async with (
+            serving(gateway.application(routes, PLANS, timeout_s=5)) as url,
+            aiohttp.ClientSession() as session,
+        ):
+            yield session, url
 
 
 @asynccontextmanager
@@ -137,11 +139,13 @@ def test_a_stream_is_passed_on_chunk_by_chunk() -> None:
 
         app = web.Application()
         app.router.add_post("/v1/chat/completions", stream)
-        async with gateway_before("http://127.0.0.1:1", app) as (session, url):
-            async with session.post(f"{url}/v1/chat/completions", headers=KEY) as response:
-                chunks = [await asyncio.wait_for(response.content.readany(), 30)]
-                first_arrived.set()
-                chunks.append(await asyncio.wait_for(response.content.read(), 30))
+        async with (
+            gateway_before("http://127.0.0.1:1", app) as (session, url),
+            session.post(f"{url}/v1/chat/completions", headers=KEY) as response,
+        ):
+            chunks = [await asyncio.wait_for(response.content.readany(), 30)]
+            first_arrived.set()
+            chunks.append(await asyncio.wait_for(response.content.read(), 30))
         return chunks
 
     assert asyncio.run(run()) == [b"first", b"second"]
@@ -160,9 +164,11 @@ def test_a_stream_that_breaks_is_not_shown_as_whole() -> None:
 
         app = web.Application()
         app.router.add_post("/v1/chat/completions", stream)
-        async with gateway_before("http://127.0.0.1:1", app) as (session, url):
-            async with session.post(f"{url}/v1/chat/completions", headers=KEY) as response:
-                await response.read()
+        async with (
+            gateway_before("http://127.0.0.1:1", app) as (session, url),
+            session.post(f"{url}/v1/chat/completions", headers=KEY) as response,
+        ):
+            await response.read()
 
     with pytest.raises(aiohttp.ClientError):
         asyncio.run(run())
@@ -228,9 +234,11 @@ def test_statuses(method: str, path: str, headers: dict[str, str], body: str, st
 
 def test_a_model_that_is_away_is_a_bad_gateway() -> None:
     async def run() -> int:
-        async with gateway_before("http://127.0.0.1:1", "http://127.0.0.1:1") as (session, url):
-            async with session.post(f"{url}/v1/embeddings", headers=KEY) as response:
-                return response.status
+        async with (
+            gateway_before("http://127.0.0.1:1", "http://127.0.0.1:1") as (session, url),
+            session.post(f"{url}/v1/embeddings", headers=KEY) as response,
+        ):
+            return response.status
 
     assert asyncio.run(run()) == 502
 

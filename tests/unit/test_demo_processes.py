@@ -56,33 +56,43 @@ def test_one_that_minds_no_signal_is_killed(
 
 def test_one_that_ends_before_it_is_ready_has_its_last_words_shown(tmp_path: Path) -> None:
     script = "echo one >&2; echo two >&2; exit 7"
-    with running("ends", ["sh", "-c", script], tmp_path) as process:
-        with pytest.raises(ProcessError) as error:
-            process.wait_until(Process.printed_line, TIMEOUT_S)
+    with (
+        running("ends", ["sh", "-c", script], tmp_path) as process,
+        pytest.raises(ProcessError) as error,
+    ):
+        process.wait_until(Process.printed_line, TIMEOUT_S)
     assert str(error.value) == "ends ended with exit code 7 before it was ready:\n  one\n  two"
 
 
 def test_one_that_is_never_ready_is_given_up(tmp_path: Path) -> None:
-    with running("mute", ["sleep", "600"], tmp_path) as process:
-        with pytest.raises(ProcessError, match=r"mute was not ready after 0\.1 s"):
-            process.wait_until(Process.printed_line, 0.1)
+    with (
+        running("mute", ["sleep", "600"], tmp_path) as process,
+        pytest.raises(ProcessError, match=r"mute was not ready after 0\.1 s"),
+    ):
+        process.wait_until(Process.printed_line, 0.1)
 
 
 def test_one_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
-    with running("nothing", [str(tmp_path / "nothing")], tmp_path) as process:
-        with pytest.raises(ProcessError, match="nothing ended with exit code 127"):
-            process.wait_until(Process.printed_line, TIMEOUT_S)
+    with (
+        running("nothing", [str(tmp_path / "nothing")], tmp_path) as process,
+        pytest.raises(ProcessError, match="nothing ended with exit code 127"),
+    ):
+        process.wait_until(Process.printed_line, TIMEOUT_S)
 
 
 def test_what_it_printed_is_what_finish_returns(tmp_path: Path) -> None:
     with running("load", ["sh", "-c", "echo 23"], tmp_path) as process:
         assert process.finish(TIMEOUT_S) == "23\n"
-    with running("fails", ["sh", "-c", "echo why >&2; exit 2"], tmp_path) as process:
-        with pytest.raises(ProcessError, match=r"fails failed with exit code 2:\n  why"):
-            process.finish(TIMEOUT_S)
-    with running("waits", WAITS, tmp_path) as process:
-        with pytest.raises(ProcessError, match=r"waits was not done after 0\.05 s"):
-            process.finish(0.05)
+    with (
+        running("fails", ["sh", "-c", "echo why >&2; exit 2"], tmp_path) as process,
+        pytest.raises(ProcessError, match=r"fails failed with exit code 2:\n  why"),
+    ):
+        process.finish(TIMEOUT_S)
+    with (
+        running("waits", WAITS, tmp_path) as process,
+        pytest.raises(ProcessError, match=r"waits was not done after 0\.05 s"),
+    ):
+        process.finish(0.05)
 
 
 def test_no_otel_variable_reaches_a_child_but_those_it_is_given(
