@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From spans to requests with their stages, and from requests to routes."""
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,12 +10,13 @@ from demo.otlp import Kind, Span, Value
 
 SCOPE = "otelbpf"
 
-# The usual way of a request. Where a request went another way (its last byte came before the
-# first was read, say), its stages' names tell.
+# The way of a request's first byte, and of the response's.
 STAMPS = (
-    *("hw", "nic", "tc", "tcp", "queued", "woken", "running", "nic_last", "read", "read_last"),
-    *("handler_start", "handler_end", "write", "tc_out", "write_last", "tc_out_last", "acked"),
+    *("hw", "nic", "tc", "tcp", "queued", "woken", "running", "read"),
+    *("handler_start", "handler_end", "write", "tc_out", "acked"),
 )
+# The last byte may pass a point before the first passes the next, or long after.
+LAST_STAMPS = ("nic_last", "read_last", "write_last", "tc_out_last")
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ def _route(method: str, path: str, requests: list[Request]) -> Route:
             durations[stage.name].append(stage.duration_ns)
     stages = [
         RouteStage(name, quantile(offsets[name], 50), figures(durations[name]))
-        for name in sorted(offsets, key=_along_the_way)
+        for name in _along_the_way(durations)
     ]
     statuses = Counter(request.status for request in requests)
     return Route(
@@ -203,15 +205,22 @@ def _route(method: str, path: str, requests: list[Request]) -> Route:
     )
 
 
-def _along_the_way(stage: str) -> tuple[int, int, str]:
-    """The order of stages: not by their offsets, since not every request has every stage."""
-    first, _, second = stage.partition("_to_")
-    unknown = len(STAMPS)
-    return (
-        STAMPS.index(first) if first in STAMPS else unknown,
-        STAMPS.index(second) if second in STAMPS else unknown,
-        stage,
-    )
+def _along_the_way(durations: Mapping[str, Sequence[int]]) -> list[str]:
+    """Stages in the order of their stamps: not of their offsets, which not all requests share."""
+    at = {stamp: float(index) for index, stamp in enumerate(STAMPS)}
+    ends = {name: name.partition("_to_")[::2] for name in durations}
+    for last in LAST_STAMPS:
+        # Behind the stamp that most requests have before it.
+        before = [name for name, (first, second) in ends.items() if second == last and first in at]
+        if before:
+            after = at[ends[max(before, key=lambda name: len(durations[name]))][0]]
+            at[last] = (after + math.floor(after) + 1) / 2
+
+    def place(name: str) -> tuple[float, float, str]:
+        first, second = ends[name]
+        return at.get(first, math.inf), at.get(second, math.inf), name
+
+    return sorted(durations, key=place)
 
 
 def figures(values_ns: Sequence[int]) -> Figures:

@@ -18,6 +18,7 @@ class Look:
     bar: str  # one whole cell
     bar_right: str  # the right half of a cell
     bar_left: str  # the left half
+    beyond: str  # the bar goes on
     block: str  # a patch of colour
     rule: str
     arrow: str
@@ -28,8 +29,8 @@ class Look:
     ellipsis: str
 
 
-UNICODE = Look("━", "╺", "╸", "■ ", "─", "→", "×", "µ", "✓", "✗", "…")  # noqa: RUF001
-ASCII = Look("#", "#", "#", "", "-", "->", "x", "u", "ok", "!!", "...")
+UNICODE = Look("━", "╺", "╸", "›", "■ ", "─", "→", "×", "µ", "✓", "✗", "…")  # noqa: RUF001
+ASCII = Look("#", "#", "#", ">", "", "-", "->", "x", "u", "ok", "!!", "...")
 
 
 def look_of(console: Console) -> Look:
@@ -122,7 +123,8 @@ def percent(part: int, whole: int) -> str:
 class Bar:
     """From ``begin`` to ``end`` of a scale of ``size``, over the width that there is.
 
-    It is drawn to half a cell, and never as nothing.
+    It is drawn to half a cell, and never as nothing. What lies beyond the scale is cut off,
+    with a mark at the edge.
     """
 
     size: int
@@ -141,6 +143,8 @@ class Bar:
         text += self.look.bar_right * (first % 2)
         text += self.look.bar * (last // 2 - (first + 1) // 2)
         text += self.look.bar_left * (last % 2)
+        if self.end > self.size:
+            text = text.ljust(width)[: width - 1] + self.look.beyond
         yield Segment(text.ljust(width), Style.parse(self.style))
 
 

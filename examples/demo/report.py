@@ -107,9 +107,10 @@ class _Writer:
 
     def route(self, route: Route) -> RenderableType:
         """The route's waterfall, by medians."""
-        size = max(
-            [route.total.median_ns, *(s.offset_ns + s.figures.median_ns for s in route.stages)]
-        )
+        # A stage that few requests had, slow ones often, does not stretch the scale of all.
+        usual = [stage for stage in route.stages if 2 * stage.figures.count >= route.total.count]
+        ends = [stage.offset_ns + stage.figures.median_ns for stage in usual]
+        size = max([route.total.median_ns, *ends])
         table = self._table("stage", "count", "median", "p99")
         self._add_bars(table, size)
         for stage in route.stages:
@@ -144,12 +145,7 @@ class _Writer:
             ("trace", request.trace_id),
             ("span", f"{request.span_id}, {self._parent(request)}"),
             ("client", self._client(request)),
-            (
-                "ledger",
-                "complete"
-                if request.complete
-                else f"without {', '.join(request.absent) or 'some'}",
-            ),
+            ("ledger", self._ledger(request)),
         )
         table = self._table("stage", "starts at", "takes", "share")
         self._add_bars(table, request.total_ns)
@@ -206,7 +202,7 @@ class _Writer:
         absent = Counter(name for request in requests for name in request.absent).most_common()
         names = ", ".join(f"{name} {count:,}" for name, count in absent)
         text = f"{complete:,} of {len(requests):,} complete"
-        yield "ledgers", f"{text}; absent: {names}" if names else text
+        yield "ledgers", f"{text}; did not occur: {names}" if names else text
 
         sent = findings.load.traceparents if findings.load is not None else frozenset()
         if sent:
@@ -299,6 +295,11 @@ class _Writer:
         names = ("client.address", "client.port", "network.protocol.version", "user_agent.original")
         address, port, version, agent = (str(request.attributes.get(name, "?")) for name in names)
         return f"{address} port {port}, HTTP/{version}, {agent}"
+
+    def _ledger(self, request: Request) -> str:
+        # A stamp that did not occur is not missing: who is running need not be woken.
+        text = "complete" if request.complete else "not complete"
+        return f"{text}, without {', '.join(request.absent)}" if request.absent else text
 
     def _sum(self, request: Request) -> Text:
         sign = "=" if request.stages_sum_ns == request.total_ns else "is not"

@@ -187,6 +187,30 @@ def test_routes_keep_stages_in_the_order_of_the_way() -> None:
     assert route.total == Figures(3, 125, 125)
 
 
+@pytest.mark.parametrize(
+    ("stages", "rare"),
+    [
+        (("nic_to_nic_last", "nic_last_to_tc", "tc_to_read", "read_to_acked"), "read_to_nic_last"),
+        (("nic_to_read", "read_to_nic_last", "nic_last_to_read_last", "read_last_to_write"), ""),
+        (("write_to_write_last", "write_last_to_tc_out", "tc_out_to_acked"), ""),
+        (("write_to_tc_out", "tc_out_to_write_last", "write_last_to_tc_out_last"), "x_to_y"),
+        (("tc_out_to_write_last", "write_last_to_tc_out_last", "tc_out_last_to_acked"), ""),
+    ],
+)
+def test_the_last_byte_has_its_place_where_most_requests_have_it(
+    stages: tuple[str, ...], rare: str
+) -> None:
+    spans = []
+    for number in range(1, 4):
+        span = server_span(number)
+        spans += [span, *stage_spans(span, [(name, 1) for name in stages])]
+    span = server_span(9)
+    spans += [span, *(stage_spans(span, [(rare, 1)]) if rare else ())]
+
+    (route,) = routes(decode(spans).requests)
+    assert [stage.name for stage in route.stages if stage.name != rare] == list(stages)
+
+
 def test_routes_are_by_method_and_path_the_most_frequent_first() -> None:
     spans = [server_span(number, "/rare", 200) for number in range(1, 3)]
     spans += [

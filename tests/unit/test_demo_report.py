@@ -234,6 +234,27 @@ def test_bars_are_drawn_to_half_a_cell(begin: int, end: int, cells: tuple[int, i
     assert half_cells(100, begin, end, 10) == cells
 
 
+@pytest.mark.parametrize(
+    ("begin", "end", "text"),
+    [(50, 101, "     ━━━━›"), (200, 300, "         ›"), (0, 300, "━━━━━━━━━›")],  # noqa: RUF001
+)
+def test_a_bar_beyond_the_scale_is_cut_off(begin: int, end: int, text: str) -> None:
+    console = Console(file=io.StringIO(), width=10)
+    with console.capture() as capture:
+        console.print(Bar(100, begin, end, "blue", UNICODE), end="")
+    assert capture.get() == text
+
+
+def test_what_few_requests_had_does_not_stretch_the_scale() -> None:
+    slow = request(30, (*QUICK[:-1], ("tc_out_to_acked", 90_000_000)), "/healthz")
+    rare = replace(slow, stages=(*slow.stages[:-1], replace(slow.stages[-1], name="tc_out_to_x")))
+    text = on_paper(replace(FINDINGS, requests=(*REQUESTS[:22], rare)))
+    row = next(line for line in text.splitlines() if line.startswith(" tc_out -> x"))
+    assert re.fullmatch(r"1 90\.0 ms 90\.0 ms #+>", " ".join(row.split()[3:]))
+    header = next(line for line in text.splitlines() if line.startswith(" stage"))
+    assert header.endswith(" 450 us")
+
+
 def test_a_bar_of_a_scale_of_nothing() -> None:
     assert half_cells(0, 0, 0, 10) == (0, 1)
 
@@ -300,7 +321,7 @@ def test_it_has_everything_that_it_promises() -> None:
     assert f"trace {23:032x}" in found
     assert f"span {23:016x}, the root of its trace" in found
     assert "client 198.18.0.2 port 40000, HTTP/1.1, otelbpf-demo" in found
-    assert "ledger without woken, running" in found
+    assert "ledger not complete, without woken, running" in found
     assert any(line.startswith("queued -> read 3.60 us 20.0 us <0.1%") for line in found)
     assert any(line.startswith("tc_out -> write_last 2.03 ms 74.0 ms 97.3%") for line in found)
     assert "9 stages: 76,078,601 ns = 76,078,601 ns in all ok" in found
@@ -308,7 +329,7 @@ def test_it_has_everything_that_it_promises() -> None:
     assert "sum 23 + 0 + 0 = 23 ok" in found
     assert "lost 0" in found
     assert "stages 23 of 23 requests add up to the nanosecond ok" in found
-    assert "ledgers 22 of 23 complete; absent: woken 1, running 1" in found
+    assert "ledgers 22 of 23 complete; did not occur: woken 1, running 1" in found
     assert "traces 1 of 1 requests with a traceparent joined it ok" in found
     assert "endpoint http://127.0.0.1:4317" in found
     assert "received 230 spans in 2 exports: 23 requests, 207 stages" in found
