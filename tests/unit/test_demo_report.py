@@ -371,6 +371,9 @@ def test_what_is_missing_is_said() -> None:
     assert "!! the agent saw 25; the agent lost 1" in found
     assert not any("every request is accounted for" in line for line in found)
 
+    too_many = lines(on_paper(replace(findings, sums=Sums(22, 23, 0, {}))))
+    assert "sum 23 + 0 + 0 = 23 !!" in too_many
+
 
 def test_with_no_request_at_all_there_is_still_a_report() -> None:
     nothing = replace(FINDINGS, requests=(), sums=Sums(0, 0, 0, {}), load=None, problems=("none",))
