@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from demo.check import Sums, problems
 from demo.findings import Export, Findings, as_json
 from demo.load import Summary, requests_option
 from demo.look import UNICODE, counted, printable
+from demo.names import files
 from demo.plan import KEY, SMALL_KEY, SMALL_LIMIT
 from demo.processes import Process, ProcessError, running, signals_as_exit
 from demo.receiver import Receiver
@@ -64,7 +64,7 @@ def main() -> int:
     try:
         if os.geteuid() != 0:
             raise DemoError(
-                "the demo makes network namespaces and loads BPF programs, so it has to run as root"
+                "this makes network namespaces and loads BPF programs, so it needs root"
             )
         if not options.agent.exists():
             raise DemoError(f"there is no otelbpf at {options.agent}; scripts/setup installs it")
@@ -88,7 +88,7 @@ def run(options: Options, console: Console) -> Findings:
     """The whole way, from an empty machine to what was found; nothing is left behind."""
     with ExitStack() as stack:
         step = stack.enter_context(_steps(console))
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="otelbpf-demo-")))
+        directory = stack.enter_context(files())
 
         step("making two network namespaces")
         network = stack.enter_context(topology())

@@ -11,17 +11,15 @@ Both ends of the veth are created inside the namespaces, so nothing shows in the
 network, and two demos at once do not meet.
 """
 
-import os
-import re
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-PREFIX = "otelbpf-demo"
+from demo.names import leftovers, name_of
+
 NETNS_DIRECTORY = Path("/run/netns")
-_OURS = re.compile(rf"{PREFIX}-(\d+)-(server|client)")
 
 # 198.18.0.0/15 is set aside for tests between hosts (RFC 2544), fd00::/8 for private networks.
 _IPV4 = "198.18.0.{}"
@@ -63,7 +61,7 @@ def topology() -> Iterator[Topology]:
     """
     remove_leftovers()
     server, client = (
-        Side(f"{PREFIX}-{os.getpid()}-{role}", f"{role}0", _IPV4.format(host), _IPV6.format(host))
+        Side(name_of(role), f"{role}0", _IPV4.format(host), _IPV6.format(host))
         for host, role in ((1, "server"), (2, "client"))
     )
     try:
@@ -94,16 +92,10 @@ def remove_leftovers() -> list[str]:
     Returns:
         The names that were removed.
     """
-    names = leftovers(path.name for path in NETNS_DIRECTORY.glob(f"{PREFIX}-*"))
+    names = [path.name for path in leftovers(NETNS_DIRECTORY, "server", "client")]
     for name in names:
         _remove(name)
     return names
-
-
-def leftovers(names: Iterable[str]) -> list[str]:
-    """Those of the names that a demo gave whose process is gone."""
-    matches = (_OURS.fullmatch(name) for name in names)
-    return sorted(match[0] for match in matches if match and not Path("/proc", match[1]).exists())
 
 
 def _remove(netns: str) -> None:

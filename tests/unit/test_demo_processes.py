@@ -12,8 +12,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 from demo import processes
+from demo.names import files, leftovers
 from demo.processes import Process, ProcessError, running, signals_as_exit
-from demo.topology import leftovers
 
 pytestmark = pytest.mark.unit
 
@@ -125,18 +125,41 @@ def test_a_signal_leaves_by_an_exception_and_a_second_does_not_disturb(
     assert signal.getsignal(number) is before
 
 
-def test_leftovers_are_those_of_dead_demos() -> None:
+def dead_pid() -> int:
     with subprocess.Popen(["true"]) as dead:
         dead.wait()
+    return dead.pid
+
+
+def test_leftovers_are_those_of_dead_demos(tmp_path: Path) -> None:
+    dead = dead_pid()
     names = [
-        f"otelbpf-demo-{dead.pid}-server",
-        f"otelbpf-demo-{dead.pid}-client",
+        f"otelbpf-demo-{dead}-client",
+        f"otelbpf-demo-{dead}-server",
+        f"otelbpf-demo-{dead}-files",
         f"otelbpf-demo-{os.getpid()}-server",
-        f"otelbpf-demo-{dead.pid}-server-of-mine",
-        f"other-otelbpf-demo-{dead.pid}-server",
+        f"otelbpf-demo-{dead}-server-of-mine",
+        f"other-otelbpf-demo-{dead}-server",
         "otelbpf-demo-x-server",
     ]
-    assert leftovers(names) == names[1::-1]
+    for name in names:
+        (tmp_path / name).touch()
+    assert leftovers(tmp_path, "server", "client") == [tmp_path / name for name in names[:2]]
+    assert leftovers(tmp_path / "nothing", "server") == []
+
+
+def test_a_demos_files_go_with_it_and_those_of_dead_ones_too(tmp_path: Path) -> None:
+    dead = tmp_path / f"otelbpf-demo-{dead_pid()}-files"
+    other = tmp_path / "otelbpf-demo-1-files"  # process 1 lives
+    for directory in (dead, other):
+        directory.mkdir()
+        (directory / "sums.json").touch()
+
+    with pytest.raises(KeyError), files(tmp_path) as directory:
+        assert set(tmp_path.iterdir()) == {other, directory}
+        (directory / "ready").touch()
+        raise KeyError
+    assert list(tmp_path.iterdir()) == [other]
 
 
 @pytest.mark.parametrize(
