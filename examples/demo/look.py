@@ -40,19 +40,19 @@ def look_of(console: Console) -> Look:
 
 @dataclass(frozen=True)
 class Owner:
-    """Who had the request during a stage: a short name, from where to where, a colour."""
+    """Who had the request during a stage: a short name, until which stamp, a colour."""
 
     name: str
-    reach: str
+    until: str
     style: str
 
 
-RECEIVE = Owner("receive", "card to queue", "blue")
-WAITING = Owner("waiting", "queue to read", "yellow")
-APPLICATION = Owner("app", "read to write", "green")
-SEND = Owner("send", "write to card", "magenta")
-PEER = Owner("peer", "card to acknowledged", "cyan")
-OTHER = Owner("other", "not known to this report", "white")
+RECEIVE = Owner("receive", "until queued", "blue")
+WAITING = Owner("waiting", "until read", "yellow")
+APPLICATION = Owner("app", "until write", "green")
+SEND = Owner("send", "until tc_out", "magenta")
+PEER = Owner("peer", "until acked", "cyan")
+OTHER = Owner("other", "a stamp that is not known here", "white")
 OWNERS = (RECEIVE, WAITING, APPLICATION, SEND, PEER)
 
 # A stage is the time until its second stamp: it belongs to whoever had to bring that about.

@@ -97,7 +97,7 @@ class _Writer:
         legend = (
             Text("   ").join(
                 Text.assemble(
-                    (self.look.block, owner.style), (f"{owner.name}: {owner.reach}", "dim")
+                    (self.look.block, owner.style), (f"{owner.name}: {owner.until}", "dim")
                 )
                 for owner in owners
             )

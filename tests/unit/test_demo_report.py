@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's report: units, bars to scale, and what it says on paper and on a terminal."""
+"""The demo's report: what it says on paper and on a terminal."""
 
 import io
 import json
@@ -19,25 +19,6 @@ from demo.check import Sums
 from demo.findings import Export, Findings, as_json
 from demo.ledgers import Request, Stage
 from demo.load import Summary
-from demo.look import (
-    APPLICATION,
-    ASCII,
-    OTHER,
-    OWNERS,
-    PEER,
-    RECEIVE,
-    SEND,
-    UNICODE,
-    WAITING,
-    Bar,
-    Owner,
-    counted,
-    duration,
-    half_cells,
-    owner_of,
-    percent,
-    stage_label,
-)
 from demo.report import render
 
 pytestmark = pytest.mark.unit
@@ -136,115 +117,6 @@ def lines(text: str) -> list[str]:
     return [" ".join(line.split()) for line in text.splitlines()]
 
 
-@pytest.mark.parametrize(
-    ("ns", "text"),
-    [
-        (0, "0 ns"),
-        (999, "999 ns"),
-        (1_000, "1.00 µs"),
-        (9_994, "9.99 µs"),
-        (9_995, "10.0 µs"),
-        (99_949, "99.9 µs"),
-        (99_950, "100 µs"),
-        (999_499, "999 µs"),
-        (999_500, "1.00 ms"),
-        (12_345_678, "12.3 ms"),
-        (999_499_999, "999 ms"),
-        (999_500_000, "1.00 s "),
-        (75_000_000_000, "75.0 s "),
-        (7_500_000_000_000, "7500 s "),
-        (-1_234, "-1.23 µs"),
-    ],
-)
-def test_durations_have_three_digits_and_a_unit(ns: int, text: str) -> None:
-    assert duration(ns) == text
-    assert duration(ns, ASCII) == text.replace("µ", "u")
-
-
-@pytest.mark.parametrize(
-    ("part", "whole", "text"),
-    [
-        (0, 100, "0.0%"),
-        (1, 10_000, "<0.1%"),
-        (10, 10_000, "0.1%"),
-        (991, 1_000, "99.1%"),
-        (1, 1, "100%"),
-        (1, 0, ""),
-    ],
-)
-def test_shares_in_percent(part: int, whole: int, text: str) -> None:
-    assert percent(part, whole) == text
-
-
-def test_one_and_more() -> None:
-    assert [counted(number, "span") for number in (0, 1, 2_420)] == [
-        "0 spans",
-        "1 span",
-        "2,420 spans",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("stage", "owner"),
-    [
-        ("nic_to_tc", RECEIVE),
-        ("tc_to_tcp", RECEIVE),
-        ("tcp_to_queued", RECEIVE),
-        ("running_to_nic_last", RECEIVE),
-        ("queued_to_woken", WAITING),
-        ("queued_to_read", WAITING),
-        ("woken_to_running", WAITING),
-        ("running_to_read", WAITING),
-        ("read_to_read_last", WAITING),
-        ("read_last_to_handler_start", APPLICATION),
-        ("read_to_write", APPLICATION),
-        ("tc_out_to_write_last", APPLICATION),
-        ("write_to_tc_out", SEND),
-        ("write_last_to_tc_out_last", SEND),
-        ("tc_out_to_acked", PEER),
-        ("tc_out_last_to_acked", PEER),
-        ("something_else", OTHER),
-    ],
-)
-def test_a_stage_belongs_to_whoever_brings_its_end_about(stage: str, owner: Owner) -> None:
-    assert owner_of(stage) is owner
-
-
-def test_stages_are_labelled_by_their_stamps() -> None:
-    name = "write_last_to_tc_out_last"
-    assert stage_label(name, UNICODE) == "write_last → tc_out_last"
-    assert stage_label(name, ASCII) == "write_last -> tc_out_last"
-    assert stage_label("odd", ASCII) == "odd"
-
-
-@pytest.mark.parametrize(
-    ("begin", "end", "cells"),
-    [
-        (0, 100, (0, 20)),
-        (0, 50, (0, 10)),
-        (25, 30, (5, 6)),
-        (0, 0, (0, 1)),
-        (100, 100, (19, 20)),
-        (99, 100, (19, 20)),
-        (50, 51, (10, 11)),
-        (90, 120, (18, 20)),
-    ],
-)
-def test_bars_are_drawn_to_half_a_cell(begin: int, end: int, cells: tuple[int, int]) -> None:
-    assert half_cells(100, begin, end, 10) == cells
-
-
-@pytest.mark.parametrize(
-    ("begin", "end", "text"),
-    [(50, 101, "     ━━━━›"), (200, 300, "         ›"), (0, 300, "━━━━━━━━━›")],  # noqa: RUF001
-)
-def test_a_bar_beyond_the_scale_is_cut_off(begin: int, end: int, text: str) -> None:
-    console = Console(file=io.StringIO(), width=10)
-    with console.capture() as capture:
-        console.print(Bar(100, begin, end, "blue", UNICODE), end="")
-    assert capture.get() == text
-
-
 def test_what_few_requests_had_does_not_stretch_the_scale() -> None:
     slow = request(30, (*QUICK[:-1], ("tc_out_to_acked", 90_000_000)), "/healthz")
     rare = replace(slow, stages=(*slow.stages[:-1], replace(slow.stages[-1], name="tc_out_to_x")))
@@ -253,38 +125,6 @@ def test_what_few_requests_had_does_not_stretch_the_scale() -> None:
     assert re.fullmatch(r"1 90\.0 ms 90\.0 ms #+>", " ".join(row.split()[3:]))
     header = next(line for line in text.splitlines() if line.startswith(" stage"))
     assert header.endswith(" 450 us")
-
-
-def test_a_bar_of_a_scale_of_nothing() -> None:
-    assert half_cells(0, 0, 0, 10) == (0, 1)
-
-
-@pytest.mark.parametrize(
-    ("begin", "end", "text"),
-    [
-        (0, 100, "━━━━━━━━━━"),
-        (15, 45, " ╺━━╸     "),
-        (20, 40, "  ━━      "),
-        (15, 20, " ╺        "),
-        (10, 15, " ╸        "),
-        (100, 100, "         ╺"),
-    ],
-)
-def test_bars_look_like_this(begin: int, end: int, text: str) -> None:
-    console = Console(file=io.StringIO(), width=10)
-    with console.capture() as capture:
-        console.print(Bar(100, begin, end, "blue", UNICODE), end="")
-    assert capture.get() == text
-
-
-def test_the_bars_of_a_request_follow_one_another() -> None:
-    """No half cell between two neighbours' bars, where both are long enough to be seen."""
-    for width in range(10, 90):
-        tiles = request(1, (("a_to_b", 300), ("b_to_c", 500), ("c_to_d", 200)), "/").stages
-        edges = [half_cells(1000, tile.offset_ns, tile.end_ns, width) for tile in tiles]
-        assert edges[0][0] == 0
-        assert edges[-1][1] == 2 * width
-        assert [end for _, end in edges[:-1]] == [begin for begin, _ in edges[1:]]
 
 
 @pytest.mark.parametrize("width", [80, 100, 132, 200])
@@ -418,7 +258,3 @@ def test_as_json_has_all_of_it_in_ns() -> None:
         "p99_ns": 1_900,
     }
     assert found["problems"] == []
-
-
-def test_every_owner_has_a_colour_of_its_own() -> None:
-    assert len({owner.style for owner in OWNERS}) == len(OWNERS) == 5
