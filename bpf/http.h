@@ -36,6 +36,20 @@ static __always_inline u64 newlines(u64 word)
 	return (x - BYTES(1)) & ~x & BYTES(0x80);
 }
 
+/* Marks the bytes of word that are c, all of them exactly. */
+static __always_inline u64 equal(u64 word, u8 c)
+{
+	u64 x = word ^ BYTES(c);
+
+	return ~(((x & BYTES(0x7f)) + BYTES(0x7f)) | x | BYTES(0x7f));
+}
+
+/* Marks the bytes of word that are neither space nor tab. */
+static __always_inline u64 not_blank(u64 word)
+{
+	return ~(equal(word, ' ') | equal(word, '\t')) & BYTES(0x80);
+}
+
 /* The index of the lowest marked byte: BPF has no count-trailing-zeros. */
 static __always_inline u32 lowest(u64 marks)
 {
@@ -175,20 +189,21 @@ static __always_inline void note_line(struct scratch *s, volatile struct head_cu
 	s->found_length[found] = length;
 }
 
-/* Strips spaces and tabs before a header's value. */
+/* Strips up to seven spaces and tabs before a header's value, and eight after it. */
 static __always_inline void strip(u32 *at, u32 *length, const struct scratch *s)
 {
-	int i;
+	u64 text;
+	u32 n;
 
-	BOUNDED_LOOP
-	for (i = 0; i < 4; i++) {
-		u8 c = byte_at(s, *at);
-
-		if (*length == 0 || (c != ' ' && c != '\t'))
-			return;
-		*at += 1;
-		*length -= 1;
-	}
+	n = at_most(*length, lowest(not_blank(word_at(s, *at))));
+	*at += n;
+	*length -= n;
+	text = not_blank(word_at(s, *at + *length - 8));
+	text |= text >> 8;
+	text |= text >> 16;
+	text |= text >> 32;
+	n = 8 - ((text >> 7) * BYTES(1) >> 56);
+	*length -= at_most(*length, n);
 }
 
 /* Copies a piece of the window, cut to max; max is a multiple of 8. */
@@ -235,6 +250,7 @@ static __always_inline bool is_chunked(struct scratch *s)
 {
 	u32 at = s->found_at[FOUND_TRANSFER_ENCODING], length = s->found_length[FOUND_TRANSFER_ENCODING];
 
+	strip(&at, &length, s);
 	if (length < 7)
 		return false;
 	return ((word_at(s, at + length - 7) | LETTERS_LOWER) & FIRST_BYTES(7)) ==
