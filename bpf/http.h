@@ -331,6 +331,15 @@ static __always_inline void begin_request_body(struct connection *conn, struct s
 	}
 }
 
+/* After 101, or 2xx to CONNECT, the connection belongs to another protocol. */
+static __always_inline bool ends_http(const struct exchange *x, u32 status)
+{
+	if (status == 101)
+		return true;
+	return x && status / 100 == 2 && *(u64 *)x->record.request_line ==
+					 WORD('C', 'O', 'N', 'N', 'E', 'C', 'T', ' ');
+}
+
 static __always_inline void begin_response_body(struct connection *conn, struct scratch *s,
 						struct exchange *x)
 {
@@ -349,7 +358,7 @@ static __always_inline void begin_response_body(struct connection *conn, struct 
 	}
 	if (x)
 		x->record.status = p->status;
-	if (p->status == 101) {
+	if (ends_http(x, p->status)) {
 		if (x)
 			x->record.flags |= UPGRADED;
 		end_response(conn, s, x);
