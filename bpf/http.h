@@ -268,7 +268,7 @@ static __always_inline int take_request_lines(struct scratch *s, struct connecti
 		start = word_at(s, at);
 		if (length < CARRY_MAX) {
 			version = word_at(s, at + length - 8);
-			if (length < 14 ||
+			if (length < 12 ||	/* "X / HTTP/1.1" */
 			    (version & FIRST_BYTES(7)) != WORD('H', 'T', 'T', 'P', '/', '1', '.', 0))
 				return -1;
 			if (x)
