@@ -80,14 +80,19 @@ static __always_inline void lose_framing(struct connection *conn)
 	lose_requests(conn);
 }
 
-static __always_inline void turn_off(struct connection *conn)
+static __always_inline void count_as_not_http(struct connection *conn)
 {
-	conn->inbound.state = PARSER_OFF;
-	conn->outbound.state = PARSER_OFF;
 	if (!conn->inbound.counted) {
 		conn->inbound.counted = 1;
 		count(COUNT_CONNECTIONS_NOT_HTTP);
 	}
+}
+
+static __always_inline void turn_off(struct connection *conn)
+{
+	conn->inbound.state = PARSER_OFF;
+	conn->outbound.state = PARSER_OFF;
+	count_as_not_http(conn);
 }
 
 /* ---- the ends of messages ---- */

@@ -22,17 +22,27 @@ static __always_inline int parse_skb(struct __sk_buff *skb, enum direction direc
 static __always_inline bool begin_inbound(struct __sk_buff *skb, struct scratch *s,
 					  struct connection *conn)
 {
+	u32 offset = s->payload_offset + s->position, first_four = 0;
 	u8 first = 0;
 
-	if (bpf_skb_load_bytes(skb, s->payload_offset + s->position, &first, 1))
+	if (bpf_skb_load_bytes(skb, offset, &first, 1))
 		return false;
 	/* Some clients send an empty line after a body. */
 	if (first == '\r' || first == '\n') {
 		s->position++;
 		return true;
 	}
-	if (first < 'A' || first > 'Z')
+	if (first < 'A' || first > 'Z') {
+		if (!conn->begun)
+			count_as_not_http(conn);
 		return false;
+	}
+	/* The preface of HTTP/2 was made to look like a request. */
+	if (first == 'P' && !bpf_skb_load_bytes(skb, offset, &first_four, 4) &&
+	    first_four == 0x20495250) {	/* "PRI " */
+		turn_off(conn);
+		return true;
+	}
 	start_message(&conn->inbound);
 	begin_request(conn, &s->key, s->seq + s->position, s->ktime_ns);
 	return true;
@@ -186,10 +196,7 @@ static __always_inline bool take_up(struct __sk_buff *skb, struct connection *co
 	if (seg->payload_length < 16 ||
 	    bpf_skb_load_bytes(skb, seg->payload_offset, &first_four, 4) ||
 	    !starts_a_request(first_four)) {
-		if (!conn->inbound.counted) {
-			conn->inbound.counted = 1;
-			count(COUNT_CONNECTIONS_NOT_HTTP);
-		}
+		count_as_not_http(conn);
 		return false;
 	}
 	lose_requests(conn);
