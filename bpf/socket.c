@@ -117,6 +117,9 @@ static __always_inline int handle_state(u64 sk, u32 state)
 	if (state == TCP_CLOSE) {
 		if (!conn)
 			return 0;
+		/* Torn down from this side; its RST is sent only after this. */
+		if (!(conn->flags & (PEER_RESET | LOCAL_CLOSED)))
+			conn->flags |= LOCAL_RESET;
 		close_requests(conn);
 		connections.delete(&key);
 		count(COUNT_CONNECTIONS_CLOSED);
