@@ -44,7 +44,7 @@ static __always_inline int parse_segment(u8 *data, u8 *data_end, u32 frame_lengt
 					 enum direction direction, struct segment *seg)
 {
 	u8 *cursor = data + ETHERNET_LENGTH, *peer, *local, *tcp;
-	u32 type, protocol, ip_length, header_length, offset, source, destination;
+	u32 type, protocol, ip_length, header_length, ip_offset, offset, end, source, destination;
 	int i;
 
 	if (cursor > data_end)
@@ -59,6 +59,10 @@ static __always_inline int parse_segment(u8 *data, u8 *data_end, u32 frame_lengt
 		type = be16(cursor + 2);
 		cursor += 4;
 	}
+
+	ip_offset = cursor - data;
+	/* Else clang would rather subtract a pointer from a number, which none may. */
+	asm volatile("" : "+r"(ip_offset));
 
 	if (type == ETHERTYPE_IPV4) {
 		if (cursor + 20 > data_end)
@@ -120,13 +124,13 @@ static __always_inline int parse_segment(u8 *data, u8 *data_end, u32 frame_lengt
 	seg->ack_seq = be32(tcp + 8);
 	seg->tcp_flags = tcp[13];
 
-	offset = (u32)(tcp - data) + (tcp[12] >> 4) * 4;
+	header_length = (tcp[12] >> 4) * 4;
+	offset = (u32)(tcp - data) + header_length;
 	/* Short frames are padded, so the IP header says where the payload ends. */
-	if (ip_length)
-		frame_length = (u32)(cursor - data) + ip_length;
-	if (offset > frame_length)
-		return SEGMENT_UNPARSED;
+	end = ip_length ? ip_offset + ip_length : frame_length;
+	if (header_length < 20 || offset > end || end > frame_length)
+		return SEGMENT_UNPARSED;	/* TCP would not take it either */
 	seg->payload_offset = offset;
-	seg->payload_length = frame_length - offset;
+	seg->payload_length = end - offset;
 	return SEGMENT_OURS;
 }
