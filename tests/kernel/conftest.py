@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One lab and one load of the programs for all tests that do not need their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from lab import Lab, laboratory
+from meter import Meter, load
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """The shared namespaces."""
+    with laboratory() as lab:
+        yield lab
+
+
+@pytest.fixture(scope="session")
+def _shared_meter(lab: Lab) -> Iterator[Meter]:
+    meter = load(lab)
+    try:
+        with meter.attached():
+            yield meter
+    finally:
+        meter.close()
+
+
+@pytest.fixture
+def meter(_shared_meter: Meter) -> Iterator[Meter]:
+    """The attached programs, counting from here; checks at the end that nothing went astray."""
+    _shared_meter.begin()
+    yield _shared_meter
+    _shared_meter.end()

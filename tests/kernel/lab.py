@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two network namespaces joined by a veth pair, and TCP connections between them.
+
+The sockets are this process's own, whichever namespace they live in, so a test
+decides byte by byte and segment by segment what both sides do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import os
+import re
+import socket
+import struct
+import subprocess
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from otelbpf.attach import Netns, find_netns
+
+SERVER_IPV4 = "198.18.0.1"
+CLIENT_IPV4 = "198.18.0.2"
+SERVER_IPV6 = "fd00:6f74::1"
+CLIENT_IPV6 = "fd00:6f74::2"
+PORT = 8080
+#: Measured too, for a server that must not share a port with the listeners.
+SPARE_PORT = 8082
+INTERFACE = "server0"
+CLIENT_INTERFACE = "client0"
+DEADLINE_S = 5.0
+
+_NAMES = re.compile(r"otelbpf-test-(\d+)-\d+-(server|client)")
+_numbers = itertools.count()
+_RECVFROM = 45  # on x86-64
+
+
+def wait_until(
+    condition: Callable[[], object],
+    what: str,
+    *,
+    state: Callable[[], object] = lambda: "",
+    deadline_s: float = DEADLINE_S,
+) -> None:
+    """Waits for a condition, never for a time.
+
+    Args:
+        what: what is waited for, for the error.
+        state: what to show of it if it does not come.
+    Raises:
+        AssertionError: it did not come.
+    """
+    end = time.monotonic() + deadline_s
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError(f"waited {deadline_s} s in vain until {what} {state()}")
+        time.sleep(0.0005)
+
+
+def run(*command: str) -> str:
+    """Runs a command; its output is in the error if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip() or done.returncode}")
+    return done.stdout
+
+
+def _delete_namespaces_of_the_dead() -> None:
+    """A killed run cannot tidy up; the next one does it."""
+    for match in _NAMES.finditer(run("ip", "netns", "list")):
+        if not Path(f"/proc/{match[1]}").exists():
+            with contextlib.suppress(RuntimeError):
+                run("ip", "netns", "del", match[0])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both ends of one connection."""
+
+    client: socket.socket
+    server: socket.socket
+
+    @property
+    def peer_port(self) -> int:
+        return self.client.getsockname()[1]
+
+    def close(self) -> None:
+        self.client.close()
+        self.server.close()
+
+    def send_segment(self, data: bytes) -> None:
+        """Sends and waits until the server's socket has it, so that it is a segment of its own."""
+        before = unread_bytes(self.server)
+        self.client.sendall(data)
+        wait_until(lambda: unread_bytes(self.server) == before + len(data), "a segment arrived")
+
+    def ask(self, data: bytes) -> None:
+        """The client sends, the server reads."""
+        self.client.sendall(data)
+        assert receive(self.server, len(data)) == data
+
+    def answer(self, data: bytes) -> None:
+        """The server sends, the client reads."""
+        self.server.sendall(data)
+        assert receive(self.client, len(data)) == data
+
+    def exchange(self, request: bytes, response: bytes) -> None:
+        """One whole request and its response."""
+        self.ask(request)
+        self.answer(response)
+
+
+def unread_bytes(sock: socket.socket) -> int:
+    """How many bytes wait on the socket's receive queue."""
+    return struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))[0]
+
+
+def receive(sock: socket.socket, count: int) -> bytes:
+    """Exactly `count` bytes, acknowledged at once: a delayed one would cost up to 40 ms."""
+    data = bytearray()
+    while len(data) < count:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        piece = sock.recv(min(count - len(data), 1 << 20))
+        if not piece:
+            raise AssertionError(f"the connection ended after {len(data)} of {count} bytes")
+        data += piece
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+    return bytes(data)
+
+
+def prepare(sock: socket.socket) -> socket.socket:
+    """No Nagle, and a time-out that leaves the socket a blocking one."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    timeout = struct.pack("ll", int(DEADLINE_S), 0)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+    return sock
+
+
+class Worker:
+    """A thread that plays one side. Leaving the context joins it and raises what it raised."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._call, daemon=True)
+
+    def _call(self) -> None:
+        try:
+            self._function()
+        except BaseException as error:
+            self._error = error
+
+    @property
+    def tid(self) -> int:
+        return self._thread.native_id
+
+    def is_blocked_in_recv(self) -> bool:
+        """Does it sleep inside recv(), so that only arriving bytes can wake it?"""
+        task = Path(f"/proc/self/task/{self.tid}")
+        in_recv = (task / "syscall").read_text().startswith(f"{_RECVFROM} ")
+        return in_recv and (task / "stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+    def wait_until_blocked_in_recv(self) -> None:
+        wait_until(
+            lambda: self._error or self.is_blocked_in_recv(), "the reader sleeps inside recv()"
+        )
+
+    def __enter__(self) -> Worker:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._thread.join(2 * DEADLINE_S)
+        if kind is None:
+            if self._error is not None:
+                raise self._error
+            assert not self._thread.is_alive(), "the other side's thread never ended"
+
+
+class Lab:
+    """The namespaces. Making it makes them, close() removes them."""
+
+    def __init__(self) -> None:
+        _delete_namespaces_of_the_dead()
+        stem = f"otelbpf-test-{os.getpid()}-{next(_numbers)}"
+        self._names = (f"{stem}-server", f"{stem}-client")
+        self._listeners: dict[str, socket.socket] = {}
+        self._pairs: list[Pair] = []
+        try:
+            self._build()
+        except BaseException:
+            self.close()
+            raise
+        self.server_netns: Netns = find_netns(self._names[0])
+        self.client_netns: Netns = find_netns(self._names[1])
+
+    def _build(self) -> None:
+        server, client = self._names
+        for name in self._names:
+            run("ip", "netns", "add", name)
+            run("ip", "-n", name, "link", "set", "lo", "up")
+        run(
+            "ip",
+            "link",
+            "add",
+            INTERFACE,
+            "netns",
+            server,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            CLIENT_INTERFACE,
+            "netns",
+            client,
+        )
+        for name, interface, ipv4, ipv6 in (
+            (server, INTERFACE, SERVER_IPV4, SERVER_IPV6),
+            (client, CLIENT_INTERFACE, CLIENT_IPV4, CLIENT_IPV6),
+        ):
+            run("ip", "-n", name, "addr", "add", f"{ipv4}/24", "dev", interface)
+            run("ip", "-n", name, "addr", "add", f"{ipv6}/64", "dev", interface, "nodad")
+            run("ip", "-n", name, "link", "set", interface, "up")
+
+    def close(self) -> None:
+        self.close_connections()
+        for listener in self._listeners.values():
+            listener.close()
+        for name in self._names:
+            with contextlib.suppress(RuntimeError):
+                run("ip", "netns", "del", name)
+
+    def close_connections(self) -> None:
+        """Closes every connection that connect() made and that is still open."""
+        while self._pairs:
+            self._pairs.pop().close()
+
+    def keep(self, pair: Pair) -> Pair:
+        """Has close_connections() close this pair too."""
+        self._pairs.append(pair)
+        return pair
+
+    def socket(self, side: str, family: socket.AddressFamily) -> socket.socket:
+        """A TCP socket in the namespace of one side, "server" or "client"."""
+        netns = self.server_netns if side == "server" else self.client_netns
+        return prepare(netns.run(lambda: socket.socket(family, socket.SOCK_STREAM)))
+
+    def listener(self, host: str) -> socket.socket:
+        """The listening socket for `host` at PORT; made once."""
+        if host not in self._listeners:
+            listener = self.socket("server", _family(host))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, PORT))
+            listener.listen()
+            self._listeners[host] = listener
+        return self._listeners[host]
+
+    def connect(self, host: str = SERVER_IPV4, *, from_port: int = 0) -> Pair:
+        """A new connection to `host`, both ends established."""
+        listener = self.listener(host)
+        client = self.socket("client", _family(host))
+        if from_port:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            client.bind((CLIENT_IPV4, from_port))
+        client.connect((host, PORT))
+        server, _ = listener.accept()
+        return self.keep(Pair(client, prepare(server)))
+
+    def popen(self, side: str, *command: str, **options: object) -> subprocess.Popen:
+        """Starts a program in the namespace of one side."""
+        name = self._names[0] if side == "server" else self._names[1]
+        return subprocess.Popen(["nsenter", f"--net=/run/netns/{name}", *command], **options)
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+@contextlib.contextmanager
+def laboratory() -> Iterator[Lab]:
+    """A Lab for the length of a `with` block."""
+    lab = Lab()
+    try:
+        yield lab
+    finally:
+        lab.close()

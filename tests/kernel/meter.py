@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The programs, loaded and attached, and what a test may ask of them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import mmap
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import numpy as np
+from lab import DEADLINE_S, INTERFACE, PORT, SPARE_PORT, Lab, Pair, wait_until
+from messages import OK, request
+
+from otelbpf import libbpf
+from otelbpf.attach import attached, find_interfaces
+from otelbpf.btf import Btf
+from otelbpf.hooks import Choice, choose
+from otelbpf.loader import Limits, Programs
+from otelbpf.reader import RingReader
+from otelbpf.records import EXCHANGE, REQUEST_RECORD, Counter, ExchangeState, RequestFlag, Stamp
+from otelbpf.sweeper import ACK_WAIT_NS, Sweeper
+
+#: Of a request that went as it should.
+WHOLE = RequestFlag.REQUEST_RECEIVED | RequestFlag.REQUEST_ANSWERED
+LOSSES = tuple(counter for counter in Counter if counter.name.startswith("LOST_"))
+# Enough for every test, and quick to look through.
+SMALL = Limits(connections=4096, ring_bytes=4 << 20)
+
+_RUN_LEARN_AGENT = (
+    "import sys; from otelbpf import libbpf; libbpf.run_once(int(sys.argv[1]), context=bytes(8))"
+)
+
+
+class Meter:
+    """What the programs saw, from the moment that begin() was called.
+
+    Args:
+        lab: whose server is measured.
+    """
+
+    def __init__(self, lab: Lab, choices: tuple[Choice, ...], programs: Programs) -> None:
+        self.lab = lab
+        self.programs = programs
+        self.choices = choices
+        self.reader = RingReader(programs.map_fd("ring"), programs.limits.ring_bytes)
+        self.sweeper = Sweeper(programs, idle_ns=0)
+        slots = programs.limits.connections
+        self._exchanges = mmap.mmap(
+            programs.map_fd("exchanges"), slots * EXCHANGE.itemsize, prot=mmap.PROT_READ
+        )
+        self._states = np.frombuffer(self._exchanges, EXCHANGE, slots)["state"]
+        self._baseline = programs.counts()
+        self._untaken = np.empty(0, REQUEST_RECORD)
+
+    def close(self) -> None:
+        del self._states
+        self._exchanges.close()
+        self.sweeper.close()
+        self.reader.close()
+        self.programs.close()
+
+    def let_another_process_be_the_agent(self) -> None:
+        """The agent's own connections are not measured, and a test's are all this process's."""
+        fd = self.programs.fd("learn_agent")
+        subprocess.run([sys.executable, "-c", _RUN_LEARN_AGENT, str(fd)], pass_fds=[fd], check=True)
+
+    def let_this_process_be_the_agent(self) -> None:
+        libbpf.run_once(self.programs.fd("learn_agent"), context=bytes(8))
+
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[list[str]]:
+        """All programs attached; gives what was attached where."""
+        interfaces = find_interfaces((INTERFACE,), self.lab.server_netns)
+        with attached(
+            self.programs, self.choices, interfaces, self.lab.server_netns
+        ) as attachments:
+            yield attachments.description
+
+    def begin(self) -> None:
+        """Forgets what was counted before, and what a failed test left."""
+        self._drain()
+        self._untaken = np.empty(0, REQUEST_RECORD)
+        self._baseline = self.programs.counts()
+
+    def end(self) -> None:
+        """Closes the connections and checks the promise that every test must leave intact.
+
+        Raises:
+            AssertionError: a request was seen and is in none of the sums, or a
+                record came that the test did not ask for.
+        """
+        self.lab.close_connections()
+        wait_until(
+            lambda: self.in_flight() == 0,
+            "every request seen was accounted for",
+            state=self.counted_all,
+        )
+        self._drain()
+        assert not len(self._untaken), f"records that nobody asked for: {describe(self._untaken)}"
+        assert self.in_flight() == 0
+        assert self.slots_in_use() == 0, "a slot was never freed"
+
+    def counted(self, counter: Counter) -> int:
+        """By how much a counter has grown since begin()."""
+        return self.programs.counts()[counter] - self._baseline[counter]
+
+    def counted_all(self) -> dict[str, int]:
+        """Every counter that has grown since begin()."""
+        now = self.programs.counts()
+        return {c.name: now[c] - self._baseline[c] for c in Counter if now[c] != self._baseline[c]}
+
+    def losses(self) -> dict[Counter, int]:
+        """Every loss since begin()."""
+        now = self.programs.counts()
+        return {c: now[c] - self._baseline[c] for c in LOSSES if now[c] != self._baseline[c]}
+
+    def in_flight(self) -> int:
+        """How many requests were seen and are neither submitted nor lost yet."""
+        now = self.programs.counts()
+        grown = {counter: now[counter] - self._baseline[counter] for counter in Counter}
+        return grown[Counter.SEEN] - grown[Counter.SUBMITTED] - sum(grown[c] for c in LOSSES)
+
+    def slots_in_use(self) -> int:
+        """How many slots of the table of requests in flight are taken."""
+        return int((self._states != ExchangeState.FREE).sum())
+
+    def wait_for(self, counter: Counter, value: int) -> None:
+        """Waits until a counter has grown by exactly `value`."""
+        wait_until(
+            lambda: self.counted(counter) >= value,
+            f"{counter.name} was {value}",
+            state=self.counted_all,
+        )
+        assert self.counted(counter) == value
+
+    def _drain(self) -> int:
+        self._untaken = np.concatenate([self._untaken, self.reader.read()])
+        return len(self._untaken)
+
+    def records(
+        self, count: int, *, deadline_s: float = DEADLINE_S, others_in_flight: int = 0
+    ) -> np.ndarray:
+        """Exactly `count` records, and none beyond them.
+
+        Args:
+            others_in_flight: requests that are meant to be unfinished still.
+        Returns:
+            (count,) REQUEST_RECORD, in the order in which they finished.
+        Raises:
+            AssertionError: fewer came, or more.
+        """
+        with contextlib.suppress(AssertionError):
+            wait_until(
+                lambda: self._drain() >= count and self.in_flight() == others_in_flight,
+                "the records came",
+                deadline_s=deadline_s,
+            )
+        self._drain()
+        taken, self._untaken = self._untaken, np.empty(0, REQUEST_RECORD)
+        assert len(taken) == count, (
+            f"{len(taken)} records, not {count}; {self.counted_all()}; {describe(taken)}"
+        )
+        assert self.in_flight() == others_in_flight, self.counted_all()
+        return taken
+
+    def record(self, *, others_in_flight: int = 0) -> np.void:
+        """The one record."""
+        return self.records(1, others_in_flight=others_in_flight)[0]
+
+    def assert_next_is_right(self, pair: Pair, ordinal: int) -> None:
+        """What came before ended where it ended: the connection's next request is a record too."""
+        pair.exchange(request(target="/next"), OK)
+        record = self.record()
+        assert (record["ordinal"], record["request_line"]) == (ordinal, b"GET /next HTTP/1.1")
+        assert record["status"] == 200
+        assert flags(record) == WHOLE
+        assert self.losses() == {}
+
+    def sweep(self) -> None:
+        """What the agent does with requests that have been silent for too long: ends them all."""
+        self.sweeper.sweep(time.monotonic_ns() + ACK_WAIT_NS)
+
+
+def load(lab: Lab, limits: Limits = SMALL) -> Meter:
+    """Compiles and loads everything for one lab. Takes about two seconds."""
+    with Btf.of_kernel() as btf:
+        choices = choose(btf)
+        programs = Programs(btf, (PORT, SPARE_PORT), lab.server_netns.cookie, choices, limits)
+    meter = Meter(lab, choices, programs)
+    meter.let_another_process_be_the_agent()
+    return meter
+
+
+def stamps(record: np.void) -> dict[Stamp, int]:
+    """The stamps that are present, in the order of enum stamp."""
+    return {Stamp(i): int(at) for i, at in enumerate(record["stamp_ktime_ns"]) if at}
+
+
+def stages(record: np.void) -> dict[tuple[Stamp, Stamp], int]:
+    """Every stage's length in ns: the time between two neighbouring stamps, in order of time."""
+    present = sorted(stamps(record).items(), key=lambda item: (item[1], item[0]))
+    return {
+        (first, last): end - start for (first, start), (last, end) in itertools.pairwise(present)
+    }
+
+
+def flags(record: np.void) -> RequestFlag:
+    return RequestFlag(int(record["flags"]))
+
+
+def describe(records: np.ndarray) -> list[str]:
+    """Records, for an assertion's message."""
+    return [
+        f"#{r['ordinal']} {bytes(r['request_line'])!r} -> {r['status']} "
+        f"{flags(r)!r} port {r['peer_port']}"
+        for r in records
+    ]
