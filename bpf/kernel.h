@@ -78,7 +78,10 @@ static __always_inline bool is_measured_netns(u64 net)
 	return true;
 }
 
-/* The part of a socket that says whose it is, read in one go. */
+/*
+ * The part of a socket that says whose it is, read in one go; what only IPv6
+ * has comes after it and is read only then.
+ */
 struct socket_identity {
 	u8 common[SOCK_COMMON_READ] __attribute__((aligned(8)));
 };
@@ -114,7 +117,7 @@ static __always_inline void map_ipv4(u8 *address, u32 be32)
 }
 
 /* Addresses only; 0, or -1 for a socket that is neither IPv4 nor IPv6. */
-static __always_inline int identity_addresses(const struct socket_identity *id,
+static __always_inline int identity_addresses(const struct socket_identity *id, u64 sk,
 					      u8 *peer, u8 *local)
 {
 	u16 family = *(u16 *)(id->common + OFFSET_SOCK_COMMON_FAMILY);
@@ -125,8 +128,8 @@ static __always_inline int identity_addresses(const struct socket_identity *id,
 		return 0;
 	}
 	if (family == AF_INET6) {
-		__builtin_memcpy(peer, id->common + OFFSET_SOCK_COMMON_V6_DADDR, 16);
-		__builtin_memcpy(local, id->common + OFFSET_SOCK_COMMON_V6_RCV_SADDR, 16);
+		bpf_probe_read_kernel(peer, 16, (void *)(sk + OFFSET_SOCK_COMMON_V6_DADDR));
+		bpf_probe_read_kernel(local, 16, (void *)(sk + OFFSET_SOCK_COMMON_V6_RCV_SADDR));
 		return 0;
 	}
 	return -1;
@@ -145,7 +148,7 @@ static __always_inline int server_key(u64 sk, bool closing, struct connection_ke
 	if (!IS_MEASURED_PORT(key->local_port))
 		return -1;
 	key->peer_port = identity_peer_port(&id);
-	if (identity_addresses(&id, key->peer_address, key->local_address))
+	if (identity_addresses(&id, sk, key->peer_address, key->local_address))
 		return -1;
 	return is_measured_netns(identity_net(&id)) ? 0 : -1;
 }

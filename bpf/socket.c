@@ -16,13 +16,13 @@ static __always_inline struct connection *connection_of(u64 sk)
 
 static __always_inline int handle_tcp(u64 sk, u64 skb)
 {
-	struct byte_range range = skb_byte_range(skb);
-	struct connection *conn;
+	struct connection *conn = connection_of(sk);
+	struct byte_range range;
 
-	if (range.start == range.end)
+	if (!conn || !before(conn->tcp, conn->begun))
 		return 0;
-	conn = connection_of(sk);
-	if (conn)
+	range = skb_byte_range(skb);
+	if (range.start != range.end)
 		stamp_tcp(conn, range, bpf_ktime_get_ns());
 	return 0;
 }
@@ -70,7 +70,7 @@ static __always_inline void leave_own_export_alone(u64 sk)
 	if (!IS_MEASURED_PORT(key.local_port))
 		return;
 	key.peer_port = identity_local_port(&id);
-	if (identity_addresses(&id, key.local_address, key.peer_address))
+	if (identity_addresses(&id, sk, key.local_address, key.peer_address))
 		return;
 	conn = connections.lookup(&key);
 	if (!conn)

@@ -28,7 +28,7 @@ _FIELDS = {
     "SK_BUFF_CB": ("sk_buff", "cb"),
     "NET_COOKIE": ("net", "net_cookie"),
 }
-_ADDRESS_SIZE = 16
+_POINTER_SIZE = 8
 
 
 def field_offsets(btf: Btf) -> dict[str, int]:
@@ -36,7 +36,7 @@ def field_offsets(btf: Btf) -> dict[str, int]:
 
     Returns:
         C macro name (OFFSET_*, and SOCK_COMMON_READ: how many bytes of a socket
-        hold all the fields of its identity) -> bytes.
+        hold the fields of its identity up to its namespace) -> bytes.
     Raises:
         KernelError: the kernel has no such field.
     """
@@ -49,6 +49,6 @@ def field_offsets(btf: Btf) -> dict[str, int]:
                 "kernel yet; please report its version and `otelbpf check --json`"
             )
         offsets[f"OFFSET_{name}"] = offset
-    end = max(value for name, value in offsets.items() if "_SOCK_COMMON_" in name) + _ADDRESS_SIZE
-    offsets["SOCK_COMMON_READ"] = (end + 7) // 8 * 8
+    identity_end = offsets["OFFSET_SOCK_COMMON_NET"] + _POINTER_SIZE
+    offsets["SOCK_COMMON_READ"] = (identity_end + 7) // 8 * 8
     return offsets
