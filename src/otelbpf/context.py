@@ -136,7 +136,8 @@ class Sampler:
         Raises:
             UsageError: an unknown sampler, or a ratio that is not within 0..1.
         """
-        name = environment.get("OTEL_TRACES_SAMPLER", "").strip() or "parentbased_always_on"
+        name = environment.get("OTEL_TRACES_SAMPLER", "").strip().lower()
+        name = name or "parentbased_always_on"
         if name not in _SAMPLERS:
             raise UsageError(
                 f"OTEL_TRACES_SAMPLER={name} is no sampler that otelbpf knows: it knows "
