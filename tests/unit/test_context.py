@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""traceparent, for whole batches: what is valid joins its trace, anything else starts one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from opentelemetry.trace import get_current_span
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from samples import record
+
+from otelbpf import context
+from otelbpf.context import Contexts, contexts_of, new_ids
+from otelbpf.records import REQUEST_RECORD
+
+TRACE_ID = 0x4BF92F3577B34DA6A3CE929D0E0E4736
+PARENT = 0x00F067AA0BA902B7
+VALID = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+ZEROS = b"0" * 32
+HELD = REQUEST_RECORD["traceparent"].itemsize
+
+
+def contexts(*headers: bytes) -> Contexts:
+    return contexts_of(
+        np.concatenate([record(traceparent=h, traceparent_length=len(h)) for h in headers])
+    )
+
+
+def rows(found: Contexts) -> list[tuple[int, int, int]]:
+    """(trace id, parent span id, flags) of each."""
+    return [
+        (int(high) << 64 | int(low), int(parent), int(flags))
+        for high, low, parent, flags in zip(
+            found.trace_id_high, found.trace_id_low, found.parent_span_id, found.flags, strict=True
+        )
+    ]
+
+
+def by_the_sdk(header: bytes) -> tuple[int, int, int] | None:
+    """What OpenTelemetry's own propagator makes of it; None: nothing."""
+    carrier = {"traceparent": header.decode("latin-1")}
+    span = get_current_span(TraceContextTextMapPropagator().extract(carrier)).get_span_context()
+    return (span.trace_id, span.span_id, int(span.trace_flags)) if span.is_valid else None
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New ids are 1, 2, 3, ... in each call."""
+    monkeypatch.setattr(context, "new_ids", lambda n: np.arange(1, n + 1, dtype=np.uint64))
+
+
+def test_a_valid_one_is_joined() -> None:
+    assert rows(contexts(VALID)) == [(TRACE_ID, PARENT, 1)]
+    assert by_the_sdk(VALID) == (TRACE_ID, PARENT, 1)
+
+
+def test_all_flags_are_kept() -> None:
+    found = contexts(*(VALID[:-2] + b"%02x" % flags for flags in range(256)))
+    assert rows(found) == [(TRACE_ID, PARENT, flags) for flags in range(256)]
+
+
+ACCEPTED = {
+    "version 01": b"01" + VALID[2:],
+    "version 01, more fields": b"01" + VALID[2:] + b"-what-the-future-will-be-like",
+    "version 01, a bare dash": b"01" + VALID[2:] + b"-",
+    "version fe": b"fe" + VALID[2:],
+    "lowest ids": b"00-" + b"0" * 31 + b"1-" + b"0" * 15 + b"1-00",
+    "only the high half of the trace id": b"00-1" + b"0" * 31 + VALID[35:],
+    "highest ids": b"00-" + b"f" * 32 + b"-" + b"f" * 16 + b"-00",
+}
+REFUSED = {
+    "none": b"",
+    "version 00, more fields": VALID + b"-00",
+    "version 00, a bare dash": VALID + b"-",
+    "version ff": b"ff" + VALID[2:],
+    "version ff, more fields": b"ff" + VALID[2:] + b"-00",
+    "version 01, more without a dash": b"01" + VALID[2:] + b"0",
+    "trace id of zeros": b"00-" + ZEROS + VALID[35:],
+    "span id of zeros": VALID[:36] + ZEROS[:16] + VALID[52:],
+    "upper case": VALID.upper(),
+    "one short": VALID[:-1],
+    "one short, version 01": b"01" + VALID[2:-1],
+    "one long": VALID + b"0",
+    "not in the first column": b" " + VALID,
+    "only dashes": b"-" * 55,
+    "NUL inside": VALID[:20] + b"\0" + VALID[21:],
+}
+
+
+@pytest.mark.parametrize("header", ACCEPTED.values(), ids=ACCEPTED)
+def test_accepted(header: bytes) -> None:
+    expected = (int(header[3:35], 16), int(header[36:52], 16), int(header[53:55], 16))
+    assert rows(contexts(header)) == [expected]
+
+
+@pytest.mark.parametrize("header", REFUSED.values(), ids=REFUSED)
+def test_refused(header: bytes, fresh: None) -> None:
+    assert rows(contexts(header)) == [(1 << 64 | 2, 0, 0)]
+
+
+def test_every_single_byte_corruption(fresh: None) -> None:
+    """Each of the 55 bytes becomes each other byte: joined only as W3C Trace Context says."""
+    headers = [
+        VALID[:at] + bytes([byte]) + VALID[at + 1 :]
+        for at in range(len(VALID))
+        for byte in range(256)
+        if byte != VALID[at]
+    ]
+    n = len(headers)
+    assert n == 55 * 255
+    digits = frozenset(b"0123456789abcdef")
+    expected = []
+    for i, header in enumerate(headers):
+        at = next(k for k in range(55) if header[k] != VALID[k])
+        if at in (2, 35, 52) or header[at] not in digits:
+            expected.append((i + 1 << 64 | n + i + 1, 0, 0))
+        else:
+            expected.append((int(header[3:35], 16), int(header[36:52], 16), int(header[53:], 16)))
+    assert rows(contexts(*headers)) == expected
+
+
+def test_the_sdk_agrees(fresh: None) -> None:
+    """Differences are the SDK's leniency: it forgives white space around the header."""
+    for name, header in {**ACCEPTED, **REFUSED, "valid": VALID}.items():
+        if name == "not in the first column":
+            continue
+        (found,) = rows(contexts(header))
+        assert (found if found[1] else None) == by_the_sdk(header), name
+
+
+def test_a_length_beyond_what_the_record_holds() -> None:
+    longer = b"01" + VALID[2:] + b"-" + b"x" * 500
+    made = record(traceparent=longer[:HELD], traceparent_length=len(longer))
+    assert rows(contexts_of(made)) == [(TRACE_ID, PARENT, 1)]
+
+
+def test_bytes_left_behind_an_earlier_header_do_not_count(fresh: None) -> None:
+    made = record(traceparent=VALID, traceparent_length=0)
+    assert rows(contexts_of(made)) == [(1 << 64 | 2, 0, 0)]
+
+
+def test_a_batch_keeps_its_order() -> None:
+    found = rows(contexts(VALID, b"", b"01" + VALID[2:], b"junk", VALID[:-2] + b"00"))
+    assert [row[1:] for row in found] == [(PARENT, 1), (0, 0), (PARENT, 1), (0, 0), (PARENT, 0)]
+    assert len({found[1][0], found[3][0], TRACE_ID}) == 3
+
+
+def test_no_records_no_contexts() -> None:
+    assert rows(contexts_of(np.empty(0, REQUEST_RECORD))) == []
+
+
+def test_rows_of_contexts() -> None:
+    found = contexts(VALID, b"", VALID[:-2] + b"00")
+    assert rows(found[np.array([True, False, True])]) == [rows(found)[0], rows(found)[2]]
+    assert rows(found[slice(0, 1)]) == rows(found)[:1]
+
+
+def test_new_ids_are_never_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(context.os, "urandom", bytes)
+    assert new_ids(3).tolist() == [1, 1, 1]
+    assert new_ids(0).tolist() == []
+
+
+def test_new_ids_differ() -> None:
+    assert len(set(new_ids(10_000).tolist())) == 10_000
