@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real servers, started inside the server's namespace."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from demo.processes import Process, running
+from network import DEADLINE_S, Network
+
+SOURCES = Path(__file__).resolve().parent / "served"
+GATEWAY = Path(__file__).resolve().parents[2] / "examples/gateway/gateway.py"
+
+_NGINX_CONFIG = """
+worker_processes 1;
+daemon off;
+user root;
+pid {directory}/nginx.pid;
+error_log stderr;
+events {{ worker_connections 64; }}
+http {{
+    access_log off;
+    client_body_temp_path {directory};
+    proxy_temp_path {directory};
+    fastcgi_temp_path {directory};
+    uwsgi_temp_path {directory};
+    scgi_temp_path {directory};
+    keepalive_requests 1000000;
+    upstream behind {{ server 127.0.0.1:{upstream}; keepalive 8; }}
+    server {{
+        listen {port};
+        listen [::]:{port};
+        {location}
+    }}
+}}
+"""
+_STATIC = "location / {{ root {directory}/files; }}"
+_PROXY = """
+        location / {
+            proxy_pass http://behind;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_set_header Host $http_host;
+        }
+"""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that listens, on IPv4 and IPv6.
+
+    Attributes:
+        executable: the name of the program that reads the requests.
+    """
+
+    process: Process
+    port: int
+    executable: str
+
+    @property
+    def pid(self) -> int:
+        """Of the process that was started."""
+        return self.process.popen.pid
+
+
+def _listens(pid: int, port: int) -> bool:
+    """Does anyone in the network namespace of `pid` listen on IPv6, which all do last?
+
+    Asking the kernel leaves no connection behind that a test would count.
+    """
+    sockets = (line.split() for line in Path(f"/proc/{pid}/net/tcp6").read_text().splitlines()[1:])
+    return any(local.endswith(f":{port:04X}") and state == "0A"
+               for _, local, _, state, *_ in sockets)
+
+
+@contextlib.contextmanager
+def _server(
+    network: Network, directory: Path, name: str, port: int, command: Sequence[str | Path],
+    executable: str,
+) -> Iterator[Server]:
+    with running(name, [*network.server.enter(), *command], directory) as process:
+        process.wait_until(lambda each: _listens(each.popen.pid, port), DEADLINE_S)
+        yield Server(process, port, executable)
+
+
+def python_server(
+    network: Network, directory: Path, name: str, port: int, *arguments: str
+) -> contextlib.AbstractContextManager[Server]:
+    """Runs served/NAME.py."""
+    command = [sys.executable, SOURCES / f"{name}.py", str(port), *arguments]
+    executable = Path(sys.executable).resolve().name
+    return _server(network, directory, name, port, command, executable)
+
+
+def gateway(
+    network: Network, directory: Path, port: int
+) -> contextlib.AbstractContextManager[Server]:
+    """Runs the example gateway, which is aiohttp's server."""
+    command = [sys.executable, GATEWAY, "--port", str(port), "--host", "0.0.0.0",
+               "--host", network.server.ipv6]
+    return _server(
+        network, directory, "gateway", port, command, Path(sys.executable).resolve().name
+    )
+
+
+def node_server(
+    network: Network, directory: Path, port: int
+) -> contextlib.AbstractContextManager[Server]:
+    """Runs Node's http."""
+    return _server(
+        network, directory, "node", port, ["node", SOURCES / "node_server.js", str(port)], "node"
+    )
+
+
+@contextlib.contextmanager
+def nginx(network: Network, directory: Path, port: int, upstream: int = 0) -> Iterator[Server]:
+    """Runs nginx with one worker: in front of `upstream`, else for the files in directory/files."""
+    (directory / "files").mkdir(exist_ok=True)
+    location = _PROXY if upstream else _STATIC.format(directory=directory)
+    config = directory / "nginx.conf"
+    config.write_text(
+        _NGINX_CONFIG.format(
+            directory=directory, port=port, upstream=upstream or 1, location=location
+        )
+    )
+    command = ["nginx", "-p", directory, "-c", config, "-e", "stderr"]
+    with _server(network, directory, "nginx", port, command, "nginx") as server:
+        yield server
