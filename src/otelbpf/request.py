@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from otelbpf.context import Contexts
-from otelbpf.records import RequestFlag, Stamp
+from otelbpf.records import REQUEST_RECORD, RequestFlag, Stamp
+
+_LINE_MAX = REQUEST_RECORD["request_line"].itemsize
 
 #: Without one of these a ledger is not complete. `woken` and `running` are absent
 #: whenever the reader was running already, and last stamps whenever the first byte
@@ -149,14 +151,15 @@ def _text(raw: bytes, length: int) -> str:
     return raw[:length].decode("latin-1").strip()
 
 
-def _split_request_line(line: str, cut: bool) -> tuple[str, str, str]:
-    """(method, path, query); the path of an absolute URL is its path alone."""
+def _split_request_line(line: str, cut: bool) -> tuple[str, str, str, bool]:
+    """(method, path, query, is the path cut); the path of an absolute URL is its path alone."""
     method, _, rest = line.partition(" ")
-    target = rest if cut else rest.rpartition(" ")[0]
-    if not target.startswith("/") and "://" in target:
-        target = "/" + target.partition("://")[2].partition("/")[2]
-    path, _, query = target.partition("?")
-    return method, path, query
+    target, space, version = rest.rpartition(" ")
+    target_cut = cut and not (space and "HTTP/1.".startswith(version[:7]))
+    path, mark, query = (rest if target_cut else target).partition("?")
+    if not path.startswith("/") and "://" in path:
+        path = "/" + path.partition("://")[2].partition("/")[2]
+    return method, path, query, target_cut and not mark
 
 
 def _ended_by(flags: RequestFlag) -> str:
@@ -185,9 +188,8 @@ def requests_of(
     parents, trace_flags = contexts.parent_span_id.tolist(), contexts.flags.tolist()
     for i, record in enumerate(records):
         line_length = int(record["request_line_length"])
-        line = bytes(record["request_line"])
-        cut = line_length > len(line)
-        method, path, query = _split_request_line(_text(line, line_length), cut)
+        line = bytes(record["request_line"])[:line_length].decode("latin-1")
+        method, path, query, path_cut = _split_request_line(line, line_length > _LINE_MAX)
         flags = RequestFlag(int(record["flags"]))
         missing = tuple(s.name.lower() for s in _EXPECTED if not stamps[i][s])
         not_needed = tuple(s.name.lower() for s in _MAY_BE_ABSENT if not stamps[i][s])
@@ -200,7 +202,7 @@ def requests_of(
                 method=method,
                 path=path,
                 query=query if capture_query else "",
-                path_cut=cut,
+                path_cut=path_cut,
                 http_version=f"1.{int(record['http_minor'])}",
                 host=_text(bytes(record["host"]), int(record["host_length"])),
                 user_agent=_text(bytes(record["user_agent"]), int(record["user_agent_length"])),
