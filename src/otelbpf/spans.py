@@ -28,6 +28,7 @@ _METHODS = frozenset(
 )
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _UNSET = Status(StatusCode.UNSET)
+_PORT_MAX = 65_535
 
 Attributes = dict[str, str | int | bool | tuple[str, ...]]
 
@@ -42,9 +43,11 @@ class StageStyle(StrEnum):
 def _split_host(host: str, default_port: int) -> tuple[str, int]:
     """A Host header's name and port; IPv6 literals lose their brackets."""
     name, separator, port = host.rpartition(":")
-    if not separator or not port.isdigit() or (":" in name and not name.endswith("]")):
+    if not separator or (":" in name and not name.endswith("]")):
         return host.strip("[]"), default_port
-    return name.strip("[]"), int(port)
+    # The client wrote it: a number that is none, or too large for OTLP, must do no harm.
+    is_port = port.isascii() and port.isdigit() and int(port) <= _PORT_MAX
+    return name.strip("[]"), int(port) if is_port else default_port
 
 
 def attributes_of(request: Request, clock: ClockReading, style: StageStyle) -> Attributes:
