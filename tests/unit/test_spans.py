@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The request's span by OpenTelemetry's conventions, and the stages below it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.semconv._incubating.attributes import (
+    client_attributes,
+    error_attributes,
+    http_attributes,
+    network_attributes,
+    server_attributes,
+    thread_attributes,
+    url_attributes,
+    user_agent_attributes,
+)
+from opentelemetry.trace import SpanKind, StatusCode
+from samples import BEGIN_KTIME_NS, SMALL, WHOLE, address, request
+
+from otelbpf import spans
+from otelbpf.clock import ClockReading
+from otelbpf.records import RequestFlag, Stamp
+from otelbpf.request import Request
+from otelbpf.spans import StageStyle, attributes_of, spans_of
+
+CLOCK = ClockReading(offset_ns=1_785_000_000_000_000_001, uncertainty_ns=37)
+RESOURCE = Resource({"service.name": "shop"})
+CONVENTIONS = (
+    client_attributes, error_attributes, http_attributes, network_attributes,
+    server_attributes, thread_attributes, url_attributes, user_agent_attributes,
+)
+KNOWN_NAMES = {
+    value
+    for module in CONVENTIONS
+    for name, value in vars(module).items()
+    if name.isupper() and isinstance(value, str)
+}
+OURS = "otelbpf."
+
+
+def attributes(style: StageStyle = StageStyle.SPANS, **fields: object) -> dict[str, object]:
+    return dict(attributes_of(request(**fields), CLOCK, style))  # type: ignore[arg-type]
+
+
+def make(made: Request, style: StageStyle = StageStyle.SPANS) -> list[ReadableSpan]:
+    return spans_of(made, CLOCK, RESOURCE, style)
+
+
+def everything() -> Request:
+    """A request with every attribute that there can be at once."""
+    return request(
+        capture_query=True, request_line=b"BREW /" + b"a" * 186, request_line_length=500,
+        status=503, flags=RequestFlag.REQUEST_RECEIVED | RequestFlag.IDLE_TIMEOUT
+        | RequestFlag.OUT_OF_ORDER, request_retransmits=1,
+    )
+
+
+def test_a_small_get() -> None:
+    assert attributes() == {
+        http_attributes.HTTP_REQUEST_METHOD: "GET",
+        url_attributes.URL_PATH: "/items/7",
+        url_attributes.URL_SCHEME: "http",
+        network_attributes.NETWORK_PROTOCOL_NAME: "http",
+        network_attributes.NETWORK_PROTOCOL_VERSION: "1.1",
+        network_attributes.NETWORK_PEER_ADDRESS: "198.51.100.7",
+        network_attributes.NETWORK_PEER_PORT: 40_001,
+        network_attributes.NETWORK_LOCAL_ADDRESS: "192.0.2.1",
+        network_attributes.NETWORK_LOCAL_PORT: 8080,
+        client_attributes.CLIENT_ADDRESS: "198.51.100.7",
+        client_attributes.CLIENT_PORT: 40_001,
+        server_attributes.SERVER_ADDRESS: "shop.example",
+        server_attributes.SERVER_PORT: 8080,
+        http_attributes.HTTP_REQUEST_SIZE: 90,
+        http_attributes.HTTP_RESPONSE_SIZE: 150,
+        http_attributes.HTTP_REQUEST_BODY_SIZE: 0,
+        http_attributes.HTTP_RESPONSE_BODY_SIZE: 12,
+        http_attributes.HTTP_RESPONSE_STATUS_CODE: 200,
+        user_agent_attributes.USER_AGENT_ORIGINAL: "curl/8.1",
+        thread_attributes.THREAD_ID: 4242,
+        "otelbpf.ledger.complete": True,
+        "otelbpf.ledger.absent": (),
+        "otelbpf.clock.uncertainty_ns": 37,
+        "otelbpf.connection.request": 0,
+    }
+
+
+@pytest.mark.parametrize("style", StageStyle)
+def test_every_name_is_the_conventions_or_ours(style: StageStyle) -> None:
+    for made in (request(capture_query=True), everything()):
+        names = {n for n in attributes_of(made, CLOCK, style) if not n.startswith(OURS)}
+        assert names <= KNOWN_NAMES
+
+
+@pytest.mark.parametrize("method", sorted(m.value for m in
+                         http_attributes.HttpRequestMethodValues if m.value != "_OTHER"))
+def test_every_method_of_the_conventions_is_known(method: str) -> None:
+    made = request(request_line=f"{method} / HTTP/1.1".encode())
+    assert attributes_of(made, CLOCK, StageStyle.SPANS)["http.request.method"] == method
+    assert make(made)[0].name == method
+
+
+@pytest.mark.parametrize("method", ["BREW", "get", "PROPFIND", ""])
+def test_other_methods(method: str) -> None:
+    found = attributes(request_line=f"{method} / HTTP/1.1".encode())
+    assert found["http.request.method"] == http_attributes.HttpRequestMethodValues.OTHER.value
+    assert found["http.request.method_original"] == method
+    assert make(request(request_line=f"{method} / HTTP/1.1".encode()))[0].name == "HTTP"
+
+
+def test_a_known_method_has_no_original() -> None:
+    assert "http.request.method_original" not in attributes()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "error"),
+    [(200, StatusCode.UNSET, None), (101, StatusCode.UNSET, None), (304, StatusCode.UNSET, None),
+     (404, StatusCode.UNSET, None), (499, StatusCode.UNSET, None),
+     (500, StatusCode.ERROR, "500"), (503, StatusCode.ERROR, "503"),
+     (599, StatusCode.ERROR, "599")],
+)
+def test_status(status: int, code: StatusCode, error: str | None) -> None:
+    (span,) = make(request(status=status), StageStyle.ATTRIBUTES)
+    assert span.status.status_code is code
+    assert span.status.description is None
+    assert span.attributes is not None
+    assert span.attributes["http.response.status_code"] == status
+    assert span.attributes.get(error_attributes.ERROR_TYPE) == error
+
+
+@pytest.mark.parametrize(
+    ("flag", "error"),
+    [(RequestFlag.PEER_RESET, "client_reset"), (RequestFlag.LOCAL_RESET, "server_reset"),
+     (RequestFlag.PEER_CLOSED, "client_closed"), (RequestFlag.LOCAL_CLOSED, "server_closed"),
+     (RequestFlag.IDLE_TIMEOUT, "idle_timeout"), (0, "connection_lost")],
+)
+@pytest.mark.parametrize("status", [0, 200, 503])
+def test_cut_short(flag: int, error: str, status: int) -> None:
+    """How it ended says more than the status that came before."""
+    made = request(status=status, flags=RequestFlag.REQUEST_RECEIVED | flag)
+    span = make(made)[0]
+    assert span.status.status_code is StatusCode.ERROR
+    assert span.attributes is not None
+    assert span.attributes["error.type"] == error
+    assert span.attributes.get("http.response.status_code", 0) == status
+    assert span.attributes.get("otelbpf.ended_by") == (
+        "idle_timeout" if error == "idle_timeout" else None
+    )
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        (b"shop.example:81", ("shop.example", 81)),
+        (b"shop.example", ("shop.example", 8080)),
+        (b"shop.example:", ("shop.example", 8080)),  # RFC 3986: the port may be empty
+        (b"192.0.2.9:81", ("192.0.2.9", 81)),
+        (b"[2001:db8::9]:81", ("2001:db8::9", 81)),
+        (b"[2001:db8::9]", ("2001:db8::9", 8080)),
+        (b"[::1]:65535", ("::1", 65_535)),
+        (b"", ("192.0.2.1", 8080)),
+    ],
+)
+def test_host(host: bytes, expected: tuple[str, int]) -> None:
+    found = attributes(host=host)
+    assert (found["server.address"], found["server.port"]) == expected
+
+
+def test_no_host_on_ipv6() -> None:
+    found = attributes(host=b"", local_address=address("2001:db8::80"))
+    assert (found["server.address"], found["server.port"]) == ("2001:db8::80", 8080)
+
+
+@pytest.mark.parametrize(
+    "host", [b"h:65536", b"h:" + b"9" * 60, b"h:\xb2", b"h:-1", b"h:80x", b"h:0x50", b"h:\xbd"]
+)
+def test_a_port_that_is_none(host: bytes) -> None:
+    """A client may send anything; no number of its making may break the export of a batch."""
+    (span,) = make(request(host=host), StageStyle.ATTRIBUTES)
+    assert span.attributes is not None
+    assert span.attributes["server.port"] == 8080
+    encode_spans([span])  # OTLP's integers have 64 bits
+
+
+def test_sizes_of_bodies_that_were_cut_are_left_out() -> None:
+    request_size, response_size = "http.request.body.size", "http.response.body.size"
+    fields = {"request_body_bytes": 70, "response_body_bytes": 80}
+    found = attributes(flags=WHOLE, **fields)
+    assert (found[request_size], found[response_size]) == (70, 80)
+    found = attributes(flags=RequestFlag.REQUEST_RECEIVED, **fields)
+    assert found[request_size] == 70
+    assert response_size not in found
+    found = attributes(flags=RequestFlag.PEER_RESET, **fields)
+    assert request_size not in found
+    assert response_size not in found
+    found = attributes(flags=RequestFlag.REQUEST_ANSWERED, **fields)  # answered before its end
+    assert request_size not in found
+    assert found[response_size] == 80
+
+
+def test_the_query_only_when_captured() -> None:
+    assert "url.query" not in attributes()
+    assert attributes(capture_query=True)["url.query"] == "token=s3cret"
+    assert "url.query" not in attributes(capture_query=True, request_line=b"GET /a? HTTP/1.1")
+    assert "s3cret" not in repr([span.to_json() for span in make(request())])
+
+
+def test_what_is_not_there_is_left_out() -> None:
+    found = attributes(status=0, user_agent=b"", tid=0)
+    for name in ("http.response.status_code", "user_agent.original", "thread.id",
+                 "otelbpf.url.path.cut", "otelbpf.tcp.retransmits", "otelbpf.tcp.out_of_order",
+                 "otelbpf.ended_by", "url.query"):
+        assert name not in found
+
+
+def test_ours() -> None:
+    found = attributes(
+        stamps={s: at for s, at in SMALL.items() if s not in (Stamp.TCP, Stamp.RUNNING)},
+        ordinal=22, request_retransmits=2, response_retransmits=3,
+        flags=WHOLE | RequestFlag.OUT_OF_ORDER,
+    )
+    assert found["otelbpf.ledger.complete"] is False
+    assert found["otelbpf.ledger.absent"] == ("tcp", "running")
+    assert found["otelbpf.connection.request"] == 22
+    assert found["otelbpf.tcp.retransmits"] == 5
+    assert found["otelbpf.tcp.out_of_order"] is True
+    assert attributes_of(everything(), CLOCK, StageStyle.SPANS)["otelbpf.url.path.cut"] is True
+
+
+def test_the_requests_span() -> None:
+    span = make(request())[0]
+    assert span.kind is SpanKind.SERVER
+    assert span.start_time == CLOCK.offset_ns + BEGIN_KTIME_NS
+    assert span.end_time == CLOCK.offset_ns + BEGIN_KTIME_NS + SMALL[Stamp.ACKED]
+    assert span.resource is RESOURCE
+    assert span.instrumentation_scope is spans.SCOPE
+    assert (span.context.trace_id, span.context.span_id) == (1 << 64, 0xABC)
+    assert span.context.trace_flags == 1
+    assert not span.context.is_remote
+    assert span.parent is None
+    assert list(span.events) == []
+
+
+def test_a_callers_span_is_the_parent() -> None:
+    parent = make(request(parent=0xDEF, parent_flags=3))[0].parent
+    assert parent is not None
+    assert (parent.trace_id, parent.span_id) == (1 << 64, 0xDEF)
+    assert parent.is_remote
+    assert parent.trace_flags == 3
+
+
+@pytest.mark.parametrize("present", [tuple(SMALL), tuple(SMALL)[::2], (Stamp.TC,)])
+def test_stage_spans_tile_the_requests_span(present: tuple[Stamp, ...]) -> None:
+    made = request({s: SMALL[s] for s in present}, parent=0xDEF)
+    span, *stages = make(made)
+    assert [s.name for s in stages] == [s.name for s in made.stages]
+    assert len(stages) == max(1, len(present) - 1)
+    assert stages[0].start_time == span.start_time
+    assert stages[-1].end_time == span.end_time
+    for one, next_one in zip(stages, stages[1:], strict=False):
+        assert one.end_time == next_one.start_time
+    assert sum(s.end_time - s.start_time for s in stages) == span.end_time - span.start_time
+    for stage in stages:
+        assert stage.kind is SpanKind.INTERNAL
+        assert stage.parent == span.context
+        assert stage.context.trace_id == span.context.trace_id
+        assert stage.context.trace_flags == 1
+        assert stage.status.status_code is StatusCode.UNSET
+        assert dict(stage.attributes or {}) == {}
+        assert stage.resource is RESOURCE
+    ids = {s.context.span_id for s in (span, *stages)}
+    assert len(ids) == len(stages) + 1
+    assert 0 not in ids
+
+
+def test_stages_as_attributes() -> None:
+    (span,) = make(request(), StageStyle.ATTRIBUTES)
+    assert span.attributes is not None
+    lengths = {
+        name.removeprefix("otelbpf.stage."): value
+        for name, value in span.attributes.items()
+        if name.startswith("otelbpf.stage.")
+    }
+    assert lengths == {
+        "nic_to_tc": 700, "tc_to_tcp": 1_301, "tcp_to_queued": 899, "queued_to_woken": 433,
+        "woken_to_running": 11_667, "running_to_read": 6_007, "read_to_write": 378_993,
+        "write_to_tc_out": 12_345, "tc_out_to_acked": 37_656,
+    }
+    assert sum(lengths.values()) == span.end_time - span.start_time
+    assert not any(n.startswith("otelbpf.stage.") for n in attributes())
+
+
+def test_a_span_id_is_never_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spans.random, "getrandbits", lambda bits: 0)
+    assert [s.context.span_id for s in make(request())[1:]] == [1] * 9
+
+
+def test_all_of_it_can_be_encoded() -> None:
+    odd = bytes(range(128, 192))
+    made = [request(), everything(), request(host=odd, user_agent=odd, request_line=odd)]
+    made.append(dataclasses.replace(request(), trace_id=(1 << 128) - 1, span_id=(1 << 64) - 1))
+    encode_spans([span for one in made for span in make(one)])
