@@ -29,6 +29,7 @@ _GROUP = "opentelemetry_traces_exporter"
 _BY_PROTOCOL = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
 _BACK_OFF_FIRST_S = 1.0
 _BACK_OFF_LONGEST_S = 8.0
+_NUMBER_MAX = 999_999_999
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,15 @@ class QueueLimits:
         """The defaults, changed by the OTEL_BSP_* variables.
 
         Raises:
-            UsageError: one of them is no positive whole number.
+            UsageError: one of them is no whole number, or none from 1 to 999999999.
         """
 
         def number(name: str, default: float) -> float:
             text = environment.get(name, "").strip()
             if not text:
                 return default
-            if not text.isdigit() or int(text) == 0:
-                raise UsageError(f"{name}={text} is no positive whole number")
+            if not (text.isascii() and text.isdigit() and 0 < int(text[:10]) <= _NUMBER_MAX):
+                raise UsageError(f"{name}={text} is no whole number from 1 to {_NUMBER_MAX}")
             return int(text)
 
         return cls(
@@ -122,6 +123,8 @@ def make_exporter(name: str, output: str | None = None) -> SpanExporter | None:
     Raises:
         UsageError: no such exporter, or it refuses its configuration.
     """
+    if output is not None and name != "otlp_json_file":
+        raise UsageError("--output goes with OTEL_TRACES_EXPORTER=otlp_json_file only")
     if name == "none":
         return None
     found = {point.name: point for point in entry_points(group=_GROUP)}
@@ -130,11 +133,7 @@ def make_exporter(name: str, output: str | None = None) -> SpanExporter | None:
             f"OTEL_TRACES_EXPORTER={name} is not installed: there are otlp, none, "
             + ", ".join(sorted(found))
         )
-    arguments: dict[str, str] = {}
-    if output is not None:
-        if name != "otlp_json_file":
-            raise UsageError("--output goes with OTEL_TRACES_EXPORTER=otlp_json_file only")
-        arguments["path"] = output
+    arguments = {} if output is None else {"path": output}
     try:
         return found[name].load()(**arguments)
     except Exception as error:
