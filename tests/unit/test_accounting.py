@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""seen = exported + sampled out + lost, and in flight is what is missing."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+
+from otelbpf.accounting import Ledger, Lost, Sums
+from otelbpf.records import Counter
+
+IN_KERNEL = {
+    Counter.LOST_RING_FULL: Lost.RING_FULL,
+    Counter.LOST_PIPELINE_FULL: Lost.PIPELINE_FULL,
+    Counter.LOST_TABLE_FULL: Lost.TABLE_FULL,
+    Counter.LOST_PARSER: Lost.PARSER,
+    Counter.LOST_CLOSED: Lost.CLOSED,
+    Counter.LOST_EVICTED: Lost.EVICTED,
+    Counter.LOST_STOPPED: Lost.STOPPED,
+}
+
+
+def counts(**changed: int) -> dict[Counter, int]:
+    return {counter: changed.get(counter.name, 0) for counter in Counter}
+
+
+def test_every_loss_of_the_kernel_has_its_reason() -> None:
+    assert set(IN_KERNEL) == {c for c in Counter if c.name.startswith("LOST_")}
+    made = {counter.name: 10 + i for i, counter in enumerate(IN_KERNEL)}
+    sums = Ledger().sums(counts(**made))
+    assert {r: n for r, n in sums.lost.items() if n} == {
+        reason: made[counter.name] for counter, reason in IN_KERNEL.items()
+    }
+
+
+def test_both_sides_add_up() -> None:
+    ledger = Ledger()
+    ledger.export(100)
+    ledger.export(1)
+    ledger.sample_out(20)
+    ledger.lose(Lost.QUEUE_FULL, 3)
+    ledger.lose(Lost.QUEUE_FULL, 4)
+    ledger.lose(Lost.EXPORT_FAILED, 5)
+    sums = ledger.sums(counts(SEEN=150, SUBMITTED=140, LOST_PARSER=6))
+    assert (sums.seen, sums.exported, sums.sampled_out) == (150, 101, 20)
+    assert {r: n for r, n in sums.lost.items() if n} == {
+        Lost.PARSER: 6, Lost.QUEUE_FULL: 7, Lost.EXPORT_FAILED: 5,
+    }
+    assert sums.in_flight == 150 - 101 - 20 - 6 - 7 - 5 == 11
+
+
+def test_connections_by_their_short_names() -> None:
+    sums = Ledger().sums(counts(CONNECTIONS_OPENED=3, CONNECTIONS_NOT_HTTP=1, PACKETS_UNPARSED=9))
+    assert sums.connections == {
+        "opened": 3, "adopted": 0, "closed": 0, "table_full": 0, "not_http": 1, "own": 0,
+    }
+
+
+def test_sums_do_not_change_afterwards() -> None:
+    ledger = Ledger()
+    before = ledger.sums(counts(SEEN=1))
+    ledger.export(1)
+    ledger.lose(Lost.QUEUE_FULL, 1)
+    assert before.in_flight == 1
+    assert ledger.sums(counts(SEEN=2)).in_flight == 0
+
+
+def test_json_has_all_that_counts() -> None:
+    lost = {Lost.PARSER: 2, Lost.RING_FULL: 0, Lost.EXPORT_FAILED: 1}
+    sums = Sums(23, 15, 4, lost, {"opened": 5})
+    assert json.loads(sums.as_json()) == {
+        "seen": 23, "exported": 15, "sampled_out": 4, "in_flight": 1,
+        "lost": {"parser": 2, "export_failed": 1}, "connections": {"opened": 5},
+    }
+
+
+@pytest.mark.parametrize(
+    ("sums", "text"),
+    [
+        (Sums(0, 0, 0, {}), "seen 0 = exported 0 + sampled out 0 + lost 0"),
+        (Sums(9, 4, 2, {Lost.PARSER: 1, Lost.QUEUE_FULL: 2, Lost.CLOSED: 0}),
+         "seen 9 = exported 4 + sampled out 2 + lost 3 (parser 1, queue_full 2)"),
+        (Sums(9, 4, 2, {}), "seen 9 = exported 4 + sampled out 2 + lost 0 + in flight 3"),
+    ],
+)
+def test_in_words(sums: Sums, text: str) -> None:
+    assert str(sums) == text
+
+
+def test_names_are_unique_and_stable() -> None:
+    assert sorted(Lost) == [
+        "closed_before_head", "evicted", "export_failed", "parser", "pipeline_full", "queue_full",
+        "ring_full", "table_full", "unanswered_at_stop",
+    ]
+
+
+def test_many_threads_count_together() -> None:
+    ledger = Ledger()
+
+    def count() -> None:
+        for _ in range(1_000):
+            ledger.export(1)
+            ledger.sample_out(1)
+            ledger.lose(Lost.QUEUE_FULL, 1)
+
+    threads = [threading.Thread(target=count) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sums = ledger.sums(counts(SEEN=24_000))
+    assert (sums.exported, sums.sampled_out, sums.lost[Lost.QUEUE_FULL]) == (8_000,) * 3
+    assert sums.in_flight == 0
