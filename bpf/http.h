@@ -475,6 +475,51 @@ static __always_inline void scan_lines(struct scratch *s)
 }
 
 /*
+ * A request may begin with the window's first byte; false where it cannot. An
+ * empty line before it, which some clients send after a body, is stepped over.
+ */
+static __always_inline bool begin_inbound(struct scratch *s, struct connection *conn)
+{
+	u8 first = byte_at(s, 0);
+
+	if (first == '\r' || first == '\n') {
+		s->position++;
+		return true;
+	}
+	if (first < 'A' || first > 'Z') {
+		if (!conn->begun)
+			count_as_not_http(conn);
+		return false;
+	}
+	/* The preface of HTTP/2 was made to look like a request. */
+	if (s->payload_length - s->position >= 4 &&
+	    (word_at(s, 0) & FIRST_BYTES(4)) == WORD('P', 'R', 'I', ' ', 0, 0, 0, 0)) {
+		turn_off(conn);
+		return true;
+	}
+	start_message(&conn->inbound);
+	begin_request(conn, &s->key, s->seq + s->position, s->ktime_ns);
+	return true;
+}
+
+static __always_inline bool begin_outbound(struct scratch *s, struct connection *conn)
+{
+	struct exchange *x;
+
+	if (!before(conn->answered, conn->begun)) {
+		count(COUNT_RESPONSES_UNASKED);
+		return false;
+	}
+	start_message(&conn->outbound);
+	x = in_flight(conn, conn->answered);
+	if (x) {
+		x->record.stamp_ktime_ns[STAMP_TC_OUT] = s->ktime_ns;
+		x->record.stamp_ktime_ns[STAMP_WRITE] = mark_of(&conn->writes, s->seq + s->position);
+	}
+	return true;
+}
+
+/*
  * Reads lines up to the end of the head or of the window. Returns 0, or -1 when
  * the bytes are no HTTP/1 message or one was too odd to follow.
  */
@@ -490,6 +535,12 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 	loaded = load_window(skb, s, conn, p, direction);
 	if (!loaded)
 		return -1;
+	if (p->state == PARSER_BETWEEN) {
+		if (direction == INBOUND ? !begin_inbound(s, conn) : !begin_outbound(s, conn))
+			return -1;
+		if (p->state != PARSER_FIRST_LINE)
+			return 0;
+	}
 	v->loaded = loaded;
 	v->at = p->carried;
 	v->total = p->carried + loaded;

@@ -18,53 +18,6 @@ static __always_inline int parse_skb(struct __sk_buff *skb, enum direction direc
 	return result;
 }
 
-/* A request may begin here; false where the bytes cannot be one. */
-static __always_inline bool begin_inbound(struct __sk_buff *skb, struct scratch *s,
-					  struct connection *conn)
-{
-	u32 offset = s->payload_offset + s->position, first_four = 0;
-	u8 first = 0;
-
-	if (bpf_skb_load_bytes(skb, offset, &first, 1))
-		return false;
-	/* Some clients send an empty line after a body. */
-	if (first == '\r' || first == '\n') {
-		s->position++;
-		return true;
-	}
-	if (first < 'A' || first > 'Z') {
-		if (!conn->begun)
-			count_as_not_http(conn);
-		return false;
-	}
-	/* The preface of HTTP/2 was made to look like a request. */
-	if (first == 'P' && !bpf_skb_load_bytes(skb, offset, &first_four, 4) &&
-	    first_four == 0x20495250) {	/* "PRI " */
-		turn_off(conn);
-		return true;
-	}
-	start_message(&conn->inbound);
-	begin_request(conn, &s->key, s->seq + s->position, s->ktime_ns);
-	return true;
-}
-
-static __always_inline bool begin_outbound(struct scratch *s, struct connection *conn)
-{
-	struct exchange *x;
-
-	if (!before(conn->answered, conn->begun)) {
-		count(COUNT_RESPONSES_UNASKED);
-		return false;
-	}
-	start_message(&conn->outbound);
-	x = in_flight(conn, conn->answered);
-	if (x) {
-		x->record.stamp_ktime_ns[STAMP_TC_OUT] = s->ktime_ns;
-		x->record.stamp_ktime_ns[STAMP_WRITE] = mark_of(&conn->writes, s->seq + s->position);
-	}
-	return true;
-}
-
 /*
  * Reads the segment's payload from s->position on, as far as one message head
  * and the body after it go; the rest is left to a continuation. Returns -1
@@ -76,11 +29,7 @@ static __always_inline int feed(struct __sk_buff *skb, struct scratch *s,
 	struct parser *p = direction == INBOUND ? &conn->inbound : &conn->outbound;
 	struct exchange *x;
 
-	if (p->state == PARSER_BETWEEN && s->position < s->payload_length) {
-		if (direction == INBOUND ? !begin_inbound(skb, s, conn) : !begin_outbound(s, conn))
-			return -1;
-	}
-	if ((p->state == PARSER_FIRST_LINE || p->state == PARSER_HEADERS) &&
+	if (p->state >= PARSER_BETWEEN && p->state <= PARSER_HEADERS &&
 	    s->position < s->payload_length && read_head(skb, s, conn, p, direction))
 		return -1;
 	x = in_flight(conn, direction == INBOUND ? conn->begun - 1 : conn->answered);
