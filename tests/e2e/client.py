@@ -50,7 +50,12 @@ class Client:
     def of(cls, network: Network, port: int, host: str | None = None) -> Client:
         """Connects from the client's namespace, by default over the first veth and IPv4."""
         host = host or network.server.ipv4
-        return cls(network.connect(host, port), host, port)
+        return cls(network.client.connect(host, port), host, port)
+
+    @classmethod
+    def local(cls, network: Network, port: int) -> Client:
+        """Connects inside the server's namespace, over its loopback."""
+        return cls(network.server.connect("127.0.0.1", port), "127.0.0.1", port)
 
     def __enter__(self) -> Client:
         return self
@@ -79,6 +84,8 @@ class Client:
         elif body:
             lines["Content-Length"] = str(len(body))
         protocol = self._protocol
+        if protocol.our_state is h11.DONE:
+            protocol.start_next_cycle()
         request = protocol.send(h11.Request(method=method, target=target, headers=[*lines.items()]))
         for start in range(0, len(body), 10_000):
             request += protocol.send(h11.Data(data=body[start : start + 10_000]))
@@ -96,7 +103,6 @@ class Client:
             elif type(event) is h11.Data:
                 response += event.data
         assert protocol.trailing_data == (b"", False)
-        protocol.start_next_cycle()
         return Exchange(
             method, target, status, len(request), response_bytes, len(body), bytes(response)
         )

@@ -87,6 +87,10 @@ class Side:
         """Calls `function` inside this namespace: sockets made there stay there."""
         return find_netns(self.netns).run(function)
 
+    def connect(self, host: str, port: int) -> socket.socket:
+        """A connection from here."""
+        return self.call(lambda: socket.create_connection((host, port), DEADLINE_S))
+
     def xdp_program(self, interface: str | None = None) -> int | None:
         """The id of the XDP program on an interface, as iproute2 tells it."""
         answer = json.loads(run("ip", "-n", self.netns, "-j", "link", "show", "dev",
@@ -109,10 +113,6 @@ class Network:
     #: The second veth's ends.
     second_interface: str = "server1"
     second_ipv4: str = "198.18.1.1"
-
-    def connect(self, host: str, port: int) -> socket.socket:
-        """A connection from the client to one of the server's addresses."""
-        return self.client.call(lambda: socket.create_connection((host, port), DEADLINE_S))
 
 
 def _delete_namespaces_of_the_dead() -> None:
