@@ -47,7 +47,7 @@ static __always_inline u64 mark_of(const struct marks *m, u32 seq)
 	 */
 	if (n > 1 + MARKS_RECENT && seq != best_seq)
 		found = false;
-#pragma unroll
+	BOUNDED_LOOP
 	for (i = 1; i <= MARKS_RECENT; i++) {
 		if (i >= n || before(seq, m->seq[i]))
 			continue;
@@ -97,6 +97,13 @@ static __always_inline struct exchange *in_flight(struct connection *conn, u32 o
 	return x;
 }
 
+/* The request whose bytes, or whose response's, are passing now. */
+static __always_inline struct exchange *current_exchange(struct connection *conn,
+							 enum direction direction)
+{
+	return in_flight(conn, direction == INBOUND ? conn->begun - 1 : conn->answered);
+}
+
 static __always_inline struct exchange *claim(u32 slot)
 {
 	struct exchange *x = exchanges.lookup(&slot);
@@ -116,7 +123,7 @@ static __always_inline struct exchange *claim_any(u32 *slot)
 	cursor = slot_cursor.lookup(&zero);
 	if (!cursor)
 		return NULL;
-#pragma unroll
+	BOUNDED_LOOP
 	for (i = 0; i < 4; i++) {
 		*slot = __sync_fetch_and_add(cursor, 1) % MAX_EXCHANGES;
 		x = claim(*slot);

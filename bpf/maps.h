@@ -122,7 +122,7 @@ struct chunk_cursor {
 	u32 state;
 };
 
-/* The segment being read, kept across tail calls. One for each direction. */
+/* The segment being read, kept across tail calls. TC hooks do not nest: one a CPU. */
 struct scratch {
 	struct connection_key key;
 	u32 seq;		/* of the payload's first byte */
@@ -131,6 +131,7 @@ struct scratch {
 	u32 payload_length;
 	u32 position;		/* payload bytes already read */
 	u32 fin;
+	u32 direction;		/* enum direction */
 	u32 continuing;		/* this run continues another one */
 	struct head_cursor head;
 	struct chunk_cursor chunks;
@@ -139,8 +140,7 @@ struct scratch {
 	u8 window[WINDOW_MASK + 1 + CARRY_MAX + 8];
 };
 
-enum continuation { CONTINUE_INBOUND, CONTINUE_INBOUND_CHUNKS,
-		    CONTINUE_OUTBOUND, CONTINUE_OUTBOUND_CHUNKS, CONTINUATION_COUNT };
+enum continuation { CONTINUE_INBOUND, CONTINUE_OUTBOUND, CONTINUE_CHUNKS, CONTINUATION_COUNT };
 
 struct carry { u8 bytes[CARRY_MAX]; };
 
@@ -161,7 +161,7 @@ BPF_ARRAY(blank_connection, struct connection, 1);
 BPF_F_TABLE("array", u32, struct exchange, exchanges, MAX_EXCHANGES, BPF_F_MMAPABLE);
 BPF_ARRAY(slot_cursor, u64, 1);
 BPF_TABLE("lru_hash", u64, struct carry, carries, 1024);
-BPF_PERCPU_ARRAY(scratches, struct scratch, 2);
+BPF_PERCPU_ARRAY(scratches, struct scratch, 1);
 BPF_ARRAY(readers, struct reader, READER_SLOTS);
 BPF_PERCPU_ARRAY(waking_sk, u64, 1);
 BPF_ARRAY(settings, struct settings, 1);

@@ -32,7 +32,7 @@ static __always_inline int feed(struct __sk_buff *skb, struct scratch *s,
 	if (p->state >= PARSER_BETWEEN && p->state <= PARSER_HEADERS &&
 	    s->position < s->payload_length && read_head(skb, s, conn, p, direction))
 		return -1;
-	x = in_flight(conn, direction == INBOUND ? conn->begun - 1 : conn->answered);
+	x = current_exchange(conn, direction);
 	if (p->state == PARSER_BODY && s->position < s->payload_length)
 		read_body(s, conn, p, x, direction);
 	if (direction == OUTBOUND && p->state == PARSER_UNTIL_CLOSE) {
@@ -53,44 +53,37 @@ static __always_inline int feed_rest(struct __sk_buff *skb, struct scratch *s,
 	if (s->position >= s->payload_length || p->state <= PARSER_OFF)
 		return 0;
 	s->continuing = 1;
-	if (direction == INBOUND) {
-		if (p->state >= PARSER_CHUNK_SIZE)
-			continuations.call(skb, CONTINUE_INBOUND_CHUNKS);
-		else
-			continuations.call(skb, CONTINUE_INBOUND);
-	} else {
-		if (p->state >= PARSER_CHUNK_SIZE)
-			continuations.call(skb, CONTINUE_OUTBOUND_CHUNKS);
-		else
-			continuations.call(skb, CONTINUE_OUTBOUND);
-	}
+	if (p->state >= PARSER_CHUNK_SIZE)
+		continuations.call(skb, CONTINUE_CHUNKS);
+	else if (direction == INBOUND)
+		continuations.call(skb, CONTINUE_INBOUND);
+	else
+		continuations.call(skb, CONTINUE_OUTBOUND);
 	s->continuing = 0;
 	return -1;
 }
 
-static __always_inline int continue_chunks(struct __sk_buff *skb, enum direction direction)
+/* Both directions continue here with a chunked body. */
+int tc_chunks(struct __sk_buff *skb)
 {
-	int index = direction;
-	struct scratch *s = scratches.lookup(&index);
+	int zero = 0;
+	struct scratch *s = scratches.lookup(&zero);
+	enum direction direction;
 	struct connection *conn;
-	struct exchange *x;
 	struct parser *p;
 
 	if (!s)
 		return TC_NEXT;
 	s->continuing = 0;
+	direction = s->direction;
 	conn = connections.lookup(&s->key);
 	if (!conn)
 		return TC_NEXT;
 	p = direction == INBOUND ? &conn->inbound : &conn->outbound;
-	x = in_flight(conn, direction == INBOUND ? conn->begun - 1 : conn->answered);
-	if (read_chunks(skb, s, conn, p, x, direction) || feed_rest(skb, s, p, direction))
+	if (read_chunks(skb, s, conn, p, direction) || feed_rest(skb, s, p, direction))
 		lose_framing(conn);
 	return TC_NEXT;
 }
-
-int tc_ingress_chunks(struct __sk_buff *skb) { return continue_chunks(skb, INBOUND); }
-int tc_egress_chunks(struct __sk_buff *skb) { return continue_chunks(skb, OUTBOUND); }
 
 /*
  * Brings the parser to this segment. Returns how many of its bytes were seen
@@ -160,10 +153,11 @@ static __always_inline bool take_up(struct __sk_buff *skb, struct connection *co
 }
 
 static __always_inline void fill_scratch(struct scratch *s, const struct segment *seg,
-					 u32 seen_before, u64 now)
+					 enum direction direction, u32 seen_before, u64 now)
 {
 	s->key = seg->key;
 	s->seq = seg->seq;
+	s->direction = direction;
 	s->ktime_ns = now;
 	s->payload_offset = seg->payload_offset;
 	s->payload_length = seg->payload_length;
@@ -205,14 +199,14 @@ static __always_inline struct connection *receive(struct __sk_buff *skb, struct 
 		p->next_seq = seg.seq + seg.payload_length;
 		return NULL;
 	}
-	seen_before = align(p, &seg, in_flight(conn, conn->begun - 1), INBOUND);
+	seen_before = align(p, &seg, current_exchange(conn, INBOUND), INBOUND);
 	if (seen_before >= seg.payload_length)
 		return NULL;
 	if (seen_before < 0) {
 		p->state = PARSER_LOST;
 		return conn;
 	}
-	fill_scratch(s, &seg, seen_before, now);
+	fill_scratch(s, &seg, INBOUND, seen_before, now);
 	p->next_seq = seg.seq + seg.payload_length;
 	return conn;
 }
@@ -239,14 +233,14 @@ static __always_inline struct connection *transmit(struct __sk_buff *skb, struct
 		p->next_seq = seg.seq + seg.payload_length;
 		return NULL;
 	}
-	seen_before = align(p, &seg, in_flight(conn, conn->answered), OUTBOUND);
+	seen_before = align(p, &seg, current_exchange(conn, OUTBOUND), OUTBOUND);
 	if (seen_before >= seg.payload_length && !(seg.tcp_flags & TCP_FIN))
 		return NULL;
 	if (seen_before < 0) {
 		p->state = PARSER_LOST;
 		return conn;
 	}
-	fill_scratch(s, &seg, seen_before, bpf_ktime_get_ns());
+	fill_scratch(s, &seg, OUTBOUND, seen_before, bpf_ktime_get_ns());
 	if (before(p->next_seq, seg.seq + seg.payload_length))
 		p->next_seq = seg.seq + seg.payload_length;
 	return conn;
@@ -255,8 +249,8 @@ static __always_inline struct connection *transmit(struct __sk_buff *skb, struct
 /* The body of both hooks; a continuation comes in here again. */
 static __always_inline int watch(struct __sk_buff *skb, enum direction direction)
 {
-	int index = direction;
-	struct scratch *s = scratches.lookup(&index);
+	int zero = 0;
+	struct scratch *s = scratches.lookup(&zero);
 	struct connection *conn;
 	struct parser *p;
 
@@ -279,38 +273,3 @@ static __always_inline int watch(struct __sk_buff *skb, enum direction direction
 
 int tc_ingress(struct __sk_buff *skb) { return watch(skb, INBOUND); }
 int tc_egress(struct __sk_buff *skb) { return watch(skb, OUTBOUND); }
-
-/* Run by the agent, not by a hook: ends one request that has long been silent. */
-int sweep(struct __sk_buff *skb)
-{
-	struct connection_key key = {};
-	struct sweep_order *order;
-	struct connection *conn;
-	struct exchange *x;
-	int zero = 0;
-	u32 slot;
-
-	order = sweep_orders.lookup(&zero);
-	if (!order)
-		return 0;
-	slot = order->slot;
-	x = exchanges.lookup(&slot);
-	if (!x || x->state != EXCHANGE_IN_USE || x->activity_ktime_ns > order->before_ktime_ns)
-		return 0;
-	__builtin_memcpy(key.peer_address, x->record.peer_address, 16);
-	__builtin_memcpy(key.local_address, x->record.local_address, 16);
-	key.peer_port = x->record.peer_port;
-	key.local_port = x->record.local_port;
-	conn = connections.lookup(&key);
-	if (x->record.flags & REQUEST_ANSWERED) {
-		submit(x);
-	} else if (!conn || conn->id != x->record.connection_id) {
-		abandon(x, COUNT_LOST_EVICTED);
-	} else if (order->flag == AGENT_STOPPED || !x->head_whole) {
-		abandon(x, COUNT_LOST_STOPPED);
-	} else {
-		x->record.flags |= order->flag;
-		submit(x);
-	}
-	return 0;
-}

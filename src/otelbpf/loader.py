@@ -20,12 +20,12 @@ from otelbpf.sources import bpf_directory
 
 # One text for BCC, in the order in which each builds on the ones before.
 _SOURCES = (
-    "records.h", "maps.h", "kernel.h", "packet.h", "ledger.h", "http.h",
-    "xdp.c", "tc.c", "socket.c", "sched.c",
+    "records.h", "maps.h", "kernel.h", "packet.h", "ledger.h", "words.h", "message.h", "head.h",
+    "body.h", "xdp.c", "tc.c", "socket.c", "sched.c", "sweep.c",
 )
 _PAGE_BYTES = 4096
 # Programs that a hook's program continues into, in the order of enum continuation.
-_CONTINUATIONS = ("tc_ingress", "tc_ingress_chunks", "tc_egress", "tc_egress_chunks")
+_CONTINUATIONS = ("tc_ingress", "tc_egress", "tc_chunks")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* Bodies: stepped over, never read, but for the lines between chunks. */
+
+static __always_inline void read_body(struct scratch *s, struct connection *conn,
+				      struct parser *p, struct exchange *x,
+				      enum direction direction)
+{
+	u32 n = s->payload_length - s->position;
+
+	if (p->remaining <= n)
+		n = p->remaining;
+	p->remaining -= n;
+	consume(s, x, n, direction);
+	if (!p->remaining)
+		end_message(conn, s, x, direction);
+}
+
+/*
+ * The size in a chunk's first line, at the start of word, if that is one to six
+ * hexadecimal digits and CRLF and not zero; 0 for any other line.
+ */
+static __always_inline u32 plain_chunk_size(u64 word, u32 *line_length)
+{
+	u64 marks = newlines(word), digits, letters, values, characters, wrong;
+	u32 count = lowest(marks) - 1, unused_bits = 64 - 8 * count;
+
+	if (!marks || count < 1 || count > 6 || (u8)(word >> 8 * count) != '\r')
+		return 0;
+	*line_length = count + 2;
+	/* All digits at once: the last one in the highest byte, none in the lowest. */
+	digits = word << unused_bits;
+	letters = digits >> 6 & BYTES(1);
+	values = (digits & BYTES(0x0f)) + 9 * letters;
+	characters = values + BYTES('0') + ('a' - '0' - 10) * letters;
+	wrong = values & BYTES(0xf0);		/* letters beyond 'f' */
+	wrong |= ((values + BYTES(6)) >> 4 & BYTES(1)) ^ letters;	/* ':', '@' ... */
+	wrong |= (characters ^ (digits | letters << 5)) >> unused_bits;
+	if (wrong)
+		return 0;
+	values = __builtin_bswap64(values);
+	values = (values | values >> 4) & 0x00ff00ff00ff00ffULL;
+	values = (values | values >> 8) & 0x0000ffff0000ffffULL;
+	return values | values >> 16;
+}
+
+#define CHUNK_STEPS 48
+#define CHUNK_WINDOW 64		/* a power of two */
+
+/*
+ * Steps over chunks: one at a time where its first line is plain, else that line
+ * byte by byte.
+ * Its state lives in the map for the reason given at scan_lines().
+ */
+static __always_inline int read_chunks(struct __sk_buff *skb, struct scratch *s,
+				       struct connection *conn, struct parser *p,
+				       enum direction direction)
+{
+	volatile struct chunk_cursor *v = &s->chunks;
+	struct exchange *x;
+	u32 length = s->payload_length, n, digit, position, at = 0, line_length = 0;
+	int i, ended = 0;
+	u8 c;
+
+	v->position = s->position;
+	v->window_start = 0;
+	v->window_end = 0;
+	v->body_bytes = 0;
+	v->remaining = p->remaining;
+	v->state = p->state;
+	BOUNDED_LOOP
+	for (i = 0; i < CHUNK_STEPS; i++) {
+		position = v->position;
+		if (position >= length)
+			break;
+		if (v->state != PARSER_CHUNK_DATA) {
+			n = length - position;
+			if (position + at_most(8, n) > v->window_end || position < v->window_start) {
+				if (n > CHUNK_WINDOW)
+					n = CHUNK_WINDOW;
+				n = ((n - 1) & (CHUNK_WINDOW - 1)) + 1;
+				if (bpf_skb_load_bytes(skb, s->payload_offset + position,
+						       s->window, n))
+					return -1;
+				v->window_start = position;
+				v->window_end = position + n;
+			}
+			at = (position - v->window_start) & (CHUNK_WINDOW - 1);
+		}
+		if (v->state == PARSER_CHUNK_SIZE && !v->remaining &&
+		    position + 8 <= v->window_end) {
+			n = plain_chunk_size(*(u64 *)(s->window + at), &line_length);
+			if (n) {
+				v->body_bytes += n;
+				v->remaining = n + 2;
+				v->state = PARSER_CHUNK_DATA;
+				position += line_length;
+			}
+		}
+		if (v->state == PARSER_CHUNK_DATA) {
+			n = length - position;
+			if (v->remaining <= n) {
+				n = v->remaining;
+				v->state = PARSER_CHUNK_SIZE;
+			}
+			v->remaining -= n;
+			v->position = position + n;
+			continue;
+		}
+		c = s->window[at];
+		v->position = position + 1;
+		if (v->state == PARSER_TRAILER_START) {
+			if (c == '\n') {
+				ended = 1;
+				break;
+			}
+			if (c != '\r')
+				v->state = PARSER_TRAILER_LINE;
+		} else if (v->state == PARSER_TRAILER_LINE) {
+			if (c == '\n')
+				v->state = PARSER_TRAILER_START;
+		} else if (c == '\n') {		/* the size line is whole */
+			v->state = PARSER_TRAILER_START;
+			if (v->remaining) {
+				v->body_bytes += v->remaining;
+				v->remaining += 2;
+				v->state = PARSER_CHUNK_DATA;
+			}
+		} else if (v->state == PARSER_CHUNK_SIZE) {
+			digit = c - '0';
+			if (digit > 9)
+				digit = (c | 0x20) - 'a' + 10;
+			if (digit < 16 && (c <= '9' || digit >= 10)) {
+				if (v->remaining >> 56)
+					return -1;
+				v->remaining = v->remaining << 4 | digit;
+			} else if (c == ';' || c == ' ' || c == '\t' || c == '\r') {
+				v->state = PARSER_CHUNK_EXTENSION;
+			} else {
+				return -1;
+			}
+		}
+	}
+	p->state = v->state;
+	p->remaining = v->remaining;
+	x = current_exchange(conn, direction);
+	if (x) {
+		if (direction == INBOUND)
+			x->record.request_body_bytes += v->body_bytes;
+		else
+			x->record.response_body_bytes += v->body_bytes;
+	}
+	consume(s, x, v->position - s->position, direction);
+	if (ended)
+		end_message(conn, s, x, direction);
+	return 0;
+}

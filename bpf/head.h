@@ -1,0 +1,321 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * Heads. Lines are read, not characters: newlines are found eight bytes at a
+ * time, and of the head only the lines named in enum found are looked at.
+ */
+
+/* Notes where the value of a line of interest lies. */
+static __always_inline void note_line(struct scratch *s, volatile struct head_cursor *v,
+				      u32 at, u32 length)
+{
+	u64 start = word_at(s, at) | LETTERS_LOWER;
+	u64 next = word_at(s, at + 8) | LETTERS_LOWER;
+	u32 found;
+
+	if (v->state == PARSER_FIRST_LINE) {
+		v->state = PARSER_HEADERS;
+		found = FOUND_FIRST_LINE;
+	} else if ((start & FIRST_BYTES(5)) == WORD('h', 'o', 's', 't', ':', 0, 0, 0)) {
+		found = FOUND_HOST;
+		at += 5;
+		length -= 5;
+	} else if (start == WORD('c', 'o', 'n', 't', 'e', 'n', 't', '-') &&
+		   (next & FIRST_BYTES(7)) == WORD('l', 'e', 'n', 'g', 't', 'h', ':', 0)) {
+		found = FOUND_CONTENT_LENGTH;
+		at += 15;
+		length -= 15;
+	} else if (start == WORD('t', 'r', 'a', 'n', 's', 'f', 'e', 'r') &&
+		   next == WORD('-', 'e', 'n', 'c', 'o', 'd', 'i', 'n')) {
+		found = FOUND_TRANSFER_ENCODING;
+		at += 18;
+		length -= 18;
+	} else if (start == WORD('u', 's', 'e', 'r', '-', 'a', 'g', 'e') &&
+		   (next & FIRST_BYTES(3)) == WORD('n', 't', ':', 0, 0, 0, 0, 0)) {
+		found = FOUND_USER_AGENT;
+		at += 11;
+		length -= 11;
+	} else if (start == WORD('t', 'r', 'a', 'c', 'e', 'p', 'a', 'r') &&
+		   (next & FIRST_BYTES(4)) == WORD('e', 'n', 't', ':', 0, 0, 0, 0)) {
+		found = FOUND_TRACEPARENT;
+		at += 12;
+		length -= 12;
+	} else {
+		return;
+	}
+	found &= 7;
+	s->found_at[found] = at;
+	s->found_length[found] = length;
+}
+
+/* Strips up to seven spaces and tabs before a header's value, and eight after it. */
+static __always_inline void strip(u32 *at, u32 *length, const struct scratch *s)
+{
+	u64 text;
+	u32 n;
+
+	n = at_most(*length, lowest(not_blank(word_at(s, *at))));
+	*at += n;
+	*length -= n;
+	text = not_blank(word_at(s, *at + *length - 8));
+	text |= text >> 8;
+	text |= text >> 16;
+	text |= text >> 32;
+	n = 8 - ((text >> 7) * BYTES(1) >> 56);
+	*length -= at_most(*length, n);
+}
+
+/* Copies a piece of the window, cut to max; max is a multiple of 8. */
+static __always_inline void capture(u8 *to, u16 *to_length, u32 max, struct scratch *s, u32 found)
+{
+	u32 at = s->found_at[found], length = s->found_length[found];
+
+	if (length == 0)
+		return;
+	if (found != FOUND_FIRST_LINE)
+		strip(&at, &length, s);
+	if (length == 0)
+		return;
+	*to_length = length;
+	bpf_probe_read_kernel(to, at_most(max, length), s->window + (at & WINDOW_MASK));
+}
+
+/* Content-Length's digits; -1 where the value is not a number. */
+static __always_inline int read_length(struct scratch *s, u64 *value)
+{
+	u32 at = s->found_at[FOUND_CONTENT_LENGTH], length = s->found_length[FOUND_CONTENT_LENGTH];
+	u64 n = 0;
+	int i;
+
+	strip(&at, &length, s);
+	if (length == 0 || length > 18)
+		return -1;
+	BOUNDED_LOOP
+	for (i = 0; i < 18; i++) {
+		u8 digit = byte_at(s, at + i) - '0';
+
+		if (i >= length)
+			break;
+		if (digit > 9)
+			return -1;
+		n = n * 10 + digit;
+	}
+	*value = n;
+	return 0;
+}
+
+/* Is the last coding "chunked"? */
+static __always_inline bool is_chunked(struct scratch *s)
+{
+	u32 at = s->found_at[FOUND_TRANSFER_ENCODING], length = s->found_length[FOUND_TRANSFER_ENCODING];
+
+	strip(&at, &length, s);
+	if (length < 7)
+		return false;
+	return ((word_at(s, at + length - 7) | LETTERS_LOWER) & FIRST_BYTES(7)) ==
+	       WORD('c', 'h', 'u', 'n', 'k', 'e', 'd', 0);
+}
+
+/* What the noted lines say. -1: this is not HTTP/1. */
+static __always_inline int take_request_lines(struct scratch *s, struct connection *conn,
+					      struct exchange *x)
+{
+	u32 length = s->found_length[FOUND_FIRST_LINE], at = s->found_at[FOUND_FIRST_LINE];
+	u64 start, version;
+
+	if (length) {
+		start = word_at(s, at);
+		if (length < CARRY_MAX) {
+			version = word_at(s, at + length - 8);
+			if (length < 12 ||	/* "X / HTTP/1.1" */
+			    (version & FIRST_BYTES(7)) != WORD('H', 'T', 'T', 'P', '/', '1', '.', 0))
+				return -1;
+			if (x)
+				x->record.http_minor = (version >> 56) - '0';
+		} else if (x) {
+			x->record.http_minor = 1;
+		}
+		if ((start & FIRST_BYTES(5)) == WORD('H', 'E', 'A', 'D', ' ', 0, 0, 0))
+			conn->head_requests |= 1ULL << ((conn->begun - 1) & 63);
+	}
+	if (!x)
+		return 0;
+	capture(x->record.request_line, &x->record.request_line_length, REQUEST_LINE_MAX,
+		s, FOUND_FIRST_LINE);
+	capture(x->record.host, &x->record.host_length, HOST_MAX, s, FOUND_HOST);
+	capture(x->record.user_agent, &x->record.user_agent_length, USER_AGENT_MAX,
+		s, FOUND_USER_AGENT);
+	capture(x->record.traceparent, &x->record.traceparent_length, TRACEPARENT_MAX,
+		s, FOUND_TRACEPARENT);
+	return 0;
+}
+
+static __always_inline int take_status_line(struct scratch *s, struct parser *p)
+{
+	u32 length = s->found_length[FOUND_FIRST_LINE], at = s->found_at[FOUND_FIRST_LINE];
+	u32 status;
+
+	if (!length)
+		return 0;
+	if (length < 12 || (word_at(s, at) & FIRST_BYTES(7)) !=
+			   WORD('H', 'T', 'T', 'P', '/', '1', '.', 0))
+		return -1;
+	status = (byte_at(s, at + 9) - '0') * 100 + (byte_at(s, at + 10) - '0') * 10 +
+		 (byte_at(s, at + 11) - '0');
+	if (status < 100 || status > 999)
+		return -1;
+	p->status = status;
+	return 0;
+}
+
+/*
+ * Loads what the last segment left unfinished and the bytes that follow it.
+ * Returns the number of new bytes, 0 on failure.
+ */
+static __always_inline u32 load_window(struct __sk_buff *skb, struct scratch *s,
+				       struct connection *conn, struct parser *p,
+				       enum direction direction)
+{
+	u32 carried = p->carried & (CARRY_MAX - 1);
+	u32 n = s->payload_length - s->position;
+	struct carry *carry;
+	u64 key;
+
+	if (carried) {
+		key = conn->id << 1 | direction;
+		carry = carries.lookup(&key);
+		if (!carry)
+			return 0;
+		bpf_probe_read_kernel(s->window, CARRY_MAX, carry->bytes);
+	}
+	if (n > WINDOW_MAX)
+		n = WINDOW_MAX;
+	n = ((n - 1) & (WINDOW_MAX - 1)) + 1;
+	if (bpf_skb_load_bytes(skb, s->payload_offset + s->position, s->window + carried, n))
+		return 0;
+	return n;
+}
+
+/*
+ * Notes the lines of interest in the window, up to its end or the head's.
+ *
+ * What the loop carries lives in the map, not in registers: a loaded value is
+ * unknown to the verifier, so each turn looks the same to it and it need not
+ * walk every path through every turn.
+ */
+static __always_inline void scan_lines(struct scratch *s)
+{
+	volatile struct head_cursor *v = &s->head;
+	u64 marks;
+	int i;
+
+	BOUNDED_LOOP
+	for (i = 0; i < (WINDOW_MAX + CARRY_MAX) / 8 + 64; i++) {
+		u32 at = v->at, length, line;
+
+		if (at >= v->total)
+			break;
+		marks = newlines(word_at(s, at));
+		if (!marks) {
+			v->at = at + 8;
+			continue;
+		}
+		at += lowest(marks);
+		v->at = at + 1;
+		if (at >= v->total)
+			break;
+		line = v->line;
+		v->line = at + 1;
+		length = at - line;
+		if (length && byte_at(s, at - 1) == '\r')
+			length--;
+		if (v->skip) {
+			v->skip = 0;
+		} else if (length) {
+			note_line(s, v, line, length);
+		} else if (v->state == PARSER_HEADERS) {
+			v->end = at + 1;
+			break;
+		}
+	}
+}
+
+/*
+ * Reads lines up to the end of the head or of the window. Returns 0, or -1 when
+ * the bytes are no HTTP/1 message or one was too odd to follow.
+ */
+static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
+				     struct connection *conn, struct parser *p,
+				     enum direction direction)
+{
+	volatile struct head_cursor *v = &s->head;
+	u32 carried, total, loaded, partial, line;
+	struct exchange *x;
+	u64 key;
+
+	loaded = load_window(skb, s, conn, p, direction);
+	if (!loaded)
+		return -1;
+	if (p->state == PARSER_BETWEEN) {
+		if (direction == INBOUND ? !begin_inbound(s, conn) : !begin_outbound(s, conn))
+			return -1;
+		if (p->state != PARSER_FIRST_LINE)
+			return 0;
+	}
+	v->loaded = loaded;
+	v->at = p->carried;
+	v->total = p->carried + loaded;
+	v->state = p->state;
+	v->skip = p->skip_line;
+	v->line = 0;
+	v->end = 0;
+	__builtin_memset(s->found_length, 0, sizeof(s->found_length));
+	scan_lines(s);
+
+	x = current_exchange(conn, direction);
+	carried = p->carried;
+	total = v->total;
+	loaded = v->loaded;
+	p->carried = 0;
+	line = v->line;
+	if (v->end) {
+		consume(s, x, v->end - carried, direction);
+	} else {
+		partial = total - line;
+		if (partial < CARRY_MAX && !v->skip && v->at >= total &&
+		    s->position + loaded == s->payload_length) {
+			/* The next segment finishes this line. */
+			key = conn->id << 1 | direction;
+			carries.update(&key, (struct carry *)(s->window + (line & WINDOW_MASK)));
+			p->carried = partial;
+			consume(s, x, loaded, direction);
+		} else if (line && (v->at < total || (partial < CARRY_MAX && !v->skip))) {
+			/* The next run starts again at this line. */
+			consume(s, x, line - carried, direction);
+		} else {
+			/* A line too long to keep: its start is all that is looked at. */
+			if (!v->skip)
+				note_line(s, v, line, CARRY_MAX);
+			v->skip = 1;
+			consume(s, x, loaded, direction);
+		}
+	}
+	p->state = v->state;
+	p->skip_line = v->skip;
+
+	if (direction == INBOUND ? take_request_lines(s, conn, x) : take_status_line(s, p))
+		return -1;
+	if (s->found_length[FOUND_TRANSFER_ENCODING] && is_chunked(s))
+		p->message_flags |= MESSAGE_CHUNKED;
+	if (s->found_length[FOUND_CONTENT_LENGTH]) {
+		if (read_length(s, &p->remaining))
+			return -1;
+		p->message_flags |= MESSAGE_HAS_LENGTH;
+	}
+	if (v->end) {
+		if (direction == INBOUND)
+			begin_request_body(conn, s, x);
+		else
+			begin_response_body(conn, s, x);
+	}
+	return 0;
+}

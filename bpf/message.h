@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * HTTP/1 framing: where a message starts and ends, and what follows from it.
+ *
+ * The parser takes segments as they come. A segment may hold half a line or
+ * several messages; what one program run cannot finish is continued by a tail
+ * call, and what the next segment must finish is kept in struct parser.
+ */
+
+static __always_inline bool starts_a_request(u32 first_four)
+{
+	switch (first_four) {
+	case 0x20544547:	/* "GET " */
+	case 0x54534f50:	/* "POST" */
+	case 0x20545550:	/* "PUT " */
+	case 0x44414548:	/* "HEAD" */
+	case 0x454c4544:	/* "DELETE" */
+	case 0x43544150:	/* "PATCH" */
+	case 0x4954504f:	/* "OPTIONS" */
+		return true;
+	}
+	return false;
+}
+
+static __always_inline void lose_framing(struct connection *conn)
+{
+	conn->inbound.state = PARSER_LOST;
+	conn->outbound.state = PARSER_LOST;
+	conn->inbound.carried = 0;
+	conn->outbound.carried = 0;
+	lose_requests(conn);
+}
+
+static __always_inline void count_as_not_http(struct connection *conn)
+{
+	if (!conn->inbound.counted) {
+		conn->inbound.counted = 1;
+		count(COUNT_CONNECTIONS_NOT_HTTP);
+	}
+}
+
+static __always_inline void turn_off(struct connection *conn)
+{
+	conn->inbound.state = PARSER_OFF;
+	conn->outbound.state = PARSER_OFF;
+	count_as_not_http(conn);
+}
+
+static __always_inline void start_message(struct parser *p)
+{
+	p->state = PARSER_FIRST_LINE;
+	p->remaining = 0;
+	p->carried = 0;
+	p->skip_line = 0;
+	p->message_flags = 0;
+	p->status = 0;
+}
+
+static __always_inline void end_request(struct connection *conn, struct scratch *s,
+					struct exchange *x)
+{
+	u64 last;
+
+	conn->inbound.state = PARSER_BETWEEN;
+	if (!x)
+		return;
+	x->request_end = s->seq + s->position;
+	last = mark_of(&conn->arrivals, x->request_end - 1);
+	if (last != x->record.stamp_ktime_ns[STAMP_NIC])
+		x->record.stamp_ktime_ns[STAMP_NIC_LAST] = last;
+	x->record.flags |= REQUEST_RECEIVED;
+}
+
+static __always_inline void end_response(struct connection *conn, struct scratch *s,
+					 struct exchange *x)
+{
+	u64 last;
+
+	conn->outbound.state = PARSER_BETWEEN;
+	if (x) {
+		x->response_end = s->seq + s->position;
+		if (s->ktime_ns != x->record.stamp_ktime_ns[STAMP_TC_OUT])
+			x->record.stamp_ktime_ns[STAMP_TC_OUT_LAST] = s->ktime_ns;
+		last = mark_of(&conn->writes, x->response_end - 1);
+		if (last != x->record.stamp_ktime_ns[STAMP_WRITE])
+			x->record.stamp_ktime_ns[STAMP_WRITE_LAST] = last;
+		x->record.flags |= REQUEST_ANSWERED;
+	}
+	conn->answered++;
+}
+
+static __always_inline void end_message(struct connection *conn, struct scratch *s,
+					struct exchange *x, enum direction direction)
+{
+	if (direction == INBOUND)
+		end_request(conn, s, x);
+	else
+		end_response(conn, s, x);
+}
+
+static __always_inline void consume(struct scratch *s, struct exchange *x, u32 n,
+				    enum direction direction)
+{
+	s->position += n;
+	if (!x)
+		return;
+	x->activity_ktime_ns = s->ktime_ns;
+	if (direction == INBOUND)
+		x->record.request_bytes += n;
+	else
+		x->record.response_bytes += n;
+}
+
+/*
+ * A request may begin with the window's first byte; false where it cannot. An
+ * empty line before it, which some clients send after a body, is stepped over.
+ */
+static __always_inline bool begin_inbound(struct scratch *s, struct connection *conn)
+{
+	u8 first = byte_at(s, 0);
+
+	if (first == '\r' || first == '\n') {
+		s->position++;
+		return true;
+	}
+	if (first < 'A' || first > 'Z') {
+		if (!conn->begun)
+			count_as_not_http(conn);
+		return false;
+	}
+	/* The preface of HTTP/2 was made to look like a request. */
+	if (s->payload_length - s->position >= 4 &&
+	    (word_at(s, 0) & FIRST_BYTES(4)) == WORD('P', 'R', 'I', ' ', 0, 0, 0, 0)) {
+		turn_off(conn);
+		return true;
+	}
+	start_message(&conn->inbound);
+	begin_request(conn, &s->key, s->seq + s->position, s->ktime_ns);
+	return true;
+}
+
+static __always_inline bool begin_outbound(struct scratch *s, struct connection *conn)
+{
+	struct exchange *x;
+
+	if (!before(conn->answered, conn->begun)) {
+		count(COUNT_RESPONSES_UNASKED);
+		return false;
+	}
+	start_message(&conn->outbound);
+	x = current_exchange(conn, OUTBOUND);
+	if (x) {
+		x->record.stamp_ktime_ns[STAMP_TC_OUT] = s->ktime_ns;
+		x->record.stamp_ktime_ns[STAMP_WRITE] = mark_of(&conn->writes, s->seq + s->position);
+	}
+	return true;
+}
+
+/* The request's head is whole: how long is its body? */
+static __always_inline void begin_request_body(struct connection *conn, struct scratch *s,
+					       struct exchange *x)
+{
+	struct parser *p = &conn->inbound;
+
+	if (x)
+		x->head_whole = 1;
+	if (p->message_flags & MESSAGE_CHUNKED) {
+		p->state = PARSER_CHUNK_SIZE;
+		p->remaining = 0;
+		if (x)
+			x->record.flags |= REQUEST_CHUNKED;
+	} else if (p->remaining) {
+		p->state = PARSER_BODY;
+		if (x)
+			x->record.request_body_bytes = p->remaining;
+	} else {
+		end_request(conn, s, x);
+	}
+}
+
+/* After 101, or 2xx to CONNECT, the connection belongs to another protocol. */
+static __always_inline bool ends_http(const struct exchange *x, u32 status)
+{
+	if (status == 101)
+		return true;
+	return x && status / 100 == 2 && *(u64 *)x->record.request_line ==
+					 WORD('C', 'O', 'N', 'N', 'E', 'C', 'T', ' ');
+}
+
+static __always_inline void begin_response_body(struct connection *conn, struct scratch *s,
+						struct exchange *x)
+{
+	struct parser *p = &conn->outbound;
+	bool to_head = conn->head_requests >> (conn->answered & 63) & 1;
+
+	if (p->status < 200 && p->status != 101) {
+		/* An interim response: the real one is still to come. */
+		p->state = PARSER_BETWEEN;
+		if (x) {
+			x->record.stamp_ktime_ns[STAMP_TC_OUT] = 0;
+			x->record.stamp_ktime_ns[STAMP_WRITE] = 0;
+			x->record.response_bytes = 0;
+		}
+		return;
+	}
+	if (x)
+		x->record.status = p->status;
+	if (ends_http(x, p->status)) {
+		if (x)
+			x->record.flags |= UPGRADED;
+		end_response(conn, s, x);
+		turn_off(conn);
+	} else if (to_head || p->status == 204 || p->status == 304) {
+		end_response(conn, s, x);
+	} else if (p->message_flags & MESSAGE_CHUNKED) {
+		p->state = PARSER_CHUNK_SIZE;
+		p->remaining = 0;
+		if (x)
+			x->record.flags |= RESPONSE_CHUNKED;
+	} else if (p->message_flags & MESSAGE_HAS_LENGTH) {
+		if (x)
+			x->record.response_body_bytes = p->remaining;
+		if (p->remaining)
+			p->state = PARSER_BODY;
+		else
+			end_response(conn, s, x);
+	} else {
+		p->state = PARSER_UNTIL_CLOSE;
+		if (x)
+			x->record.flags |= RESPONSE_UNTIL_CLOSE;
+	}
+}

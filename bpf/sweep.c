@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* Run by the agent, not by a hook: ends one request that has long been silent. */
+
+int sweep(struct __sk_buff *skb)
+{
+	struct connection_key key = {};
+	struct sweep_order *order;
+	struct connection *conn;
+	struct exchange *x;
+	int zero = 0;
+	u32 slot;
+
+	order = sweep_orders.lookup(&zero);
+	if (!order)
+		return 0;
+	slot = order->slot;
+	x = exchanges.lookup(&slot);
+	if (!x || x->state != EXCHANGE_IN_USE || x->activity_ktime_ns > order->before_ktime_ns)
+		return 0;
+	__builtin_memcpy(key.peer_address, x->record.peer_address, 16);
+	__builtin_memcpy(key.local_address, x->record.local_address, 16);
+	key.peer_port = x->record.peer_port;
+	key.local_port = x->record.local_port;
+	conn = connections.lookup(&key);
+	if (x->record.flags & REQUEST_ANSWERED) {
+		submit(x);
+	} else if (!conn || conn->id != x->record.connection_id) {
+		abandon(x, COUNT_LOST_EVICTED);
+	} else if (order->flag == AGENT_STOPPED || !x->head_whole) {
+		abandon(x, COUNT_LOST_STOPPED);
+	} else {
+		x->record.flags |= order->flag;
+		submit(x);
+	}
+	return 0;
+}
