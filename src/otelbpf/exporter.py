@@ -29,7 +29,6 @@ _GROUP = "opentelemetry_traces_exporter"
 _BY_PROTOCOL = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
 _BACK_OFF_FIRST_S = 1.0
 _BACK_OFF_LONGEST_S = 8.0
-_NUMBER_MAX = 999_999_999
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,8 @@ class QueueLimits:
             text = environment.get(name, "").strip()
             if not text:
                 return default
-            if not (text.isascii() and text.isdigit() and 0 < int(text[:10]) <= _NUMBER_MAX):
-                raise UsageError(f"{name}={text} is no whole number from 1 to {_NUMBER_MAX}")
+            if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
+                raise UsageError(f"{name}={text} is no whole number from 1 to 999999999")
             return int(text)
 
         return cls(
@@ -229,7 +228,13 @@ class Sender:
     def _send(self, batch: list[Request]) -> bool:
         if self._exporter is None:
             return True
-        spans = [span for request in batch for span in self._to_spans(request)]
+        if self._stop_at is not None and time.monotonic() >= self._stop_at:
+            return False
+        try:
+            spans = [span for request in batch for span in self._to_spans(request)]
+        except Exception:
+            _log.exception("%d requests cannot become spans", len(batch))
+            return False
         give_up_at = time.monotonic() + self._limits.retry_s
         back_off = _BACK_OFF_FIRST_S
         while True:
