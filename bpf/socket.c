@@ -108,6 +108,7 @@ static __always_inline int handle_state(u64 sk, u32 state)
 {
 	struct connection_key key;
 	struct connection *conn;
+	struct exchange *x;
 
 	if (state != TCP_ESTABLISHED && state != TCP_CLOSE)
 		return 0;
@@ -125,11 +126,23 @@ static __always_inline int handle_state(u64 sk, u32 state)
 		count(COUNT_CONNECTIONS_CLOSED);
 		return 0;
 	}
+	if (conn && conn->begun) {
+		/* Begun by data that came with the end of the handshake? Then go on. */
+		x = in_flight(conn, 0);
+		if (x && x->request_start == tcp_rcv_nxt(sk))
+			return 0;
+		/* Else it is an earlier connection between the same ports. */
+		close_requests(conn);
+		connections.delete(&key);
+		conn = NULL;
+	}
 	/* XDP may have seen the first data packet already: its arrival stays. */
 	if (!conn)
 		conn = create_connection(&key, bpf_ktime_get_ns());
-	if (!conn || conn->inbound.state != PARSER_LOST || conn->begun)
+	if (!conn || conn->inbound.state != PARSER_LOST)
 		return 0;
+	conn->flags = 0;
+	conn->inbound.counted = 0;
 	conn->inbound.next_seq = tcp_rcv_nxt(sk);
 	conn->inbound.state = PARSER_BETWEEN;
 	conn->outbound.next_seq = tcp_write_seq(sk);
