@@ -24,6 +24,7 @@ from otelbpf.hooks import Choice, Mechanism
 from otelbpf.loader import Programs
 
 _RUN_NETNS = Path("/run/netns")
+_CLONE_NEWNET = 0x40000000
 _ARPHRD_WITH_ETHERNET_HEADER = {1: "Ethernet", 772: "loopback"}
 
 T = TypeVar("T")
@@ -87,12 +88,20 @@ def find_netns(name: str | None) -> Netns:
             f"no network namespace {name!r} ({path}: {error.strerror}): "
             "`ip netns list` shows the named ones; a path such as /proc/PID/ns/net works too"
         ) from error
-    if status.st_dev != own.st_dev:
+    if status.st_dev != own.st_dev or _kind_of_namespace(path) != _CLONE_NEWNET:
         raise UsageError(
             f"{path} is not a network namespace: give a name from `ip netns list` or a path "
             "such as /proc/PID/ns/net"
         )
     return Netns(name or "", path)
+
+
+def _kind_of_namespace(path: Path) -> int:
+    import fcntl
+
+    ns_get_nstype = 0xB703
+    with open(path) as file:
+        return fcntl.ioctl(file, ns_get_nstype)
 
 
 def _netns_cookie() -> int:
@@ -105,8 +114,7 @@ def _setns(fd: int) -> None:
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
-    clone_newnet = 0x40000000
-    if libc.setns(fd, clone_newnet):
+    if libc.setns(fd, _CLONE_NEWNET):
         number = ctypes.get_errno()
         raise KernelError(
             f"cannot enter the network namespace: {os.strerror(number)}; it takes CAP_SYS_ADMIN"
