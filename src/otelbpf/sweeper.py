@@ -31,16 +31,18 @@ class Sweeper:
 
     def sweep(self, now_ktime_ns: int) -> None:
         """Ends what has been silent for too long."""
-        silent = self._silent_since(now_ktime_ns - ACK_WAIT_NS)
+        acknowledged_before = now_ktime_ns - ACK_WAIT_NS
+        idle_before = now_ktime_ns - self._idle_ns
+        silent = self._silent_since(max(acknowledged_before, idle_before))
         if not silent.size:
             return
         answered = self._table["record"]["flags"][silent] & RequestFlag.REQUEST_ANSWERED != 0
-        for slot in silent[answered]:
-            self._programs.sweep(int(slot), now_ktime_ns - ACK_WAIT_NS, 0)
-        idle_before = now_ktime_ns - self._idle_ns
-        waiting = silent[~answered]
-        for slot in waiting[self._table["activity_ktime_ns"][waiting] <= idle_before]:
-            self._programs.sweep(int(slot), idle_before, RequestFlag.IDLE_TIMEOUT)
+        for slots, before_ktime_ns, flag in (
+            (silent[answered], acknowledged_before, 0),
+            (silent[~answered], idle_before, RequestFlag.IDLE_TIMEOUT),
+        ):
+            for slot in slots[self._table["activity_ktime_ns"][slots] <= before_ktime_ns]:
+                self._programs.sweep(int(slot), before_ktime_ns, flag)
 
     def finish(self, now_ktime_ns: int) -> None:
         """Ends everything: what was answered is reported, the rest counted as lost."""
