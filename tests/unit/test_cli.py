@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the command line refuses: status 2, one line that says what to do, no traceback."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from otelbpf import agent, check, cli
+from otelbpf.accounting import Lost, Sums
+from otelbpf.config import Config
+from otelbpf.errors import KernelError, UsageError
+from otelbpf.exporter import QueueLimits
+from otelbpf.loader import Limits
+from otelbpf.spans import StageStyle
+from otelbpf.version import __version__
+
+RUN = ("run", "--interface", "lo", "--port", "80")
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """The configurations that would have been run: nothing is attached, no right is needed."""
+    configs: list[Config] = []
+
+    def run(config: Config, *_: object) -> Sums:
+        configs.append(config)
+        return Sums(23, 20, 2, {Lost.PARSER: 1})
+
+    monkeypatch.setattr(check, "require_rights", lambda: None)
+    monkeypatch.setattr(agent, "run", run)
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    for name in ("OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_EXPORT_TIMEOUT"):
+        monkeypatch.delenv(name, raising=False)
+    return configs
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["otelbpf", *arguments])
+    return cli.main()
+
+
+REFUSED = [
+    ((), "the following arguments are required: command; see `otelbpf --help`"),
+    (("walk",), "argument command: invalid choice: 'walk' (choose from 'run', 'check')"),
+    (("--verbose", "check"), "unrecognized arguments: --verbose"),
+    (("run",), "the following arguments are required: --interface, --port"),
+    (("run", "--port", "80"), "the following arguments are required: --interface"),
+    (("run", "--interface", "lo"), "the following arguments are required: --port"),
+    ((*RUN, "--interface"), "argument --interface: expected one argument"),
+    ((*RUN, "--dur", "1"), "unrecognized arguments: --dur 1"),  # no abbreviations
+    ((*RUN, "more"), "unrecognized arguments: more"),
+    *(((*RUN, "--port", port), "argument --port: ")
+      for port in ("0", "65536", "-1", "http", "80.0", "", "²", "1e3", "9" * 5000)),
+    ((*RUN, "--port", "0"), "'0' is no TCP port: it is a number from 1 to 65535; see `otelbpf run"),
+    *(((*RUN, option, seconds), f"argument {option}: {seconds!r} is no number of seconds above 0")
+      for option in ("--duration", "--idle-timeout")
+      for seconds in ("0", "nan", "inf", "1e9", "soon", "")),
+    ((*RUN, "--duration=-1"), "argument --duration: '-1' is no number of seconds above 0"),
+    *(((*RUN, "--connections", n), f"argument --connections: {n!r} is no number from 16 to 4194304")
+      for n in ("15", "4194305", "many", "")),
+    *(((*RUN, "--ring-mib", n), f"argument --ring-mib: {n!r} is no power of two from 1 to 1024")
+      for n in ("0", "3", "2048", "1.5", "")),
+    ((*RUN, "--stages", "events"), "argument --stages: invalid choice: 'events'"),
+    ((*RUN, "--xdp", "on"), "argument --xdp: invalid choice: 'on'"),
+    *(((*RUN, option, path), f"argument {option}: {path!r} cannot be written")
+      for option in ("--ready-file", "--sums-file")
+      for path in ("/missing/file", "/", ".")),
+    (("check", "--port", "80"), "unrecognized arguments: --port 80"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), REFUSED)
+def test_refused(
+    arguments: tuple[str, ...],
+    said: str,
+    ran: list[Config],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert call(monkeypatch, *arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.endswith("--help`\n")
+    assert err.startswith("otelbpf: ")
+    assert said in err
+    assert ran == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [("OTEL_BSP_MAX_QUEUE_SIZE", "0", "OTEL_BSP_MAX_QUEUE_SIZE=0 is no whole number from 1"),
+     ("OTEL_BSP_EXPORT_TIMEOUT", "²", "OTEL_BSP_EXPORT_TIMEOUT=² is no whole number from 1")],
+)
+def test_refused_variables(
+    variable: str, value: str, said: str, ran: list[Config],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert call(monkeypatch, *RUN) == 2
+    assert capsys.readouterr().err.startswith(f"otelbpf: {said}")
+    assert ran == []
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"OTEL_TRACES_EXPORTER": "otlp,console"}, {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"},
+     {"OTEL_TRACES_SAMPLER": "xray"},
+     {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "2"}],
+)
+def test_variables_are_refused_before_anything_is_loaded(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:
+    def load(*_: object) -> None:
+        pytest.fail("loaded")
+
+    monkeypatch.setattr(check, "require_rights", lambda: None)
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(agent, "Programs", load)
+    monkeypatch.setattr(agent, "find_netns", load)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert call(monkeypatch, *RUN) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"otelbpf: {list(variables)[-1]}={list(variables.values())[-1]} ")
+
+
+@pytest.mark.parametrize("error", [UsageError, KernelError])
+def test_the_agents_refusal(
+    error: type, ran: list[Config],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run(*_: object) -> None:
+        raise error("cannot do it: try another way")
+
+    monkeypatch.setattr(agent, "run", run)
+    assert call(monkeypatch, *RUN) == 2
+    assert capsys.readouterr().err == "otelbpf: cannot do it: try another way\n"
+
+
+def test_without_rights(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(check, "_effective_capabilities", lambda: {"CAP_BPF", "CAP_NET_ADMIN"})
+    assert call(monkeypatch, *RUN) == 2
+    assert capsys.readouterr().err == (
+        "otelbpf: otelbpf needs CAP_SYS_ADMIN, which this process does not have: run it as root "
+        "(`sudo otelbpf run …`)\n"
+    )
+
+
+def test_the_defaults(
+    ran: list[Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, *RUN) == 0
+    assert ran == [Config(interfaces=("lo",), ports=(80,), limits=Limits(65_536, 32 << 20))]
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "otelbpf: seen 23 = exported 20 + sampled out 2 + lost 1 (parser 1)\n"
+
+
+def test_every_option_arrives(
+    ran: list[Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "77")
+    arguments = (
+        "--interface", "eth1", "--interface", "lo", "--port", "65535", "--port", "80",
+        "--netns", "blue", "--duration", "1.5", "--stages", "attributes", "--capture-query",
+        "--service-name", "shop", "--xdp", "off", "--idle-timeout", "0.5", "--connections", "16",
+        "--ring-mib", "1024", "--output", "spans.jsonl", "--ready-file", str(tmp_path / "ready"),
+        "--sums-file", str(tmp_path / "sums"),
+    )
+    assert call(monkeypatch, *RUN, *arguments) == 0
+    assert ran == [
+        Config(
+            interfaces=("lo", "eth1"), ports=(80, 65_535), netns="blue", duration_s=1.5, xdp=False,
+            stages=StageStyle.ATTRIBUTES, capture_query=True, idle_timeout_s=0.5,
+            service_name="shop", output="spans.jsonl", ready_file=tmp_path / "ready",
+            sums_file=tmp_path / "sums", limits=Limits(16, 1 << 30),
+            queue=QueueLimits(requests=77),
+        )
+    ]
+
+
+def test_as_a_command() -> None:
+    """A process of its own: nothing but the one line comes out of it."""
+    command = [sys.executable, "-m", "otelbpf.cli"]
+    done = subprocess.run([*command, *RUN, "--port", "0"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"otelbpf {__version__}\n", "")

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which requests in flight are ended, found in a table that the test lays out."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from otelbpf.loader import Limits
+from otelbpf.records import EXCHANGE, ExchangeState, RequestFlag
+from otelbpf.sweeper import ACK_WAIT_NS, Sweeper
+
+NOW = 10_000_000_000_000
+IDLE_NS = 120_000_000_000
+SLOTS = 64
+UNANSWERED = RequestFlag.REQUEST_RECEIVED
+ANSWERED = UNANSWERED | RequestFlag.REQUEST_ANSWERED
+
+
+class Kernel:
+    """The table of requests in flight, and the orders to end some of them."""
+
+    limits = Limits(connections=SLOTS)
+
+    def __init__(self) -> None:
+        self._fd = os.memfd_create("exchanges")
+        size = SLOTS * EXCHANGE.itemsize
+        os.ftruncate(self._fd, size)
+        self._map = mmap.mmap(self._fd, size)
+        self.table = np.frombuffer(self._map, EXCHANGE, SLOTS)
+        self.orders: list[tuple[int, int, int]] = []
+
+    def map_fd(self, name: str) -> int:
+        assert name == "exchanges"
+        return self._fd
+
+    def value_size(self, name: str) -> int:
+        assert name == "exchanges"
+        return EXCHANGE.itemsize
+
+    def sweep(self, slot: int, before_ktime_ns: int, flag: int) -> None:
+        self.orders.append((slot, before_ktime_ns, flag))
+
+    def put(
+        self, slot: int, flags: RequestFlag, silent_ns: int,
+        state: ExchangeState = ExchangeState.IN_USE,
+    ) -> None:
+        self.table["state"][slot] = state
+        self.table["activity_ktime_ns"][slot] = NOW - silent_ns
+        self.table["record"]["flags"][slot] = flags
+
+    def close(self) -> None:
+        del self.table
+        self._map.close()
+        os.close(self._fd)
+
+
+@pytest.fixture
+def kernel() -> Iterator[Kernel]:
+    made = Kernel()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def sweeper(kernel: Kernel) -> Iterator[Sweeper]:
+    made = Sweeper(kernel, IDLE_NS)  # type: ignore[arg-type]
+    yield made
+    made.close()
+
+
+def test_an_empty_table(kernel: Kernel, sweeper: Sweeper) -> None:
+    sweeper.sweep(NOW)
+    sweeper.finish(NOW)
+    assert kernel.orders == []
+
+
+@pytest.mark.parametrize("slot", [0, 5, SLOTS - 1])
+def test_an_answer_waits_for_its_acknowledgement(
+    kernel: Kernel, sweeper: Sweeper, slot: int
+) -> None:
+    kernel.put(slot, ANSWERED, ACK_WAIT_NS - 1)
+    sweeper.sweep(NOW)
+    assert kernel.orders == []
+    kernel.put(slot, ANSWERED, ACK_WAIT_NS)
+    sweeper.sweep(NOW)
+    assert kernel.orders == [(slot, NOW - ACK_WAIT_NS, 0)]
+
+
+@pytest.mark.parametrize("flags", [UNANSWERED, RequestFlag(0)])
+def test_without_an_answer_it_may_be_silent_for_longer(
+    kernel: Kernel, sweeper: Sweeper, flags: RequestFlag
+) -> None:
+    kernel.put(3, flags, IDLE_NS - 1)
+    sweeper.sweep(NOW)
+    assert kernel.orders == []
+    kernel.put(3, flags, IDLE_NS)
+    sweeper.sweep(NOW)
+    assert kernel.orders == [(3, NOW - IDLE_NS, RequestFlag.IDLE_TIMEOUT)]
+
+
+def test_a_whole_table(kernel: Kernel, sweeper: Sweeper) -> None:
+    kernel.put(1, ANSWERED, 0)
+    kernel.put(2, ANSWERED, 10 * IDLE_NS)
+    kernel.put(3, UNANSWERED, 10 * IDLE_NS)
+    kernel.put(4, UNANSWERED, ACK_WAIT_NS)
+    kernel.put(5, ANSWERED, 10 * IDLE_NS, ExchangeState.FREE)
+    kernel.put(6, UNANSWERED, 10 * IDLE_NS, ExchangeState.FINISHING)
+    sweeper.sweep(NOW)
+    assert sorted(kernel.orders) == [
+        (2, NOW - ACK_WAIT_NS, 0), (3, NOW - IDLE_NS, RequestFlag.IDLE_TIMEOUT),
+    ]
+
+
+def test_the_end_ends_all(kernel: Kernel, sweeper: Sweeper) -> None:
+    kernel.put(1, ANSWERED, 0)
+    kernel.put(3, UNANSWERED, 1)
+    kernel.put(5, ANSWERED, IDLE_NS, ExchangeState.FREE)
+    kernel.put(6, UNANSWERED, IDLE_NS, ExchangeState.FINISHING)
+    sweeper.finish(NOW)
+    assert kernel.orders == [(s, NOW, RequestFlag.AGENT_STOPPED) for s in (1, 3)]
+
+
+def test_an_idle_time_that_is_shorter_than_the_wait_for_an_acknowledgement(
+    kernel: Kernel,
+) -> None:
+    """As --idle-timeout 0.5 asks for: the unanswered do not wait as long as the answered."""
+    sweeper = Sweeper(kernel, ACK_WAIT_NS // 4)  # type: ignore[arg-type]
+    kernel.put(1, UNANSWERED, ACK_WAIT_NS // 4)
+    kernel.put(2, ANSWERED, ACK_WAIT_NS // 4)
+    sweeper.sweep(NOW)
+    sweeper.close()
+    assert kernel.orders == [(1, NOW - ACK_WAIT_NS // 4, RequestFlag.IDLE_TIMEOUT)]
+
+
+def test_an_idle_time_longer_than_the_machine_has_been_up(kernel: Kernel) -> None:
+    sweeper = Sweeper(kernel, 10**18)  # type: ignore[arg-type]
+    kernel.put(1, UNANSWERED, NOW)
+    kernel.put(2, ANSWERED, NOW)
+    sweeper.sweep(NOW)
+    sweeper.close()
+    assert kernel.orders == [(2, NOW - ACK_WAIT_NS, 0)]
+
+
+def test_the_kernel_changes_the_table_meanwhile(kernel: Kernel, sweeper: Sweeper) -> None:
+    sweeper.sweep(NOW)
+    kernel.put(9, ANSWERED, ACK_WAIT_NS)
+    sweeper.sweep(NOW)
+    assert [order[0] for order in kernel.orders] == [9]
