@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records a fixed handful of requests on this kernel; run it as scripts/record.
+
+curl asks Python's http.server, in two network namespaces that are made for it.
+What curl saw of each exchange goes into the text beside the records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
+
+from replay import CLOCK, ORIGIN, RING, SPANS, as_json, layout, replay
+
+from otelbpf.attach import attached, find_interfaces, find_netns
+from otelbpf.btf import Btf
+from otelbpf.config import Config
+from otelbpf.context import Sampler
+from otelbpf.hooks import choose
+from otelbpf.loader import Limits, Programs
+from otelbpf.reader import RingReader
+from otelbpf.records import Counter
+
+PORT = 8080
+SERVER, CLIENT = f"otelbpf-record-{os.getpid()}-server", f"otelbpf-record-{os.getpid()}-client"
+IPV4, IPV6 = f"http://198.18.0.1:{PORT}", f"http://[fd00:6f74::1]:{PORT}"
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+DEADLINE_S = 10.0
+#: curl's arguments; each is a process, hence a connection, of its own but for the last, which
+#: asks twice on one.
+REQUESTS: tuple[tuple[str, ...], ...] = (
+    (f"{IPV4}/hello.txt",),
+    ("--data-binary", "@body", f"{IPV4}/orders?token=s3cret"),
+    ("--head", f"{IPV4}/hello.txt"),
+    (f"{IPV4}/nothing/here",),
+    ("--header", f"traceparent: {TRACEPARENT}", f"{IPV4}/hello.txt"),
+    (f"{IPV6}/hello.txt",),
+    (f"{IPV4}/hello.txt", f"{IPV4}/large.bin"),
+)
+COUNT = sum(argument.startswith("http://") for request in REQUESTS for argument in request)
+BODY_BYTES = 5_000
+LARGE_BYTES = 300_000
+WRITE_OUT = (
+    "%{method} %{url} from port %{local_port}: request %{size_request} bytes with a body of "
+    "%{size_upload}, response %{response_code} with a head of %{size_header} and a body of "
+    "%{size_download}\\n"
+)
+# http.server knows no POST of its own.
+SERVE = f"""
+import http.server, socket
+class Handler(http.server.SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        answer = b"%d bytes\\n" % len(body)
+        self.send_response(201)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+class Server(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+Server(("::", {PORT}), Handler).serve_forever()
+"""
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
+    if done.returncode:
+        raise SystemExit(f"record: {' '.join(command)}: {done.stderr.strip() or done.returncode}")
+    return done.stdout
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        if time.monotonic() > end:
+            raise SystemExit(f"record: waited {DEADLINE_S} s in vain until {what}")
+        time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def namespaces() -> Iterator[None]:
+    """Two of them with a cable between."""
+    with contextlib.ExitStack() as stack:
+        for name in (SERVER, CLIENT):
+            run("ip", "netns", "add", name)
+            stack.callback(run, "ip", "netns", "del", name)
+        run("ip", "link", "add", "server0", "netns", SERVER, "type", "veth",
+            "peer", "name", "client0", "netns", CLIENT)
+        for name, interface, last in ((SERVER, "server0", 1), (CLIENT, "client0", 2)):
+            run("ip", "-n", name, "addr", "add", f"198.18.0.{last}/24", "dev", interface)
+            run("ip", "-n", name, "addr", "add", f"fd00:6f74::{last}/64", "dev", interface, "nodad")
+            run("ip", "-n", name, "link", "set", interface, "up")
+        yield
+
+
+@contextlib.contextmanager
+def server() -> Iterator[None]:
+    """http.server with something to serve."""
+    with tempfile.TemporaryDirectory() as directory:
+        (Path(directory) / "hello.txt").write_text("hello\n")
+        (Path(directory) / "large.bin").write_bytes(bytes(LARGE_BYTES))
+        process = subprocess.Popen(
+            ["ip", "netns", "exec", SERVER, sys.executable, "-c", SERVE],
+            cwd=directory, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        )
+        try:
+            wait_until(
+                lambda: bool(run("ip", "netns", "exec", SERVER, "ss", "-Hltn", f"sport = {PORT}")),
+                "the server listened",
+            )
+            yield
+        finally:
+            process.kill()
+            process.wait()
+
+
+def ask() -> list[str]:
+    """Every request of REQUESTS; gives what curl says of each."""
+    said = []
+    with tempfile.TemporaryDirectory() as directory:
+        body = Path(directory) / "body"
+        body.write_bytes(b"x" * BODY_BYTES)
+        for arguments in REQUESTS:
+            outputs = [a for url in arguments if url.startswith("http:") for a in ("-o", os.devnull)]
+            said += run(
+                "ip", "netns", "exec", CLIENT, "curl", "--silent", "--user-agent", "record",
+                "--write-out", WRITE_OUT, *outputs,
+                *(a.replace("@body", f"@{body}") for a in arguments),
+            ).splitlines()
+    return said
+
+
+def record() -> tuple[np.ndarray, list[str]]:
+    """(COUNT,) REQUEST_RECORD in the order in which they were asked, and what curl saw."""
+    with namespaces(), Btf.of_kernel() as btf:
+        choices = choose(btf)
+        netns = find_netns(SERVER)
+        interfaces = find_interfaces(("server0",), netns)
+        programs = Programs(btf, (PORT,), netns.cookie, choices, Limits(1_024, 1 << 20))
+        reader = RingReader(programs.map_fd("ring"), programs.limits.ring_bytes)
+        taken: list[np.ndarray] = []
+
+        def all_came() -> bool:
+            taken.append(reader.read())
+            return sum(map(len, taken)) >= COUNT
+
+        try:
+            with attached(programs, choices, interfaces, netns), server():
+                said = ask()
+                wait_until(all_came, f"{COUNT} records came: {programs.counts()}")
+            counts = programs.counts()
+        finally:
+            reader.close()
+            programs.close()
+    records = np.concatenate(taken)
+    if not len(records) == counts[Counter.SEEN] == counts[Counter.SUBMITTED] == COUNT:
+        raise SystemExit(f"record: {len(records)} records of {COUNT} requests; {counts}")
+    return records[np.argsort(records["stamp_ktime_ns"].max(axis=1))], said
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/record", description=__doc__)
+    parser.add_argument("--rewrite", action="store_true", help="rewrite tests/records/")
+    arguments = parser.parse_args()
+    if os.geteuid():
+        raise SystemExit("record: this needs root")
+    records, said = record()
+    _, spans = replay(records.tobytes(), Config((), ()), Sampler.from_environment({}))
+    origin = "\n".join(
+        [
+            "Made by: scripts/record --rewrite",
+            f"Kernel: {os.uname().release} {os.uname().machine}",
+            f"Records: {len(records)} of struct request_record, layout {layout()}",
+            f"Clock: Unix time is CLOCK_MONOTONIC plus {CLOCK.offset_ns} ns",
+            "", "What curl saw:", *said, "",
+        ]
+    )
+    print(origin)
+    for span in spans:
+        print(span.name, span.end_time - span.start_time)
+    if arguments.rewrite:
+        RING.write_bytes(records.tobytes())
+        SPANS.write_text(json.dumps([as_json(span) for span in spans], indent=1) + "\n")
+        ORIGIN.write_text(origin)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records in, spans out: the whole way behind the reader, with nothing left to chance."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from otelbpf import agent, context, spans
+from otelbpf.agent import Pipeline
+from otelbpf.clock import ClockReading
+from otelbpf.config import Config
+from otelbpf.context import Sampler
+from otelbpf.reader import decode
+from otelbpf.records import REQUEST_RECORD
+
+RECORDS = Path(__file__).resolve().parents[1] / "records"
+RING = RECORDS / "requests.ring"
+SPANS = RECORDS / "requests.spans.json"
+ORIGIN = RECORDS / "requests.txt"
+CLOCK = ClockReading(offset_ns=1_790_000_000_000_000_000, uncertainty_ns=50)
+
+
+def layout() -> str:
+    """Tells one version of struct request_record from another."""
+    return hashlib.sha256(repr(REQUEST_RECORD.descr).encode()).hexdigest()[:16]
+
+
+class _Ids:
+    """1, 2, 3, ... in place of random ones."""
+
+    def __init__(self, first: int) -> None:
+        self._next = first
+
+    def one(self) -> int:
+        self._next += 1
+        return self._next - 1
+
+    def many(self, count: int) -> np.ndarray:
+        return np.array([self.one() for _ in range(count)], np.uint64)
+
+
+def replay(ring: bytes, config: Config, sampler: Sampler) -> tuple[Pipeline, list[ReadableSpan]]:
+    """The spans of the records in `ring`, in the order in which they were exported."""
+    exporter = InMemorySpanExporter()
+    traces, requests, stages = _Ids(0xA000), _Ids(0xB000), _Ids(0xC000)
+    with (
+        mock.patch.object(context, "new_ids", traces.many),
+        mock.patch.object(agent, "new_ids", requests.many),
+        mock.patch.object(spans, "_span_id", stages.one),
+    ):
+        pipeline = Pipeline(config, sampler, exporter)
+        pipeline.clock = CLOCK
+        pipeline.take(decode(ring))
+        pipeline.sender.start()
+        pipeline.sender.stop()
+    return pipeline, list(exporter.get_finished_spans())
+
+
+def as_json(span: ReadableSpan) -> dict[str, object]:
+    """All that a span says, but for its resource, which the machine has a part in."""
+    return {
+        "name": span.name,
+        "kind": span.kind.name,
+        "trace_id": f"{span.context.trace_id:032x}",
+        "span_id": f"{span.context.span_id:016x}",
+        "trace_flags": int(span.context.trace_flags),
+        "parent_span_id": f"{span.parent.span_id:016x}" if span.parent else None,
+        "parent_is_remote": span.parent.is_remote if span.parent else None,
+        "start_unix_ns": span.start_time,
+        "end_unix_ns": span.end_time,
+        "status": span.status.status_code.name,
+        "description": span.status.description,
+        "attributes": {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in sorted((span.attributes or {}).items())
+        },
+        "events": len(span.events),
+        "links": len(span.links),
+    }
