@@ -24,8 +24,13 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
 
+def _is_number(text: str) -> bool:
+    """Only digits that int() reads (a superscript is a digit too), and no more than it reads."""
+    return text.isascii() and text.isdigit() and len(text) < 20
+
+
 def _port(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= 65_535:
+    if not _is_number(text) or not 1 <= int(text) <= 65_535:
         raise argparse.ArgumentTypeError(f"{text!r} is no TCP port: it is a number from 1 to 65535")
     return int(text)
 
@@ -41,13 +46,13 @@ def _seconds(text: str) -> float:
 
 
 def _connections(text: str) -> int:
-    if not text.isdigit() or not 16 <= int(text) <= 1 << 22:
+    if not _is_number(text) or not 16 <= int(text) <= 1 << 22:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 16 to {1 << 22}")
     return int(text)
 
 
 def _ring_bytes(text: str) -> int:
-    mebibytes = int(text) if text.isdigit() else 0
+    mebibytes = int(text) if _is_number(text) else 0
     if mebibytes < 1 or mebibytes > 1024 or mebibytes & (mebibytes - 1):
         raise argparse.ArgumentTypeError(f"{text!r} is no power of two from 1 to 1024")
     return mebibytes << 20
