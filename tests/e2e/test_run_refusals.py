@@ -29,14 +29,15 @@ WITHOUT_NET_ADMIN = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_ad
         (["--interface", "lo", "--port", "0"], ["--port", "'0'", "1 to 65535"]),
         (["--interface", "lo", "--port", "65536"], ["--port", "'65536'", "1 to 65535"]),
         (["--interface", "lo", "--port", "http"], ["--port", "'http'"]),
-        (["--interface", "lo", "--port", "²"], ["--port", "'²'"]),
+        (["--interface", "lo", "--port", "²"], ["--port", "'²'", "1 to 65535"]),
+        (["--interface", "lo", "--port", "9" * 5000], ["--port", "1 to 65535"]),
         (["--interface", "lo", "--port", "80", "--duration", "0"], ["--duration", "'0'"]),
         (["--interface", "lo", "--port", "80", "--duration", "nan"], ["--duration", "'nan'"]),
         (["--interface", "lo", "--port", "80", "--stages", "none"], ["--stages", "'none'"]),
         (["--interface", "lo", "--port", "80", "--ring-mib", "3"], ["--ring-mib", "'3'"]),
-        (["--interface", "lo", "--port", "80", "--ring-mib", "²"], ["--ring-mib", "'²'"]),
+        (["--interface", "lo", "--port", "80", "--ring-mib", "²"], ["--ring-mib", "power of two"]),
         (["--interface", "lo", "--port", "80", "--connections", "1"], ["--connections", "'1'"]),
-        (["--interface", "lo", "--port", "80", "--connections", "²"], ["--connections", "'²'"]),
+        (["--interface", "lo", "--port", "80", "--connections", "²"], ["--connections", "from 16 to"]),
         (["--interface", "lo", "--port", "80", "--out", "x"], ["--out"]),
         (["--interface", "lo", "--port", "80", "--output", "x"], ["--output", "otlp_json_file"]),
         (["--interface", "lo", "--port", "80", "--ready-file", "/none/x"], ["--ready-file"]),
@@ -47,7 +48,7 @@ WITHOUT_NET_ADMIN = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_ad
         (["--interface", "none0", "--port", "80"], ["no network interface 'none0'", "lo"]),
         (["--interface", "", "--port", "80"], ["no network interface ''"]),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value)[:60],
 )
 def test_arguments_that_cannot_be_used(
     tmp_path: Path, arguments: list[str], words: list[str]

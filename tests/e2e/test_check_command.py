@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`otelbpf check` shows what this machine offers, and touches nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from network import Network
+from servers import Server
+from stack import Ended, agent, otelbpf
+from test_run_refusals import AS_NOBODY
+
+STAMPS = {
+    "nic", "nic_last", "tc", "tcp", "queued", "woken", "running", "read", "read_last",
+    "write", "write_last", "tc_out", "tc_out_last", "acked",
+}
+
+
+def options(net: Network) -> tuple[str, ...]:
+    return ("--interface", net.server.interface, "--netns", net.server.netns)
+
+
+def finding(report: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(each for each in report["findings"] if each["name"] == name)
+
+
+def test_json_names_a_candidate_for_each_hook(net: Network, tmp_path: Path) -> None:
+    ended = otelbpf(tmp_path, "check", "--json", *options(net))
+    assert (ended.code, ended.stderr) == (0, "")
+    report = json.loads(ended.stdout)
+    assert report["can_run"] is True
+    assert all(each["ok"] for each in report["findings"]), report
+    assert finding(report, f"XDP on {net.server.interface}")["detail"] == "free"
+    assert {stamp for hook in report["hooks"] for stamp in hook["stamps"]} == STAMPS
+    for hook in report["hooks"]:
+        first = next(each for each in hook["candidates"] if each["available"])
+        assert hook["chosen"] == f"{first['mechanism']} {first['target']}"
+        assert all(each["reason"] for each in hook["candidates"])
+
+
+def test_what_it_chooses_is_what_run_attaches(net: Network, server: Server, tmp_path: Path) -> None:
+    """But for XDP, of which only the attempt can tell whether the driver has it."""
+    report = json.loads(otelbpf(tmp_path, "check", "--json").stdout)
+    with agent(
+        tmp_path, *options(net), "--port", server.port,
+        environment={"OTEL_TRACES_EXPORTER": "none"},
+    ) as running:
+        running.wait_ready()
+        said = running.stop().stderr
+    (line,) = [line for line in said.splitlines() if line.startswith("otelbpf: attached: ")]
+    attached = set(line.removeprefix("otelbpf: attached: ").split(", "))
+    where = f"on {net.server.interface}"
+    expected = set()
+    for hook in report["hooks"]:
+        mechanism, _, target = hook["chosen"].rpartition(" ")
+        if mechanism == "tc":
+            expected.add(f"{target} {hook['name']} {where}")
+        elif mechanism != "xdp":
+            expected.add(hook["chosen"])
+    (xdp,) = attached - expected
+    assert xdp in (f"XDP native {where}", f"XDP generic {where}")
+    assert expected < attached
+
+
+def test_as_text(net: Network, tmp_path: Path) -> None:
+    ended = otelbpf(tmp_path, "check", *options(net))
+    assert (ended.code, ended.stderr) == (0, "")
+    lines = ended.stdout.splitlines()
+    assert lines[-1] == "otelbpf can run here."
+    header = next(number for number, line in enumerate(lines) if "passed over" in line)
+    hook, passed_over = lines[header].index("hook"), lines[header].index("passed over")
+    table = lines[header + 1 : lines.index("", header)]
+    assert {stamp for line in table for stamp in line[:hook].strip().split(", ")} >= STAMPS
+    for line in table:
+        for column in (hook, passed_over):
+            assert line[column - 1 : column] in ("", " "), line
+        assert line[hook] != " ", line
+
+
+def test_it_attaches_nothing_and_sees_a_taken_xdp_slot(
+    net: Network, server: Server, tmp_path: Path
+) -> None:
+    """The slot is taken by an agent, which goes on undisturbed."""
+    def state() -> tuple[int | None, list[str]]:
+        return net.server.xdp_program(), net.server.qdiscs()
+
+    before = state()
+    assert before[0] is None
+    free = otelbpf(tmp_path, "check", *options(net))
+    assert state() == before
+    with agent(
+        tmp_path, *options(net), "--port", server.port,
+        environment={"OTEL_TRACES_EXPORTER": "none"},
+    ) as running:
+        running.wait_ready()
+        during = state()
+        taken = otelbpf(tmp_path, "check", *options(net))
+        assert state() == during
+        assert running.is_running()
+        running.stop().assert_clean(seen=0)
+    assert free.code == 0
+    assert_taken(taken, f"taken by program {during[0]}", net.server.interface)
+
+
+def assert_taken(ended: Ended, words: str, interface: str) -> None:
+    assert ended.code == 1
+    line = next(line for line in ended.stdout.splitlines() if f"XDP on {interface}" in line)
+    assert line.startswith("  MISSING") and words in line, ended.stdout
+    assert "--xdp off" in ended.stdout
+    assert ended.stdout.splitlines()[-1] == "otelbpf cannot run here."
+
+
+def test_without_rights_it_says_so_and_finds_the_same_hooks(tmp_path: Path) -> None:
+    """Who has no right to attach anything still learns what could be attached."""
+    hooks = [
+        json.loads(otelbpf(tmp_path, "check", "--json", under=under).stdout)["hooks"]
+        for under in ((), AS_NOBODY)
+    ]
+    assert hooks[0] == hooks[1] != []
+    ended = otelbpf(tmp_path, "check", under=AS_NOBODY)
+    assert ended.code == 1
+    assert "MISSING  rights" in ended.stdout
+    assert "sudo otelbpf check" in ended.stdout
+    assert ended.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--interface", "none0"), ("--interface", "lo", "--netns", "none-such"), ("--port", "80")],
+    ids=" ".join,
+)
+def test_arguments_that_cannot_be_used(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    otelbpf(tmp_path, "check", *arguments).assert_refused(arguments[-1])
