@@ -218,6 +218,7 @@ static __always_inline struct connection *transmit(struct __sk_buff *skb, struct
 	struct connection *conn;
 	struct parser *p;
 	s64 seen_before;
+	u32 ordinal;
 
 	if (parse_skb(skb, OUTBOUND, &seg) != SEGMENT_OURS)
 		return NULL;
@@ -233,7 +234,9 @@ static __always_inline struct connection *transmit(struct __sk_buff *skb, struct
 		p->next_seq = seg.seq + seg.payload_length;
 		return NULL;
 	}
-	seen_before = align(p, &seg, current_exchange(conn, OUTBOUND), OUTBOUND);
+	/* What is sent again belongs to the first response not yet acknowledged. */
+	ordinal = before(seg.seq, p->next_seq) ? conn->finished : conn->answered;
+	seen_before = align(p, &seg, in_flight(conn, ordinal), OUTBOUND);
 	if (seen_before >= seg.payload_length && !(seg.tcp_flags & TCP_FIN))
 		return NULL;
 	if (seen_before < 0) {
