@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import ipaddress
+import itertools
 import struct
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,13 @@ FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
 TCP, HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION = 6, 0, 43, 44, 51, 60
 _IPV4, _IPV6 = 0x0800, 0x86DD
 _LEAST = {b"\x08\x00": 14 + 20, b"\x86\xdd": 14 + 40}
+
+_ports = itertools.count(20_000)
+
+
+def fresh_port() -> int:
+    """A client's port that no other made-up connection has."""
+    return next(_ports)
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,12 @@ def receive(sock: socket.socket, count: int) -> bytes:
     return bytes(data)
 
 
+def reset(sock: socket.socket) -> None:
+    """Closes with a RST instead of a FIN."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
 def prepare(sock: socket.socket) -> socket.socket:
     """No Nagle, and a time-out that leaves the socket a blocking one."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import socket
-import struct
 
 import pytest
-from lab import SERVER_IPV4, SERVER_IPV6, Lab, wait_until
+from lab import SERVER_IPV4, SERVER_IPV6, Lab, reset, wait_until
 from messages import CHUNKED, OK, chunk, request, response
 from meter import Meter, flags, stamps
 
@@ -20,12 +19,6 @@ ENDINGS = (
     | RequestFlag.LOCAL_RESET | RequestFlag.LOCAL_CLOSED
 )  # fmt: skip
 PARTIAL = response(headers={"Content-Length": "1000"}) + b"the first part"
-
-
-def reset(sock: socket.socket) -> None:
-    """Closes with a RST instead of a FIN."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()
 
 
 def wait_for_end(sock: socket.socket) -> None:

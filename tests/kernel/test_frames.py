@@ -17,6 +17,7 @@ from frames import (
     ROUTING,
     Frame,
     Wire,
+    fresh_port,
 )
 from lab import PORT
 from messages import OK, request
@@ -28,7 +29,6 @@ V4 = Frame()
 V6 = Frame(client="2001:db8::1", server="2001:db8::2")
 EIGHT = bytes([0]) + bytes(6)  # an extension header of eight bytes, but for its first
 ASKED = request(target="/crafted")
-ports = iter(range(20_000, 60_000))
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def wire(meter: Meter) -> Iterator[Wire]:
 
 def fresh(frame: Frame) -> Frame:
     """The same frame on a connection that was never seen."""
-    return replace(frame, client_port=next(ports))
+    return replace(frame, client_port=fresh_port())
 
 
 SHAPES = {

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which packets are of one connection: ports come back, and some agents come late."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+from frames import ACK, FIN, Frame, Wire, fresh_port
+from lab import CLIENT_IPV4, SERVER_IPV4, Lab, laboratory, receive, reset
+from messages import OK, request
+from meter import WHOLE, Meter, flags, load, stamps
+
+from otelbpf.records import Counter, RequestFlag, Stamp
+
+
+def leftover(meter: Meter, **segment: object) -> int:
+    """A packet of a connection that is not there any more; gives the client's port."""
+    port = fresh_port()
+    Wire(meter).deliver(Frame(client=CLIENT_IPV4, server=SERVER_IPV4, client_port=port, **segment))
+    return port
+
+
+@pytest.mark.parametrize("seq", [1000, 2**31, 2**32 - 1], ids=hex)
+def test_a_new_connection_is_not_the_one_that_had_its_ports(
+    lab: Lab, meter: Meter, seq: int
+) -> None:
+    """A request to a socket long closed leaves a connection behind that no socket ends."""
+    port = leftover(meter, payload=request(target="/too-late"), seq=seq)
+    pair = lab.connect(from_port=port)
+    late = meter.record()
+    assert late["request_line"] == b"GET /too-late HTTP/1.1"
+    assert flags(late) == RequestFlag.REQUEST_RECEIVED
+    for ordinal in range(2):
+        pair.exchange(request(target="/new"), OK)
+        record = meter.record()
+        assert record["request_line"] == b"GET /new HTTP/1.1"
+        assert record["ordinal"] == ordinal
+        assert record["connection_id"] != late["connection_id"]
+        assert flags(record) == WHOLE
+        assert Stamp.NIC in stamps(record)
+
+
+def test_late_bytes_of_a_closed_connection_do_not_mark_the_next_one(lab: Lab, meter: Meter) -> None:
+    port = leftover(meter, payload=b"the rest of a body", flags=FIN | ACK)
+    assert meter.counted(Counter.CONNECTIONS_NOT_HTTP) == 1
+    pair = lab.connect(from_port=port)
+    pair.ask(request())
+    pair.server.close()
+    assert pair.client.recv(1) == b""
+    reset(pair.client)
+    record = meter.record()
+    assert RequestFlag.LOCAL_CLOSED in flags(record)
+    assert RequestFlag.PEER_CLOSED not in flags(record)
+
+
+def test_data_that_comes_before_the_connection_is_established(lab: Lab, meter: Meter) -> None:
+    """A server that defers accepting lets the request itself establish the connection."""
+    listener = lab.listener(SERVER_IPV4)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 5)
+    try:
+        client = lab.socket("client", socket.AF_INET)
+        client.connect(listener.getsockname())
+        client.sendall(2 * request())
+        server, _ = listener.accept()
+    finally:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 0)
+    with client, server:
+        assert receive(server, 2 * len(request())) == 2 * request()
+        server.sendall(2 * OK)
+        receive(client, 2 * len(OK))
+        first, second = meter.records(2)
+        client.sendall(request())
+        receive(server, len(request()))
+        server.sendall(OK)
+        receive(client, len(OK))
+        third = meter.record()
+    assert [record["ordinal"] for record in (first, second, third)] == [0, 1, 2]
+    for record in (first, second, third):
+        assert flags(record) == WHOLE
+        assert set(stamps(record)) >= {Stamp.NIC, Stamp.TC, Stamp.READ, Stamp.WRITE, Stamp.ACKED}
+
+
+@pytest.fixture(scope="module")
+def _unattached() -> Iterator[Meter]:
+    with laboratory() as lab:
+        meter = load(lab)
+        try:
+            yield meter
+        finally:
+            meter.close()
+
+
+@pytest.fixture
+def late(_unattached: Meter) -> Iterator[Meter]:
+    """Programs that are loaded, but not attached yet."""
+    _unattached.begin()
+    yield _unattached
+    with _unattached.attached():
+        _unattached.end()
+
+
+def test_a_connection_older_than_the_agent_is_adopted(late: Meter) -> None:
+    pair = late.lab.connect()
+    pair.exchange(request(target="/unseen"), OK)
+    with late.attached():
+        for ordinal in range(2):
+            pair.exchange(request("POST", "/seen", body=b"body"), OK)
+            record = late.record()
+            assert record["ordinal"] == ordinal
+            assert record["request_line"] == b"POST /seen HTTP/1.1"
+            assert flags(record) == WHOLE
+            assert set(stamps(record)) >= {
+                Stamp.NIC, Stamp.TC, Stamp.TCP, Stamp.QUEUED, Stamp.READ, Stamp.WRITE,
+                Stamp.TC_OUT, Stamp.ACKED,
+            }  # fmt: skip
+        assert late.counted(Counter.CONNECTIONS_ADOPTED) == 1
+        assert late.counted(Counter.CONNECTIONS_OPENED) == 0
+        late.lab.close_connections()
+        late.wait_for(Counter.CONNECTIONS_CLOSED, 1)
+
+
+def test_adoption_in_the_middle_of_a_request_waits_for_the_next_one(late: Meter) -> None:
+    pair = late.lab.connect()
+    upload = request("POST", body=bytes(1000))
+    pair.ask(upload[:500])
+    with late.attached():
+        pair.ask(upload[500:])
+        pair.answer(OK)
+        assert late.counted(Counter.SEEN) == 0
+        pair.exchange(request(target="/next"), OK)
+        assert late.record()["request_line"] == b"GET /next HTTP/1.1"
+        assert late.counted(Counter.CONNECTIONS_ADOPTED) == 1
+
+
+def test_adoption_in_the_middle_of_a_response_waits_for_the_next_request(late: Meter) -> None:
+    pair = late.lab.connect()
+    pair.ask(request(target="/unseen"))
+    pair.answer(OK[:-1])
+    with late.attached():
+        pair.answer(OK[-1:])
+        pair.exchange(request(target="/next"), OK)
+        assert late.record()["request_line"] == b"GET /next HTTP/1.1"
+        assert late.losses() == {}
+
+
+def test_a_response_that_began_before_the_agent_is_not_taken_for_the_next_ones(
+    late: Meter,
+) -> None:
+    """Pipelined, with the first answer still to come: which answer is whose is unknown."""
+    pair = late.lab.connect()
+    pair.ask(request(target="/unseen"))
+    pair.server.sendall(OK[:10])
+    with late.attached():
+        pair.ask(request(target="/doubtful"))
+        pair.server.sendall(OK[10:])
+        receive(pair.client, len(OK))
+        pair.answer(OK)
+        late.wait_for(Counter.LOST_PARSER, 1)
+        pair.exchange(request(target="/sure"), OK)
+        assert late.record()["request_line"] == b"GET /sure HTTP/1.1"

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segments that come twice, too late, too early or never: made-up frames, in a chosen order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+from frames import ACK, FIN, RST, Frame, Wire, fresh_port
+from messages import CHUNKED, OK, chunk, chunks, request, response
+from meter import WHOLE, Meter, flags, stamps
+
+from otelbpf.records import Counter, RequestFlag, Stamp
+
+OUT_OF_ORDER = RequestFlag.OUT_OF_ORDER
+UPLOAD = request("POST", body=b"0123456789" * 30)
+HEAD = len(UPLOAD) - 300
+
+
+@dataclass
+class Conversation:
+    """One made-up connection; positions count bytes from the first one of either side."""
+
+    wire: Wire
+    frame: Frame
+
+    def ask(self, data: bytes, at: int, *, acknowledging: int = 0, flags: int = ACK) -> None:
+        """The client's segment whose first byte is its byte number `at`."""
+        self.wire.deliver(
+            replace(
+                self.frame,
+                payload=data,
+                seq=self.frame.seq + at,
+                ack_seq=self.frame.ack_seq + acknowledging,
+                flags=flags,
+            )
+        )
+
+    def answer(self, data: bytes, at: int, *, flags: int = ACK) -> None:
+        """The server's segment whose first byte is its byte number `at`."""
+        seq = self.frame.ack_seq + at
+        self.wire.emit(self.frame.turned(payload=data, seq=seq, flags=flags))
+
+
+@pytest.fixture(params=[1000, 2**32 - 40, 2**32 - 4000], ids=["", "wrap soon", "wrap later"])
+def talk(meter: Meter, request: pytest.FixtureRequest) -> Iterator[Conversation]:
+    seq = request.param
+    yield Conversation(Wire(meter), Frame(client_port=fresh_port(), seq=seq, ack_seq=seq))
+    meter.sweep()
+
+
+def test_a_request_that_comes_twice_is_one(talk: Conversation, meter: Meter) -> None:
+    for _ in range(3):
+        talk.ask(UPLOAD, 0)
+    talk.answer(OK, 0)
+    talk.ask(UPLOAD, 0)
+    talk.ask(b"", len(UPLOAD), acknowledging=len(OK))
+    record = meter.record()
+    assert flags(record) == WHOLE
+    assert record["request_bytes"] == len(UPLOAD)
+    assert record["request_retransmits"] == 3
+    at = stamps(record)
+    assert at[Stamp.NIC] < at[Stamp.TC]
+    assert Stamp.NIC_LAST not in at
+    # Once it is reported, what comes again is nobody's.
+    talk.ask(UPLOAD, 0)
+    assert meter.counted(Counter.SEEN) == 1
+
+
+@pytest.mark.parametrize("first", [1, 10, HEAD - 1, HEAD, HEAD + 1, len(UPLOAD) - 1])
+@pytest.mark.parametrize("overlap", [0, 1, 20])
+def test_segments_that_overlap_are_read_once(
+    talk: Conversation, meter: Meter, first: int, overlap: int
+) -> None:
+    talk.ask(request(target="/before"), 0)  # so that the connection is known from a whole request
+    start = len(request(target="/before"))
+    talk.ask(UPLOAD[:first], start)
+    again = max(0, first - overlap)
+    talk.ask(UPLOAD[again:], start + again)
+    talk.answer(2 * OK, 0)
+    talk.ask(b"", start + len(UPLOAD), acknowledging=2 * len(OK))
+    record = meter.records(2)[1]
+    assert flags(record) == WHOLE
+    assert record["request_bytes"] == len(UPLOAD)
+    assert record["request_body_bytes"] == 300
+    assert record["request_retransmits"] == (1 if overlap else 0)
+
+
+def test_a_body_out_of_order_is_counted_once_and_flagged(talk: Conversation, meter: Meter) -> None:
+    talk.ask(UPLOAD[: HEAD + 10], 0)
+    talk.ask(UPLOAD[HEAD + 110 : HEAD + 200], HEAD + 110)
+    talk.ask(UPLOAD[HEAD + 10 : HEAD + 110], HEAD + 10)
+    talk.ask(UPLOAD[HEAD + 200 :], HEAD + 200)
+    talk.answer(OK, 0)
+    talk.ask(b"", len(UPLOAD), acknowledging=len(OK))
+    record = meter.record()
+    assert flags(record) == WHOLE | OUT_OF_ORDER
+    assert record["request_bytes"] == len(UPLOAD)
+    # The next one is in order again.
+    talk.ask(request(), len(UPLOAD))
+    talk.answer(OK, len(OK))
+    talk.ask(b"", len(UPLOAD + request()), acknowledging=2 * len(OK))
+    assert flags(meter.record()) == WHOLE
+
+
+@pytest.mark.parametrize(
+    ("first", "missing"),
+    [(20, 5), (HEAD - 4, 4), (HEAD - 4, 8), (len(UPLOAD) - 10, 10), (len(UPLOAD), 3)],
+    ids=["in the head", "its end", "its end and more", "the body's end", "between requests"],
+)
+def test_a_hole_that_hides_where_messages_end_loses_them_and_says_so(
+    talk: Conversation, meter: Meter, first: int, missing: int
+) -> None:
+    stream = 3 * UPLOAD
+    talk.ask(stream[:first], 0)
+    talk.ask(stream[first + missing :], first + missing)
+    meter.wait_for(Counter.LOST_PARSER, 1)
+    # The segment that fills the hole comes too late to be understood.
+    talk.ask(stream[first : first + missing], first)
+    talk.ask(request(target="/next"), len(stream))
+    talk.answer(OK, 0)
+    talk.ask(b"", len(stream + request(target="/next")), acknowledging=len(OK))
+    assert meter.record()["request_line"] == b"GET /next HTTP/1.1"
+    assert meter.counted(Counter.SEEN) == 2
+
+
+def test_a_response_sent_again_left_when_it_first_did(talk: Conversation, meter: Meter) -> None:
+    talk.ask(request(), 0)
+    for _ in range(3):
+        talk.answer(OK, 0)
+    talk.ask(b"", len(request()), acknowledging=len(OK))
+    record = meter.record()
+    assert flags(record) == WHOLE
+    assert record["response_bytes"] == len(OK)
+    assert record["response_retransmits"] == 2
+    assert Stamp.TC_OUT_LAST not in stamps(record)
+
+
+def test_a_part_of_a_response_sent_again(talk: Conversation, meter: Meter) -> None:
+    answered = response(headers=CHUNKED) + chunks([b"first", b"second", b"third"])
+    cut = answered.index(b"second")
+    talk.ask(2 * request(), 0)
+    talk.answer(OK + answered[:cut], 0)
+    talk.ask(b"", 2 * len(request()), acknowledging=len(OK))
+    talk.answer(answered[:cut], len(OK))
+    talk.answer(answered[cut - 5 :], len(OK) + cut - 5)
+    talk.ask(b"", 2 * len(request()), acknowledging=len(OK + answered))
+    first, second = meter.records(2)
+    assert (first["response_retransmits"], second["response_retransmits"]) == (0, 2)
+    assert second["response_bytes"] == len(answered)
+    assert second["response_body_bytes"] == 16
+
+
+def test_one_acknowledgement_of_many_responses(talk: Conversation, meter: Meter) -> None:
+    talk.ask(5 * request(), 0)
+    talk.answer(5 * OK, 0)
+    talk.ask(b"", 5 * len(request()), acknowledging=3 * len(OK))
+    assert meter.records(3, others_in_flight=2)["ordinal"].tolist() == [0, 1, 2]
+    talk.ask(b"", 5 * len(request()), acknowledging=5 * len(OK) - 1)
+    assert meter.records(1, others_in_flight=1)["ordinal"].tolist() == [3]
+    talk.ask(b"", 5 * len(request()), acknowledging=5 * len(OK))
+    assert meter.record()["ordinal"] == 4
+
+
+def test_an_acknowledgement_that_comes_with_the_next_request(
+    talk: Conversation, meter: Meter
+) -> None:
+    talk.ask(request(target="/1"), 0)
+    talk.answer(OK, 0)
+    talk.ask(request(target="/2"), len(request(target="/1")), acknowledging=len(OK))
+    record = meter.records(1, others_in_flight=1)[0]
+    assert record["request_line"] == b"GET /1 HTTP/1.1"
+    meter.sweep()
+    unanswered = meter.record()
+    assert unanswered["request_line"] == b"GET /2 HTTP/1.1"
+    assert flags(unanswered) == RequestFlag.REQUEST_RECEIVED | RequestFlag.IDLE_TIMEOUT
+    assert stamps(record)[Stamp.ACKED] <= stamps(unanswered)[Stamp.TC]
+
+
+def test_bytes_beyond_a_reset_or_a_close_do_no_harm(talk: Conversation, meter: Meter) -> None:
+    talk.ask(UPLOAD[:100], 0)
+    talk.ask(b"", 100, flags=RST)
+    talk.ask(b"", 100, flags=FIN | ACK)
+    talk.answer(b"", 0, flags=RST)
+    talk.answer(b"", 0, flags=FIN | ACK)
+    talk.ask(UPLOAD[100:], 100)
+    talk.answer(response(headers=CHUNKED) + chunk(b"x"), 0, flags=FIN | ACK)
+    assert meter.records(0, others_in_flight=1).size == 0
+    meter.sweep()
+    record = meter.record()
+    assert record["request_bytes"] == len(UPLOAD)
+    assert record["status"] == 200
+    assert RequestFlag.IDLE_TIMEOUT in flags(record)
