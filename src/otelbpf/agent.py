@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter
 
 from otelbpf.accounting import Ledger, Lost, Sums
-from otelbpf.attach import attached, find_interfaces, find_netns
+from otelbpf.attach import attached, find_interfaces
 from otelbpf.btf import Btf
 from otelbpf.clock import ClockReading, read_clock
 from otelbpf.config import Config
@@ -21,6 +21,7 @@ from otelbpf.context import Contexts, Sampler, contexts_of, new_ids
 from otelbpf.exporter import Sender, destination, exporter_name, make_exporter
 from otelbpf.hooks import Choice, choose, without
 from otelbpf.loader import Programs
+from otelbpf.netns import find_netns
 from otelbpf.reader import RingReader
 from otelbpf.records import Counter
 from otelbpf.request import Request, requests_of

@@ -9,12 +9,13 @@ import resource
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from otelbpf.attach import find_interfaces, find_netns
+from otelbpf.attach import find_interfaces
 from otelbpf.btf import Btf
 from otelbpf.errors import KernelError, OtelbpfError
 from otelbpf.fields import field_offsets
 from otelbpf.hooks import Choice, choose
 from otelbpf.loader import import_bcc
+from otelbpf.netns import find_netns
 
 #: Capabilities by their bits, linux/capability.h.
 _CAPABILITIES = {"CAP_BPF": 39, "CAP_PERFMON": 38, "CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}

@@ -161,10 +161,8 @@ class Sampler:
     def keeps(self, contexts: Contexts) -> np.ndarray:
         """(n,) bool: which requests to keep."""
         low = contexts.trace_id_low
-        if self.bound >= 1 << 64:
-            kept = np.ones(len(low), bool)
-        else:
-            kept = low < np.uint64(self.bound)
+        keep_all = self.bound >= 1 << 64
+        kept = np.ones(len(low), bool) if keep_all else low < np.uint64(self.bound)
         if self.parent_based:
             sampled = contexts.flags & _SAMPLED != 0
             kept = np.where(contexts.parent_span_id != 0, sampled, kept)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,7 +123,7 @@ def stages_of(stamps: list[int]) -> tuple[Stage, ...]:
         return (Stage(stamp.name.lower(), ktime_ns, ktime_ns),)
     return tuple(
         Stage(_stage_name(first, second), start, end)
-        for (start, first), (end, second) in zip(present, present[1:], strict=False)
+        for (start, first), (end, second) in itertools.pairwise(present)
     )
 
 

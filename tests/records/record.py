@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 
 from replay import CLOCK, ORIGIN, RING, SPANS, as_json, layout, replay
 
-from otelbpf.attach import attached, find_interfaces, find_netns
+from otelbpf.attach import attached, find_interfaces
+from otelbpf.netns import find_netns
 from otelbpf.btf import Btf
 from otelbpf.config import Config
 from otelbpf.context import Sampler

@@ -14,7 +14,8 @@ from typing import TypeVar
 import pytest
 
 from otelbpf import attach
-from otelbpf.attach import Netns, find_interfaces, find_netns
+from otelbpf.attach import find_interfaces
+from otelbpf.netns import Netns, find_netns
 from otelbpf.errors import UsageError
 
 T = TypeVar("T")
