@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import pytest
 
-from otelbpf import attach
+from otelbpf import netns as netns_module
 from otelbpf.attach import find_interfaces
 from otelbpf.netns import Netns, find_netns
 from otelbpf.errors import UsageError
@@ -42,7 +42,7 @@ def test_a_namespace_by_its_path() -> None:
 
 def test_a_namespace_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "blue").symlink_to("/proc/self/ns/net")
-    monkeypatch.setattr(attach, "_RUN_NETNS", tmp_path)
+    monkeypatch.setattr(netns_module, "_RUN_NETNS", tmp_path)
     assert find_netns("blue") == Netns("blue", tmp_path / "blue")
 
 
@@ -50,7 +50,7 @@ def test_a_namespace_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_there_is_no_such_namespace(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
-    monkeypatch.setattr(attach, "_RUN_NETNS", tmp_path)
+    monkeypatch.setattr(netns_module, "_RUN_NETNS", tmp_path)
     with pytest.raises(UsageError) as refusal:
         find_netns(name)
     text = str(refusal.value)
@@ -77,7 +77,7 @@ def test_a_file_that_is_no_namespace(tmp_path: Path) -> None:
 
 
 def test_the_name_must_not_be_empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(attach, "_RUN_NETNS", tmp_path)
+    monkeypatch.setattr(netns_module, "_RUN_NETNS", tmp_path)
     with pytest.raises(UsageError, match="is not a network namespace"):
         find_netns("")
 

@@ -3,13 +3,13 @@
 
 import subprocess
 import sys
-import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from otelbpf.sources import bpf_directory
+from otelbpf.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
 C_SOURCES = sorted(path for path in (ROOT / "bpf").rglob("*.[ch]") if path.name != "vmlinux.h")
@@ -49,8 +49,7 @@ def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         top_level = {name.split("/")[0] for name in archive.namelist()}
         suffixes = {Path(name).suffix for name in archive.namelist() if "/bpf/" in name}
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert top_level == {"otelbpf", f"otelbpf-{version}.dist-info"}
+    assert top_level == {"otelbpf", f"otelbpf-{__version__}.dist-info"}
     assert suffixes <= {".c", ".h", ""}  # no objects, nothing compiled
 
 
