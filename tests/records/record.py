@@ -25,12 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 from replay import CLOCK, ORIGIN, RING, SPANS, as_json, layout, replay
 
 from otelbpf.attach import attached, find_interfaces
-from otelbpf.netns import find_netns
 from otelbpf.btf import Btf
 from otelbpf.config import Config
 from otelbpf.context import Sampler
 from otelbpf.hooks import choose
 from otelbpf.loader import Limits, Programs
+from otelbpf.netns import find_netns
 from otelbpf.reader import RingReader
 from otelbpf.records import Counter
 
@@ -135,7 +135,7 @@ def ask() -> list[str]:
         body = Path(directory) / "body"
         body.write_bytes(b"x" * BODY_BYTES)
         for arguments in REQUESTS:
-            outputs = [a for url in arguments if url.startswith("http:") for a in ("-o", os.devnull)]
+            outputs = [a for b in arguments if b.startswith("http:") for a in ("-o", os.devnull)]
             said += run(
                 "ip", "netns", "exec", CLIENT, "curl", "--silent", "--user-agent", "record",
                 "--write-out", WRITE_OUT, *outputs,

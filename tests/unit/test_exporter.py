@@ -69,7 +69,7 @@ def test_unknown_protocols_are_refused(variable: str, protocol: str) -> None:
 
 
 def test_several_exporters_are_refused() -> None:
-    with pytest.raises(UsageError, match="^OTEL_TRACES_EXPORTER=otlp,console names several"):
+    with pytest.raises(UsageError, match=r"^OTEL_TRACES_EXPORTER=otlp,console names several"):
         exporter_name({"OTEL_TRACES_EXPORTER": "otlp,console"})
 
 
@@ -134,13 +134,13 @@ def test_the_json_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["console", "otlp_proto_grpc", "none"])
 def test_output_goes_with_the_json_file_only(name: str) -> None:
-    with pytest.raises(UsageError, match="^--output goes with OTEL_TRACES_EXPORTER=otlp_json_file"):
+    with pytest.raises(UsageError, match=r"^--output goes with .*=otlp_json_file"):
         make_exporter(name, "spans.jsonl")
 
 
 def test_an_exporter_that_cannot_start(tmp_path: Path) -> None:
     path = tmp_path / "missing/spans.jsonl"
-    with pytest.raises(UsageError, match="^exporter otlp_json_file cannot start .*--output$") as e:
+    with pytest.raises(UsageError, match=r"^exporter otlp_json_file cannot start .*--output$") as e:
         make_exporter("otlp_json_file", str(path))
     assert e.value.__cause__ is not None
 
@@ -154,7 +154,9 @@ def test_queue_limits_from_the_variables() -> None:
     assert QueueLimits.from_environment({"OTEL_BSP_MAX_QUEUE_SIZE": "  "}) == QueueLimits()
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "1.5", "many", "1e3", "²", "٣", "0x10", "1" + "0" * 9, "9" * 5000])
+@pytest.mark.parametrize(
+    "text", ["0", "-1", "1.5", "many", "1e3", "\xb2", "\u0663", "0x10", "1" + "0" * 9, "9" * 5000]
+)
 @pytest.mark.parametrize(
     "name",
     ["OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "OTEL_BSP_SCHEDULE_DELAY",

@@ -114,7 +114,7 @@ def test_decode_views_whole_records() -> None:
 @pytest.mark.parametrize("extra", [1, 8, REQUEST_RECORD.itemsize - 1])
 def test_decode_refuses_a_part_of_a_record(extra: int) -> None:
     size = REQUEST_RECORD.itemsize + extra
-    with pytest.raises(RecordError, match=f"^{size} bytes .* {REQUEST_RECORD.itemsize} bytes$"):
+    with pytest.raises(RecordError, match=rf"^{size} bytes .* {REQUEST_RECORD.itemsize} bytes$"):
         decode(bytes(size))
 
 

@@ -105,7 +105,7 @@ def test_names_in_any_case(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["always", "jaeger_remote", "xray", "parentbased_", "1"])
 def test_unknown_samplers_are_refused(name: str) -> None:
-    with pytest.raises(UsageError, match=f"^OTEL_TRACES_SAMPLER={name} is no sampler .*always_on"):
+    with pytest.raises(UsageError, match=rf"^OTEL_TRACES_SAMPLER={name} is no sampler .*always_on"):
         Sampler.from_environment(environment(name))
 
 

@@ -170,6 +170,14 @@ def test_a_whole_batch_does_not_wait() -> None:
     assert collector.sizes == [10, 10, 6]
 
 
+def test_batches_that_are_there_already_do_not_wait() -> None:
+    line = Line(Collector(), QueueLimits(batch_spans=10, delay_s=NEVER_S))
+    line.sender.put(numbered(10))
+    line.sender.start()
+    line.wait_for_exported(10)
+    line.sender.stop()
+
+
 def test_a_part_of_a_batch_does_not_wait_for_ever() -> None:
     collector = Collector()
     line = Line(collector)

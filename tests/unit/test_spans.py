@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
@@ -261,7 +262,7 @@ def test_stage_spans_tile_the_requests_span(present: tuple[Stamp, ...]) -> None:
     assert len(stages) == max(1, len(present) - 1)
     assert stages[0].start_time == span.start_time
     assert stages[-1].end_time == span.end_time
-    for one, next_one in zip(stages, stages[1:], strict=False):
+    for one, next_one in itertools.pairwise(stages):
         assert one.end_time == next_one.start_time
     assert sum(s.end_time - s.start_time for s in stages) == span.end_time - span.start_time
     for stage in stages:
