@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,9 +34,13 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     monkeypatch.setattr(check, "require_rights", lambda: None)
     monkeypatch.setattr(agent, "run", run)
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
-    for name in ("OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_EXPORT_TIMEOUT"):
-        monkeypatch.delenv(name, raising=False)
     return configs
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("OTEL_")]:
+        monkeypatch.delenv(name)
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
