@@ -19,7 +19,7 @@ from otelbpf.clock import ClockReading, read_clock
 from otelbpf.config import Config
 from otelbpf.context import Contexts, Sampler, contexts_of, new_ids
 from otelbpf.exporter import Sender, destination, exporter_name, make_exporter
-from otelbpf.hooks import Choice, choose, without
+from otelbpf.hooks import choose, require, without
 from otelbpf.loader import Programs
 from otelbpf.netns import find_netns
 from otelbpf.reader import RingReader
@@ -169,9 +169,10 @@ def run(
     netns = find_netns(config.netns)
     interfaces = find_interfaces(config.interfaces, netns)
     with Btf.of_kernel() as btf:
-        choices: tuple[Choice, ...] = choose(btf)
+        choices = choose(btf)
         if not config.xdp:
             choices = without(choices, "arrival")
+        require(choices)
         programs = Programs(btf, config.ports, netns.cookie, choices, config.limits)
     exporter = make_exporter(name, config.output)
     pipeline = Pipeline(config, sampler, exporter)

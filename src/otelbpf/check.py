@@ -106,7 +106,8 @@ class Report:
     def __str__(self) -> str:
         lines = [f"kernel {self.kernel}", ""]
         for finding in self.findings:
-            lines.append(f"  {'ok     ' if finding.ok else 'MISSING'}  {finding.name}: {finding.detail}")
+            state = "ok     " if finding.ok else "MISSING"
+            lines.append(f"  {state}  {finding.name}: {finding.detail}")
             if finding.remedy:
                 lines.append(f"           -> {finding.remedy}")
         if self.choices:

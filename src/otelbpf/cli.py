@@ -90,13 +90,14 @@ def _build_parser() -> _Parser:
                      help="TCP port the server listens on; may be repeated")
     run.add_argument("--netns", metavar="NAME|PATH",
                      help="network namespace of the interfaces and the server (default: this one)")
-    run.add_argument("--duration", type=_seconds, metavar="S", help="stop by itself after S seconds")
+    run.add_argument("--duration", type=_seconds, metavar="S",
+                     help="stop by itself after S seconds")
     run.add_argument("--stages", choices=("spans", "attributes"), default="spans",
                      help="stages as child spans, or as attributes of the request's span")
     run.add_argument("--capture-query", action="store_true",
                      help="keep the part of the URL after `?`, which may hold secrets")
     run.add_argument("--service-name", metavar="NAME",
-                     help="service.name (default: OTEL_SERVICE_NAME, else the server's process name)")
+                     help="service.name (default: OTEL_SERVICE_NAME, else the server process's)")
     run.add_argument("--xdp", choices=("auto", "off"), default="auto",
                      help="off: leave the XDP slot alone, and do without the nic stamp")
     run.add_argument("--idle-timeout", type=_seconds, default=120.0, metavar="S",

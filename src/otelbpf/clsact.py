@@ -58,8 +58,8 @@ def _attach(ifindex: int, program_fd: int, direction: str) -> bool:
             added = False
             if error.code != _EEXIST:
                 raise KernelError(
-                    f"cannot add a clsact qdisc to interface {ifindex}: {error}; "
-                    "the kernel needs CONFIG_NET_CLS_ACT and CONFIG_NET_SCH_INGRESS"
+                    f"cannot add a clsact qdisc to interface {ifindex}: {error}; it takes "
+                    "a kernel with CONFIG_NET_CLS_ACT and CONFIG_NET_SCH_INGRESS"
                 ) from error
         for name, handle, priority in list(_filters(route, ifindex, parent)):
             if _is_left_over(name):

@@ -12,6 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from otelbpf.btf import Btf
+from otelbpf.errors import KernelError
 
 KPROBE_EVENTS = Path("/sys/bus/event_source/devices/kprobe/type")
 
@@ -195,6 +196,17 @@ def choose(btf: Btf) -> tuple[Choice, ...]:
         chosen = next((v.candidate for v in verdicts if v.available), None)
         choices.append(Choice(hook, verdicts, chosen))
     return tuple(choices)
+
+
+def require(choices: tuple[Choice, ...]) -> None:
+    """Raises KernelError where a hook that the ledger cannot do without has no candidate."""
+    for choice in choices:
+        if choice.hook.required and choice.chosen is None:
+            reasons = "; ".join(verdict.reason for verdict in choice.verdicts)
+            raise KernelError(
+                f"this kernel has nothing for the hook {choice.hook.name} "
+                f"({choice.hook.purpose}): {reasons}; otelbpf cannot measure without it"
+            )
 
 
 def without(choices: tuple[Choice, ...], name: str) -> tuple[Choice, ...]:

@@ -159,7 +159,7 @@ class Programs:
             log = _keep_log("compile", diagnostics.text)
             raise KernelError(
                 f"BCC could not compile the programs: {_first_error(diagnostics.text)}; "
-                f"the compiler's whole output is in {log}"
+                f"the compiler's whole output is in {log}; please report it with that file"
             ) from error
 
     def _bpf_class(self) -> type:
@@ -175,7 +175,7 @@ class Programs:
             log = _keep_log(program, diagnostics.text)
             raise KernelError(
                 f"the kernel refused program {program} ({error}): "
-                f"{_last_verdict(diagnostics.text)}; the verifier's whole log is in {log}"
+                f"{_last_verdict(diagnostics.text)}; the verifier's whole log is in {log}; please report it with that file"
             ) from error
 
 

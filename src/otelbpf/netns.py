@@ -38,7 +38,9 @@ class Netns:
         return self.run(_netns_cookie)
 
     def run(self, function: Callable[[], T]) -> T:
-        """Calls `function` in a thread that has entered this namespace."""
+        """Calls `function` inside this namespace: in a thread that enters it, if need be."""
+        if not self.name:
+            return function()
         results: list[T] = []
         errors: list[BaseException] = []
 
@@ -97,7 +99,14 @@ def _kind_of_namespace(path: Path) -> int:
 def _netns_cookie() -> int:
     so_netns_cookie = 71  # since 5.14; Python has no name for it
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, so_netns_cookie, 8), "little")
+        try:
+            cookie = probe.getsockopt(socket.SOL_SOCKET, so_netns_cookie, 8)
+        except OSError as error:
+            raise KernelError(
+                f"this kernel ({os.uname().release}) is too old: it has no network namespace "
+                "cookies; otelbpf needs Linux 5.14 or later"
+            ) from error
+    return int.from_bytes(cookie, "little")
 
 
 def _setns(fd: int) -> None:
