@@ -41,30 +41,6 @@ def test_json_names_a_candidate_for_each_hook(net: Network, tmp_path: Path) -> N
         assert all(each["reason"] for each in hook["candidates"])
 
 
-def test_what_it_chooses_is_what_run_attaches(net: Network, server: Server, tmp_path: Path) -> None:
-    """But for XDP, of which only the attempt can tell whether the driver has it."""
-    report = json.loads(otelbpf(tmp_path, "check", "--json").stdout)
-    with agent(
-        tmp_path, *options(net), "--port", server.port,
-        environment={"OTEL_TRACES_EXPORTER": "none"},
-    ) as running:
-        running.wait_ready()
-        said = running.stop().stderr
-    (line,) = [line for line in said.splitlines() if line.startswith("otelbpf: attached: ")]
-    attached = set(line.removeprefix("otelbpf: attached: ").split(", "))
-    where = f"on {net.server.interface}"
-    expected = set()
-    for hook in report["hooks"]:
-        mechanism, _, target = hook["chosen"].rpartition(" ")
-        if mechanism == "tc":
-            expected.add(f"{target} {hook['name']} {where}")
-        elif mechanism != "xdp":
-            expected.add(hook["chosen"])
-    (xdp,) = attached - expected
-    assert xdp in (f"XDP native {where}", f"XDP generic {where}")
-    assert expected < attached
-
-
 def test_as_text(net: Network, tmp_path: Path) -> None:
     ended = otelbpf(tmp_path, "check", *options(net))
     assert (ended.code, ended.stderr) == (0, "")
@@ -83,13 +59,14 @@ def test_as_text(net: Network, tmp_path: Path) -> None:
 def test_it_attaches_nothing_and_sees_a_taken_xdp_slot(
     net: Network, server: Server, tmp_path: Path
 ) -> None:
-    """The slot is taken by an agent, which goes on undisturbed."""
+    """The slot is taken by an agent, which goes on undisturbed, and attached what was chosen."""
+
     def state() -> tuple[int | None, list[str]]:
         return net.server.xdp_program(), net.server.qdiscs()
 
     before = state()
     assert before[0] is None
-    free = otelbpf(tmp_path, "check", *options(net))
+    free = otelbpf(tmp_path, "check", "--json", *options(net))
     assert state() == before
     with agent(
         tmp_path, *options(net), "--port", server.port,
@@ -100,9 +77,27 @@ def test_it_attaches_nothing_and_sees_a_taken_xdp_slot(
         taken = otelbpf(tmp_path, "check", *options(net))
         assert state() == during
         assert running.is_running()
-        running.stop().assert_clean(seen=0)
+        ended = running.stop()
+    ended.assert_clean(seen=0)
     assert free.code == 0
+    assert_attached(ended, json.loads(free.stdout)["hooks"], f"on {net.server.interface}")
     assert_taken(taken, f"taken by program {during[0]}", net.server.interface)
+
+
+def assert_attached(ended: Ended, hooks: list[dict[str, Any]], where: str) -> None:
+    """What was chosen; but only the attempt can tell whether a driver has XDP."""
+    (line,) = [line for line in ended.stderr.splitlines() if "attached: " in line]
+    attached = set(line.removeprefix("otelbpf: attached: ").split(", "))
+    expected = set()
+    for hook in hooks:
+        mechanism, _, target = hook["chosen"].rpartition(" ")
+        if mechanism == "tc":
+            expected.add(f"{target} {hook['name']} {where}")
+        elif mechanism != "xdp":
+            expected.add(hook["chosen"])
+    (xdp,) = attached - expected
+    assert xdp in (f"XDP native {where}", f"XDP generic {where}")
+    assert expected < attached
 
 
 def assert_taken(ended: Ended, words: str, interface: str) -> None:

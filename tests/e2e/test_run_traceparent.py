@@ -132,7 +132,6 @@ def test_a_proxy_and_what_is_behind_it_are_both_children_of_the_caller(
 @pytest.mark.parametrize(
     ("sampler", "kept"),
     [
-        ("always_off", {"": 0, "01": 0, "00": 0}),
         ("always_on", {"": 23, "01": 23, "00": 23}),
         ("parentbased_traceidratio", {"": None, "01": 23, "00": 0}),
     ],
