@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter
 
@@ -23,7 +24,7 @@ from otelbpf.hooks import choose, require, without
 from otelbpf.loader import Programs
 from otelbpf.netns import find_netns
 from otelbpf.reader import RingReader
-from otelbpf.records import Counter
+from otelbpf.records import Stamp
 from otelbpf.request import Request, requests_of
 from otelbpf.resource import Resources
 from otelbpf.spans import StageStyle, spans_of
@@ -33,7 +34,8 @@ from otelbpf.sweeper import Sweeper
 # measured server more than all programs together.
 _POLL_S = 0.02
 _HOUSEKEEPING_S = 1.0
-_STAGES_OF_A_REQUEST = 10
+_LAST_RECORD_S = 1.0
+_STAGES_MOST = len(Stamp) - 1
 
 
 class Pipeline:
@@ -54,17 +56,22 @@ class Pipeline:
         self._resources = Resources(config.service_name)
         self.ledger = Ledger()
         self.clock: ClockReading = read_clock()
-        spans_each = 1 + (_STAGES_OF_A_REQUEST if config.stages is StageStyle.SPANS else 0)
+        spans_each = 1 + (_STAGES_MOST if config.stages is StageStyle.SPANS else 0)
         self.sender = Sender(exporter, self._to_spans, spans_each, self.ledger, config.queue)
 
-    def take(self, records) -> None:
+    def refresh(self) -> None:
+        """Once a second: compares the clocks again, and forgets processes that ended."""
+        self.clock = read_clock()
+        self._resources.forget_gone()
+
+    def take(self, records: np.ndarray) -> None:
         """Takes a batch of records: samples them, and queues those that are kept."""
         contexts = contexts_of(records)
         kept = self._sampler.keeps(contexts)
         self.ledger.sample_out(int((~kept).sum()))
         self._queue(records[kept], contexts[kept])
 
-    def _queue(self, records, contexts: Contexts) -> None:
+    def _queue(self, records: np.ndarray, contexts: Contexts) -> None:
         # What will not fit is dropped before the dear work is done on it.
         room = max(0, self.sender.room())
         if len(records) > room:
@@ -104,15 +111,17 @@ class Agent:
             if not self._read_all():
                 stop.wait(_POLL_S)
             if time.monotonic() >= housekeeping_at:
-                self._pipeline.clock = read_clock()
+                self._pipeline.refresh()
                 self._sweeper.sweep(time.monotonic_ns())
                 housekeeping_at = time.monotonic() + _HOUSEKEEPING_S
 
     def finish(self) -> None:
         """After the programs were detached: drains what they left, and sends it."""
         self._sweeper.finish(time.monotonic_ns())
-        while self._read_all():
-            pass
+        # A program that still runs on another CPU ends within microseconds.
+        give_up_at = time.monotonic() + _LAST_RECORD_S
+        while not self._reader.is_empty and time.monotonic() < give_up_at:
+            self._read_all()
         self._pipeline.sender.stop()
 
     def _read_all(self) -> int:
@@ -124,10 +133,6 @@ class Agent:
     def sums(self) -> Sums:
         """The sums so far."""
         return self._pipeline.ledger.sums(self._programs.counts())
-
-    def counts(self) -> Mapping[Counter, int]:
-        """The kernel's counters, one by one."""
-        return self._programs.counts()
 
     def close(self) -> None:
         """Unmaps what was mapped."""
@@ -166,6 +171,8 @@ def run(
     """
     name = exporter_name(environment)
     sampler = Sampler.from_environment(environment)
+    exporter = make_exporter(name, config.output)
+    pipeline = Pipeline(config, sampler, exporter)
     netns = find_netns(config.netns)
     interfaces = find_interfaces(config.interfaces, netns)
     with Btf.of_kernel() as btf:
@@ -174,19 +181,15 @@ def run(
             choices = without(choices, "arrival")
         require(choices)
         programs = Programs(btf, config.ports, netns.cookie, choices, config.limits)
-    exporter = make_exporter(name, config.output)
-    pipeline = Pipeline(config, sampler, exporter)
-    agent = Agent(programs, pipeline, config)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(programs))
+        agent = stack.enter_context(contextlib.closing(Agent(programs, pipeline, config)))
         with attached(programs, choices, interfaces, netns) as attachments:
             on_ready(attachments.description, destination(environment, name))
             with _file_while(config.ready_file):
                 agent.run(stop)
         agent.finish()
         sums = agent.sums()
-    finally:
-        agent.close()
-        programs.close()
     if config.sums_file is not None:
         config.sums_file.write_text(sums.as_json() + "\n")
     return sums

@@ -83,7 +83,8 @@ def _detach(ifindex: int, direction: str, with_qdisc: bool) -> None:
             if name == _name():
                 _delete(route, ifindex, parent, handle, priority)
         # Our own qdisc goes too, unless somebody else has come to use it.
-        if with_qdisc and not any(list(_filters(route, ifindex, other)) for other in _PARENTS.values()):
+        others = [each for other in _PARENTS.values() for each in _filters(route, ifindex, other)]
+        if with_qdisc and not others:
             route.tc("del", "clsact", ifindex)
 
 

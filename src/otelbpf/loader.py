@@ -175,7 +175,8 @@ class Programs:
             log = _keep_log(program, diagnostics.text)
             raise KernelError(
                 f"the kernel refused program {program} ({error}): "
-                f"{_last_verdict(diagnostics.text)}; the verifier's whole log is in {log}; please report it with that file"
+                f"{_last_verdict(diagnostics.text)}; the verifier's whole log is in {log}; please "
+                "report it with that file"
             ) from error
 
 

@@ -97,6 +97,11 @@ class RingReader:
         self._consumer[0] = position + count * _STRIDE
         return records
 
+    @property
+    def is_empty(self) -> bool:
+        """Has everything been read, with no record being written either?"""
+        return int(self._consumer[0]) == int(self._producer[0])
+
     def close(self) -> None:
         """Unmaps the ring."""
         del self._consumer, self._producer, self._data

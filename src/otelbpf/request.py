@@ -149,7 +149,8 @@ def address_of(raw: bytes) -> str:
 
 
 def _text(raw: bytes, length: int) -> str:
-    return raw[:length].decode("latin-1").strip()
+    """What the client sent, which ought to be ASCII and may be UTF-8 or anything."""
+    return raw[:length].decode("utf-8", "backslashreplace")
 
 
 def _split_request_line(line: str, cut: bool) -> tuple[str, str, str, bool]:
@@ -189,7 +190,7 @@ def requests_of(
     parents, trace_flags = contexts.parent_span_id.tolist(), contexts.flags.tolist()
     for i, record in enumerate(records):
         line_length = int(record["request_line_length"])
-        line = bytes(record["request_line"])[:line_length].decode("latin-1")
+        line = _text(bytes(record["request_line"]), line_length)
         method, path, query, path_cut = _split_request_line(line, line_length > _LINE_MAX)
         flags = RequestFlag(int(record["flags"]))
         missing = tuple(s.name.lower() for s in _EXPECTED if not stamps[i][s])

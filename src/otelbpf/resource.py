@@ -8,7 +8,7 @@ import platform
 import socket
 from pathlib import Path
 
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
 _PROC = Path("/proc")
 _UNKNOWN_SERVICE = "unknown_service"
@@ -33,6 +33,15 @@ def _executable_name(pid: int) -> str:
         return ""
 
 
+def _start_time(pid: int) -> int:
+    """When a process started, in clock ticks since boot; 0 where there is none."""
+    try:
+        # The command's name, in parentheses, may hold anything.
+        return int((_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return 0
+
+
 class Resources:
     """Makes each serving process's resource once.
 
@@ -43,8 +52,8 @@ class Resources:
 
     def __init__(self, service_name: str | None) -> None:
         self._service_name = service_name
-        # Reads OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES.
-        self._from_environment = Resource.create({})
+        # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES.
+        self._from_environment = dict(OTELResourceDetector().detect().attributes)
         self._machine = {
             "host.name": socket.gethostname(),
             "host.arch": {"x86_64": "amd64", "aarch64": "arm64"}.get(
@@ -54,8 +63,13 @@ class Resources:
             "os.version": platform.release(),
             "os.description": platform.version(),
             "otelbpf.kernel.release": platform.release(),
+            **{
+                key: value
+                for key, value in Resource.create().attributes.items()
+                if key.startswith("telemetry.sdk.")
+            },
         }
-        self._by_pid: dict[int, Resource] = {}
+        self._by_pid: dict[int, tuple[int, Resource]] = {}
         self._last_name = ""
 
     def of_process(self, pid: int) -> Resource:
@@ -64,10 +78,16 @@ class Resources:
         A pid of 0 (a request that nobody read) or of a process that is gone gets
         the name of the last process known, since it served the same port.
         """
-        resource = self._by_pid.get(pid)
-        if resource is None:
-            resource = self._by_pid[pid] = self._make(pid)
-        return resource
+        known = self._by_pid.get(pid)
+        if known is None:
+            known = self._by_pid[pid] = (_start_time(pid), self._make(pid))
+        return known[1]
+
+    def forget_gone(self) -> None:
+        """Forgets processes that have ended: their pids may come to mean others."""
+        for pid, (start_time, _) in list(self._by_pid.items()):
+            if _start_time(pid) != start_time:
+                self._by_pid.pop(pid, None)
 
     def _make(self, pid: int) -> Resource:
         name = _executable_name(pid) if pid else ""
@@ -77,11 +97,7 @@ class Resources:
             attributes["process.pid"] = pid
         if name:
             attributes["process.executable.name"] = name
-        attributes.update(
-            (key, value)
-            for key, value in self._from_environment.attributes.items()
-            if not (key == "service.name" and str(value).startswith(_UNKNOWN_SERVICE))
-        )
+        attributes.update(self._from_environment)
         if self._service_name:
             attributes["service.name"] = self._service_name
         attributes.setdefault("service.name", self._last_name or _UNKNOWN_SERVICE)

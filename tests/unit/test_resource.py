@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import platform
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,14 @@ def test_equal_resources_are_one_key(processes: Path) -> None:
     assert hash(one) == hash(same)
     assert one != other
     assert len({one, same, other, Resource(one.attributes)}) == 2
+
+
+def test_a_pid_used_again_is_another_process() -> None:
+    resources = Resources(None)
+    with subprocess.Popen(["sleep", "60"]) as first:
+        assert resources.of_process(first.pid).attributes["process.executable.name"] == "sleep"
+        resources.forget_gone()
+        assert resources.of_process(first.pid) is resources.of_process(first.pid)
+        first.kill()
+    resources.forget_gone()
+    assert "process.executable.name" not in resources.of_process(first.pid).attributes
