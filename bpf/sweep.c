@@ -26,8 +26,10 @@ int sweep(struct __sk_buff *skb)
 		submit(x);
 	} else if (!conn || conn->id != x->record.connection_id) {
 		abandon(x, COUNT_LOST_EVICTED);
-	} else if (order->flag == AGENT_STOPPED || !x->head_whole) {
+	} else if (order->flag == AGENT_STOPPED) {
 		abandon(x, COUNT_LOST_STOPPED);
+	} else if (!x->head_whole) {
+		abandon(x, COUNT_LOST_CLOSED);
 	} else {
 		x->record.flags |= order->flag;
 		submit(x);
