@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from lab import Lab, laboratory
 from meter import Meter, load
+from strangers import Strangers, strangers
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +34,29 @@ def meter(_shared_meter: Meter) -> Iterator[Meter]:
     _shared_meter.begin()
     yield _shared_meter
     _shared_meter.end()
+
+
+@pytest.fixture(scope="session")
+def _second_meter() -> Iterator[Meter]:
+    with laboratory() as lab:
+        meter = load(lab)
+        try:
+            yield meter
+        finally:
+            meter.close()
+
+
+@pytest.fixture
+def unattached(_second_meter: Meter) -> Iterator[Meter]:
+    """Programs with a lab of their own that are loaded, but not attached yet."""
+    _second_meter.begin()
+    yield _second_meter
+    with _second_meter.attached():
+        _second_meter.end()
+
+
+@pytest.fixture(scope="session")
+def stranger() -> Iterator[Strangers]:
+    """Programs of somebody else."""
+    with strangers() as loaded:
+        yield loaded

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which packets are of one connection: ports come back, and some agents come late."""
+"""Which packets are of one connection: ports come back, and some agents come unattached."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 
 import pytest
 from frames import ACK, FIN, Frame, Wire, fresh_port
-from lab import CLIENT_IPV4, SERVER_IPV4, Lab, laboratory, receive, reset
+from lab import CLIENT_IPV4, SERVER_IPV4, Lab, receive, reset
 from messages import OK, request
-from meter import WHOLE, Meter, flags, load, stamps
+from meter import WHOLE, Meter, flags, stamps
 
 from otelbpf.records import Counter, RequestFlag, Stamp
 
@@ -82,32 +81,13 @@ def test_data_that_comes_before_the_connection_is_established(lab: Lab, meter: M
         assert set(stamps(record)) >= {Stamp.NIC, Stamp.TC, Stamp.READ, Stamp.WRITE, Stamp.ACKED}
 
 
-@pytest.fixture(scope="module")
-def _unattached() -> Iterator[Meter]:
-    with laboratory() as lab:
-        meter = load(lab)
-        try:
-            yield meter
-        finally:
-            meter.close()
-
-
-@pytest.fixture
-def late(_unattached: Meter) -> Iterator[Meter]:
-    """Programs that are loaded, but not attached yet."""
-    _unattached.begin()
-    yield _unattached
-    with _unattached.attached():
-        _unattached.end()
-
-
-def test_a_connection_older_than_the_agent_is_adopted(late: Meter) -> None:
-    pair = late.lab.connect()
+def test_a_connection_older_than_the_agent_is_adopted(unattached: Meter) -> None:
+    pair = unattached.lab.connect()
     pair.exchange(request(target="/unseen"), OK)
-    with late.attached():
+    with unattached.attached():
         for ordinal in range(2):
             pair.exchange(request("POST", "/seen", body=b"body"), OK)
-            record = late.record()
+            record = unattached.record()
             assert record["ordinal"] == ordinal
             assert record["request_line"] == b"POST /seen HTTP/1.1"
             assert flags(record) == WHOLE
@@ -115,48 +95,48 @@ def test_a_connection_older_than_the_agent_is_adopted(late: Meter) -> None:
                 Stamp.NIC, Stamp.TC, Stamp.TCP, Stamp.QUEUED, Stamp.READ, Stamp.WRITE,
                 Stamp.TC_OUT, Stamp.ACKED,
             }  # fmt: skip
-        assert late.counted(Counter.CONNECTIONS_ADOPTED) == 1
-        assert late.counted(Counter.CONNECTIONS_OPENED) == 0
-        late.lab.close_connections()
-        late.wait_for(Counter.CONNECTIONS_CLOSED, 1)
+        assert unattached.counted(Counter.CONNECTIONS_ADOPTED) == 1
+        assert unattached.counted(Counter.CONNECTIONS_OPENED) == 0
+        unattached.lab.close_connections()
+        unattached.wait_for(Counter.CONNECTIONS_CLOSED, 1)
 
 
-def test_adoption_in_the_middle_of_a_request_waits_for_the_next_one(late: Meter) -> None:
-    pair = late.lab.connect()
+def test_adoption_in_the_middle_of_a_request_waits_for_the_next_one(unattached: Meter) -> None:
+    pair = unattached.lab.connect()
     upload = request("POST", body=bytes(1000))
     pair.ask(upload[:500])
-    with late.attached():
+    with unattached.attached():
         pair.ask(upload[500:])
         pair.answer(OK)
-        assert late.counted(Counter.SEEN) == 0
+        assert unattached.counted(Counter.SEEN) == 0
         pair.exchange(request(target="/next"), OK)
-        assert late.record()["request_line"] == b"GET /next HTTP/1.1"
-        assert late.counted(Counter.CONNECTIONS_ADOPTED) == 1
+        assert unattached.record()["request_line"] == b"GET /next HTTP/1.1"
+        assert unattached.counted(Counter.CONNECTIONS_ADOPTED) == 1
 
 
-def test_adoption_in_the_middle_of_a_response_waits_for_the_next_request(late: Meter) -> None:
-    pair = late.lab.connect()
+def test_adoption_in_the_middle_of_a_response_waits_for_the_next_request(unattached: Meter) -> None:
+    pair = unattached.lab.connect()
     pair.ask(request(target="/unseen"))
     pair.answer(OK[:-1])
-    with late.attached():
+    with unattached.attached():
         pair.answer(OK[-1:])
         pair.exchange(request(target="/next"), OK)
-        assert late.record()["request_line"] == b"GET /next HTTP/1.1"
-        assert late.losses() == {}
+        assert unattached.record()["request_line"] == b"GET /next HTTP/1.1"
+        assert unattached.losses() == {}
 
 
 def test_a_response_that_began_before_the_agent_is_not_taken_for_the_next_ones(
-    late: Meter,
+    unattached: Meter,
 ) -> None:
     """Pipelined, with the first answer still to come: which answer is whose is unknown."""
-    pair = late.lab.connect()
+    pair = unattached.lab.connect()
     pair.ask(request(target="/unseen"))
     pair.server.sendall(OK[:10])
-    with late.attached():
+    with unattached.attached():
         pair.ask(request(target="/doubtful"))
         pair.server.sendall(OK[10:])
         receive(pair.client, len(OK))
         pair.answer(OK)
-        late.wait_for(Counter.LOST_PARSER, 1)
+        unattached.wait_for(Counter.LOST_PARSER, 1)
         pair.exchange(request(target="/sure"), OK)
-        assert late.record()["request_line"] == b"GET /sure HTTP/1.1"
+        assert unattached.record()["request_line"] == b"GET /sure HTTP/1.1"

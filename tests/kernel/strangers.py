@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs that are not otelbpf's, on the same interfaces; one of them loses packets."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator
+
+from lab import CLIENT_INTERFACE, INTERFACE, Lab
+
+from otelbpf import libbpf
+from otelbpf.attach import find_interfaces
+from otelbpf.loader import import_bcc
+from otelbpf.sources import bpf_directory
+
+_BPF_F_BEFORE = 1 << 3
+_SOURCE = """
+BPF_ARRAY(runs, u64, 1);
+BPF_ARRAY(to_drop, s64, 1);
+BPF_ARRAY(least_length, u64, 1);
+
+int pass_xdp(struct xdp_md *xdp) { return 2; }
+
+int watch(struct __sk_buff *skb)
+{
+	int zero = 0;
+	u64 *n = runs.lookup(&zero);
+
+	if (n)
+		__sync_fetch_and_add(n, 1);
+	return -1;
+}
+
+int lose(struct __sk_buff *skb)
+{
+	int zero = 0;
+	u64 *least = least_length.lookup(&zero);
+	s64 *left = to_drop.lookup(&zero);
+
+	if (!left || !least || skb->len < *least || *left <= 0)
+		return -1;
+	__sync_fetch_and_add(left, -1);
+	return 2;
+}
+"""
+
+
+class Strangers:
+    """Loaded once; attached where a test wants them, for as long as it wants."""
+
+    def __init__(self) -> None:
+        bcc = import_bcc()
+        os.environ["BCC_KERNEL_SOURCE"] = str(bpf_directory() / "shim")
+        self._bpf = bcc.BPF(text=_SOURCE.encode())
+        self._fds = {
+            name: self._bpf.load_func(name.encode(), kind).fd
+            for name, kind in (
+                ("pass_xdp", bcc.BPF.XDP),
+                ("watch", bcc.BPF.SCHED_CLS),
+                ("lose", bcc.BPF.SCHED_CLS),
+            )
+        }
+
+    def close(self) -> None:
+        self._bpf.cleanup()
+
+    def id(self, program: str) -> int:
+        """The kernel's number for a program."""
+        return program_id(self._fds[program])
+
+    def runs(self) -> int:
+        """How often `watch` ran."""
+        return self._bpf[b"runs"][ctypes.c_int(0)].value
+
+    def lose(self, count: int, *, least_length: int = 0) -> None:
+        """`lose` drops the next `count` packets of at least `least_length` bytes."""
+        self._bpf[b"least_length"][ctypes.c_int(0)] = ctypes.c_uint64(least_length)
+        self._bpf[b"to_drop"][ctypes.c_int(0)] = ctypes.c_int64(count)
+
+    def still_to_lose(self) -> int:
+        return self._bpf[b"to_drop"][ctypes.c_int(0)].value
+
+    @contextlib.contextmanager
+    def attached(
+        self, lab: Lab, program: str, side: str, attach_type: int, *, first: bool = False
+    ) -> Iterator[None]:
+        """A program on one side's interface, before the others there or after them."""
+        netns = lab.server_netns if side == "server" else lab.client_netns
+        name = INTERFACE if side == "server" else CLIENT_INTERFACE
+        (ifindex,) = find_interfaces((name,), netns).values()
+        link = netns.run(
+            lambda: libbpf.link_create(
+                self._fds[program], ifindex, attach_type, _BPF_F_BEFORE if first else 0
+            )
+        )
+        try:
+            yield
+        finally:
+            os.close(link)
+
+
+def program_id(fd: int) -> int:
+    """The kernel's number for a loaded program."""
+    with open(f"/proc/self/fdinfo/{fd}") as info:
+        fields = dict(line.split(":", 1) for line in info)
+    return int(fields["prog_id"])
+
+
+@contextlib.contextmanager
+def strangers() -> Iterator[Strangers]:
+    """Strangers for the length of a `with` block."""
+    loaded = Strangers()
+    try:
+        yield loaded
+    finally:
+        loaded.close()

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables and rings that are too small: whatever does not fit is counted, to the last one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from lab import laboratory
+from messages import OK, request
+from meter import WHOLE, Meter, flags, load
+
+from otelbpf.loader import Limits
+from otelbpf.reader import _STRIDE
+from otelbpf.records import Counter
+
+CONNECTIONS = 16
+RING_BYTES = 8192
+# One byte of the ring is never used.
+RING_RECORDS = (RING_BYTES - 1) // _STRIDE
+
+
+@pytest.fixture(scope="module")
+def _small_meter() -> Iterator[Meter]:
+    with laboratory() as lab:
+        meter = load(lab, Limits(connections=CONNECTIONS, ring_bytes=RING_BYTES))
+        try:
+            with meter.attached():
+                yield meter
+        finally:
+            meter.close()
+
+
+@pytest.fixture
+def small(_small_meter: Meter) -> Iterator[Meter]:
+    """Programs that can remember very little."""
+    _small_meter.begin()
+    yield _small_meter
+    _small_meter.end()
+
+
+def test_a_full_ring_loses_what_comes_after(small: Meter) -> None:
+    pair = small.lab.connect()
+    for number in range(23):
+        pair.exchange(request(target=f"/{number}"), OK)
+    small.wait_for(Counter.LOST_RING_FULL, 23 - RING_RECORDS)
+    assert small.counted(Counter.SUBMITTED) == RING_RECORDS
+    records = small.records(RING_RECORDS)
+    assert records["ordinal"].tolist() == list(range(RING_RECORDS))
+    # Once it was read there is room again, and nothing is mixed up at its end.
+    for number in range(50):
+        pair.exchange(request(target=f"/again/{number}"), OK)
+        record = small.record()
+        assert record["request_line"] == f"GET /again/{number} HTTP/1.1".encode()
+        assert record["ordinal"] == 23 + number
+    assert small.losses() == {Counter.LOST_RING_FULL: 23 - RING_RECORDS}
+
+
+def test_the_ring_is_read_in_batches_of_any_size(small: Meter) -> None:
+    pair = small.lab.connect()
+    ordinal = 0
+    for size in (1, RING_RECORDS, 5, RING_RECORDS, RING_RECORDS, 7, 2, RING_RECORDS):
+        for _ in range(size):
+            pair.exchange(request(), OK)
+        expected = list(range(ordinal, ordinal + size))
+        assert small.records(size)["ordinal"].tolist() == expected
+        ordinal += size
+
+
+def test_requests_beyond_the_table_are_lost_and_counted(small: Meter) -> None:
+    """On one connection, so that only the table of requests is too small."""
+    pair = small.lab.connect()
+    other = small.lab.connect()
+    for _ in range(CONNECTIONS):
+        pair.ask(request())
+    for _ in range(7):
+        other.ask(request())
+    small.wait_for(Counter.LOST_TABLE_FULL, 7)
+    # What was not stored is answered all the same, and the connection goes on.
+    for _ in range(7):
+        other.answer(OK)
+    for number in range(CONNECTIONS):
+        pair.answer(OK)
+        assert small.records(1, others_in_flight=CONNECTIONS - number - 1)[0]["ordinal"] == number
+    other.exchange(request(target="/room"), OK)
+    record = small.record()
+    assert (record["ordinal"], record["request_line"]) == (7, b"GET /room HTTP/1.1")
+    assert flags(record) == WHOLE
+    assert small.losses() == {Counter.LOST_TABLE_FULL: 7}
+
+
+def test_connections_beyond_the_table_are_evicted_and_their_requests_counted(
+    small: Meter,
+) -> None:
+    count = 4 * CONNECTIONS
+    pairs = [small.lab.connect() for _ in range(count)]
+    for pair in pairs:
+        pair.ask(request())
+    assert small.counted(Counter.SEEN) == count
+    assert small.counted(Counter.LOST_TABLE_FULL) == count - CONNECTIONS
+    for pair in pairs:
+        pair.answer(OK)
+    small.lab.close_connections()
+    small.sweep()
+    assert small.in_flight() == 0
+    evicted = small.counted(Counter.LOST_EVICTED)
+    assert evicted > 0
+    small.records(small.counted(Counter.SUBMITTED))
+    ring_full = small.counted(Counter.LOST_RING_FULL)
+    assert small.counted(Counter.SUBMITTED) == CONNECTIONS - evicted - ring_full
+
+    # There is room for new ones.
+    pair = small.lab.connect()
+    pair.exchange(request(), OK)
+    assert flags(small.record()) == WHOLE
+
+
+def test_a_thousand_connections_one_after_another_leave_no_trace(small: Meter) -> None:
+    for number in range(1000):
+        pair = small.lab.connect()
+        pair.exchange(request(target=f"/{number}"), OK)
+        small.lab.close_connections()
+        if number % RING_RECORDS == RING_RECORDS - 1:
+            small.records(RING_RECORDS)
+    small.records(1000 % RING_RECORDS)
+    assert small.losses() == {}
+    assert small.counted(Counter.CONNECTIONS_OPENED) == 1000
+    small.wait_for(Counter.CONNECTIONS_CLOSED, 1000)

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is not otelbpf's is left as it was, and otelbpf leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from lab import INTERFACE, PORT, Lab, run, wait_until
+from messages import OK, request
+from meter import WHOLE, Meter, flags
+from strangers import Strangers, program_id
+
+from otelbpf import libbpf
+from otelbpf.errors import KernelError
+from otelbpf.records import Counter
+
+# Attaches everything and waits to be killed.
+_VICTIM = """
+import signal, sys
+from otelbpf.attach import attached, find_interfaces
+from otelbpf.btf import Btf
+from otelbpf.hooks import choose
+from otelbpf.loader import Limits, Programs
+from otelbpf.netns import find_netns
+
+netns = find_netns(sys.argv[1])
+with Btf.of_kernel() as btf:
+    choices = choose(btf)
+    programs = Programs(btf, (int(sys.argv[3]),), netns.cookie, choices, Limits(64, 8192))
+with attached(programs, choices, find_interfaces((sys.argv[2],), netns), netns):
+    fds = {programs.fd(choice.chosen.program) for choice in choices if choice.chosen}
+    print(*fds, flush=True)
+    signal.pause()
+"""
+
+
+def in_server(lab: Lab, *command: str) -> str:
+    process = lab.popen("server", *command, stdout=subprocess.PIPE, text=True)
+    output, _ = process.communicate(timeout=10)
+    assert process.returncode == 0
+    return output
+
+
+class _QueryOpts(ctypes.Structure):
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        ("query_flags", ctypes.c_uint32),
+        ("attach_flags", ctypes.c_uint32),
+        ("prog_ids", ctypes.c_void_p),
+        ("count", ctypes.c_uint32),
+        ("prog_attach_flags", ctypes.c_void_p),
+    ]
+
+
+def tcx_ids(ifindex: int, attach_type: int) -> list[int]:
+    """The programs on an interface of the calling thread's namespace, in their order."""
+    ids = (ctypes.c_uint32 * 16)()
+    opts = _QueryOpts(ctypes.sizeof(_QueryOpts), prog_ids=ctypes.addressof(ids), count=len(ids))
+    error = libbpf.library().bpf_prog_query_opts(ifindex, attach_type, ctypes.byref(opts))
+    assert error == 0, os.strerror(-error)
+    return list(ids[: opts.count])
+
+
+def attached_ids(lab: Lab) -> dict[str, list[int]]:
+    """The programs on the server's interface, by where they are.
+
+    XDP as ip and bpftool see it; Debian 12's bpftool does not know tcx yet.
+    """
+    (link,) = json.loads(in_server(lab, "ip", "--json", "link", "show", "dev", INTERFACE))
+    xdp = [link["xdp"]["prog"]["id"]] if "xdp" in link else []
+    (net,) = json.loads(in_server(lab, "bpftool", "--json", "net", "show"))
+    assert [entry["id"] for entry in net["xdp"]] == xdp
+    assert net["tc"] == []  # no filters
+    ingress, egress = (
+        lab.server_netns.run(lambda kind=kind: tcx_ids(link["ifindex"], kind))
+        for kind in (libbpf.BPF_TCX_INGRESS, libbpf.BPF_TCX_EGRESS)
+    )
+    return {"xdp": xdp, "ingress": ingress, "egress": egress}
+
+
+NOTHING = {"xdp": [], "ingress": [], "egress": []}
+
+
+def ids_of(meter: Meter) -> dict[str, list[int]]:
+    """What attached_ids() gives with otelbpf alone."""
+    return {
+        "xdp": [program_id(meter.programs.fd("xdp_arrival"))],
+        "ingress": [program_id(meter.programs.fd("tc_ingress"))],
+        "egress": [program_id(meter.programs.fd("tc_egress"))],
+    }
+
+
+def test_nothing_stays_attached(unattached: Meter) -> None:
+    for _ in range(3):
+        assert attached_ids(unattached.lab) == NOTHING
+        with unattached.attached() as description:
+            assert len(description) == 11
+            assert attached_ids(unattached.lab) == ids_of(unattached)
+    assert attached_ids(unattached.lab) == NOTHING
+    assert "clsact" not in in_server(unattached.lab, "tc", "qdisc", "show")
+
+
+def test_another_xdp_program_is_not_replaced(unattached: Meter, stranger: Strangers) -> None:
+    theirs = {**NOTHING, "xdp": [stranger.id("pass_xdp")]}
+    with stranger.attached(unattached.lab, "pass_xdp", "server", libbpf.BPF_XDP):
+        with (
+            pytest.raises(KernelError, match=f"interface {INTERFACE} already has an XDP program"),
+            unattached.attached(),
+        ):
+            pytest.fail("attached over another's program")
+        assert attached_ids(unattached.lab) == theirs
+    assert attached_ids(unattached.lab) == NOTHING
+    # No raw tracepoint is left behind either: they would still be counting connections.
+    unattached.lab.connect().exchange(request(), OK)
+    assert unattached.counted_all() == {}
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before ours", "after ours"])
+def test_other_tcx_programs_see_every_packet_as_before(
+    unattached: Meter, stranger: Strangers, first: bool
+) -> None:
+    lab, ours, theirs = unattached.lab, ids_of(unattached), stranger.id("watch")
+    with contextlib.ExitStack() as stack:
+        if first:
+            attach_strangers(stack, lab, stranger)
+        stack.enter_context(unattached.attached())
+        if not first:
+            attach_strangers(stack, lab, stranger)
+        for where in ("ingress", "egress"):
+            expected = [theirs, *ours[where]] if first else [*ours[where], theirs]
+            assert attached_ids(lab)[where] == expected
+        pair = lab.connect()
+        runs = stranger.runs()
+        for _ in range(23):
+            pair.exchange(request(), OK)
+        assert [flags(record) for record in unattached.records(23)] == [WHOLE] * 23
+        assert stranger.runs() - runs >= 2 * 23
+    assert attached_ids(lab) == NOTHING
+
+
+def attach_strangers(stack: contextlib.ExitStack, lab: Lab, stranger: Strangers) -> None:
+    for kind in (libbpf.BPF_TCX_INGRESS, libbpf.BPF_TCX_EGRESS):
+        stack.enter_context(stranger.attached(lab, "watch", "server", kind))
+
+
+def test_a_killed_agent_leaves_nothing_behind(unattached: Meter, stranger: Strangers) -> None:
+    name = unattached.lab.server_netns.name
+    with stranger.attached(unattached.lab, "watch", "server", libbpf.BPF_TCX_INGRESS):
+        victim = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", _VICTIM, name, INTERFACE, str(PORT)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            fds = victim.stdout.readline().split()
+            ids = {prog_id_of(victim.pid, fd) for fd in fds}
+            assert len(ids) == 11
+            assert attached_ids(unattached.lab)["xdp"][0] in ids
+        finally:
+            victim.send_signal(signal.SIGKILL)
+            victim.wait()
+            victim.stdout.close()
+        theirs = {**NOTHING, "ingress": [stranger.id("watch")]}
+        wait_until(
+            lambda: attached_ids(unattached.lab) == theirs, "the killed agent's links were gone"
+        )
+        wait_until(lambda: not ids & loaded_ids(), "the killed agent's programs were unloaded")
+    # Another agent can start at once.
+    with unattached.attached():
+        pair = unattached.lab.connect()
+        pair.exchange(request(), OK)
+        assert flags(unattached.record()) == WHOLE
+
+
+def prog_id_of(pid: int, fd: str) -> int:
+    lines = Path(f"/proc/{pid}/fdinfo/{fd}").read_text().splitlines()
+    return int(dict(line.split(":", 1) for line in lines)["prog_id"])
+
+
+def loaded_ids() -> set[int]:
+    return {program["id"] for program in json.loads(run("bpftool", "--json", "prog", "show"))}
+
+
+def test_requests_cut_off_by_detaching_are_still_accounted_for(unattached: Meter) -> None:
+    """Half of it was seen: the agent's last sweep counts it."""
+    pair = unattached.lab.connect()
+    with unattached.attached():
+        pair.ask(request())
+    pair.answer(OK)
+    unattached.sweeper.finish(time.monotonic_ns())
+    assert unattached.losses() == {Counter.LOST_STOPPED: 1}
+    assert unattached.counted(Counter.SEEN) == 1
