@@ -83,8 +83,9 @@ def _detach(ifindex: int, direction: str, with_qdisc: bool) -> None:
             if name == _name():
                 _delete(route, ifindex, parent, handle, priority)
         # Our own qdisc goes too, unless somebody else has come to use it.
-        others = [each for other in _PARENTS.values() for each in _filters(route, ifindex, other)]
-        if with_qdisc and not others:
+        if with_qdisc and not any(
+            route.get_filters(index=ifindex, parent=each) for each in _PARENTS.values()
+        ):
             route.tc("del", "clsact", ifindex)
 
 

@@ -103,7 +103,7 @@ class Programs:
         for choice in choices:
             if choice.chosen is not None and choice.chosen.program is not None:
                 self._load(choice.chosen.program, self._types[choice.chosen.mechanism])
-        continuations = self._bpf["continuations"]
+        continuations = self._bpf[b"continuations"]
         for index, name in enumerate(_CONTINUATIONS):
             self._load(name, self._bcc.BPF.SCHED_CLS)
             continuations[ctypes.c_int(index)] = ctypes.c_int(self._fds[name])
@@ -117,20 +117,20 @@ class Programs:
 
     def map_fd(self, name: str) -> int:
         """The file descriptor of a map."""
-        return self._bpf[name].map_fd
+        return self._bpf[name.encode()].map_fd
 
     def value_size(self, name: str) -> int:
         """Bytes of one value of a map, as the kernel sees it."""
-        return ctypes.sizeof(self._bpf[name].Leaf)
+        return ctypes.sizeof(self._bpf[name.encode()].Leaf)
 
     def counts(self) -> dict[Counter, int]:
         """What the programs have counted so far, summed over the CPUs."""
-        table = self._bpf["counters"]
+        table = self._bpf[b"counters"]
         return {counter: table.sum(ctypes.c_int(counter)).value for counter in Counter}
 
     def sweep(self, slot: int, before_ktime_ns: int, flag: int) -> None:
         """Ends the request in `slot` unless bytes of it were seen after `before_ktime_ns`."""
-        orders = self._bpf["sweep_orders"]
+        orders = self._bpf[b"sweep_orders"]
         orders[ctypes.c_int(0)] = orders.Leaf(before_ktime_ns, slot, flag)
         libbpf.run_once(self._fds["sweep"], data=bytes(64))
 
@@ -154,7 +154,7 @@ class Programs:
         os.environ["BCC_KERNEL_SOURCE"] = str(bpf_directory() / "shim")
         try:
             with _CapturedStderr() as diagnostics:
-                return self._bpf_class()(text=source_text(), cflags=cflags)
+                return self._bpf_class()(text=source_text().encode(), cflags=cflags)
         except Exception as error:
             log = _keep_log("compile", diagnostics.text)
             raise KernelError(
@@ -170,7 +170,7 @@ class Programs:
             return
         try:
             with _CapturedStderr() as diagnostics:
-                self._fds[program] = self._bpf.load_func(program, program_type).fd
+                self._fds[program] = self._bpf.load_func(program.encode(), program_type).fd
         except Exception as error:
             log = _keep_log(program, diagnostics.text)
             raise KernelError(

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TC without tcx links: filters on a clsact qdisc, which the kernel does not clean up itself."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from lab import INTERFACE, PORT, Lab, laboratory, run
+from messages import OK, request
+from meter import SMALL, Meter, stamps
+
+from otelbpf.btf import Btf
+from otelbpf.hooks import Choice, choose
+from otelbpf.loader import Programs
+from otelbpf.records import Stamp
+
+HERE = Path(__file__).resolve().parent
+# Attaches by clsact, says so, and waits to be killed.
+_ATTACHER = """
+import sys, time
+from test_clsact import load_by_clsact
+from otelbpf import attach, netns
+namespace = netns.find_netns(sys.argv[1])
+programs, choices = load_by_clsact(namespace)
+with attach.attached(programs, choices, attach.find_interfaces((sys.argv[2],), namespace), namespace):
+    print("attached", flush=True)
+    time.sleep(60)
+"""
+
+
+def load_by_clsact(netns) -> tuple[Programs, tuple[Choice, ...]]:
+    """The programs, to be attached by clsact in both directions of TC."""
+    with Btf.of_kernel() as btf:
+        choices = tuple(
+            Choice(choice.hook, choice.verdicts, choice.hook.candidates[1])
+            if choice.hook.name in ("ingress", "egress")
+            else choice
+            for choice in choose(btf)
+        )
+        return Programs(btf, (PORT,), netns.cookie, choices, SMALL), choices
+
+
+def shown(lab: Lab) -> str:
+    """All qdiscs and filters of the server's interface, in tc's words."""
+    commands = (("qdisc", "show", "dev", INTERFACE),) + tuple(
+        ("filter", "show", "dev", INTERFACE, direction) for direction in ("ingress", "egress")
+    )
+    enter = ("nsenter", f"--net={lab.server_netns.path}", "tc")
+    return "".join(run(*enter, *command) for command in commands)
+
+
+@pytest.fixture(scope="module")
+def own_lab() -> Iterator[Lab]:
+    with laboratory() as lab:
+        yield lab
+
+
+@pytest.fixture
+def clsact_meter(own_lab: Lab) -> Iterator[Meter]:
+    programs, choices = load_by_clsact(own_lab.server_netns)
+    meter = Meter(own_lab, choices, programs)
+    meter.let_another_process_be_the_agent()
+    try:
+        yield meter
+    finally:
+        own_lab.close_connections()
+        meter.close()
+
+
+def test_a_filter_gives_the_same_stamps_and_is_taken_off(clsact_meter: Meter) -> None:
+    with clsact_meter.attached() as description:
+        assert f"clsact ingress on {INTERFACE}" in description
+        assert f"clsact egress on {INTERFACE}" in description
+        pair = clsact_meter.lab.connect()
+        for _ in range(3):
+            pair.exchange(request(), OK)
+        for record in clsact_meter.records(3):
+            assert {Stamp.NIC, Stamp.TC, Stamp.TC_OUT, Stamp.ACKED} <= set(stamps(record))
+    assert "clsact" not in shown(clsact_meter.lab)
+
+
+def test_a_filter_of_somebody_else_stays_and_so_does_its_qdisc(clsact_meter: Meter) -> None:
+    lab = clsact_meter.lab
+    enter = ("nsenter", f"--net={lab.server_netns.path}", "tc")
+    with clsact_meter.attached():
+        run(
+            *enter,
+            "filter",
+            "add",
+            "dev",
+            INTERFACE,
+            "ingress",
+            "pref",
+            "7",
+            "protocol",
+            "ip",
+            "u32",
+            "match",
+            "u32",
+            "0",
+            "0",
+        )
+        assert "otelbpf-" in shown(lab)
+    after = shown(lab)
+    assert "otelbpf-" not in after
+    assert "pref 7 u32" in after
+    run(*enter, "qdisc", "del", "dev", INTERFACE, "clsact")
+
+
+def test_what_a_killed_agent_left_goes_at_the_next_start(clsact_meter: Meter) -> None:
+    lab = clsact_meter.lab
+    process = subprocess.Popen(
+        [sys.executable, "-c", _ATTACHER, str(lab.server_netns.path), INTERFACE],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=HERE,
+    )
+    with process:
+        assert process.stdout.readline() == "attached\n"
+        process.send_signal(signal.SIGKILL)
+    left = f"otelbpf-{process.pid}"
+    assert shown(lab).count(left) == 2
+    with clsact_meter.attached():
+        assert left not in shown(lab)
+    run(
+        "nsenter",
+        f"--net={lab.server_netns.path}",
+        "tc",
+        "qdisc",
+        "del",
+        "dev",
+        INTERFACE,
+        "clsact",
+    )
