@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import os
 import tempfile
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -99,16 +100,17 @@ class Programs:
         }
         self.limits = limits
         self._bpf = self._compile(btf, ports, netns_cookie, limits)
-        self._fds: dict[str, int] = {}
-        for choice in choices:
-            if choice.chosen is not None and choice.chosen.program is not None:
-                self._load(choice.chosen.program, self._types[choice.chosen.mechanism])
+        wanted = {
+            choice.chosen.program: self._types[choice.chosen.mechanism]
+            for choice in choices
+            if choice.chosen is not None and choice.chosen.program is not None
+        }
+        wanted.update(dict.fromkeys((*_CONTINUATIONS, "sweep"), self._bcc.BPF.SCHED_CLS))
+        wanted["learn_agent"] = self._bcc.BPF.RAW_TRACEPOINT
+        self._fds = self._load(wanted)
         continuations = self._bpf[b"continuations"]
         for index, name in enumerate(_CONTINUATIONS):
-            self._load(name, self._bcc.BPF.SCHED_CLS)
             continuations[ctypes.c_int(index)] = ctypes.c_int(self._fds[name])
-        self._load("sweep", self._bcc.BPF.SCHED_CLS)
-        self._load("learn_agent", self._bcc.BPF.RAW_TRACEPOINT)
         libbpf.run_once(self._fds["learn_agent"], context=bytes(8))
 
     def fd(self, program: str) -> int:
@@ -165,19 +167,32 @@ class Programs:
     def _bpf_class(self) -> type:
         return self._bcc.BPF
 
-    def _load(self, program: str, program_type: int) -> None:
-        if program in self._fds:
-            return
-        try:
-            with _CapturedStderr() as diagnostics:
-                self._fds[program] = self._bpf.load_func(program.encode(), program_type).fd
-        except Exception as error:
-            log = _keep_log(program, diagnostics.text)
-            raise KernelError(
-                f"the kernel refused program {program} ({error}): "
-                f"{_last_verdict(diagnostics.text)}; the verifier's whole log is in {log}; please "
-                "report it with that file"
-            ) from error
+    def _load(self, wanted: dict[str, int]) -> dict[str, int]:
+        """Loads programs side by side, since the verifier takes long over some of them.
+
+        Args:
+            wanted: name -> program type.
+        Returns:
+            name -> file descriptor.
+        """
+        with ThreadPoolExecutor() as pool, _CapturedStderr() as diagnostics:
+            futures = {
+                name: pool.submit(self._bpf.load_func, name.encode(), kind)
+                for name, kind in wanted.items()
+            }
+            wait(futures.values())
+        fds = {}
+        for name, future in futures.items():
+            error = future.exception()
+            if error is not None:
+                log = _keep_log(name, diagnostics.text)
+                raise KernelError(
+                    f"the kernel refused program {name} ({error}): "
+                    f"{_last_verdict(diagnostics.text)}; the verifier's whole log is in {log}; "
+                    "please report it with that file"
+                ) from error
+            fds[name] = future.result().fd
+        return fds
 
 
 class _CapturedStderr:
