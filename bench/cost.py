@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ PORT = 8080
 OTHER_PORT = 8099
 CONNECTIONS = 8
 STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
+# How long each agent took from its start until everything was attached, in seconds.
+STARTS: list[float] = []
 # Where the empty programs go: a tracepoint that each request passes.
 BASELINE_TRACEPOINT = "tcp_probe"
 BASELINES = {
@@ -108,8 +111,10 @@ def agent(net: Topology, port: int, *options: str, **environment: str) -> Iterat
             "--ready-file", str(ready), "--sums-file", str(sums), *options,
         ]
         env = {"OTEL_TRACES_EXPORTER": "none", **environment}
+        started = time.monotonic()
         with running("agent", command, Path(directory), env) as process:
             process.wait_until(lambda _: ready.exists(), 30)
+            STARTS.append(time.monotonic() - started)
             yield process, sums
 
 
@@ -196,6 +201,7 @@ def main() -> int:
             print("\nBPF time of a request")
             cost_of_a_request(net, seconds)
             saturation(net, seconds)
+    print(f"\nfrom start to attached: {min(STARTS):.2f} to {max(STARTS):.2f} s ({len(STARTS)} starts)")
     return 0
 
 
