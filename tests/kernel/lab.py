@@ -37,7 +37,8 @@ DEADLINE_S = 5.0
 
 _NAMES = re.compile(r"otelbpf-test-(\d+)-\d+-(server|client)")
 _numbers = itertools.count()
-_RECVFROM = 45  # on x86-64
+# On x86-64.
+_SYSTEM_CALLS = {"recv": 45, "epoll_wait": 232, "poll": 7, "pselect6": 270}
 
 
 def wait_until(
@@ -166,15 +167,18 @@ class Worker:
     def tid(self) -> int:
         return self._thread.native_id
 
-    def is_blocked_in_recv(self) -> bool:
-        """Does it sleep inside recv(), so that only arriving bytes can wake it?"""
+    def is_blocked_in(self, *calls: str) -> bool:
+        """Does it sleep inside one of these system calls?"""
         task = Path(f"/proc/self/task/{self.tid}")
-        in_recv = (task / "syscall").read_text().startswith(f"{_RECVFROM} ")
-        return in_recv and (task / "stat").read_text().rpartition(")")[2].split()[0] == "S"
+        number = (task / "syscall").read_text().split()[0]
+        asleep = (task / "stat").read_text().rpartition(")")[2].split()[0] == "S"
+        return asleep and number in {str(_SYSTEM_CALLS[call]) for call in calls}
 
-    def wait_until_blocked_in_recv(self) -> None:
+    def wait_until_blocked_in(self, *calls: str) -> None:
+        """Until only what it waits for can wake it."""
         wait_until(
-            lambda: self._error or self.is_blocked_in_recv(), "the reader sleeps inside recv()"
+            lambda: self._error or self.is_blocked_in(*calls),
+            f"the thread slept inside {' or '.join(calls)}",
         )
 
     def __enter__(self) -> Worker:
@@ -267,10 +271,12 @@ class Lab:
             self._listeners[host] = listener
         return self._listeners[host]
 
-    def connect(self, host: str = SERVER_IPV4, *, from_port: int = 0) -> Pair:
+    def connect(
+        self, host: str = SERVER_IPV4, *, from_port: int = 0, client_side: str = "client"
+    ) -> Pair:
         """A new connection to `host`, both ends established."""
         listener = self.listener(host)
-        client = self.socket("client", _family(host))
+        client = self.socket(client_side, _family(host))
         if from_port:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             client.bind((CLIENT_IPV4, from_port))

@@ -72,12 +72,11 @@ class Meter:
         libbpf.run_once(self.programs.fd("learn_agent"), context=bytes(8))
 
     @contextlib.contextmanager
-    def attached(self) -> Iterator[list[str]]:
-        """All programs attached; gives what was attached where."""
-        interfaces = find_interfaces((INTERFACE,), self.lab.server_netns)
-        with attached(
-            self.programs, self.choices, interfaces, self.lab.server_netns
-        ) as attachments:
+    def attached(self, *names: str) -> Iterator[list[str]]:
+        """All programs attached, to the interfaces called so; gives what was attached where."""
+        netns = self.lab.server_netns
+        interfaces = find_interfaces(names or (INTERFACE,), netns)
+        with attached(self.programs, self.choices, interfaces, netns) as attachments:
             yield attachments.description
 
     def begin(self) -> None:

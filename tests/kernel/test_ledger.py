@@ -54,7 +54,7 @@ def serve(pair: Pair, count: int) -> None:
 def ask(pair: Pair, worker: Worker, count: int) -> None:
     """A client that asks only when the server has gone to sleep for it."""
     for _ in range(count):
-        worker.wait_until_blocked_in_recv()
+        worker.wait_until_blocked_in("recv")
         pair.client.sendall(REQUEST)
         assert receive(pair.client, len(OK)) == OK
 
