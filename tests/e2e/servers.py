@@ -30,6 +30,7 @@ http {{
     uwsgi_temp_path {directory};
     scgi_temp_path {directory};
     keepalive_requests 1000000;
+    client_max_body_size 8m;
     upstream behind {{ server 127.0.0.1:{upstream}; keepalive 8; }}
     server {{
         listen {port};

@@ -106,7 +106,8 @@ def kernel_ids(pid: int) -> KernelIds:
     links, programs = set(), set()
     for path in Path(f"/proc/{pid}/fdinfo").iterdir():
         with contextlib.suppress(FileNotFoundError):
-            fields = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
+            lines = path.read_text().splitlines()
+            fields = dict(line.split(":", 1) for line in lines if ":" in line)
             if "link_id" in fields:
                 links.add(int(fields["link_id"]))
             if "prog_id" in fields:

@@ -128,7 +128,7 @@ def test_a_reader_that_is_late_shows_before_the_read_and_nowhere_else(
         )
         whole = request.span.end_unix_ns - request.span.start_unix_ns
         # Of the wait, the request missed a little; the rest of its way took far less.
-        assert WAIT_NS / 2 < before_read, request.stage_names
+        assert before_read > WAIT_NS / 2, request.stage_names
         assert whole - before_read < WAIT_NS / 2
         assert longest(request)[0] in ("queued_to_read", "queued_to_running")
     for request in requests:
@@ -159,7 +159,7 @@ def test_a_handler_that_is_slow_shows_between_read_and_write_and_nowhere_else(
     for request in requests[1:]:
         whole = request.span.end_unix_ns - request.span.start_unix_ns
         slow = request.stage_ns("read_to_write")
-        assert WAIT_NS / 2 < slow, request.stage_names
+        assert slow > WAIT_NS / 2, request.stage_names
         assert whole - slow < WAIT_NS / 2
 
 

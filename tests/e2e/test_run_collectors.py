@@ -215,7 +215,9 @@ def test_own_exports_are_not_measured(
     assert ended.sums["connections"]["own"] >= 1, ended.sums
 
 
-def test_variables_that_cannot_be_used_are_named(net: Network, server: Server, tmp_path: Path) -> None:
+def test_variables_that_cannot_be_used_are_named(
+    net: Network, server: Server, tmp_path: Path
+) -> None:
     """Before anything is attached."""
     for variable, value in (
         ("OTEL_TRACES_EXPORTER", "otlp,console"),

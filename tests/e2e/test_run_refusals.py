@@ -37,7 +37,7 @@ WITHOUT_NET_ADMIN = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_ad
         (["--interface", "lo", "--port", "80", "--ring-mib", "3"], ["--ring-mib", "'3'"]),
         (["--interface", "lo", "--port", "80", "--ring-mib", "²"], ["--ring-mib", "power of two"]),
         (["--interface", "lo", "--port", "80", "--connections", "1"], ["--connections", "'1'"]),
-        (["--interface", "lo", "--port", "80", "--connections", "²"], ["--connections", "from 16 to"]),
+        (["--interface", "lo", "--port", "80", "--connections", "²"], ["--connections", "from 16"]),
         (["--interface", "lo", "--port", "80", "--out", "x"], ["--out"]),
         (["--interface", "lo", "--port", "80", "--output", "x"], ["--output", "otlp_json_file"]),
         (["--interface", "lo", "--port", "80", "--ready-file", "/none/x"], ["--ready-file"]),

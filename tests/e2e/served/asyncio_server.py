@@ -19,6 +19,9 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         method, target, body = b"", "", bytearray()
         while type(event := protocol.next_event()) is not h11.EndOfMessage:
             if event is h11.NEED_DATA:
+                if protocol.they_are_waiting_for_100_continue:
+                    go_on = h11.InformationalResponse(status_code=100, headers=[])
+                    writer.write(protocol.send(go_on))
                 data = await reader.read(1 << 16)
                 if not data:
                     writer.close()
@@ -43,6 +46,9 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         await writer.drain()
         if target.startswith("/wait/"):
             time.sleep(int(target.removeprefix("/wait/")) / 1000)
+        if protocol.our_state is h11.MUST_CLOSE:
+            writer.close()
+            return
         protocol.start_next_cycle()
 
 
