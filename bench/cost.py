@@ -201,7 +201,8 @@ def main() -> int:
             print("\nBPF time of a request")
             cost_of_a_request(net, seconds)
             saturation(net, seconds)
-    print(f"\nfrom start to attached: {min(STARTS):.2f} to {max(STARTS):.2f} s ({len(STARTS)} starts)")
+    print(f"\nfrom start to attached: {min(STARTS):.2f} to {max(STARTS):.2f} s, "
+          f"{len(STARTS)} starts")
     return 0
 
 

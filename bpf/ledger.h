@@ -214,7 +214,11 @@ static __always_inline void acknowledge(struct connection *conn, u32 ack_seq, u6
 		if (x) {
 			if (before(ack_seq, x->response_end))
 				return;
-			x->record.stamp_ktime_ns[STAMP_ACKED] = now;
+			if (!x->record.stamp_ktime_ns[STAMP_ACKED])
+				x->record.stamp_ktime_ns[STAMP_ACKED] = now;
+			/* Answered early: the rest of its body is still to come. */
+			if (!(x->record.flags & REQUEST_RECEIVED))
+				return;
 			submit(x);
 		}
 		conn->finished++;

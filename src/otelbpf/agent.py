@@ -19,7 +19,7 @@ from otelbpf.btf import Btf
 from otelbpf.clock import ClockReading, read_clock
 from otelbpf.config import Config
 from otelbpf.context import Contexts, Sampler, contexts_of, new_ids
-from otelbpf.exporter import Sender, destination, exporter_name, make_exporter
+from otelbpf.exporter import Sender, destination, exporter_name, make_exporter, require_endpoint
 from otelbpf.hooks import choose, require, without
 from otelbpf.loader import Programs
 from otelbpf.netns import find_netns
@@ -170,6 +170,7 @@ def run(
         OtelbpfError: what failed, and what to do; nothing is left attached.
     """
     name = exporter_name(environment)
+    require_endpoint(environment, name)
     sampler = Sampler.from_environment(environment)
     exporter = make_exporter(name, config.output)
     pipeline = Pipeline(config, sampler, exporter)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -136,7 +137,7 @@ def _passed_over(choice: Choice) -> str:
     return "; ".join(parts)
 
 
-def _try(name: str, detail: str, function) -> Finding:
+def _try(name: str, detail: str, function: Callable[[], object]) -> Finding:
     """A finding from a function that raises an OtelbpfError where something is missing."""
     try:
         function()

@@ -183,6 +183,8 @@ def _check(arguments: argparse.Namespace) -> int:
 def main() -> int:
     """The `otelbpf` command; returns its exit status."""
     logging.basicConfig(level=logging.WARNING, format="otelbpf: %(message)s", stream=sys.stderr)
+    # The exporter's own word for each try; ours says it once, and what becomes of the spans.
+    logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)
     try:
         arguments = _build_parser().parse_args()
         return _run(arguments) if arguments.command == "run" else _check(arguments)

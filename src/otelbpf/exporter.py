@@ -100,6 +100,23 @@ def exporter_name(environment: Mapping[str, str]) -> str:
     return _BY_PROTOCOL[protocol]
 
 
+def require_endpoint(environment: Mapping[str, str], name: str) -> None:
+    """Raises UsageError for an endpoint that the exporter would take for something else."""
+    if name not in _BY_PROTOCOL.values():
+        return
+    for variable in ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"):
+        endpoint = environment.get(variable, "").strip()
+        insecure = environment.get("OTEL_EXPORTER_OTLP_INSECURE", "").strip().lower() == "true"
+        if not endpoint or endpoint.startswith(("http://", "https://")):
+            continue
+        if "://" not in endpoint and insecure and name == _BY_PROTOCOL["grpc"]:
+            continue
+        raise UsageError(
+            f"{variable}={endpoint} does not say whether to use TLS: write "
+            f"http://{endpoint.rpartition('://')[2]}, or https:// for TLS"
+        )
+
+
 def destination(environment: Mapping[str, str], name: str) -> str:
     """Where the spans go, for people."""
     if name not in _BY_PROTOCOL.values():

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from otelbpf import libbpf
 from otelbpf.btf import Btf
@@ -142,7 +143,7 @@ class Programs:
 
     def _compile(
         self, btf: Btf, ports: tuple[int, ...], netns_cookie: int, limits: Limits
-    ) -> object:
+    ) -> Any:
         definitions = {
             **field_offsets(btf),
             "MAX_CONNECTIONS": limits.connections,
@@ -156,16 +157,13 @@ class Programs:
         os.environ["BCC_KERNEL_SOURCE"] = str(bpf_directory() / "shim")
         try:
             with _CapturedStderr() as diagnostics:
-                return self._bpf_class()(text=source_text().encode(), cflags=cflags)
+                return self._bcc.BPF(text=source_text().encode(), cflags=cflags)
         except Exception as error:
             log = _keep_log("compile", diagnostics.text)
             raise KernelError(
                 f"BCC could not compile the programs: {_first_error(diagnostics.text)}; "
                 f"the compiler's whole output is in {log}; please report it with that file"
             ) from error
-
-    def _bpf_class(self) -> type:
-        return self._bcc.BPF
 
     def _load(self, wanted: dict[str, int]) -> dict[str, int]:
         """Loads programs side by side, since the verifier takes long over some of them.

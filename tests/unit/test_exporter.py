@@ -20,7 +20,13 @@ from samples import request
 
 from otelbpf.clock import ClockReading
 from otelbpf.errors import UsageError
-from otelbpf.exporter import QueueLimits, destination, exporter_name, make_exporter
+from otelbpf.exporter import (
+    QueueLimits,
+    destination,
+    exporter_name,
+    make_exporter,
+    require_endpoint,
+)
 from otelbpf.spans import StageStyle, spans_of
 
 PROTOCOLS = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
@@ -166,3 +172,33 @@ def test_bad_queue_limits_are_refused(name: str, text: str) -> None:
     with pytest.raises(UsageError) as refusal:
         QueueLimits.from_environment({name: text})
     assert str(refusal.value) == f"{name}={text} is no whole number from 1 to 999999999"
+
+
+@pytest.mark.parametrize(
+    ("environment", "name", "remedy"),
+    [
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "localhost:4317"}, "otlp_proto_grpc", "http://localhost:4317"),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "ftp://x"}, "otlp_proto_http", "http://x"),
+    ],
+)
+def test_an_endpoint_must_say_whether_to_use_tls(
+    environment: dict[str, str], name: str, remedy: str
+) -> None:
+    with pytest.raises(UsageError, match=remedy):
+        require_endpoint(environment, name)
+
+
+@pytest.mark.parametrize(
+    ("environment", "name"),
+    [
+        ({}, "otlp_proto_grpc"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector:4317"}, "otlp_proto_grpc"),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317", "OTEL_EXPORTER_OTLP_INSECURE": "true"},
+            "otlp_proto_grpc",
+        ),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "localhost:4317"}, "console"),
+    ],
+)
+def test_endpoints_that_are_clear(environment: dict[str, str], name: str) -> None:
+    require_endpoint(environment, name)
