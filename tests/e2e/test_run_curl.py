@@ -80,7 +80,10 @@ def test_what_curl_says(net: Network, receiver: Receiver, tmp_path: Path, kind: 
         # The request's: a server of HTTP/1.1 may answer HTTP/1.0 as such.
         version = "1.0" if "/old/" in each["url_effective"] else "1.1"
         assert request["network.protocol.version"] == version, tells
-        assert request["http.request.size"] == each["size_request"] + each["size_upload"], tells
+        sent = each["size_request"]
+        if sent < each["size_upload"]:  # Debian 12's curl counts the head alone, Debian 13's all
+            sent += each["size_upload"]
+        assert request["http.request.size"] == sent, tells
         assert request["http.request.body.size"] == each["size_upload"], tells
         received = each["size_header"] + each["size_download"]
         if each["size_upload"]:

@@ -50,7 +50,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 REFUSED = [
     ((), "the following arguments are required: command; see `otelbpf --help`"),
-    (("walk",), "argument command: invalid choice: 'walk' (choose from 'run', 'check')"),
+    (("walk",), "argument command: invalid choice: 'walk' (choose from "),
     (("--verbose", "check"), "unrecognized arguments: --verbose"),
     (("run",), "the following arguments are required: --interface, --port"),
     (("run", "--port", "80"), "the following arguments are required: --interface"),
