@@ -124,7 +124,7 @@ static __always_inline int take_request_lines(struct scratch *s, struct connecti
 
 	if (length) {
 		start = word_at(s, at);
-		if (length < CARRY_MAX) {
+		if (length != CARRY_MAX) {	/* not cut */
 			version = word_at(s, at + length - 8);
 			if (length < 12 ||	/* "X / HTTP/1.1" */
 			    (version & FIRST_BYTES(7)) != WORD('H', 'T', 'T', 'P', '/', '1', '.', 0))
