@@ -117,8 +117,16 @@ class Wire:
 
     def deliver(self, frame: Frame | bytes, *, length: int | None = None) -> None:
         """A frame arrives: at XDP, then at TC ingress."""
-        self._run("xdp_arrival", XDP_PASS, bytes(frame)[:length])
-        self._run_tc("tc_ingress", bytes(frame)[:length])
+        self.arrive(bytes(frame)[:length])
+        self.take(bytes(frame)[:length])
+
+    def arrive(self, frame: Frame | bytes) -> None:
+        """A frame arrives at XDP only: several may, before TC sees the first."""
+        self._run("xdp_arrival", XDP_PASS, bytes(frame))
+
+    def take(self, frame: Frame | bytes) -> None:
+        """A frame arrives at TC ingress."""
+        self._run_tc("tc_ingress", bytes(frame))
 
     def emit(self, frame: Frame | bytes, *, length: int | None = None) -> None:
         """A frame leaves."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from lab import laboratory
-from messages import OK, request
+from messages import OK, request, response
 from meter import WHOLE, Meter, flags, load
 
 from otelbpf.loader import Limits
@@ -87,6 +87,28 @@ def test_requests_beyond_the_table_are_lost_and_counted(small: Meter) -> None:
     assert (record["ordinal"], record["request_line"]) == (7, b"GET /room HTTP/1.1")
     assert flags(record) == WHOLE
     assert small.losses() == {Counter.LOST_TABLE_FULL: 7}
+
+
+def test_a_slot_that_another_connection_has_now_is_not_this_ones(small: Meter) -> None:
+    """Swept, then taken by somebody else's request of the same ordinal: answers do not mix."""
+    swept, between = small.lab.connect(), small.lab.connect()
+    swept.ask(request(target="/swept"))
+    small.sweep()
+    assert small.record()["request_line"] == b"GET /swept HTTP/1.1"
+    # Slots are taken in turn: these use up all but the one that was swept.
+    between.ask((CONNECTIONS - 1) * request())
+    between.answer((CONNECTIONS - 1) * OK)
+    small.records(RING_RECORDS)
+    assert small.counted(Counter.LOST_RING_FULL) == CONNECTIONS - 1 - RING_RECORDS
+    now = small.lab.connect()
+    now.ask(request(target="/now"))
+    swept.answer(OK)
+    assert small.in_flight() == 1
+    created = response(201, body=b"created")
+    now.answer(created)
+    record = small.record()
+    assert record["request_line"] == b"GET /now HTTP/1.1"
+    assert (record["status"], record["response_bytes"]) == (201, len(created))
 
 
 def test_connections_beyond_the_table_are_evicted_and_their_requests_counted(

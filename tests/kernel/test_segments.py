@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -192,3 +193,51 @@ def test_bytes_beyond_a_reset_or_a_close_do_no_harm(talk: Conversation, meter: M
     assert record["request_bytes"] == len(UPLOAD)
     assert record["status"] == 200
     assert RequestFlag.IDLE_TIMEOUT in flags(record)
+
+
+def arrive_together(talk: Conversation, count: int, again: int | None = None) -> list[int]:
+    """So many requests at XDP, and one of them again, before TC takes the first.
+
+    Returns:
+        A time before each arrived, and one after the last, in CLOCK_MONOTONIC ns.
+    """
+    asked = request()
+    frames = [
+        replace(talk.frame, payload=asked, seq=talk.frame.seq + number * len(asked))
+        for number in range(count)
+    ]
+    talk.wire.deliver(replace(talk.frame, payload=asked, seq=talk.frame.seq - len(asked)))
+    times = []
+    for frame in frames:
+        times.append(time.monotonic_ns())
+        talk.wire.arrive(frame)
+    times.append(time.monotonic_ns())
+    if again is not None:
+        talk.wire.arrive(frames[again])
+    for frame in frames:
+        talk.wire.take(frame)
+    return times
+
+
+@pytest.mark.parametrize("again", [1, 2, 4])
+def test_a_segment_noted_twice_arrived_when_it_first_did(
+    talk: Conversation, meter: Meter, again: int
+) -> None:
+    times = arrive_together(talk, 5, again)
+    meter.sweep()
+    records = meter.records(6)
+    for number, record in enumerate(records[1:]):
+        assert times[number] <= stamps(record)[Stamp.NIC] <= times[number + 1]
+
+
+def test_arrivals_that_are_forgotten_are_absent_and_never_mixed_up(
+    talk: Conversation, meter: Meter
+) -> None:
+    """TC comes late: of twelve arrivals the first and the last eight are still known."""
+    times = arrive_together(talk, 12)
+    meter.sweep()
+    records = meter.records(13)[1:]
+    known = [number for number, record in enumerate(records) if Stamp.NIC in stamps(record)]
+    assert known == [0, 4, 5, 6, 7, 8, 9, 10, 11]
+    for number in known:
+        assert times[number] <= stamps(records[number])[Stamp.NIC] <= times[number + 1]
