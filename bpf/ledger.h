@@ -8,8 +8,9 @@ static __always_inline void count(u32 counter)
 {
 	u64 *value = counters.lookup(&counter);
 
+	/* Per CPU, but a softirq may come between the halves of a plain addition. */
 	if (value)
-		*value += 1;	/* per CPU, and these hooks do not nest */
+		__sync_fetch_and_add(value, 1);
 }
 
 /* Sequence numbers and ordinals wrap; compare them as the kernel does. */
@@ -73,14 +74,16 @@ static __always_inline struct connection *create_connection(struct connection_ke
 	blank = blank_connection.lookup(&zero);
 	if (!blank)
 		return NULL;
-	connections.update(key, blank);
+	connections.insert(key, blank);	/* if another CPU was first, its own stays */
 	conn = connections.lookup(key);
 	if (!conn) {
 		count(COUNT_CONNECTIONS_TABLE_FULL);
 		return NULL;
 	}
-	conn->id = now << 8 | (bpf_get_smp_processor_id() & 0xff);
-	conn->home = NO_SLOT;
+	if (!conn->id) {
+		conn->id = now << 8 | (bpf_get_smp_processor_id() & 0xff);
+		conn->home = NO_SLOT;
+	}
 	return conn;
 }
 
@@ -104,28 +107,29 @@ static __always_inline struct exchange *current_exchange(struct connection *conn
 	return in_flight(conn, direction == INBOUND ? conn->begun - 1 : conn->answered);
 }
 
+/* Takes a free slot; nobody finds it until begin_request() has filled it. */
 static __always_inline struct exchange *claim(u32 slot)
 {
 	struct exchange *x = exchanges.lookup(&slot);
 
-	if (x && __sync_val_compare_and_swap(&x->state, EXCHANGE_FREE, EXCHANGE_IN_USE)
+	if (x && __sync_val_compare_and_swap(&x->state, EXCHANGE_FREE, EXCHANGE_FINISHING)
 		 == EXCHANGE_FREE)
 		return x;
 	return NULL;
 }
 
+#define CLAIM_TRIES 16
+
+/* From anywhere in the table, so that long-lived requests do not form a wall. */
 static __always_inline struct exchange *claim_any(u32 *slot)
 {
+	u32 start = bpf_get_prandom_u32();
 	struct exchange *x;
-	int zero = 0, i;
-	u64 *cursor;
+	int i;
 
-	cursor = slot_cursor.lookup(&zero);
-	if (!cursor)
-		return NULL;
 	BOUNDED_LOOP
-	for (i = 0; i < 4; i++) {
-		*slot = __sync_fetch_and_add(cursor, 1) % MAX_EXCHANGES;
+	for (i = 0; i < CLAIM_TRIES; i++) {
+		*slot = (start + i) % MAX_EXCHANGES;
 		x = claim(*slot);
 		if (x)
 			return x;
@@ -171,6 +175,9 @@ static __always_inline struct exchange *begin_request(struct connection *conn,
 	x->record.local_port = key->local_port;
 	x->record.stamp_ktime_ns[STAMP_NIC] = mark_of(&conn->arrivals, seq);
 	x->record.stamp_ktime_ns[STAMP_TC] = now;
+	/* Other CPUs may find it from here on, and find it whole. */
+	asm volatile("" : : : "memory");
+	x->state = EXCHANGE_IN_USE;
 	return x;
 }
 
@@ -274,12 +281,23 @@ static __always_inline void lose_requests(struct connection *conn)
 
 /* ---- stamps of the socket hooks ---- */
 
+/*
+ * Requests that were reported, or never tracked, want no stamps any more. A
+ * cursor that lags behind them would come to a later request too late.
+ */
+static __always_inline void skip_finished(const struct connection *conn, u32 *cursor)
+{
+	if (before(*cursor, conn->finished))
+		*cursor = conn->finished;
+}
+
 /* TCP took the bytes in range. */
 static __always_inline void stamp_tcp(struct connection *conn, struct byte_range range, u64 now)
 {
 	struct exchange *x;
 	int i;
 
+	skip_finished(conn, &conn->tcp);
 	BOUNDED_LOOP
 	for (i = 0; i < IN_FLIGHT_MAX; i++) {
 		if (!before(conn->tcp, conn->begun))
@@ -301,6 +319,7 @@ static __always_inline void stamp_queued(struct connection *conn, u32 rcv_nxt, u
 	struct exchange *x;
 	int i;
 
+	skip_finished(conn, &conn->queued);
 	BOUNDED_LOOP
 	for (i = 0; i < IN_FLIGHT_MAX; i++) {
 		if (!before(conn->queued, conn->begun))
@@ -342,6 +361,7 @@ static __always_inline void stamp_read(struct connection *conn, u64 sk, u32 copi
 	struct exchange *x;
 	int i;
 
+	skip_finished(conn, &conn->read);
 	BOUNDED_LOOP
 	for (i = 0; i < IN_FLIGHT_MAX; i++) {
 		if (!before(conn->read, conn->begun))

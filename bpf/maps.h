@@ -159,12 +159,12 @@ struct settings {
 BPF_TABLE("lru_hash", struct connection_key, struct connection, connections, MAX_CONNECTIONS);
 BPF_ARRAY(blank_connection, struct connection, 1);
 BPF_F_TABLE("array", u32, struct exchange, exchanges, MAX_EXCHANGES, BPF_F_MMAPABLE);
-BPF_ARRAY(slot_cursor, u64, 1);
 BPF_TABLE("lru_hash", u64, struct carry, carries, 1024);
 BPF_PERCPU_ARRAY(scratches, struct scratch, 1);
 BPF_ARRAY(readers, struct reader, READER_SLOTS);
 BPF_PERCPU_ARRAY(waking_sk, u64, 1);
 BPF_ARRAY(settings, struct settings, 1);
+BPF_HASH(connecting, u64, u8, 256);	/* the agent's own sockets, by sk */
 BPF_ARRAY(sweep_orders, struct sweep_order, 1);
 BPF_PERCPU_ARRAY(counters, u64, COUNT_COUNT);
 BPF_RINGBUF_OUTPUT(ring, RING_PAGES);

@@ -88,7 +88,7 @@ struct request_record {
 enum exchange_state {
 	EXCHANGE_FREE = 0,
 	EXCHANGE_IN_USE = 1,
-	EXCHANGE_FINISHING = 2,
+	EXCHANGE_FINISHING = 2,		/* being filled, or being reported */
 };
 
 /*

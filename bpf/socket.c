@@ -84,16 +84,9 @@ static __always_inline void leave_own_export_alone(u64 sk)
 
 static __always_inline int handle_write(u64 sk)
 {
-	int zero = 0;
-	struct settings *s = settings.lookup(&zero);
-	struct connection *conn;
+	struct connection *conn = connection_of(sk);
 	u32 write_seq;
 
-	if (s && s->agent_tgid == bpf_get_current_pid_tgid() >> 32) {
-		leave_own_export_alone(sk);
-		return 0;
-	}
-	conn = connection_of(sk);
 	if (!conn)
 		return 0;
 	write_seq = tcp_write_seq(sk);
@@ -102,7 +95,26 @@ static __always_inline int handle_write(u64 sk)
 }
 
 #define TCP_ESTABLISHED 1
+#define TCP_SYN_SENT 2
 #define TCP_CLOSE 7
+
+/* A socket that the agent connects: its own port is known once that is done. */
+static __always_inline void watch_own_connect(u64 sk, u32 state)
+{
+	int zero = 0;
+	struct settings *s;
+	u8 own = 1;
+
+	if (state == TCP_SYN_SENT) {
+		s = settings.lookup(&zero);
+		if (s && s->agent_tgid == bpf_get_current_pid_tgid() >> 32)
+			connecting.update(&sk, &own);
+	} else if (connecting.lookup(&sk)) {
+		connecting.delete(&sk);
+		if (state == TCP_ESTABLISHED)
+			leave_own_export_alone(sk);
+	}
+}
 
 static __always_inline int handle_state(u64 sk, u32 state)
 {
@@ -110,7 +122,10 @@ static __always_inline int handle_state(u64 sk, u32 state)
 	struct connection *conn;
 	struct exchange *x;
 
-	if (state != TCP_ESTABLISHED && state != TCP_CLOSE)
+	if (state != TCP_ESTABLISHED && state != TCP_SYN_SENT && state != TCP_CLOSE)
+		return 0;
+	watch_own_connect(sk, state);
+	if (state == TCP_SYN_SENT)
 		return 0;
 	if (server_key(sk, state == TCP_CLOSE, &key))
 		return 0;

@@ -22,6 +22,8 @@ int sweep(struct __sk_buff *skb)
 	key.peer_port = x->record.peer_port;
 	key.local_port = x->record.local_port;
 	conn = connections.lookup(&key);
+	if (conn && conn->id == x->record.connection_id)
+		x->record.flags |= conn->flags;
 	if (x->record.flags & REQUEST_ANSWERED) {
 		submit(x);
 	} else if (!conn || conn->id != x->record.connection_id) {

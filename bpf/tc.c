@@ -195,7 +195,9 @@ static __always_inline struct connection *receive(struct __sk_buff *skb, struct 
 	p = &conn->inbound;
 	if (!seg.payload_length || p->state == PARSER_OFF)
 		return NULL;
-	if (p->state == PARSER_LOST && !take_up(skb, conn, &seg)) {
+	if ((p->state == PARSER_LOST || conn->outbound.state == PARSER_LOST) &&
+	    !take_up(skb, conn, &seg)) {
+		p->state = PARSER_LOST;
 		p->next_seq = seg.seq + seg.payload_length;
 		return NULL;
 	}
@@ -227,8 +229,13 @@ static __always_inline struct connection *transmit(struct __sk_buff *skb, struct
 	conn = connections.lookup(&seg.key);
 	if (!conn)
 		return NULL;
-	if (seg.tcp_flags & (TCP_RST | TCP_FIN))
-		conn->flags |= seg.tcp_flags & TCP_RST ? LOCAL_RESET : LOCAL_CLOSED;
+	if (seg.tcp_flags & TCP_FIN)
+		conn->flags |= LOCAL_CLOSED;
+	if (seg.tcp_flags & TCP_RST) {
+		/* Perhaps of no socket at all, and then none will be seen to close. */
+		conn->flags |= LOCAL_RESET;
+		close_requests(conn);
+	}
 	p = &conn->outbound;
 	if (p->state <= PARSER_OFF) {
 		p->next_seq = seg.seq + seg.payload_length;

@@ -21,6 +21,7 @@ class Lost(StrEnum):
     CLOSED = "closed_before_head"
     EVICTED = "evicted"
     STOPPED = "unanswered_at_stop"
+    UNREAD = "unread_at_stop"
     QUEUE_FULL = "queue_full"
     EXPORT_FAILED = "export_failed"
 

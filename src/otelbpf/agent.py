@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from opentelemetry.sdk.trace import ReadableSpan
@@ -19,6 +19,7 @@ from otelbpf.btf import Btf
 from otelbpf.clock import ClockReading, read_clock
 from otelbpf.config import Config
 from otelbpf.context import Contexts, Sampler, contexts_of, new_ids
+from otelbpf.errors import UsageError
 from otelbpf.exporter import Sender, destination, exporter_name, make_exporter, require_endpoint
 from otelbpf.hooks import choose, require, without
 from otelbpf.loader import Programs
@@ -73,10 +74,8 @@ class Pipeline:
 
     def _queue(self, records: np.ndarray, contexts: Contexts) -> None:
         # What will not fit is dropped before the dear work is done on it.
-        room = max(0, self.sender.room())
-        if len(records) > room:
-            self.ledger.lose(Lost.QUEUE_FULL, len(records) - room)
-            records, contexts = records[:room], contexts[slice(0, room)]
+        admitted = slice(0, self.sender.admit(len(records)))
+        records, contexts = records[admitted], contexts[admitted]
         self.sender.put(
             requests_of(
                 records,
@@ -103,13 +102,12 @@ class Agent:
         self._reader = RingReader(programs.map_fd("ring"), programs.limits.ring_bytes)
         self._sweeper = Sweeper(programs, int(config.idle_timeout_s * 1e9))
 
-    def run(self, stop: threading.Event) -> None:
+    def run(self, stop: Stop) -> None:
         """Reads until `stop` is set."""
-        self._pipeline.sender.start()
         housekeeping_at = time.monotonic() + _HOUSEKEEPING_S
         while not stop.is_set():
             if not self._read_all():
-                stop.wait(_POLL_S)
+                time.sleep(_POLL_S)
             if time.monotonic() >= housekeeping_at:
                 self._pipeline.refresh()
                 self._sweeper.sweep(time.monotonic_ns())
@@ -117,12 +115,18 @@ class Agent:
 
     def finish(self) -> None:
         """After the programs were detached: drains what they left, and sends it."""
+        self._drain()
         self._sweeper.finish(time.monotonic_ns())
-        # A program that still runs on another CPU ends within microseconds.
-        give_up_at = time.monotonic() + _LAST_RECORD_S
-        while not self._reader.is_empty and time.monotonic() < give_up_at:
-            self._read_all()
+        self._drain()
+        self._pipeline.ledger.lose(Lost.UNREAD, self._reader.pending)
         self._pipeline.sender.stop()
+
+    def _drain(self) -> None:
+        """Reads until nothing is left; a record that is being written is waited for."""
+        give_up_at = time.monotonic() + _LAST_RECORD_S
+        while self._reader.pending and time.monotonic() < give_up_at:
+            if self._read_all():
+                give_up_at = time.monotonic() + _LAST_RECORD_S
 
     def _read_all(self) -> int:
         records = self._reader.read()
@@ -140,6 +144,29 @@ class Agent:
         self._sweeper.close()
 
 
+class Stop(Protocol):
+    """What tells the agent to stop; threading.Event is one."""
+
+    def is_set(self) -> bool:
+        """Shall it stop?"""
+
+
+def _prepare(path: Path | None) -> None:
+    """Takes away what an earlier run left, and finds out whether the file can be written.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if path is None:
+        return
+    try:
+        path.unlink(missing_ok=True)
+        path.touch()
+        path.unlink()
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+
 @contextlib.contextmanager
 def _file_while(path: Path | None) -> Iterator[None]:
     if path is None:
@@ -155,7 +182,7 @@ def _file_while(path: Path | None) -> Iterator[None]:
 def run(
     config: Config,
     environment: Mapping[str, str],
-    stop: threading.Event,
+    stop: Stop,
     on_ready: Callable[[list[str], str], None],
 ) -> Sums:
     """Runs the agent until `stop` is set.
@@ -172,6 +199,8 @@ def run(
     name = exporter_name(environment)
     require_endpoint(environment, name)
     sampler = Sampler.from_environment(environment)
+    for path in (config.ready_file, config.sums_file):
+        _prepare(path)
     exporter = make_exporter(name, config.output)
     pipeline = Pipeline(config, sampler, exporter)
     netns = find_netns(config.netns)
@@ -185,12 +214,12 @@ def run(
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(programs))
         agent = stack.enter_context(contextlib.closing(Agent(programs, pipeline, config)))
-        with attached(programs, choices, interfaces, netns) as attachments:
-            on_ready(attachments.description, destination(environment, name))
-            with _file_while(config.ready_file):
-                agent.run(stop)
+        pipeline.sender.start()
+        if not stop.is_set():
+            with attached(programs, choices, interfaces, netns) as attachments:
+                on_ready(attachments.description, destination(environment, name))
+                with _file_while(config.ready_file):
+                    agent.run(stop)
         agent.finish()
         sums = agent.sums()
-    if config.sums_file is not None:
-        config.sums_file.write_text(sums.as_json() + "\n")
     return sums

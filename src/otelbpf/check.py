@@ -179,6 +179,8 @@ def examine(interfaces: tuple[str, ...], netns_name: str | None) -> Report:
     except KernelError as error:
         what, _, remedy = str(error).partition(": ")
         findings.append(Finding("BTF", False, what, remedy))
+    if netns_name is not None:
+        find_netns(netns_name)
     if interfaces:
         findings += _interface_findings(interfaces, netns_name)
     return Report(kernel, tuple(findings), choices)

@@ -17,6 +17,29 @@ from otelbpf.version import __version__
 _EXIT_REFUSED = 2
 
 
+class _Stop:
+    """Whether to stop. Unlike an Event it has no lock, which a signal handler could find taken."""
+
+    _requested = False
+
+    def is_set(self) -> bool:
+        return self._requested
+
+    def set(self) -> None:
+        self._requested = True
+
+    def on_signals(self) -> None:
+        """Stops in order at the first SIGINT or SIGTERM, at once at the second."""
+
+        def handle(*_: object) -> None:
+            self.set()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, handle)
+
+
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence, without the usage text before it."""
 
@@ -60,9 +83,9 @@ def _ring_bytes(text: str) -> int:
 
 def _writable_path(text: str) -> Path:
     path = Path(text)
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    if not path.absolute().parent.is_dir() or (path.exists() and not path.is_file()):
         raise argparse.ArgumentTypeError(
-            f"{text!r} cannot be written: its directory does not exist, or it is one itself"
+            f"{text!r} cannot be written: its directory does not exist, or it is no ordinary file"
         )
     return path
 
@@ -154,9 +177,8 @@ def _run(arguments: argparse.Namespace) -> int:
         limits=Limits(connections=arguments.connections, ring_bytes=arguments.ring_bytes),
         queue=QueueLimits.from_environment(os.environ),
     )
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stop = _Stop()
+    stop.on_signals()
 
     def on_ready(attached: list[str], destination: str) -> None:
         ports = ", ".join(map(str, config.ports))
@@ -169,7 +191,19 @@ def _run(arguments: argparse.Namespace) -> int:
 
     sums = run(config, os.environ, stop, on_ready)
     print(f"otelbpf: {sums}", file=sys.stderr)
+    if config.sums_file is not None:
+        _write_whole(config.sums_file, sums.as_json() + "\n")
     return 0
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Writes a file that is either not there or complete."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text)
+        part.replace(path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _check(arguments: argparse.Namespace) -> int:

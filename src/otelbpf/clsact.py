@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -24,13 +25,25 @@ _ETH_P_ALL = 3
 _EEXIST = 17
 
 
-def _name() -> str:
-    return f"{_NAME_PREFIX}{os.getpid()}"
+def _name(pid: int | str = "self") -> str:
+    """otelbpf-PIDNS-PID-START: whose filter it is, for as long as the machine is up."""
+    pid_namespace = os.stat("/proc/self/ns/pid").st_ino
+    # The command's name, in parentheses, may hold anything.
+    before, _, after = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+    return f"{_NAME_PREFIX}{pid_namespace}-{before.split()[0]}-{after.split()[19]}"
 
 
 def _is_left_over(name: str) -> bool:
-    pid = name.removeprefix(_NAME_PREFIX)
-    return name.startswith(_NAME_PREFIX) and pid.isdigit() and not os.path.exists(f"/proc/{pid}")
+    """Was it a process of this pid namespace, and has it ended? Others cannot be told."""
+    parts = name.removeprefix(_NAME_PREFIX).split("-")
+    if not name.startswith(_NAME_PREFIX) or len(parts) != 3:
+        return False
+    if parts[0] != str(os.stat("/proc/self/ns/pid").st_ino):
+        return False
+    try:
+        return _name(parts[1]) != name
+    except OSError:
+        return True
 
 
 def _filters(route: IPRoute, ifindex: int, parent: int) -> Iterator[tuple[str, int, int]]:
@@ -70,6 +83,8 @@ def _attach(ifindex: int, program_fd: int, direction: str) -> bool:
             route.tc("add-filter", "bpf", ifindex, handle, fd=program_fd, name=_name(),
                      parent=parent, prio=_PRIORITY, protocol=_ETH_P_ALL, direct_action=True)
         except NetlinkError as error:
+            if added:
+                route.tc("del", "clsact", ifindex)
             raise KernelError(
                 f"cannot add a TC {direction} filter to interface {ifindex}: {error}"
             ) from error
@@ -103,4 +118,6 @@ def attached(netns: Netns, ifindex: int, program_fd: int, direction: str) -> Ite
     try:
         yield
     finally:
-        netns.run(lambda: _detach(ifindex, direction, with_qdisc))
+        # A namespace that is gone has taken its filters along.
+        with contextlib.suppress(KernelError):
+            netns.run(lambda: _detach(ifindex, direction, with_qdisc))

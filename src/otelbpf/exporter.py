@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 _GROUP = "opentelemetry_traces_exporter"
 _BY_PROTOCOL = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
 _BACK_OFF_FIRST_S = 1.0
+# How long an export under way is waited for once the exporter was shut down.
+_LAST_EXPORT_S = 2.0
 _BACK_OFF_LONGEST_S = 8.0
 
 
@@ -185,22 +187,24 @@ class Sender:
         self._changed = threading.Condition()
         self._stop_at: float | None = None
         self._failing = False
+        self._sending = 0
+        self._abandoned = False
         self._thread = threading.Thread(target=self._run, name="otelbpf-sender", daemon=True)
 
     def start(self) -> None:
         """Starts sending."""
         self._thread.start()
 
-    def room(self) -> int:
-        """How many more requests fit into the queue."""
-        return self._limits.requests - len(self._queue)
+    def admit(self, count: int) -> int:
+        """How many of `count` requests fit into the queue; the rest is counted as lost."""
+        room = max(0, self._limits.requests - len(self._queue))
+        if count > room:
+            self._ledger.lose(Lost.QUEUE_FULL, count - room)
+        return min(count, room)
 
     def put(self, requests: Sequence[Request]) -> None:
         """Queues requests; those that do not fit are counted as lost. Never waits."""
-        room = max(0, self.room())
-        if len(requests) > room:
-            self._ledger.lose(Lost.QUEUE_FULL, len(requests) - room)
-            requests = requests[:room]
+        requests = requests[: self.admit(len(requests))]
         with self._changed:
             self._queue.extend(requests)
             if len(self._queue) >= self._batch:
@@ -216,9 +220,13 @@ class Sender:
             self._changed.notify()
         self._thread.join(self._limits.flush_s)
         if self._exporter is not None:
-            # Wakes an export that waits to try again.
+            # Wakes an export that waits to try again; one under way may not hear it.
             self._exporter.shutdown()
-        self._thread.join()
+        self._thread.join(_LAST_EXPORT_S)
+        with self._changed:
+            # What a thread that still hangs does from here on counts no more.
+            self._abandoned = True
+            self._ledger.lose(Lost.EXPORT_FAILED, len(self._queue) + self._sending)
 
     def _run(self) -> None:
         while True:
@@ -228,10 +236,14 @@ class Sender:
             if not batch:
                 continue
             sent = self._send(batch)
-            if sent:
-                self._ledger.export(len(batch))
-            else:
-                self._ledger.lose(Lost.EXPORT_FAILED, len(batch))
+            with self._changed:
+                if self._abandoned:
+                    return
+                self._sending = 0
+                if sent:
+                    self._ledger.export(len(batch))
+                else:
+                    self._ledger.lose(Lost.EXPORT_FAILED, len(batch))
 
     def _next_batch(self) -> list[Request] | None:
         """The next requests to send; empty after a wait in vain, None when all is done."""
@@ -240,7 +252,8 @@ class Sender:
                 self._changed.wait(self._limits.delay_s)
             if not self._queue and self._stop_at is not None:
                 return None
-            return [self._queue.popleft() for _ in range(min(self._batch, len(self._queue)))]
+            self._sending = min(self._batch, len(self._queue))
+            return [self._queue.popleft() for _ in range(self._sending)]
 
     def _send(self, batch: list[Request]) -> bool:
         if self._exporter is None:

@@ -46,8 +46,7 @@ class Netns:
 
         def enter_and_call() -> None:
             try:
-                with open(self.path) as file:
-                    _setns(file.fileno())
+                _enter(self.path)
                 results.append(function())
             except BaseException as error:
                 errors.append(error)
@@ -107,6 +106,17 @@ def _netns_cookie() -> int:
                 "cookies; otelbpf needs Linux 5.14 or later"
             ) from error
     return int.from_bytes(cookie, "little")
+
+
+def _enter(path: Path) -> None:
+    try:
+        with open(path) as file:
+            _setns(file.fileno())
+    except OSError as error:
+        raise KernelError(
+            f"the network namespace {path} is gone ({error.strerror}): was it deleted, or has its "
+            "process ended?"
+        ) from error
 
 
 def _setns(fd: int) -> None:

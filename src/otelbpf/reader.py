@@ -98,9 +98,9 @@ class RingReader:
         return records
 
     @property
-    def is_empty(self) -> bool:
-        """Has everything been read, with no record being written either?"""
-        return int(self._consumer[0]) == int(self._producer[0])
+    def pending(self) -> int:
+        """How many records have not been read yet, those being written included."""
+        return (int(self._producer[0]) - int(self._consumer[0])) // _STRIDE
 
     def close(self) -> None:
         """Unmaps the ring."""

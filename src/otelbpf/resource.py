@@ -86,7 +86,7 @@ class Resources:
     def forget_gone(self) -> None:
         """Forgets processes that have ended: their pids may come to mean others."""
         for pid, (start_time, _) in list(self._by_pid.items()):
-            if _start_time(pid) != start_time:
+            if start_time == 0 or _start_time(pid) != start_time:
                 self._by_pid.pop(pid, None)
 
     def _make(self, pid: int) -> Resource:

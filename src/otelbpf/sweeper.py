@@ -36,7 +36,9 @@ class Sweeper:
         silent = self._silent_since(max(acknowledged_before, idle_before))
         if not silent.size:
             return
-        answered = self._table["record"]["flags"][silent] & RequestFlag.REQUEST_ANSWERED != 0
+        # An early answer waits, as an unanswered request does, for the rest of the body.
+        whole = RequestFlag.REQUEST_RECEIVED | RequestFlag.REQUEST_ANSWERED
+        answered = self._table["record"]["flags"][silent] & whole == whole
         for slots, before_ktime_ns, flag in (
             (silent[answered], acknowledged_before, 0),
             (silent[~answered], idle_before, RequestFlag.IDLE_TIMEOUT),

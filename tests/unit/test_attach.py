@@ -15,7 +15,7 @@ import pytest
 
 from otelbpf import netns as netns_module
 from otelbpf.attach import find_interfaces
-from otelbpf.errors import UsageError
+from otelbpf.errors import KernelError, UsageError
 from otelbpf.netns import Netns, find_netns
 
 T = TypeVar("T")
@@ -83,7 +83,7 @@ def test_the_name_must_not_be_empty(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_what_a_namespace_raises_comes_out(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(KernelError, match="gone"):
         Netns("gone", tmp_path / "gone").run(lambda: None)
 
 

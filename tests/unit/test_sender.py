@@ -126,11 +126,11 @@ def run_to_the_end(line: Line, count: int) -> None:
 
 def test_what_does_not_fit_is_lost() -> None:
     line = Line(Collector(), QueueLimits(requests=16))
-    assert line.sender.room() == 16
+    assert line.sender.admit(16) == 16
     line.sender.put(numbered(10))
-    assert line.sender.room() == 6
+    assert line.sender.admit(6) == 6
     line.sender.put(numbered(13))
-    assert line.sender.room() == 0
+    assert line.sender.admit(0) == 0
     line.sender.put(numbered(2))
     assert line.lost() == {Lost.QUEUE_FULL: 7 + 2}
     line.sender.start()
