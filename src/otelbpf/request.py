@@ -148,6 +148,11 @@ def address_of(raw: bytes) -> str:
     return str(address.ipv4_mapped or address)
 
 
+def _whole(raw: bytes, length: int) -> str:
+    """A text of which a part would mean something else; empty where it was cut."""
+    return _text(raw, length) if length <= REQUEST_RECORD["host"].itemsize else ""
+
+
 def _text(raw: bytes, length: int) -> str:
     """What the client sent, which ought to be ASCII and may be UTF-8 or anything."""
     return raw[:length].decode("utf-8", "backslashreplace")
@@ -206,7 +211,7 @@ def requests_of(
                 query=query if capture_query else "",
                 path_cut=path_cut,
                 http_version=f"1.{int(record['http_minor'])}",
-                host=_text(bytes(record["host"]), int(record["host_length"])),
+                host=_whole(bytes(record["host"]), int(record["host_length"])),
                 user_agent=_text(bytes(record["user_agent"]), int(record["user_agent_length"])),
                 status=int(record["status"]),
                 flags=flags,
