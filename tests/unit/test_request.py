@@ -142,9 +142,15 @@ def test_everything_else_is_carried_over() -> None:
     assert made.flags == WHOLE | RequestFlag.OUT_OF_ORDER
 
 
-def test_a_text_longer_than_the_record_holds_is_its_beginning() -> None:
+def test_a_user_agent_longer_than_the_record_holds_is_its_beginning() -> None:
+    held = REQUEST_RECORD["user_agent"].itemsize
+    assert request(user_agent=b"u" * held, user_agent_length=500).user_agent == "u" * held
+
+
+def test_a_part_of_a_host_is_not_taken_for_the_host() -> None:
     held = REQUEST_RECORD["host"].itemsize
-    assert request(host=b"h" * held, host_length=500).host == "h" * held
+    assert request(host=b"h" * held, host_length=held).host == "h" * held
+    assert request(host=b"h" * held, host_length=held + 1).host == ""
 
 
 def test_a_batch_keeps_its_order() -> None:
