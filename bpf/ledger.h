@@ -232,11 +232,8 @@ static __always_inline void acknowledge(struct connection *conn, u32 ack_seq, u6
 	}
 }
 
-/*
- * Nothing more will be learned of the requests in flight: those that were
- * answered, and those cut off after a whole head, are still worth a record.
- */
-static __always_inline void close_requests(struct connection *conn)
+/* Ends all requests in flight: those worth a record are submitted, the others lost. */
+static __always_inline void end_requests(struct connection *conn, bool framing_lost)
 {
 	struct exchange *x;
 	int i;
@@ -248,35 +245,29 @@ static __always_inline void close_requests(struct connection *conn)
 		x = in_flight(conn, conn->finished);
 		if (x) {
 			x->record.flags |= conn->flags;
-			if (x->head_whole)
+			if (framing_lost ? x->record.flags & REQUEST_ANSWERED : x->head_whole)
 				submit(x);
 			else
-				abandon(x, COUNT_LOST_CLOSED);
+				abandon(x, framing_lost ? COUNT_LOST_PARSER : COUNT_LOST_CLOSED);
 		}
 		conn->finished++;
 	}
+	conn->finished = conn->begun;	/* what was beyond was never tracked */
+}
+
+/*
+ * Nothing more will be learned of the requests in flight: those that were
+ * answered, and those cut off after a whole head, are still worth a record.
+ */
+static __always_inline void close_requests(struct connection *conn)
+{
+	end_requests(conn, false);
 }
 
 /* Framing was lost: which bytes belong to which request is no longer known. */
 static __always_inline void lose_requests(struct connection *conn)
 {
-	struct exchange *x;
-	int i;
-
-	BOUNDED_LOOP
-	for (i = 0; i < IN_FLIGHT_MAX; i++) {
-		if (!before(conn->finished, conn->begun))
-			return;
-		x = in_flight(conn, conn->finished);
-		if (x) {
-			if (x->record.flags & REQUEST_ANSWERED)
-				submit(x);
-			else
-				abandon(x, COUNT_LOST_PARSER);
-		}
-		conn->finished++;
-	}
-	conn->finished = conn->begun;	/* what was beyond was never tracked */
+	end_requests(conn, true);
 }
 
 /* ---- stamps of the socket hooks ---- */

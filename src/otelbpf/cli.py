@@ -29,12 +29,12 @@ class _Stop:
         self._requested = True
 
     def on_signals(self) -> None:
-        """Stops in order at the first SIGINT or SIGTERM, at once at the second."""
+        """Stops in order at SIGINT or SIGTERM, and at once at a second Ctrl-C."""
 
-        def handle(*_: object) -> None:
+        def handle(number: int, _frame: object) -> None:
             self.set()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_DFL)
+            if number == signal.SIGINT:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, handle)

@@ -80,6 +80,20 @@ def test_a_second_signal_does_not_hurry_it(
     assert len(measured(receiver.spans())) == COUNT
 
 
+def test_a_second_ctrl_c_ends_it_at_once(
+    net: Network, server: Server, receiver: Receiver, tmp_path: Path
+) -> None:
+    receiver.behave(Behaviour(delay_s=5.0))
+    with agent(tmp_path, *options(net, server), environment=to(receiver)) as running:
+        running.wait_ready()
+        ids = kernel_ids(running.pid)
+        ask(net, server)
+        running.send(signal.SIGINT)
+        wait_until(lambda: not running.ready_file.exists(), "it is detached")
+        assert running.stop(signal.SIGINT).code == -signal.SIGINT
+    assert_nothing_left(ids)
+
+
 def test_killed_it_leaves_nothing_behind_and_another_can_start(
     net: Network, server: Server, receiver: Receiver, tmp_path: Path
 ) -> None:
