@@ -10,6 +10,7 @@ static __always_inline void read_body(struct scratch *s, struct connection *conn
 	if (p->remaining <= n)
 		n = p->remaining;
 	p->remaining -= n;
+	add_content(x, n, direction);
 	consume(s, x, n, direction);
 	if (!p->remaining)
 		end_message(conn, s, x, direction);
@@ -90,7 +91,6 @@ static __always_inline int read_chunks(struct __sk_buff *skb, struct scratch *s,
 		    position + 8 <= v->window_end) {
 			n = plain_chunk_size(*(u64 *)(s->window + at), &line_length);
 			if (n) {
-				v->body_bytes += n;
 				v->remaining = n + 2;
 				v->state = PARSER_CHUNK_DATA;
 				position += line_length;
@@ -101,7 +101,9 @@ static __always_inline int read_chunks(struct __sk_buff *skb, struct scratch *s,
 			if (v->remaining <= n) {
 				n = v->remaining;
 				v->state = PARSER_CHUNK_SIZE;
+				v->body_bytes -= 2;	/* CRLF */
 			}
+			v->body_bytes += n;
 			v->remaining -= n;
 			v->position = position + n;
 			continue;
@@ -121,7 +123,6 @@ static __always_inline int read_chunks(struct __sk_buff *skb, struct scratch *s,
 		} else if (c == '\n') {		/* the size line is whole */
 			v->state = PARSER_TRAILER_START;
 			if (v->remaining) {
-				v->body_bytes += v->remaining;
 				v->remaining += 2;
 				v->state = PARSER_CHUNK_DATA;
 			}
@@ -143,12 +144,7 @@ static __always_inline int read_chunks(struct __sk_buff *skb, struct scratch *s,
 	p->state = v->state;
 	p->remaining = v->remaining;
 	x = current_exchange(conn, direction);
-	if (x) {
-		if (direction == INBOUND)
-			x->record.request_body_bytes += v->body_bytes;
-		else
-			x->record.response_body_bytes += v->body_bytes;
-	}
+	add_content(x, v->body_bytes, direction);
 	consume(s, x, v->position - s->position, direction);
 	if (ended)
 		end_message(conn, s, x, direction);

@@ -111,6 +111,16 @@ static __always_inline void consume(struct scratch *s, struct exchange *x, u32 n
 		x->record.response_bytes += n;
 }
 
+static __always_inline void add_content(struct exchange *x, u64 n, enum direction direction)
+{
+	if (!x)
+		return;
+	if (direction == INBOUND)
+		x->record.request_body_bytes += n;
+	else
+		x->record.response_body_bytes += n;
+}
+
 /*
  * A request may begin with the window's first byte; false where it cannot. An
  * empty line before it, which some clients send after a body, is stepped over.
@@ -171,8 +181,6 @@ static __always_inline void begin_request_body(struct connection *conn, struct s
 			x->record.flags |= REQUEST_CHUNKED;
 	} else if (p->remaining) {
 		p->state = PARSER_BODY;
-		if (x)
-			x->record.request_body_bytes = p->remaining;
 	} else {
 		end_request(conn, s, x);
 	}
@@ -218,8 +226,6 @@ static __always_inline void begin_response_body(struct connection *conn, struct 
 		if (x)
 			x->record.flags |= RESPONSE_CHUNKED;
 	} else if (p->message_flags & MESSAGE_HAS_LENGTH) {
-		if (x)
-			x->record.response_body_bytes = p->remaining;
 		if (p->remaining)
 			p->state = PARSER_BODY;
 		else

@@ -36,8 +36,7 @@ static __always_inline int feed(struct __sk_buff *skb, struct scratch *s,
 	if (p->state == PARSER_BODY && s->position < s->payload_length)
 		read_body(s, conn, p, x, direction);
 	if (direction == OUTBOUND && p->state == PARSER_UNTIL_CLOSE) {
-		if (x)
-			x->record.response_body_bytes += s->payload_length - s->position;
+		add_content(x, s->payload_length - s->position, direction);
 		consume(s, x, s->payload_length - s->position, direction);
 		if (s->fin)
 			end_response(conn, s, x);
@@ -114,6 +113,7 @@ static __always_inline s64 align(struct parser *p, const struct segment *seg, st
 	/* Inside a body of known length the missing bytes need not be seen. */
 	if (p->state == PARSER_BODY && missing < p->remaining) {
 		p->remaining -= missing;
+		add_content(x, missing, direction);
 		if (x) {
 			if (direction == INBOUND)
 				x->record.request_bytes += missing;
