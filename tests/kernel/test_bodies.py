@@ -136,6 +136,9 @@ CHUNKED_BODIES: dict[str, tuple[bytes, int]] = {
         chunk(b"x" * 0xABC, form="X") + chunk(b"y" * 0xDEF, form="X") + b"0\r\n\r\n",
         0xABC + 0xDEF,
     ),
+    "upper case with an extension": (
+        chunk(b"x" * 0xABC, form="X", extension=";e") + b"0\r\n\r\n", 0xABC,
+    ),
     "line feeds only": (b"3\nabc\r\n0\n\n", 3),
     "a chunk of 300 KiB": (chunks([b"z" * (300 << 10)]), 300 << 10),
 }  # fmt: skip

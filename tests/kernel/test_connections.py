@@ -7,7 +7,7 @@ import socket
 
 import pytest
 from frames import ACK, FIN, Frame, Wire, fresh_port
-from lab import CLIENT_IPV4, SERVER_IPV4, Lab, receive, reset
+from lab import CLIENT_IPV4, SERVER_IPV4, Lab, Pair, prepare, receive, reset
 from messages import OK, request
 from meter import WHOLE, Meter, flags, stamps
 
@@ -54,31 +54,42 @@ def test_late_bytes_of_a_closed_connection_do_not_mark_the_next_one(lab: Lab, me
     assert RequestFlag.PEER_CLOSED not in flags(record)
 
 
-def test_data_that_comes_before_the_connection_is_established(lab: Lab, meter: Meter) -> None:
-    """A server that defers accepting lets the request itself establish the connection."""
+def connect_deferred(lab: Lab, data: bytes) -> Pair:
+    """To a server that defers accepting: the client's first bytes establish the connection."""
     listener = lab.listener(SERVER_IPV4)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 5)
     try:
         client = lab.socket("client", socket.AF_INET)
         client.connect(listener.getsockname())
-        client.sendall(2 * request())
-        server, _ = listener.accept()
+        client.sendall(data)
+        return lab.keep(Pair(client, prepare(listener.accept()[0])))
     finally:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 0)
-    with client, server:
-        assert receive(server, 2 * len(request())) == 2 * request()
-        server.sendall(2 * OK)
-        receive(client, 2 * len(OK))
-        first, second = meter.records(2)
-        client.sendall(request())
-        receive(server, len(request()))
-        server.sendall(OK)
-        receive(client, len(OK))
-        third = meter.record()
-    assert [record["ordinal"] for record in (first, second, third)] == [0, 1, 2]
-    for record in (first, second, third):
+
+
+def test_data_that_comes_before_the_connection_is_established(lab: Lab, meter: Meter) -> None:
+    pair = connect_deferred(lab, 2 * request())
+    receive(pair.server, 2 * len(request()))
+    pair.answer(2 * OK)
+    pair.exchange(request(), OK)
+    records = meter.records(3)
+    assert records["ordinal"].tolist() == [0, 1, 2]
+    for record in records:
         assert flags(record) == WHOLE
         assert set(stamps(record)) >= {Stamp.NIC, Stamp.TC, Stamp.READ, Stamp.WRITE, Stamp.ACKED}
+
+
+def test_a_stamp_that_was_missed_is_not_taken_from_later_bytes(lab: Lab, meter: Meter) -> None:
+    """The segment that establishes a connection does not pass where TCP takes the others."""
+    asked = request("POST", body=b"in a segment of its own")
+    pair = connect_deferred(lab, asked[:50])
+    pair.send_segment(asked[50:])
+    receive(pair.server, len(asked))
+    pair.answer(OK)
+    record = meter.record()
+    assert flags(record) == WHOLE
+    assert Stamp.QUEUED in stamps(record)
+    assert Stamp.TCP not in stamps(record)
 
 
 def test_a_connection_older_than_the_agent_is_adopted(unattached: Meter) -> None:

@@ -45,6 +45,7 @@ def test_the_client_resets_in_the_middle_of_the_response(lab: Lab, meter: Meter,
     assert flags(record) == RECEIVED | RequestFlag.PEER_RESET
     assert record["status"] == 200
     assert record["response_bytes"] == len(PARTIAL)
+    assert record["response_body_bytes"] == len(b"the first part")
     assert Stamp.TC_OUT in stamps(record)
     assert Stamp.ACKED not in stamps(record)
     assert Stamp.TC_OUT_LAST not in stamps(record)
@@ -64,6 +65,7 @@ def test_the_client_closes_in_the_middle_of_its_body(lab: Lab, meter: Meter, hos
     assert flags(record) & ~RequestFlag.LOCAL_CLOSED == RequestFlag.PEER_CLOSED
     assert record["request_line"] == b"POST /upload HTTP/1.1"
     assert record["request_bytes"] == len(asked)
+    assert record["request_body_bytes"] == len(b"a part")
     assert record["status"] == 0
     assert Stamp.READ in stamps(record)
     assert Stamp.WRITE not in stamps(record)
@@ -98,6 +100,21 @@ def test_the_server_closes_in_the_middle_of_its_response(
     )
     assert record["status"] == 200
     assert record["response_bytes"] == len(partial)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 5, 15, 16, 18, 19, 21, 25])
+def test_content_is_what_came_and_not_what_was_announced(lab: Lab, meter: Meter, cut: int) -> None:
+    """Of a chunked body that ends too early, in both directions."""
+    body = chunk(b"0123456789") + chunk(b"abcdefghij")
+    pair = lab.connect()
+    pair.ask(request("POST", headers=CHUNKED) + body[:cut])
+    pair.answer(response(headers=CHUNKED) + body[:cut])
+    reset(pair.client)
+    record = meter.record()
+    assert (body[3:13], body[18:28]) == (b"0123456789", b"abcdefghij")
+    came = max(0, min(cut, 13) - 3) + max(0, min(cut, 28) - 18)
+    assert record["request_body_bytes"] == came
+    assert record["response_body_bytes"] == came
 
 
 def test_the_server_closes_with_a_request_unread(lab: Lab, meter: Meter) -> None:

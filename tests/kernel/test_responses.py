@@ -77,6 +77,18 @@ def test_head_and_get_in_one_segment_are_told_apart(lab: Lab, meter: Meter) -> N
     assert meter.records(5)["response_body_bytes"].tolist() == [0, 5, 0, 0, 5]
 
 
+def test_a_head_long_ago_does_not_shorten_a_response(lab: Lab, meter: Meter) -> None:
+    """Which requests are HEADs is kept for 64 of them; then the places are used again."""
+    pair = lab.connect()
+    for number in range(130):
+        if number in (0, 65):
+            pair.exchange(request("HEAD"), response(body=b"12345")[:-5])
+        else:
+            pair.exchange(request(), response(body=b"12345"))
+    sizes = [0 if number in (0, 65) else 5 for number in range(130)]
+    assert meter.records(130)["response_body_bytes"].tolist() == sizes
+
+
 @pytest.mark.parametrize(
     "answered",
     [
