@@ -36,6 +36,9 @@ CONNECTIONS = 8
 STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 # How long each agent took from its start until everything was attached, in seconds.
 STARTS: list[float] = []
+SOCKET_PROGRAMS = {
+    "raw_tcp_probe", "raw_sk_data_ready", "raw_sock_recv_length", "raw_tcp_sendmsg_locked",
+}
 # Where the empty programs go: a tracepoint that each request passes.
 BASELINE_TRACEPOINT = "tcp_probe"
 BASELINES = {
@@ -150,20 +153,21 @@ def cost_of_a_request(net: Topology, seconds: int) -> None:
     empty = {name: cost.ns / cost.runs for name, cost in baseline(net, seconds).items()}
     print(f"  an empty raw tracepoint program: {empty['empty']:.0f} ns a run; one that reads the "
           f"clock: {empty['clock']:.0f} ns")
-    sums = {}
+    tables = {}
     for what, port in (("measured", PORT), ("passed by: another port is measured", OTHER_PORT)):
         with agent(net, port, OTEL_TRACES_SAMPLER="always_off") as (process, _), stats_enabled():
             done = load(net, seconds)
             costs = costs_of(process.popen.pid)
         print(f"\n  {what} ({done.requests} requests)")
-        sums[what] = table(costs, done.requests)
+        total = table(costs, done.requests)
         print(f"    {'sum':<24} {sum(c.runs for c in costs.values()) / done.requests:5.2f} runs  "
-              f"{'':>15} {sums[what]:6.0f} ns a request")
-    measured, passed_by = sums.values()
-    # Of the socket hooks' runs in the second pass one half was for the client's sockets, the
-    # other for the server's, which in the first pass were measured ones.
-    own = measured - passed_by / 2
-    print(f"\n  one request's own share: about {own:.0f} ns, {own / empty['empty']:.1f} times an "
+              f"{'':>15} {total:6.0f} ns a request")
+        tables[what] = {name: cost.ns / done.requests for name, cost in costs.items()}
+    measured, passed_by = tables.values()
+    # The socket hooks run for both ends. When they pass by, half of their time was the client's.
+    clients = sum(ns / 2 for name, ns in passed_by.items() if name in SOCKET_PROGRAMS)
+    own = sum(measured.values()) - clients
+    print(f"\n  one request's own share: about {own:.0f} ns, {own / empty['empty']:.0f} times an "
           "empty program")
 
 
