@@ -157,7 +157,11 @@ class Attachments:
             libbpf.BPF_TCX_INGRESS if direction == "ingress" else libbpf.BPF_TCX_EGRESS
         )
         try:
-            link = netns.run(lambda: libbpf.link_create(fd, ifindex, attach_type))
+            # First in line: a program of somebody else that decides about a packet ends the
+            # line, while ours always hands on.
+            link = netns.run(
+                lambda: libbpf.link_create(fd, ifindex, attach_type, libbpf.BPF_F_BEFORE)
+            )
         except OSError as error:
             raise KernelError(
                 f"cannot attach to TC {direction} of interface {name}: {error.strerror}"

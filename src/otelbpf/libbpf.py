@@ -17,6 +17,8 @@ from otelbpf.errors import KernelError
 BPF_XDP = 37
 BPF_TCX_INGRESS = 46
 BPF_TCX_EGRESS = 47
+# With nothing to be relative to: before all others.
+BPF_F_BEFORE = 1 << 3
 XDP_FLAGS_SKB_MODE = 1 << 1
 XDP_FLAGS_DRV_MODE = 1 << 2
 

@@ -23,7 +23,7 @@ BPF_ARRAY(least_length, u64, 1);
 
 int pass_xdp(struct xdp_md *xdp) { return 2; }
 
-int watch(struct __sk_buff *skb)
+static __always_inline int note(void)
 {
 	int zero = 0;
 	u64 *n = runs.lookup(&zero);
@@ -31,6 +31,15 @@ int watch(struct __sk_buff *skb)
 	if (n)
 		__sync_fetch_and_add(n, 1);
 	return -1;
+}
+
+int watch(struct __sk_buff *skb) { return note(); }
+
+/* Decides: what comes after it in the line never sees the packet. */
+int settle(struct __sk_buff *skb)
+{
+	note();
+	return 0;
 }
 
 int lose(struct __sk_buff *skb)
@@ -59,6 +68,7 @@ class Strangers:
             for name, kind in (
                 ("pass_xdp", bcc.BPF.XDP),
                 ("watch", bcc.BPF.SCHED_CLS),
+                ("settle", bcc.BPF.SCHED_CLS),
                 ("lose", bcc.BPF.SCHED_CLS),
             )
         }
@@ -71,7 +81,7 @@ class Strangers:
         return program_id(self._fds[program])
 
     def runs(self) -> int:
-        """How often `watch` ran."""
+        """How often `watch` and `settle` ran."""
         return self._bpf[b"runs"][ctypes.c_int(0)].value
 
     def lose(self, count: int, *, least_length: int = 0) -> None:

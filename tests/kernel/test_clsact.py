@@ -47,9 +47,7 @@ def load_by_clsact(netns) -> tuple[Programs, tuple[Choice, ...]]:
 
 def shown(lab: Lab) -> str:
     """All qdiscs and filters of the server's interface, in tc's words."""
-    commands = (("qdisc", "show", "dev", INTERFACE),) + tuple(
-        ("filter", "show", "dev", INTERFACE, direction) for direction in ("ingress", "egress")
-    )
+    commands = (("qdisc", "show", "dev", INTERFACE), *tuple(("filter", "show", "dev", INTERFACE, direction) for direction in ("ingress", "egress")))
     enter = ("nsenter", f"--net={lab.server_netns.path}", "tc")
     return "".join(run(*enter, *command) for command in commands)
 

@@ -123,20 +123,21 @@ def test_another_xdp_program_is_not_replaced(unattached: Meter, stranger: Strang
     assert unattached.counted_all() == {}
 
 
+@pytest.mark.parametrize("program", ["watch", "settle"])
 @pytest.mark.parametrize("first", [True, False], ids=["before ours", "after ours"])
 def test_other_tcx_programs_see_every_packet_as_before(
-    unattached: Meter, stranger: Strangers, first: bool
+    unattached: Meter, stranger: Strangers, first: bool, program: str
 ) -> None:
-    lab, ours, theirs = unattached.lab, ids_of(unattached), stranger.id("watch")
+    """Whoever came first, ours is first in line and hands everything on."""
+    lab, ours, theirs = unattached.lab, ids_of(unattached), stranger.id(program)
     with contextlib.ExitStack() as stack:
         if first:
-            attach_strangers(stack, lab, stranger)
+            attach_strangers(stack, lab, stranger, program)
         stack.enter_context(unattached.attached())
         if not first:
-            attach_strangers(stack, lab, stranger)
+            attach_strangers(stack, lab, stranger, program)
         for where in ("ingress", "egress"):
-            expected = [theirs, *ours[where]] if first else [*ours[where], theirs]
-            assert attached_ids(lab)[where] == expected
+            assert attached_ids(lab)[where] == [*ours[where], theirs]
         pair = lab.connect()
         runs = stranger.runs()
         for _ in range(23):
@@ -146,9 +147,11 @@ def test_other_tcx_programs_see_every_packet_as_before(
     assert attached_ids(lab) == NOTHING
 
 
-def attach_strangers(stack: contextlib.ExitStack, lab: Lab, stranger: Strangers) -> None:
+def attach_strangers(
+    stack: contextlib.ExitStack, lab: Lab, stranger: Strangers, program: str
+) -> None:
     for kind in (libbpf.BPF_TCX_INGRESS, libbpf.BPF_TCX_EGRESS):
-        stack.enter_context(stranger.attached(lab, "watch", "server", kind))
+        stack.enter_context(stranger.attached(lab, program, "server", kind))
 
 
 def test_a_killed_agent_leaves_nothing_behind(unattached: Meter, stranger: Strangers) -> None:
