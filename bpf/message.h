@@ -98,17 +98,24 @@ static __always_inline void end_message(struct connection *conn, struct scratch 
 		end_response(conn, s, x);
 }
 
-static __always_inline void consume(struct scratch *s, struct exchange *x, u32 n,
-				    enum direction direction)
+/* Bytes on the wire, heads and chunk framing included. */
+static __always_inline void add_bytes(struct exchange *x, u64 n, enum direction direction)
 {
-	s->position += n;
 	if (!x)
 		return;
-	x->activity_ktime_ns = s->ktime_ns;
 	if (direction == INBOUND)
 		x->record.request_bytes += n;
 	else
 		x->record.response_bytes += n;
+}
+
+static __always_inline void consume(struct scratch *s, struct exchange *x, u32 n,
+				    enum direction direction)
+{
+	s->position += n;
+	if (x)
+		x->activity_ktime_ns = s->ktime_ns;
+	add_bytes(x, n, direction);
 }
 
 static __always_inline void add_content(struct exchange *x, u64 n, enum direction direction)

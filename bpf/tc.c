@@ -114,12 +114,7 @@ static __always_inline s64 align(struct parser *p, const struct segment *seg, st
 	if (p->state == PARSER_BODY && missing < p->remaining) {
 		p->remaining -= missing;
 		add_content(x, missing, direction);
-		if (x) {
-			if (direction == INBOUND)
-				x->record.request_bytes += missing;
-			else
-				x->record.response_bytes += missing;
-		}
+		add_bytes(x, missing, direction);
 		return 0;
 	}
 	return p->state == PARSER_UNTIL_CLOSE ? 0 : -1;

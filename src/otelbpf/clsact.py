@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from otelbpf.errors import KernelError
 from otelbpf.netns import Netns
+from otelbpf.processes import start_time
 
 _PARENTS = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
 _NAME_PREFIX = "otelbpf-"
@@ -25,25 +25,20 @@ _ETH_P_ALL = 3
 _EEXIST = 17
 
 
-def _name(pid: int | str = "self") -> str:
+def _name(pid: int) -> str:
     """otelbpf-PIDNS-PID-START: whose filter it is, for as long as the machine is up."""
     pid_namespace = os.stat("/proc/self/ns/pid").st_ino
-    # The command's name, in parentheses, may hold anything.
-    before, _, after = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
-    return f"{_NAME_PREFIX}{pid_namespace}-{before.split()[0]}-{after.split()[19]}"
+    return f"{_NAME_PREFIX}{pid_namespace}-{pid}-{start_time(pid)}"
 
 
 def _is_left_over(name: str) -> bool:
     """Was it a process of this pid namespace, and has it ended? Others cannot be told."""
     parts = name.removeprefix(_NAME_PREFIX).split("-")
-    if not name.startswith(_NAME_PREFIX) or len(parts) != 3:
+    if not name.startswith(_NAME_PREFIX) or len(parts) != 3 or not parts[1].isdigit():
         return False
     if parts[0] != str(os.stat("/proc/self/ns/pid").st_ino):
         return False
-    try:
-        return _name(parts[1]) != name
-    except OSError:
-        return True
+    return _name(int(parts[1])) != name
 
 
 def _filters(route: IPRoute, ifindex: int, parent: int) -> Iterator[tuple[str, int, int]]:
@@ -80,7 +75,7 @@ def _attach(ifindex: int, program_fd: int, direction: str) -> bool:
         taken = {handle for _, handle, _ in _filters(route, ifindex, parent)}
         handle = next(number for number in range(1, 1 << 16) if number not in taken)
         try:
-            route.tc("add-filter", "bpf", ifindex, handle, fd=program_fd, name=_name(),
+            route.tc("add-filter", "bpf", ifindex, handle, fd=program_fd, name=_name(os.getpid()),
                      parent=parent, prio=_PRIORITY, protocol=_ETH_P_ALL, direct_action=True)
         except NetlinkError as error:
             if added:
@@ -95,7 +90,7 @@ def _detach(ifindex: int, direction: str, with_qdisc: bool) -> None:
     with IPRoute() as route, contextlib.suppress(NetlinkError):
         parent = _PARENTS[direction]
         for name, handle, priority in list(_filters(route, ifindex, parent)):
-            if name == _name():
+            if name == _name(os.getpid()):
                 _delete(route, ifindex, parent, handle, priority)
         # Our own qdisc goes too, unless somebody else has come to use it.
         if with_qdisc and not any(

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import socket
-from pathlib import Path
 
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
-_PROC = Path("/proc")
+from otelbpf.processes import executable_name, start_time
+
 _UNKNOWN_SERVICE = "unknown_service"
 
 
@@ -23,23 +22,6 @@ class _SharedResource(Resource):
         if self._hash is None:
             self._hash = super().__hash__()
         return self._hash
-
-
-def _executable_name(pid: int) -> str:
-    """The file name of a process's executable; empty where it cannot be told any more."""
-    try:
-        return Path(os.readlink(_PROC / str(pid) / "exe")).name.removesuffix(" (deleted)")
-    except OSError:
-        return ""
-
-
-def _start_time(pid: int) -> int:
-    """When a process started, in clock ticks since boot; 0 where there is none."""
-    try:
-        # The command's name, in parentheses, may hold anything.
-        return int((_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[19])
-    except OSError:
-        return 0
 
 
 class Resources:
@@ -80,17 +62,17 @@ class Resources:
         """
         known = self._by_pid.get(pid)
         if known is None:
-            known = self._by_pid[pid] = (_start_time(pid), self._make(pid))
+            known = self._by_pid[pid] = (start_time(pid), self._make(pid))
         return known[1]
 
     def forget_gone(self) -> None:
         """Forgets processes that have ended: their pids may come to mean others."""
-        for pid, (start_time, _) in list(self._by_pid.items()):
-            if start_time == 0 or _start_time(pid) != start_time:
+        for pid, (started, _) in list(self._by_pid.items()):
+            if started == 0 or start_time(pid) != started:
                 self._by_pid.pop(pid, None)
 
     def _make(self, pid: int) -> Resource:
-        name = _executable_name(pid) if pid else ""
+        name = executable_name(pid) if pid else ""
         self._last_name = name or self._last_name
         attributes: dict[str, str | int] = dict(self._machine)
         if pid:

@@ -18,6 +18,7 @@ from opentelemetry.semconv._incubating.attributes import (
     service_attributes,
 )
 
+from otelbpf import processes as processes_module
 from otelbpf import resource
 from otelbpf.resource import Resources
 
@@ -40,7 +41,7 @@ def processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     ):
         (tmp_path / str(pid)).mkdir()
         (tmp_path / str(pid) / "exe").symlink_to(executable)
-    monkeypatch.setattr(resource, "_PROC", tmp_path)
+    monkeypatch.setattr(processes_module, "_PROC", tmp_path)
     return tmp_path
 
 
