@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest in QEMU that runs one command, and ends with whoever started it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+import selectors
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import initramfs
+from errors import GuestError, InputError
+from kernels import Kernel
+
+QEMU = "qemu-system-x86_64"
+#: `timeout`'s code for a command that took too long.
+TIMED_OUT = 124
+
+_HERE = Path(__file__).resolve().parent
+_BOOT_DEADLINE_S = 180.0
+_CONSOLE_BYTES_KEPT = 64 * 1024
+_PR_SET_PDEATHSIG = 1
+_KERNEL_ARGUMENTS = (
+    "console=ttyS0 loglevel=6 panic=-1 oops=panic mitigations=off "
+    # The guest's clock is then read at once and never steps back. The kernel would find the
+    # emulated TSC wanting, and choose the HPET, which takes ten times as long.
+    "tsc=reliable clocksource=tsc"
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to run, and in which guest.
+
+    Attributes:
+        directory: the command's working directory.
+        environment: all of the command's environment.
+        out: a directory of the host's in which the guest may write.
+        timeout_s: how long the command may take, counted from its start.
+        memory: as QEMU takes it: 2G.
+        icount: one instruction takes one nanosecond; on one processor.
+    """
+
+    command: Sequence[str]
+    directory: Path
+    environment: Mapping[str, str]
+    out: Path | None = None
+    timeout_s: float = 600.0
+    processors: int = 2
+    memory: str = "2G"
+    icount: bool = False
+
+
+@dataclass
+class _Console:
+    """The kernel's log, and what QEMU itself has to say."""
+
+    write: Callable[[bytes], object]
+    _kept: bytearray = field(default_factory=bytearray)
+
+    def take(self, data: bytes) -> None:
+        self.write(data)
+        self._kept += data
+        del self._kept[:-_CONSOLE_BYTES_KEPT]
+
+    def last_lines(self, count: int = 40) -> str:
+        lines = self._kept.decode(errors="replace").replace("\r", "").splitlines()
+        return "\n".join(lines[-count:]) or "(nothing)"
+
+
+class _Output:
+    """Takes the marks out of what the guest sends: one before and one after the output."""
+
+    def __init__(self, mark: str, write: Callable[[bytes], object]) -> None:
+        self._mark = mark.encode()
+        self._write = write
+        self._kept = b""
+        self.started = False
+        self.exit_code: int | None = None
+
+    def take(self, data: bytes) -> None:
+        self._kept += data
+        if not self.started:
+            _, mark, after = self._kept.partition(self._mark + b"\n")
+            if not mark:
+                return
+            self.started, self._kept = True, after
+        output, mark, after = self._kept.partition(self._mark)
+        if mark and after.endswith(b"\n"):
+            self.exit_code = int(after)
+            self._kept = b""
+        elif mark:
+            self._kept = mark + after
+        else:
+            # The end may be the beginning of the mark.
+            keep = next(
+                length
+                for length in range(len(self._mark) - 1, -1, -1)
+                if output.endswith(self._mark[:length])
+            )
+            self._kept = output[len(output) - keep :]
+            output = output[: len(output) - keep]
+        if output:
+            self._write(output)
+
+
+def run(
+    kernel: Kernel,
+    job: Job,
+    write: Callable[[bytes], object],
+    write_console: Callable[[bytes], object] = lambda data: None,
+) -> int:
+    """Boots the kernel with the host's files in it and runs the command there as root.
+
+    Args:
+        write: gets the command's standard output and error output, as they come.
+        write_console: gets the kernel's log.
+    Returns:
+        The command's exit code, or TIMED_OUT.
+    Raises:
+        InputError: QEMU is not there.
+        GuestError: the guest did not boot, or ended before the command.
+    """
+    find_qemu()
+    mark = secrets.token_hex(16)
+    output = _Output(mark, write)
+    console = _Console(write_console)
+    output_here, output_there = socket.socketpair()
+    console_here, console_there = socket.socketpair()
+    with output_here, console_here, selectors.DefaultSelector() as selector:
+        with output_there, console_there, _memory_file(_initramfs(kernel, job, mark)) as image:
+            inherited = (output_there.fileno(), console_there.fileno(), image.fileno())
+            qemu = subprocess.Popen(
+                _command(kernel, job, *inherited),
+                stdin=subprocess.DEVNULL, stdout=console_there, stderr=console_there,
+                pass_fds=inherited,
+                start_new_session=True,  # Ctrl-C is for us alone
+                preexec_fn=_dies_with(os.getpid()),
+            )  # fmt: skip
+        try:
+            selector.register(output_here, selectors.EVENT_READ, output)
+            selector.register(console_here, selectors.EVENT_READ, console)
+            return _follow(selector, output, console, job.timeout_s)
+        finally:
+            qemu.kill()
+            qemu.wait()
+
+
+def find_qemu() -> None:
+    """Raises InputError if QEMU is not there."""
+    if shutil.which(QEMU) is None:
+        raise InputError(
+            f"{QEMU} is not there: install the package qemu-system-x86, or run scripts/setup --test"
+        )
+
+
+def _follow(
+    selector: selectors.BaseSelector, output: _Output, console: _Console, timeout_s: float
+) -> int:
+    deadline = time.monotonic() + _BOOT_DEADLINE_S
+    while output.exit_code is None:
+        ready = selector.select(max(0.0, deadline - time.monotonic()))
+        if not ready and output.started:
+            return TIMED_OUT
+        if not ready:
+            raise GuestError(
+                f"the guest did not boot within {_BOOT_DEADLINE_S:.0f} s; "
+                f"the end of its console:\n{console.last_lines()}"
+            )
+        booted = output.started
+        for key, _ in ready:
+            data = key.fileobj.recv(1 << 16)
+            if data:
+                key.data.take(data)
+            else:
+                selector.unregister(key.fileobj)
+        if output.started and not booted:
+            deadline = time.monotonic() + timeout_s
+        if not selector.get_map():
+            what = "ended before the command did" if output.started else "did not boot"
+            raise GuestError(f"the guest {what}; the end of its console:\n{console.last_lines()}")
+    return output.exit_code
+
+
+def _command(kernel: Kernel, job: Job, output: int, console: int, image: int) -> list[str]:
+    """QEMU's command line; the numbers are file descriptors."""
+    command = [
+        QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-nic", "none", "-no-reboot",
+        # Never KVM, so that a guest is the same everywhere; where a hypervisor passes it on
+        # badly, it hangs.
+        "-machine", "q35", "-accel", f"tcg,thread={'single' if job.icount else 'multi'}",
+        "-cpu", "max", "-smp", "1" if job.icount else str(job.processors), "-m", job.memory,
+        "-kernel", str(kernel.vmlinux), "-initrd", f"/proc/self/fd/{image}",
+        "-append", _KERNEL_ARGUMENTS,
+        "-chardev", f"socket,id=console,fd={console}", "-serial", "chardev:console",
+        "-chardev", f"socket,id=output,fd={output}",
+        "-device", "virtio-serial-pci", "-device", "virtserialport,nr=1,chardev=output",
+        *_share("host", Path("/"), "readonly=on,multidevs=remap"),
+    ]  # fmt: skip
+    if job.out:
+        command += _share("out", job.out, "multidevs=remap")
+    if job.icount:
+        command += ["-icount", "shift=0,sleep=off"]
+    return command
+
+
+def _share(tag: str, path: Path, options: str) -> list[str]:
+    escaped = str(path).replace(",", ",,")
+    return ["-fsdev", f"local,id={tag},path={escaped},security_model=none,{options}",
+            "-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]  # fmt: skip
+
+
+def _initramfs(kernel: Kernel, job: Job, mark: str) -> bytes:
+    settings = {
+        "release": kernel.release,
+        "modules": kernel.modules,
+        "mark": mark,
+        "out": job.out or "",
+    }
+    assignments = "".join(f"{name}={shlex.quote(str(value))}\n" for name, value in settings.items())
+    variables = [f"{name}={value}" for name, value in job.environment.items()]
+    command = (
+        f"cd {shlex.quote(str(job.directory))} || exit 125\n"
+        f"exec env -i {shlex.join([*variables, *job.command])}\n"
+    )
+    return kernel.initramfs.read_bytes() + initramfs.archive(
+        [
+            initramfs.regular("init", (_HERE / "init").read_bytes(), executable=True),
+            initramfs.regular("supervise", (_HERE / "supervise").read_bytes()),
+            initramfs.regular("job", assignments.encode(errors="surrogateescape")),
+            initramfs.regular("command", command.encode(errors="surrogateescape")),
+        ]
+    )
+
+
+def _memory_file(data: bytes):
+    file = os.fdopen(os.memfd_create("initramfs"), "r+b")
+    file.write(data)
+    file.flush()
+    return file
+
+
+def _dies_with(parent: int) -> Callable[[], None]:
+    """What a child does first, so that the kernel kills it when its parent is gone."""
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+    def before_exec() -> None:
+        if prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) or os.getppid() != parent:
+            os._exit(1)
+
+    return before_exec
