@@ -5,6 +5,16 @@
  * loader (src/otelbpf/fields.py), so nothing here depends on a version.
  */
 
+/* What a kprobe is given, by the kernel's names, which BCC's PT_REGS_PARM* know. */
+#if defined(__x86_64__)
+struct pt_regs {
+	unsigned long r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di;
+	unsigned long orig_ax, ip, cs, flags, sp, ss;
+};
+#else
+#error "otelbpf knows the registers of x86-64 only"
+#endif
+
 /* A loop that stays a loop: unrolled it would only make the verifier's way longer. */
 #define BOUNDED_LOOP _Pragma("clang loop unroll(disable)")
 
@@ -21,40 +31,88 @@ static __always_inline u64 at_most(u64 max, u64 value)
 	return value;
 }
 
-static __always_inline u32 read_u32(u64 address)
-{
-	u32 value = 0;
+/*
+ * Tracepoints and function entries hand on typed pointers, which the verifier
+ * lets a program follow; a kprobe has mere numbers, and must copy.
+ */
+enum access { DIRECT, BY_COPY };
 
-	bpf_probe_read_kernel(&value, sizeof(value), (void *)address);
+static __always_inline void copy_bytes(void *to, u32 size, u64 address)
+{
+	if (bpf_probe_read_kernel(to, size, (void *)address))
+		__builtin_memset(to, 0, size);
+}
+
+static __always_inline u16 load_u16(u64 address, enum access access)
+{
+	u16 value;
+
+	if (access == DIRECT)
+		return *(u16 *)address;
+	copy_bytes(&value, sizeof(value), address);
 	return value;
 }
 
-static __always_inline u64 read_u64(u64 address)
+static __always_inline u32 load_u32(u64 address, enum access access)
 {
-	u64 value = 0;
+	u32 value;
 
-	bpf_probe_read_kernel(&value, sizeof(value), (void *)address);
+	if (access == DIRECT)
+		return *(u32 *)address;
+	copy_bytes(&value, sizeof(value), address);
 	return value;
 }
 
-static __always_inline u32 tcp_rcv_nxt(u64 sk) { return read_u32(sk + OFFSET_TCP_SOCK_RCV_NXT); }
-static __always_inline u32 tcp_copied_seq(u64 sk) { return read_u32(sk + OFFSET_TCP_SOCK_COPIED_SEQ); }
-static __always_inline u32 tcp_write_seq(u64 sk) { return read_u32(sk + OFFSET_TCP_SOCK_WRITE_SEQ); }
-static __always_inline u32 task_tid(u64 task) { return read_u32(task + OFFSET_TASK_STRUCT_PID); }
-
-static __always_inline u16 inet_sport(u64 sk)
+static __always_inline u64 load_u64(u64 address, enum access access)
 {
-	return __builtin_bswap16(read_u32(sk + OFFSET_INET_SOCK_SPORT));
+	u64 value;
+
+	if (access == DIRECT)
+		return *(u64 *)address;
+	copy_bytes(&value, sizeof(value), address);
+	return value;
+}
+
+static __always_inline u32 task_tid(u64 task)
+{
+	return load_u32(task + OFFSET_TASK_STRUCT_PID, DIRECT);
+}
+
+/* A socket's TCP part; 0 where it has none. Follow it as the socket was followed. */
+static __always_inline u64 tcp_sock(u64 sk, enum access access)
+{
+	return access == DIRECT ? (u64)bpf_skc_to_tcp_sock((void *)sk) : sk;
+}
+
+static __always_inline u32 tcp_rcv_nxt(u64 tp, enum access access)
+{
+	return load_u32(tp + OFFSET_TCP_SOCK_RCV_NXT, access);
+}
+
+static __always_inline u32 tcp_copied_seq(u64 tp, enum access access)
+{
+	return load_u32(tp + OFFSET_TCP_SOCK_COPIED_SEQ, access);
+}
+
+static __always_inline u16 tcp_bound_port(u64 tp, enum access access)
+{
+	return __builtin_bswap16(load_u16(tp + OFFSET_INET_SOCK_SPORT, access));
+}
+
+static __always_inline u32 tcp_write_seq(u64 tp, enum access access)
+{
+	return load_u32(tp + OFFSET_TCP_SOCK_WRITE_SEQ, access);
 }
 
 struct byte_range { u32 start, end; };
 
 /* Once TCP has looked at a segment, its control block holds the range. */
-static __always_inline struct byte_range skb_byte_range(u64 skb)
+static __always_inline struct byte_range skb_byte_range(u64 skb, enum access access)
 {
-	struct byte_range range = {};
+	struct byte_range range;
 
-	bpf_probe_read_kernel(&range, sizeof(range), (void *)(skb + OFFSET_SK_BUFF_CB));
+	/* Bytes to the verifier, not numbers: copied in any case. */
+	copy_bytes(&range, sizeof(range), skb + OFFSET_SK_BUFF_CB);
 	return range;
 }
 
@@ -63,7 +121,7 @@ static __always_inline struct byte_range skb_byte_range(u64 skb)
  * used twice (an inode number is, while sockets of a dead namespace linger);
  * its struct net is then remembered.
  */
-static __always_inline bool is_measured_netns(u64 net)
+static __always_inline bool is_measured_netns(u64 net, enum access access)
 {
 	int zero = 0;
 	struct settings *s = settings.lookup(&zero);
@@ -72,38 +130,10 @@ static __always_inline bool is_measured_netns(u64 net)
 		return false;
 	if (s->netns_pointer)
 		return s->netns_pointer == net;
-	if (read_u64(net + OFFSET_NET_COOKIE) != NETNS_COOKIE)
+	if (load_u64(net + OFFSET_NET_COOKIE, access) != NETNS_COOKIE)
 		return false;
 	s->netns_pointer = net;
 	return true;
-}
-
-/*
- * The part of a socket that says whose it is, read in one go; what only IPv6
- * has comes after it and is read only then.
- */
-struct socket_identity {
-	u8 common[SOCK_COMMON_READ] __attribute__((aligned(8)));
-};
-
-static __always_inline void read_identity(struct socket_identity *id, u64 sk)
-{
-	bpf_probe_read_kernel(id, sizeof(*id), (void *)sk);
-}
-
-static __always_inline u16 identity_local_port(const struct socket_identity *id)
-{
-	return *(u16 *)(id->common + OFFSET_SOCK_COMMON_NUM);
-}
-
-static __always_inline u16 identity_peer_port(const struct socket_identity *id)
-{
-	return __builtin_bswap16(*(u16 *)(id->common + OFFSET_SOCK_COMMON_DPORT));
-}
-
-static __always_inline u64 identity_net(const struct socket_identity *id)
-{
-	return *(u64 *)(id->common + OFFSET_SOCK_COMMON_NET);
 }
 
 static __always_inline void map_ipv4(u8 *address, u32 be32)
@@ -116,39 +146,57 @@ static __always_inline void map_ipv4(u8 *address, u32 be32)
 	words[3] = be32;
 }
 
-/* Addresses only; 0, or -1 for a socket that is neither IPv4 nor IPv6. */
-static __always_inline int identity_addresses(const struct socket_identity *id, u64 sk,
-					      u8 *peer, u8 *local)
+static __always_inline void load_ipv6(u8 *to, u64 address, enum access access)
 {
-	u16 family = *(u16 *)(id->common + OFFSET_SOCK_COMMON_FAMILY);
+	u32 *words = (u32 *)to;
+	int i;
+
+	if (access == BY_COPY) {
+		copy_bytes(to, 16, address);
+		return;
+	}
+#pragma unroll
+	for (i = 0; i < 4; i++)
+		words[i] = load_u32(address + 4 * i, DIRECT);
+}
+
+static __always_inline u16 sock_local_port(u64 sk, enum access access)
+{
+	return load_u16(sk + OFFSET_SOCK_COMMON_NUM, access);
+}
+
+static __always_inline u16 sock_peer_port(u64 sk, enum access access)
+{
+	return __builtin_bswap16(load_u16(sk + OFFSET_SOCK_COMMON_DPORT, access));
+}
+
+/* Addresses only; 0, or -1 for a socket that is neither IPv4 nor IPv6. */
+static __always_inline int sock_addresses(u64 sk, u8 *peer, u8 *local, enum access access)
+{
+	u16 family = load_u16(sk + OFFSET_SOCK_COMMON_FAMILY, access);
 
 	if (family == AF_INET) {
-		map_ipv4(peer, *(u32 *)(id->common + OFFSET_SOCK_COMMON_DADDR));
-		map_ipv4(local, *(u32 *)(id->common + OFFSET_SOCK_COMMON_RCV_SADDR));
+		map_ipv4(peer, load_u32(sk + OFFSET_SOCK_COMMON_DADDR, access));
+		map_ipv4(local, load_u32(sk + OFFSET_SOCK_COMMON_RCV_SADDR, access));
 		return 0;
 	}
 	if (family == AF_INET6) {
-		bpf_probe_read_kernel(peer, 16, (void *)(sk + OFFSET_SOCK_COMMON_V6_DADDR));
-		bpf_probe_read_kernel(local, 16, (void *)(sk + OFFSET_SOCK_COMMON_V6_RCV_SADDR));
+		load_ipv6(peer, sk + OFFSET_SOCK_COMMON_V6_DADDR, access);
+		load_ipv6(local, sk + OFFSET_SOCK_COMMON_V6_RCV_SADDR, access);
 		return 0;
 	}
 	return -1;
 }
 
-/*
- * The key of a measured server's socket; -1 for every other socket. A socket
- * that closes has given its port back already: then inet_sport still names it.
- */
-static __always_inline int server_key(u64 sk, bool closing, struct connection_key *key)
+/* The key of a measured server's socket, whose port is known; -1 for every other socket. */
+static __always_inline int server_key(u64 sk, u16 local_port, struct connection_key *key,
+				      enum access access)
 {
-	struct socket_identity id;
-
-	read_identity(&id, sk);
-	key->local_port = closing ? inet_sport(sk) : identity_local_port(&id);
-	if (!IS_MEASURED_PORT(key->local_port))
+	if (!IS_MEASURED_PORT(local_port))
 		return -1;
-	key->peer_port = identity_peer_port(&id);
-	if (identity_addresses(&id, sk, key->peer_address, key->local_address))
+	key->local_port = local_port;
+	key->peer_port = sock_peer_port(sk, access);
+	if (sock_addresses(sk, key->peer_address, key->local_address, access))
 		return -1;
-	return is_measured_netns(identity_net(&id)) ? 0 : -1;
+	return is_measured_netns(load_u64(sk + OFFSET_SOCK_COMMON_NET, access), access) ? 0 : -1;
 }

@@ -36,18 +36,11 @@ static __always_inline int handle_running(u64 next)
 	return 0;
 }
 
-int raw_sched_waking(struct bpf_raw_tracepoint_args *ctx)
-{
-	return handle_waking(ctx->args[0]);
-}
-
-int raw_sched_switch(struct bpf_raw_tracepoint_args *ctx)
-{
-	return handle_running(ctx->args[2]);
-}
+int traced_waking(u64 *arguments) { return handle_waking(arguments[0]); }
+int traced_switch(u64 *arguments) { return handle_running(arguments[2]); }
 
 /* Ends the time in which a wake-up is put down to the last data-ready. */
-int raw_softirq_exit(struct bpf_raw_tracepoint_args *ctx)
+int traced_softirq_exit(u64 *arguments)
 {
 	int zero = 0;
 	u64 *waking = waking_sk.lookup(&zero);

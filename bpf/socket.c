@@ -5,37 +5,40 @@
  * attach; what happens is in the handle_* functions.
  */
 
-static __always_inline struct connection *connection_of(u64 sk)
+static __always_inline struct connection *connection_of(u64 sk, enum access access)
 {
 	struct connection_key key;
 
-	if (server_key(sk, false, &key))
+	if (server_key(sk, sock_local_port(sk, access), &key, access))
 		return NULL;
 	return connections.lookup(&key);
 }
 
-static __always_inline int handle_tcp(u64 sk, u64 skb)
+static __always_inline int handle_tcp(u64 sk, u64 skb, enum access access)
 {
-	struct connection *conn = connection_of(sk);
+	struct connection *conn = connection_of(sk, access);
 	struct byte_range range;
 
 	if (!conn || !before(conn->tcp, conn->begun))
 		return 0;
-	range = skb_byte_range(skb);
+	range = skb_byte_range(skb, access);
 	if (range.start != range.end)
 		stamp_tcp(conn, range, bpf_ktime_get_ns());
 	return 0;
 }
 
-static __always_inline int handle_queued(u64 sk)
+static __always_inline int handle_queued(u64 sk, enum access access)
 {
-	struct connection *conn = connection_of(sk);
+	struct connection *conn = connection_of(sk, access);
+	u64 *waking, tp;
 	int zero = 0;
-	u64 *waking;
 
 	if (!conn)
 		return 0;
-	stamp_queued(conn, tcp_rcv_nxt(sk), bpf_ktime_get_ns());
+	tp = tcp_sock(sk, access);
+	if (!tp)
+		return 0;
+	stamp_queued(conn, tcp_rcv_nxt(tp, access), bpf_ktime_get_ns());
 	/* Whoever is woken on this CPU before the softirq ends is woken by this. */
 	waking = waking_sk.lookup(&zero);
 	if (waking)
@@ -43,15 +46,17 @@ static __always_inline int handle_queued(u64 sk)
 	return 0;
 }
 
-static __always_inline int handle_read(u64 sk, s64 length)
+/* Bytes were copied to the application, or handed to another file by splice(). */
+static __always_inline int handle_read(u64 sk, enum access access)
 {
-	struct connection *conn;
+	struct connection *conn = connection_of(sk, access);
+	u64 tp;
 
-	if (length <= 0)
+	if (!conn || !before(conn->read, conn->begun))
 		return 0;
-	conn = connection_of(sk);
-	if (conn)
-		stamp_read(conn, sk, tcp_copied_seq(sk), bpf_ktime_get_ns());
+	tp = tcp_sock(sk, access);
+	if (tp)
+		stamp_read(conn, sk, tcp_copied_seq(tp, access), bpf_ktime_get_ns());
 	return 0;
 }
 
@@ -62,15 +67,13 @@ static __always_inline int handle_read(u64 sk, s64 length)
 static __always_inline void leave_own_export_alone(u64 sk)
 {
 	struct connection_key key;
-	struct socket_identity id;
 	struct connection *conn;
 
-	read_identity(&id, sk);
-	key.local_port = identity_peer_port(&id);
+	key.local_port = sock_peer_port(sk, DIRECT);
 	if (!IS_MEASURED_PORT(key.local_port))
 		return;
-	key.peer_port = identity_local_port(&id);
-	if (identity_addresses(&id, sk, key.local_address, key.peer_address))
+	key.peer_port = sock_local_port(sk, DIRECT);
+	if (sock_addresses(sk, key.local_address, key.peer_address, DIRECT))
 		return;
 	conn = connections.lookup(&key);
 	if (!conn)
@@ -82,14 +85,18 @@ static __always_inline void leave_own_export_alone(u64 sk)
 	count(COUNT_CONNECTIONS_OWN);
 }
 
-static __always_inline int handle_write(u64 sk)
+static __always_inline int handle_write(u64 sk, enum access access)
 {
-	struct connection *conn = connection_of(sk);
+	struct connection *conn = connection_of(sk, access);
 	u32 write_seq;
+	u64 tp;
 
 	if (!conn)
 		return 0;
-	write_seq = tcp_write_seq(sk);
+	tp = tcp_sock(sk, access);
+	if (!tp)
+		return 0;
+	write_seq = tcp_write_seq(tp, access);
 	mark(&conn->writes, write_seq, bpf_ktime_get_ns(), write_seq == conn->outbound.next_seq);
 	return 0;
 }
@@ -121,13 +128,18 @@ static __always_inline int handle_state(u64 sk, u32 state)
 	struct connection_key key;
 	struct connection *conn;
 	struct exchange *x;
+	u64 tp;
 
 	if (state != TCP_ESTABLISHED && state != TCP_SYN_SENT && state != TCP_CLOSE)
 		return 0;
 	watch_own_connect(sk, state);
 	if (state == TCP_SYN_SENT)
 		return 0;
-	if (server_key(sk, state == TCP_CLOSE, &key))
+	tp = tcp_sock(sk, DIRECT);
+	/* A socket that closes has given its port back already. */
+	if (!tp || server_key(sk, state == TCP_CLOSE ? tcp_bound_port(tp, DIRECT)
+						     : sock_local_port(sk, DIRECT),
+			      &key, DIRECT))
 		return 0;
 	conn = connections.lookup(&key);
 	if (state == TCP_CLOSE) {
@@ -144,7 +156,7 @@ static __always_inline int handle_state(u64 sk, u32 state)
 	if (conn && conn->begun) {
 		/* Begun by data that came with the end of the handshake? Then go on. */
 		x = in_flight(conn, 0);
-		if (x && x->request_start == tcp_rcv_nxt(sk))
+		if (x && x->request_start == tcp_rcv_nxt(tp, DIRECT))
 			return 0;
 		/* Else it is an earlier connection between the same ports. */
 		close_requests(conn);
@@ -158,38 +170,29 @@ static __always_inline int handle_state(u64 sk, u32 state)
 		return 0;
 	conn->flags = 0;
 	conn->inbound.counted = 0;
-	conn->inbound.next_seq = tcp_rcv_nxt(sk);
+	conn->inbound.next_seq = tcp_rcv_nxt(tp, DIRECT);
 	conn->inbound.state = PARSER_BETWEEN;
-	conn->outbound.next_seq = tcp_write_seq(sk);
+	conn->outbound.next_seq = tcp_write_seq(tp, DIRECT);
 	conn->outbound.state = PARSER_BETWEEN;
 	count(COUNT_CONNECTIONS_OPENED);
 	return 0;
 }
 
-int raw_tcp_probe(struct bpf_raw_tracepoint_args *ctx)
+/* On a tracepoint, or on a function's entry: both hand on their arguments so. */
+int traced_tcp(u64 *arguments) { return handle_tcp(arguments[0], arguments[1], DIRECT); }
+int traced_queued(u64 *arguments) { return handle_queued(arguments[0], DIRECT); }
+int traced_read(u64 *arguments) { return handle_read(arguments[0], DIRECT); }
+int traced_write(u64 *arguments) { return handle_write(arguments[0], DIRECT); }
+int traced_state(u64 *arguments) { return handle_state(arguments[0], arguments[2]); }
+
+int probed_tcp(struct pt_regs *ctx)
 {
-	return handle_tcp(ctx->args[0], ctx->args[1]);
+	return handle_tcp(PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), BY_COPY);
 }
 
-int raw_sk_data_ready(struct bpf_raw_tracepoint_args *ctx)
-{
-	return handle_queued(ctx->args[0]);
-}
-
-int raw_sock_recv_length(struct bpf_raw_tracepoint_args *ctx)
-{
-	return handle_read(ctx->args[0], (s32)ctx->args[1]);
-}
-
-int raw_tcp_sendmsg_locked(struct bpf_raw_tracepoint_args *ctx)
-{
-	return handle_write(ctx->args[0]);
-}
-
-int raw_inet_sock_set_state(struct bpf_raw_tracepoint_args *ctx)
-{
-	return handle_state(ctx->args[0], ctx->args[2]);
-}
+int probed_queued(struct pt_regs *ctx) { return handle_queued(PT_REGS_PARM1(ctx), BY_COPY); }
+int probed_read(struct pt_regs *ctx) { return handle_read(PT_REGS_PARM1(ctx), BY_COPY); }
+int probed_write(struct pt_regs *ctx) { return handle_write(PT_REGS_PARM1(ctx), BY_COPY); }
 
 /* Run once by the agent itself, so that its own id is the kernel's idea of it. */
 int learn_agent(struct bpf_raw_tracepoint_args *ctx)

@@ -45,6 +45,7 @@ class Sums:
         seen: by the kernel.
         in_flight: neither finished nor lost yet, or finished and not yet read,
             queued or on their way to the collector; 0 once the agent has stopped.
+        missed: how often a hook was passed and its program not run, by hook.
     """
 
     seen: int
@@ -52,6 +53,7 @@ class Sums:
     sampled_out: int
     lost: dict[Lost, int]
     connections: dict[str, int] = field(default_factory=dict)
+    missed: dict[str, int] = field(default_factory=dict)
 
     @property
     def in_flight(self) -> int:
@@ -68,6 +70,7 @@ class Sums:
                 "lost": {reason.value: count for reason, count in self.lost.items() if count},
                 "in_flight": self.in_flight,
                 "connections": self.connections,
+                "missed": self.missed,
             }
         )
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter
 
 from otelbpf.accounting import Ledger, Lost, Sums
-from otelbpf.attach import attached, find_interfaces
+from otelbpf.attach import Attachments, attached, find_interfaces
 from otelbpf.btf import Btf
 from otelbpf.clock import ClockReading, read_clock
 from otelbpf.config import Config
@@ -183,7 +184,7 @@ def run(
     config: Config,
     environment: Mapping[str, str],
     stop: Stop,
-    on_ready: Callable[[list[str], str], None],
+    on_ready: Callable[[Attachments, str], None],
 ) -> Sums:
     """Runs the agent until `stop` is set.
 
@@ -206,20 +207,22 @@ def run(
     netns = find_netns(config.netns)
     interfaces = find_interfaces(config.interfaces, netns)
     with Btf.of_kernel() as btf:
-        choices = choose(btf)
+        choices = choose(btf, config.hooks)
         if not config.xdp:
-            choices = without(choices, "arrival")
+            choices = without(choices, "arrival", "it was asked to be left alone")
         require(choices)
         programs = Programs(btf, config.ports, netns.cookie, choices, config.limits)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(programs))
         agent = stack.enter_context(contextlib.closing(Agent(programs, pipeline, config)))
         pipeline.sender.start()
+        missed: dict[str, int] = {}
         if not stop.is_set():
             with attached(programs, choices, interfaces, netns) as attachments:
-                on_ready(attachments.description, destination(environment, name))
+                on_ready(attachments, destination(environment, name))
                 with _file_while(config.ready_file):
                     agent.run(stop)
+                missed = attachments.missed()
         agent.finish()
-        sums = agent.sums()
+        sums = replace(agent.sums(), missed=missed)
     return sums

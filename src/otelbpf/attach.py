@@ -4,6 +4,10 @@
 Links are preferred: the kernel takes them down when the process ends, even by
 SIGKILL. Where it has none for TC, a filter with a handle of our own goes on the
 clsact qdisc. A program that is not ours is never replaced.
+
+What looked best may fail: the kernel refuses it after all, or takes it and never
+runs it, because the compiler inlined the function where it matters. Then the
+next candidate's turn comes.
 """
 
 from __future__ import annotations
@@ -15,12 +19,14 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from otelbpf import clsact, libbpf
 from otelbpf.errors import KernelError, UsageError
-from otelbpf.hooks import Choice, Mechanism
+from otelbpf.hooks import Candidate, Choice, Mechanism, require
 from otelbpf.loader import Programs
 from otelbpf.netns import Netns
+from otelbpf.rehearsal import silent_programs
 
 #: The kinds of interface (ARPHRD_*) whose packets start with an Ethernet header.
 _ETHERNET_KINDS = {1, 772}  # Ethernet, loopback
@@ -62,19 +68,55 @@ def _require_ethernet(name: str) -> None:
         )
 
 
+@dataclass
+class _Probe:
+    """A hook's programs where they are attached."""
+
+    choice: Choice
+    candidate: Candidate
+    programs: tuple[int, ...]
+    stack: contextlib.ExitStack
+
+    def missed(self) -> int:
+        return sum(libbpf.program_info(fd).missed for fd in self.programs)
+
+
 class Attachments:
     """All that is attached, as a context manager: leaving it detaches everything."""
 
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
-        #: for people: what was attached where.
-        self.description: list[str] = []
+        self._probes: list[_Probe] = []
+        self._on_interfaces: list[str] = []
 
     def __enter__(self) -> Attachments:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    @property
+    def description(self) -> list[str]:
+        """For people: what was attached where."""
+        return [str(probe.candidate) for probe in self._probes] + self._on_interfaces
+
+    @property
+    def fallbacks(self) -> list[str]:
+        """For people: which hooks did not get what looked best, and why."""
+        return [
+            f"{choice.hook.name}: {verdict.candidate}: {verdict.reason}"
+            for choice in (probe.choice for probe in self._probes)
+            for verdict in choice.passed_over
+            if verdict.tried
+        ]
+
+    def missed(self) -> dict[str, int]:
+        """How often a hook was passed and its program not run, as far as the kernel tells.
+
+        That happens where a program of the same kind was running on that processor already.
+        """
+        missed = {str(probe.candidate): probe.missed() for probe in self._probes}
+        return {name: count for name, count in missed.items() if count}
 
     def attach_all(
         self,
@@ -83,7 +125,7 @@ class Attachments:
         interfaces: dict[str, int],
         netns: Netns,
     ) -> None:
-        """Attaches every chosen candidate.
+        """Attaches, for each hook, the best candidate that works.
 
         Interfaces come last and ingress after all else, so that a request is
         first seen when every later hook is already there to stamp it.
@@ -92,30 +134,63 @@ class Attachments:
             KernelError: a hook refused; what was attached before is detached
             when the context is left.
         """
+        self._attach_probes(programs, choices)
         by_name = {choice.hook.name: choice for choice in choices}
-        for choice in choices:
-            if choice.chosen and choice.chosen.mechanism is Mechanism.RAW_TRACEPOINT:
-                self._attach_raw_tracepoint(programs, choice)
         for name, ifindex in interfaces.items():
             for hook in ("egress", "ingress"):
                 self._attach_tc(programs, by_name[hook], name, ifindex, netns)
             if by_name["arrival"].chosen:
                 self._attach_xdp(programs, name, ifindex, netns)
 
+    def _attach_probes(self, programs: Programs, choices: tuple[Choice, ...]) -> None:
+        """Attaches to the kernel's code, and goes on to the next best where nothing comes of it."""
+        waiting = [c for c in choices if not c.hook.on_interface]
+        while waiting:
+            probes = [probe for choice in waiting if (probe := self._attach_best(programs, choice))]
+            silent = silent_programs(
+                [fd for probe in probes if probe.choice.hook.passed_by_all
+                 for fd in probe.programs]
+            )
+            waiting = []
+            for probe in probes:
+                if silent.isdisjoint(probe.programs):
+                    self._probes.append(probe)
+                    self._stack.push(probe.stack)
+                    continue
+                probe.stack.close()
+                waiting.append(
+                    probe.choice.without(
+                        probe.candidate,
+                        "it was attached, but an exchange over TCP did not pass it",
+                    )
+                )
+
+    def _attach_best(self, programs: Programs, choice: Choice) -> _Probe | None:
+        """The first candidate that the kernel takes; None where there is none.
+
+        Raises:
+            KernelError: there is none, and no ledger without it.
+        """
+        while choice.chosen is not None:
+            candidate = choice.chosen
+            with contextlib.ExitStack() as stack:
+                try:
+                    fds = programs.fds(candidate)
+                    for target, fd in fds.items():
+                        _attach_probe(stack, candidate.mechanism, target, fd)
+                except KernelError as error:
+                    choice = choice.without(candidate, str(error))
+                except OSError as error:
+                    reason = f"the kernel would not attach it: {error.strerror}"
+                    choice = choice.without(candidate, reason)
+                else:
+                    return _Probe(choice, candidate, tuple(fds.values()), stack.pop_all())
+        require((choice,))
+        return None
+
     def _keep(self, fd: int, description: str) -> None:
         self._stack.callback(os.close, fd)
-        self.description.append(description)
-
-    def _attach_raw_tracepoint(self, programs: Programs, choice: Choice) -> None:
-        target = choice.chosen.target
-        try:
-            fd = libbpf.raw_tracepoint_open(target, programs.fd(choice.chosen.program))
-        except OSError as error:
-            raise KernelError(
-                f"cannot attach {choice.chosen.program} to the raw tracepoint {target}: "
-                f"{error.strerror}; `otelbpf check` shows what this kernel offers"
-            ) from error
-        self._keep(fd, f"raw tracepoint {target}")
+        self._on_interfaces.append(description)
 
     def _attach_xdp(self, programs: Programs, name: str, ifindex: int, netns: Netns) -> None:
         fd = programs.fd("xdp_arrival")
@@ -149,9 +224,9 @@ class Attachments:
     ) -> None:
         direction = choice.hook.name
         fd = programs.fd(choice.chosen.program)
-        if choice.chosen.target == "clsact":
+        if choice.chosen.targets == ("clsact",):
             self._stack.enter_context(clsact.attached(netns, ifindex, fd, direction))
-            self.description.append(f"clsact {direction} on {name}")
+            self._on_interfaces.append(f"clsact {direction} on {name}")
             return
         attach_type = (
             libbpf.BPF_TCX_INGRESS if direction == "ingress" else libbpf.BPF_TCX_EGRESS
@@ -167,6 +242,17 @@ class Attachments:
                 f"cannot attach to TC {direction} of interface {name}: {error.strerror}"
             ) from error
         self._keep(link, f"tcx {direction} on {name}")
+
+
+def _attach_probe(
+    stack: contextlib.ExitStack, mechanism: Mechanism, target: str, fd: int
+) -> None:
+    """Attaches one program to the kernel's code for as long as `stack` is not closed."""
+    if mechanism is Mechanism.KPROBE:
+        for part in libbpf.attach_kprobe(target, fd):
+            stack.callback(os.close, part)
+    else:
+        stack.callback(os.close, libbpf.attach_tracing(fd))
 
 
 @contextlib.contextmanager

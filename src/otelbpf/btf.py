@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads BTF, the kernel's own description of its types, through libbpf.
 
-It answers two questions: where a field lies in a structure of the running
-kernel, and how clang laid out a structure of ours.
+It answers three questions: where a field lies in a structure of the running
+kernel, what a function or tracepoint of it passes on, and how clang laid out a
+structure of ours.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from otelbpf.errors import KernelError
 VMLINUX_BTF = Path("/sys/kernel/btf/vmlinux")
 
 # enum values of uapi/linux/btf.h
+_KIND_POINTER = 2
 _KIND_ARRAY = 3
 _KIND_STRUCT = 4
 _KIND_UNION = 5
@@ -53,6 +55,10 @@ class _Array(ctypes.Structure):
         ("index_type", ctypes.c_uint32),
         ("nelems", ctypes.c_uint32),
     ]
+
+
+class _Parameter(ctypes.Structure):
+    _fields_ = [("name_off", ctypes.c_uint32), ("type", ctypes.c_uint32)]
 
 
 class _EnumValue(ctypes.Structure):
@@ -148,6 +154,32 @@ class Btf:
         """Does the kernel have the raw tracepoint `name`?"""
         return self._find(f"btf_trace_{name}", _KIND_TYPEDEF) is not None
 
+    def function_id(self, name: str) -> int:
+        """The id of a function's type, by which a program names it. Raises KeyError: none."""
+        return self._required(name, _KIND_FUNC)
+
+    def tracepoint_id(self, name: str) -> int:
+        """The id of a raw tracepoint's type, by which a program names it. Raises KeyError: none."""
+        return self._required(f"btf_trace_{name}", _KIND_TYPEDEF)
+
+    def function_arguments(self, name: str) -> tuple[str, ...]:
+        """What a function's arguments point to: names of structures, "" for anything else.
+
+        Raises:
+            KeyError: no such function.
+        """
+        return self._arguments(self._type(self.function_id(name)).size_or_type)
+
+    def tracepoint_arguments(self, name: str) -> tuple[str, ...]:
+        """The same for what a raw tracepoint passes on.
+
+        Raises:
+            KeyError: no such tracepoint.
+        """
+        pointer = self._resolve(self.tracepoint_id(name))
+        # Its first argument is the tracing code's own.
+        return self._arguments(self._type(pointer).size_or_type)[1:]
+
     def offset_of(self, struct: str, path: str) -> int | None:
         """Where `struct.path` lies, in bytes; None if there is no such field.
 
@@ -217,6 +249,29 @@ class Btf:
         type_id = self._lib.btf__find_by_name_kind(self._handle, name.encode(), kind)
         return type_id if type_id > 0 else None
 
+    def _required(self, name: str, kind: int) -> int:
+        type_id = self._find(name, kind)
+        if type_id is None:
+            raise KeyError(name)
+        return type_id
+
+    def _arguments(self, prototype: int) -> tuple[str, ...]:
+        base = self._address(prototype) + ctypes.sizeof(_Type)
+        count = self._type(prototype).info & 0xFFFF
+        return tuple(
+            self._pointed_at(parameter.type)
+            for parameter in (_Parameter * count).from_address(base)
+        )
+
+    def _pointed_at(self, type_id: int) -> str:
+        type_id = self._resolve(type_id)
+        if not type_id or self._kind(type_id) != _KIND_POINTER:
+            return ""
+        target = self._resolve(self._type(type_id).size_or_type)
+        if not target or self._kind(target) != _KIND_STRUCT:
+            return ""
+        return self._name(self._type(target).name_off)
+
     def _address(self, type_id: int) -> int:
         return self._lib.btf__type_by_id(self._handle, type_id)
 
@@ -230,7 +285,7 @@ class Btf:
         return self._lib.btf__name_by_offset(self._handle, offset).decode()
 
     def _resolve(self, type_id: int) -> int:
-        while self._kind(type_id) in _QUALIFIERS:
+        while type_id and self._kind(type_id) in _QUALIFIERS:
             type_id = self._type(type_id).size_or_type
         return type_id
 

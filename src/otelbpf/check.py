@@ -91,7 +91,7 @@ class Report:
                         "candidates": [
                             {
                                 "mechanism": verdict.candidate.mechanism.value,
-                                "target": verdict.candidate.target,
+                                "targets": list(verdict.candidate.targets),
                                 "available": verdict.available,
                                 "reason": verdict.reason,
                             }
@@ -124,17 +124,11 @@ class Report:
 def _describe(choice: Choice) -> str | None:
     if choice.chosen is None:
         return None
-    return f"{choice.chosen.mechanism.value} {choice.chosen.target}"
+    return str(choice.chosen)
 
 
 def _passed_over(choice: Choice) -> str:
-    parts = []
-    for verdict in choice.verdicts:
-        if verdict.candidate is choice.chosen:
-            break
-        candidate = verdict.candidate
-        parts.append(f"{candidate.mechanism.value} {candidate.target}: {verdict.reason}")
-    return "; ".join(parts)
+    return "; ".join(f"{v.candidate}: {v.reason}" for v in choice.passed_over)
 
 
 def _try(name: str, detail: str, function: Callable[[], object]) -> Finding:

@@ -121,6 +121,9 @@ def _build_parser() -> _Parser:
                      help="keep the part of the URL after `?`, which may hold secrets")
     run.add_argument("--service-name", metavar="NAME",
                      help="service.name (default: OTEL_SERVICE_NAME, else the server process's)")
+    run.add_argument("--hooks", choices=("auto", "fentry", "tracepoint", "kprobe"), default="auto",
+                     help="how to attach where the kernel offers several ways (default: the one "
+                     "that costs least); stamps that have no such way will be absent")
     run.add_argument("--xdp", choices=("auto", "off"), default="auto",
                      help="off: leave the XDP slot alone, and do without the nic stamp")
     run.add_argument("--idle-timeout", type=_seconds, default=120.0, metavar="S",
@@ -156,8 +159,10 @@ def _run(arguments: argparse.Namespace) -> int:
     check.require_rights()
     # Imported late: these take half a second, and bad options should not wait for them.
     from otelbpf.agent import run
+    from otelbpf.attach import Attachments
     from otelbpf.config import Config
     from otelbpf.exporter import QueueLimits
+    from otelbpf.hooks import Mechanism
     from otelbpf.loader import Limits
     from otelbpf.spans import StageStyle
 
@@ -166,6 +171,7 @@ def _run(arguments: argparse.Namespace) -> int:
         ports=tuple(dict.fromkeys(arguments.port)),
         netns=arguments.netns,
         duration_s=arguments.duration,
+        hooks=None if arguments.hooks == "auto" else Mechanism(arguments.hooks),
         xdp=arguments.xdp != "off",
         stages=StageStyle(arguments.stages),
         capture_query=arguments.capture_query,
@@ -180,10 +186,13 @@ def _run(arguments: argparse.Namespace) -> int:
     stop = _Stop()
     stop.on_signals()
 
-    def on_ready(attached: list[str], destination: str) -> None:
+    def on_ready(attachments: Attachments, destination: str) -> None:
         ports = ", ".join(map(str, config.ports))
         print(f"otelbpf: measuring port {ports}; spans go to {destination}", file=sys.stderr)
-        print(f"otelbpf: attached: {', '.join(attached)}", file=sys.stderr, flush=True)
+        print(f"otelbpf: attached: {', '.join(attachments.description)}", file=sys.stderr)
+        for fallback in attachments.fallbacks:
+            print(f"otelbpf: passed over for {fallback}", file=sys.stderr)
+        sys.stderr.flush()
         if config.duration_s is not None:
             timer = threading.Timer(config.duration_s, stop.set)
             timer.daemon = True
@@ -191,6 +200,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
     sums = run(config, os.environ, stop, on_ready)
     print(f"otelbpf: {sums}", file=sys.stderr)
+    for hook, count in sums.missed.items():
+        print(f"otelbpf: {hook} missed {count} calls: another program was running on that "
+              "processor; their stamps are absent", file=sys.stderr)
     if config.sums_file is not None:
         _write_whole(config.sums_file, sums.as_json() + "\n")
     return 0

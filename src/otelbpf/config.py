@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from otelbpf.exporter import QueueLimits
+from otelbpf.hooks import Mechanism
 from otelbpf.loader import Limits
 from otelbpf.spans import StageStyle
 
@@ -20,6 +21,7 @@ class Config:
         ports: that the measured servers listen on.
         netns: name or path of the measured namespace; None: the agent's own.
         duration_s: stop by itself after this; None: never.
+        hooks: the one mechanism to use where there is a choice; None: the best of each hook.
         xdp: attach to XDP; without it there is no `nic` stamp.
         idle_timeout_s: how long an unanswered request may be silent.
         service_name: of the spans; None: the standard variables or the process's name.
@@ -32,6 +34,7 @@ class Config:
     ports: tuple[int, ...]
     netns: str | None = None
     duration_s: float | None = None
+    hooks: Mechanism | None = None
     xdp: bool = True
     stages: StageStyle = StageStyle.SPANS
     capture_query: bool = False

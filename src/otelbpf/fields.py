@@ -28,15 +28,13 @@ _FIELDS = {
     "SK_BUFF_CB": ("sk_buff", "cb"),
     "NET_COOKIE": ("net", "net_cookie"),
 }
-_POINTER_SIZE = 8
 
 
 def field_offsets(btf: Btf) -> dict[str, int]:
     """Where each field lies in the running kernel.
 
     Returns:
-        C macro name (OFFSET_*, and SOCK_COMMON_READ: how many bytes of a socket
-        hold the fields of its identity up to its namespace) -> bytes.
+        C macro name (OFFSET_*) -> bytes.
     Raises:
         KernelError: the kernel has no such field.
     """
@@ -49,6 +47,4 @@ def field_offsets(btf: Btf) -> dict[str, int]:
                 "kernel yet; please report its version and `otelbpf check --json`"
             )
         offsets[f"OFFSET_{name}"] = offset
-    identity_end = offsets["OFFSET_SOCK_COMMON_NET"] + _POINTER_SIZE
-    offsets["SOCK_COMMON_READ"] = (identity_end + 7) // 8 * 8
     return offsets

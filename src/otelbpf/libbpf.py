@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The few calls of libbpf that BCC's Python module does not offer, by ctypes.
+"""The few calls of libbpf and of the kernel that BCC's Python module does not offer, by ctypes.
 
-BCC loads the programs; these attach what it loaded by links, which the kernel
-takes down itself when the process ends, however it ends.
+BCC compiles the programs, and loads those of the types it knows. It has no
+loader for typed tracepoints, and it attaches a function-entry program as soon
+as it sees one: such programs are loaded here. All are attached here, by links
+that the kernel takes down itself when the process ends, however it ends.
 """
 
 from __future__ import annotations
@@ -10,11 +12,18 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+from dataclasses import dataclass
+from pathlib import Path
 
 from otelbpf.errors import KernelError
 
-# enum bpf_attach_type, uapi/linux/bpf.h
+# enum bpf_prog_type, uapi/linux/bpf.h
+_BPF_PROG_TYPE_TRACING = 26
+# enum bpf_attach_type
+BPF_TRACE_RAW_TP = 23
+BPF_TRACE_FENTRY = 24
 BPF_XDP = 37
+_BPF_PERF_EVENT = 41
 BPF_TCX_INGRESS = 46
 BPF_TCX_EGRESS = 47
 # With nothing to be relative to: before all others.
@@ -48,6 +57,93 @@ class _TestRunOpts(ctypes.Structure):
         ("repeat", ctypes.c_int),
         ("duration", ctypes.c_uint32),
     ]
+
+
+class _LoadOpts(ctypes.Structure):
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        ("attempts", ctypes.c_int),
+        ("expected_attach_type", ctypes.c_uint32),
+        ("prog_btf_fd", ctypes.c_uint32),
+        ("prog_flags", ctypes.c_uint32),
+        ("prog_ifindex", ctypes.c_uint32),
+        ("kern_version", ctypes.c_uint32),
+        ("attach_btf_id", ctypes.c_uint32),
+        ("attach_prog_fd", ctypes.c_uint32),
+        ("attach_btf_obj_fd", ctypes.c_uint32),
+        ("fd_array", ctypes.c_void_p),
+        ("func_info", ctypes.c_void_p),
+        ("func_info_cnt", ctypes.c_uint32),
+        ("func_info_rec_size", ctypes.c_uint32),
+        ("line_info", ctypes.c_void_p),
+        ("line_info_cnt", ctypes.c_uint32),
+        ("line_info_rec_size", ctypes.c_uint32),
+        ("log_level", ctypes.c_uint32),
+        ("log_size", ctypes.c_uint32),
+        ("log_buf", ctypes.c_void_p),
+    ]
+
+
+class _ProgInfo(ctypes.Structure):
+    """struct bpf_prog_info up to the last field that is read here; the kernel fills what fits."""
+
+    _fields_ = [
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("before_run_time", ctypes.c_uint8 * 184),
+        ("run_time_ns", ctypes.c_uint64),
+        ("run_cnt", ctypes.c_uint64),
+        ("recursion_misses", ctypes.c_uint64),
+    ]
+
+
+class _PerfEventAttr(ctypes.Structure):
+    """struct perf_event_attr as of PERF_ATTR_SIZE_VER1."""
+
+    _fields_ = [
+        ("type", ctypes.c_uint32),
+        ("size", ctypes.c_uint32),
+        ("config", ctypes.c_uint64),
+        ("sample_period", ctypes.c_uint64),
+        ("sample_type", ctypes.c_uint64),
+        ("read_format", ctypes.c_uint64),
+        ("flags", ctypes.c_uint64),
+        ("wakeup_events", ctypes.c_uint32),
+        ("bp_type", ctypes.c_uint32),
+        ("kprobe_func", ctypes.c_uint64),
+        ("probe_offset", ctypes.c_uint64),
+    ]
+
+
+KPROBE_EVENTS = Path("/sys/bus/event_source/devices/kprobe/type")
+_PERF_EVENT_OPEN = 298  # the number of the system call on x86-64
+_PERF_FLAG_FD_CLOEXEC = 8
+_INSTRUCTION_BYTES = 8
+
+
+@dataclass(frozen=True)
+class ProgramInfo:
+    """What the kernel says of a loaded program.
+
+    Attributes:
+        runs: counted only while statistics are on.
+        missed: how often it was not run because a program was running already.
+    """
+
+    runs: int
+    missed: int
+
+
+class VerifierError(OSError):
+    """The kernel refused a program.
+
+    Attributes:
+        log: the verifier's own words.
+    """
+
+    def __init__(self, number: int, log: str) -> None:
+        super().__init__(number, os.strerror(number))
+        self.log = log
 
 
 @functools.cache
@@ -86,13 +182,98 @@ def link_create(program_fd: int, ifindex: int, attach_type: int, flags: int = 0)
     )
 
 
-def raw_tracepoint_open(name: str, program_fd: int) -> int:
-    """Attaches a program to a raw tracepoint; closing the descriptor detaches it.
+def load_tracing(name: str, instructions: bytes, attach_type: int, target_btf_id: int) -> int:
+    """Loads a program that follows typed pointers.
+
+    Args:
+        instructions: as BCC compiled them, maps resolved.
+        attach_type: BPF_TRACE_RAW_TP or BPF_TRACE_FENTRY.
+        target_btf_id: of the tracepoint's or the function's type in the kernel's BTF.
+    Raises:
+        VerifierError: the kernel's refusal.
+    """
+    log = ctypes.create_string_buffer(1 << 20)
+    opts = _LoadOpts(
+        sz=ctypes.sizeof(_LoadOpts),
+        expected_attach_type=attach_type,
+        attach_btf_id=target_btf_id,
+    )
+
+    def load() -> int:
+        return library().bpf_prog_load(
+            _BPF_PROG_TYPE_TRACING, name.encode()[:15], b"GPL", instructions,
+            ctypes.c_size_t(len(instructions) // _INSTRUCTION_BYTES), ctypes.byref(opts),
+        )
+
+    fd = load()
+    if fd < 0:
+        # Once more, with a log this time: writing one slows the verifier down.
+        opts.log_level, opts.log_size = 1, len(log)
+        opts.log_buf = ctypes.cast(log, ctypes.c_void_p)
+        fd = load()
+    if fd < 0:
+        raise VerifierError(-fd if fd != -1 else ctypes.get_errno(),
+                            log.value.decode(errors="replace"))
+    return fd
+
+
+def attach_tracing(program_fd: int) -> int:
+    """Attaches a program of load_tracing(); closing the descriptor detaches it.
 
     Raises:
         OSError: the kernel's refusal.
     """
-    return _checked(library().bpf_raw_tracepoint_open(name.encode(), program_fd))
+    return _checked(library().bpf_raw_tracepoint_open(None, program_fd))
+
+
+def attach_kprobe(function: str, program_fd: int) -> tuple[int, int]:
+    """Attaches a program to a function's entry.
+
+    Returns:
+        the descriptors of the link and of its event; closing both detaches.
+    Raises:
+        OSError: the kernel's refusal.
+    """
+    name = ctypes.create_string_buffer(function.encode())
+    attr = _PerfEventAttr(
+        type=int(KPROBE_EVENTS.read_text()),
+        size=ctypes.sizeof(_PerfEventAttr),
+        kprobe_func=ctypes.addressof(name),
+    )
+    libc = ctypes.CDLL(None, use_errno=True)
+    # On no process and one CPU: a BPF program on a kprobe runs wherever it is hit, all the same.
+    event = _checked(
+        libc.syscall(_PERF_EVENT_OPEN, ctypes.byref(attr), -1, 0, -1, _PERF_FLAG_FD_CLOEXEC)
+    )
+    try:
+        return _checked(library().bpf_link_create(program_fd, event, _BPF_PERF_EVENT, None)), event
+    except OSError:
+        os.close(event)
+        raise
+
+
+def enable_run_counts() -> int:
+    """The kernel counts programs' runs until the descriptor is closed.
+
+    Raises:
+        OSError: the kernel's refusal.
+    """
+    run_time = 0  # BPF_STATS_RUN_TIME
+    return _checked(library().bpf_enable_stats(run_time))
+
+
+def program_info(program_fd: int) -> ProgramInfo:
+    """What the kernel says of a loaded program.
+
+    Raises:
+        OSError: the kernel's refusal.
+    """
+    info = _ProgInfo()
+    size = ctypes.c_uint32(ctypes.sizeof(info))
+    _checked(
+        library().bpf_obj_get_info_by_fd(program_fd, ctypes.byref(info), ctypes.byref(size))
+    )
+    return ProgramInfo(info.run_cnt, info.recursion_misses)
 
 
 def run_once(program_fd: int, *, data: bytes = b"", context: bytes = b"") -> None:

@@ -16,7 +16,7 @@ from otelbpf import libbpf
 from otelbpf.btf import Btf
 from otelbpf.errors import KernelError
 from otelbpf.fields import field_offsets
-from otelbpf.hooks import Choice, Mechanism
+from otelbpf.hooks import Candidate, Choice, Mechanism
 from otelbpf.records import Counter
 from otelbpf.sources import bpf_directory
 
@@ -93,30 +93,40 @@ class Programs:
         limits: Limits,
     ) -> None:
         self._bcc = import_bcc()
-        self._types = {
-            Mechanism.XDP: self._bcc.BPF.XDP,
-            Mechanism.TC: self._bcc.BPF.SCHED_CLS,
-            Mechanism.KPROBE: self._bcc.BPF.KPROBE,
-            Mechanism.RAW_TRACEPOINT: self._bcc.BPF.RAW_TRACEPOINT,
-        }
         self.limits = limits
         self._bpf = self._compile(btf, ports, netns_cookie, limits)
-        wanted = {
-            choice.chosen.program: self._types[choice.chosen.mechanism]
-            for choice in choices
-            if choice.chosen is not None and choice.chosen.program is not None
-        }
-        wanted.update(dict.fromkeys((*_CONTINUATIONS, "sweep"), self._bcc.BPF.SCHED_CLS))
-        wanted["learn_agent"] = self._bcc.BPF.RAW_TRACEPOINT
-        self._fds = self._load(wanted)
+        self._loaded: dict[_Load, int] = {}
+        self._closing: list[int] = []
+        self._target_ids = _target_ids(btf, choices)
+        own = [*_CONTINUATIONS, "sweep", "learn_agent"]
+        wanted = [_Load(program) for program in own]
+        for choice in choices:
+            if choice.chosen is not None:
+                wanted += _loads_of(choice.chosen)
+        self._load_side_by_side(wanted)
         continuations = self._bpf[b"continuations"]
         for index, name in enumerate(_CONTINUATIONS):
-            continuations[ctypes.c_int(index)] = ctypes.c_int(self._fds[name])
-        libbpf.run_once(self._fds["learn_agent"], context=bytes(8))
+            continuations[ctypes.c_int(index)] = ctypes.c_int(self.fd(name))
+        libbpf.run_once(self.fd("learn_agent"), context=bytes(8))
 
     def fd(self, program: str) -> int:
-        """The file descriptor of a loaded program."""
-        return self._fds[program]
+        """The file descriptor of a program that is not bound to one target.
+
+        Raises:
+            KernelError: the kernel refused it.
+        """
+        return self._load(_Load(program))
+
+    def fds(self, candidate: Candidate) -> dict[str, int]:
+        """The file descriptors of the programs that serve a candidate, by target.
+
+        Raises:
+            KernelError: the kernel refused one.
+        """
+        return {
+            target: self._load(load)
+            for target, load in zip(candidate.targets, _loads_of(candidate), strict=True)
+        }
 
     def map_fd(self, name: str) -> int:
         """The file descriptor of a map."""
@@ -135,10 +145,13 @@ class Programs:
         """Ends the request in `slot` unless bytes of it were seen after `before_ktime_ns`."""
         orders = self._bpf[b"sweep_orders"]
         orders[ctypes.c_int(0)] = orders.Leaf(before_ktime_ns, slot, flag)
-        libbpf.run_once(self._fds["sweep"], data=bytes(64))
+        libbpf.run_once(self.fd("sweep"), data=bytes(64))
 
     def close(self) -> None:
         """Unloads everything that is not attached any more."""
+        for fd in self._closing:
+            os.close(fd)
+        self._closing.clear()
         self._bpf.cleanup()
 
     def _compile(
@@ -165,32 +178,91 @@ class Programs:
                 f"the compiler's whole output is in {log}; please report it with that file"
             ) from error
 
-    def _load(self, wanted: dict[str, int]) -> dict[str, int]:
-        """Loads programs side by side, since the verifier takes long over some of them.
+    def _load_side_by_side(self, wanted: list[_Load]) -> None:
+        """Loads in threads, since the verifier takes long over some programs.
 
-        Args:
-            wanted: name -> program type.
-        Returns:
-            name -> file descriptor.
+        What the kernel refuses here is refused again, and told, when it is asked for.
         """
-        with ThreadPoolExecutor() as pool, _CapturedStderr() as diagnostics:
-            futures = {
-                name: pool.submit(self._bpf.load_func, name.encode(), kind)
-                for name, kind in wanted.items()
-            }
-            wait(futures.values())
-        fds = {}
-        for name, future in futures.items():
-            error = future.exception()
-            if error is not None:
-                log = _keep_log(name, diagnostics.text)
-                raise KernelError(
-                    f"the kernel refused program {name} ({error}): "
-                    f"{_last_verdict(diagnostics.text)}; the verifier's whole log is in {log}; "
-                    "please report it with that file"
-                ) from error
-            fds[name] = future.result().fd
-        return fds
+        with ThreadPoolExecutor() as pool, _CapturedStderr():
+            wait([pool.submit(self._load_once, load) for load in dict.fromkeys(wanted)])
+
+    def _load(self, load: _Load) -> int:
+        if load in self._loaded:
+            return self._loaded[load]
+        with _CapturedStderr() as diagnostics:
+            try:
+                return self._load_once(load)
+            except Exception as error:
+                refusal = error
+        text = refusal.log if isinstance(refusal, libbpf.VerifierError) else diagnostics.text
+        log = _keep_log(load.program, text)
+        raise KernelError(
+            f"the kernel refused program {load} ({refusal}): {_last_verdict(text)}; "
+            f"the verifier's whole log is in {log}; please report it with that file"
+        ) from refusal
+
+    def _load_once(self, load: _Load) -> int:
+        if load.attach_type is None:
+            fd = self._bpf.load_func(load.program.encode(), self._kind_of(load.program)).fd
+        else:
+            fd = libbpf.load_tracing(
+                load.program,
+                self._bpf.dump_func(load.program.encode()),
+                load.attach_type,
+                self._target_ids[load.attach_type, load.target],
+            )
+            self._closing.append(fd)
+        self._loaded[load] = fd
+        return fd
+
+    def _kind_of(self, program: str) -> int:
+        """BCC's number for a program's type, which follows from its file in bpf/."""
+        bpf = self._bcc.BPF
+        kinds = {"xdp": bpf.XDP, "probed": bpf.KPROBE, "learn": bpf.RAW_TRACEPOINT}
+        return kinds.get(program.split("_")[0], bpf.SCHED_CLS)
+
+
+@dataclass(frozen=True)
+class _Load:
+    """A program as it is loaded: a typed one anew for each target.
+
+    Attributes:
+        attach_type: of a typed program; None for all others.
+    """
+
+    program: str
+    attach_type: int | None = None
+    target: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.program} for {self.target}" if self.target else self.program
+
+
+_ATTACH_TYPES = {
+    Mechanism.FENTRY: libbpf.BPF_TRACE_FENTRY,
+    Mechanism.TRACEPOINT: libbpf.BPF_TRACE_RAW_TP,
+}
+
+
+def _loads_of(candidate: Candidate) -> list[_Load]:
+    """What to load for a candidate, one for each of its targets."""
+    attach_type = _ATTACH_TYPES.get(candidate.mechanism)
+    if attach_type is None:
+        return [_Load(candidate.program)] * len(candidate.targets)
+    return [_Load(candidate.program, attach_type, target) for target in candidate.targets]
+
+
+def _target_ids(btf: Btf, choices: tuple[Choice, ...]) -> dict[tuple[int, str], int]:
+    """The BTF ids of what typed programs may be loaded for, by attach type and name."""
+    ids = {}
+    for choice in choices:
+        for candidate in (v.candidate for v in choice.verdicts if v.available):
+            for target in candidate.targets:
+                if candidate.mechanism is Mechanism.FENTRY:
+                    ids[libbpf.BPF_TRACE_FENTRY, target] = btf.function_id(target)
+                elif candidate.mechanism is Mechanism.TRACEPOINT:
+                    ids[libbpf.BPF_TRACE_RAW_TP, target] = btf.tracepoint_id(target)
+    return ids
 
 
 class _CapturedStderr:

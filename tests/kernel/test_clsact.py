@@ -37,7 +37,7 @@ def load_by_clsact(netns) -> tuple[Programs, tuple[Choice, ...]]:
     """The programs, to be attached by clsact in both directions of TC."""
     with Btf.of_kernel() as btf:
         choices = tuple(
-            Choice(choice.hook, choice.verdicts, choice.hook.candidates[1])
+            choice.without(choice.hook.candidates[0], "not in this test")
             if choice.hook.name in ("ingress", "egress")
             else choice
             for choice in choose(btf)

@@ -37,7 +37,7 @@ with Btf.of_kernel() as btf:
     choices = choose(btf)
     programs = Programs(btf, (int(sys.argv[3]),), netns.cookie, choices, Limits(64, 8192))
 with attached(programs, choices, find_interfaces((sys.argv[2],), netns), netns):
-    fds = {programs.fd(choice.chosen.program) for choice in choices if choice.chosen}
+    fds = [fd for choice in choices if choice.chosen for fd in programs.fds(choice.chosen).values()]
     print(*fds, flush=True)
     signal.pause()
 """

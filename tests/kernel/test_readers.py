@@ -132,8 +132,7 @@ def test_every_way_to_read(lab: Lab, meter: Meter, read: Callable[[socket.socket
     assert Stamp.READ_LAST not in at
 
 
-def test_bytes_spliced_out_of_the_socket_were_not_read(lab: Lab, meter: Meter) -> None:
-    """They never come to the application: the stamp is absent, and not guessed."""
+def test_bytes_spliced_out_of_the_socket_were_taken_too(lab: Lab, meter: Meter) -> None:
     pair = lab.connect()
     pair.send_segment(ASKED)
     reading, writing = os.pipe()
@@ -145,7 +144,9 @@ def test_bytes_spliced_out_of_the_socket_were_not_read(lab: Lab, meter: Meter) -
     pair.answer(OK)
     record = meter.record()
     assert flags(record) == WHOLE
-    assert Stamp.READ not in stamps(record)
+    at = stamps(record)
+    assert at[Stamp.QUEUED] < at[Stamp.READ] < at[Stamp.WRITE]
+    assert record["pid"] == os.getpid()
     meter.assert_next_is_right(pair, 1)
 
 

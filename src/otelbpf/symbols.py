@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the compiler made of the kernel's functions, from /proc/kallsyms.
+
+A function may be there whole, or only as a clone with changed arguments
+(`.isra`), or it may be bypassed: some callers use a specialised clone
+(`.constprop`), or have its first part inlined and call the rest (`.part`).
+A probe on its name would then never run, or miss calls.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+KALLSYMS = Path("/proc/kallsyms")
+#: Of the function's own code, moved out of the way or renamed as a whole: nothing is missed.
+_HARMLESS = re.compile(r"\.(cold|llvm)(\.\d+)?$")
+
+
+class Symbols:
+    """The kernel's symbols.
+
+    Args:
+        text: as /proc/kallsyms has them, a line each: address, type, name.
+    """
+
+    def __init__(self, text: bytes) -> None:
+        self._text = text
+
+    @classmethod
+    def of_kernel(cls) -> Symbols:
+        """The running kernel's; none if it does not tell."""
+        try:
+            return cls(KALLSYMS.read_bytes())
+        except OSError:
+            return cls(b"")
+
+    def variants(self, function: str) -> list[str]:
+        """The names that the compiler gave to `function` and to what it made of it."""
+        found = []
+        for suffix in (b"\n", b"\t", b"."):
+            needle = b" " + function.encode() + suffix
+            at = self._text.find(needle)
+            while at >= 0:
+                name = self._text[at + 1 : self._text.index(b"\n", at)].split(b"\t")[0].decode()
+                if name not in found:
+                    found.append(name)
+                at = self._text.find(needle, at + 1)
+        return found
+
+    def why_not_probed(self, function: str) -> str | None:
+        """Why a probe on `function` would miss calls of it, or read wrong arguments; else None."""
+        variants = self.variants(function)
+        clones = [name for name in variants if name != function and not _HARMLESS.search(name)]
+        if function not in variants:
+            if clones:
+                return (
+                    f"the compiler left only {', '.join(clones)} of {function}, whose arguments "
+                    "may be others"
+                )
+            return f"this kernel has no function {function}, or it was inlined everywhere"
+        if clones:
+            return f"some callers of {function} use {', '.join(clones)} instead"
+        return None
