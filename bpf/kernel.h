@@ -37,6 +37,17 @@ static __always_inline u64 at_most(u64 max, u64 value)
  */
 enum access { DIRECT, BY_COPY };
 
+/*
+ * A copy of a pointer to use as a map's key. A key lies in memory, and what was
+ * read back from there is no pointer to the verifiers of 6.1 and 6.12 any more:
+ * the compiler must not use this copy in the original's place.
+ */
+static __always_inline u64 as_number(u64 pointer)
+{
+	asm volatile("" : "+r"(pointer));
+	return pointer;
+}
+
 static __always_inline void copy_bytes(void *to, u32 size, u64 address)
 {
 	if (bpf_probe_read_kernel(to, size, (void *)address))

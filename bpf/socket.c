@@ -108,6 +108,7 @@ static __always_inline int handle_write(u64 sk, enum access access)
 /* A socket that the agent connects: its own port is known once that is done. */
 static __always_inline void watch_own_connect(u64 sk, u32 state)
 {
+	u64 key = as_number(sk);
 	int zero = 0;
 	struct settings *s;
 	u8 own = 1;
@@ -115,9 +116,9 @@ static __always_inline void watch_own_connect(u64 sk, u32 state)
 	if (state == TCP_SYN_SENT) {
 		s = settings.lookup(&zero);
 		if (s && s->agent_tgid == bpf_get_current_pid_tgid() >> 32)
-			connecting.update(&sk, &own);
-	} else if (connecting.lookup(&sk)) {
-		connecting.delete(&sk);
+			connecting.update(&key, &own);
+	} else if (connecting.lookup(&key)) {
+		connecting.delete(&key);
 		if (state == TCP_ESTABLISHED)
 			leave_own_export_alone(sk);
 	}
@@ -193,6 +194,7 @@ int probed_tcp(struct pt_regs *ctx)
 int probed_queued(struct pt_regs *ctx) { return handle_queued(PT_REGS_PARM1(ctx), BY_COPY); }
 int probed_read(struct pt_regs *ctx) { return handle_read(PT_REGS_PARM1(ctx), BY_COPY); }
 int probed_write(struct pt_regs *ctx) { return handle_write(PT_REGS_PARM1(ctx), BY_COPY); }
+int probed_sendfile(struct pt_regs *ctx) { return handle_write(PT_REGS_PARM1(ctx), BY_COPY); }
 
 /* Run once by the agent itself, so that its own id is the kernel's idea of it. */
 int learn_agent(struct bpf_raw_tracepoint_args *ctx)

@@ -70,15 +70,15 @@ def _require_ethernet(name: str) -> None:
 
 @dataclass
 class _Probe:
-    """A hook's programs where they are attached."""
+    """A hook's program, attached."""
 
     choice: Choice
     candidate: Candidate
-    programs: tuple[int, ...]
+    program: int
     stack: contextlib.ExitStack
 
     def missed(self) -> int:
-        return sum(libbpf.program_info(fd).missed for fd in self.programs)
+        return libbpf.program_info(self.program).missed
 
 
 class Attachments:
@@ -148,12 +148,11 @@ class Attachments:
         while waiting:
             probes = [probe for choice in waiting if (probe := self._attach_best(programs, choice))]
             silent = silent_programs(
-                [fd for probe in probes if probe.choice.hook.passed_by_all
-                 for fd in probe.programs]
+                [probe.program for probe in probes if probe.choice.hook.passed_by_all]
             )
             waiting = []
             for probe in probes:
-                if silent.isdisjoint(probe.programs):
+                if probe.program not in silent:
                     self._probes.append(probe)
                     self._stack.push(probe.stack)
                     continue
@@ -175,16 +174,15 @@ class Attachments:
             candidate = choice.chosen
             with contextlib.ExitStack() as stack:
                 try:
-                    fds = programs.fds(candidate)
-                    for target, fd in fds.items():
-                        _attach_probe(stack, candidate.mechanism, target, fd)
+                    fd = programs.fd_of(candidate)
+                    _attach_probe(stack, candidate, fd)
                 except KernelError as error:
                     choice = choice.without(candidate, str(error))
                 except OSError as error:
                     reason = f"the kernel would not attach it: {error.strerror}"
                     choice = choice.without(candidate, reason)
                 else:
-                    return _Probe(choice, candidate, tuple(fds.values()), stack.pop_all())
+                    return _Probe(choice, candidate, fd, stack.pop_all())
         require((choice,))
         return None
 
@@ -224,7 +222,7 @@ class Attachments:
     ) -> None:
         direction = choice.hook.name
         fd = programs.fd(choice.chosen.program)
-        if choice.chosen.targets == ("clsact",):
+        if choice.chosen.target == "clsact":
             self._stack.enter_context(clsact.attached(netns, ifindex, fd, direction))
             self._on_interfaces.append(f"clsact {direction} on {name}")
             return
@@ -244,12 +242,10 @@ class Attachments:
         self._keep(link, f"tcx {direction} on {name}")
 
 
-def _attach_probe(
-    stack: contextlib.ExitStack, mechanism: Mechanism, target: str, fd: int
-) -> None:
-    """Attaches one program to the kernel's code for as long as `stack` is not closed."""
-    if mechanism is Mechanism.KPROBE:
-        for part in libbpf.attach_kprobe(target, fd):
+def _attach_probe(stack: contextlib.ExitStack, candidate: Candidate, fd: int) -> None:
+    """Attaches a program to the kernel's code for as long as `stack` is not closed."""
+    if candidate.mechanism is Mechanism.KPROBE:
+        for part in libbpf.attach_kprobe(candidate.target, fd):
             stack.callback(os.close, part)
     else:
         stack.callback(os.close, libbpf.attach_tracing(fd))

@@ -91,7 +91,7 @@ class Report:
                         "candidates": [
                             {
                                 "mechanism": verdict.candidate.mechanism.value,
-                                "targets": list(verdict.candidate.targets),
+                                "target": verdict.candidate.target,
                                 "available": verdict.available,
                                 "reason": verdict.reason,
                             }
@@ -115,7 +115,7 @@ class Report:
             lines += ["", f"  {'stamp':<20} {'hook':<38} passed over"]
         for choice in self.choices:
             stamps = ", ".join(choice.hook.stamps) or f"({choice.hook.name})"
-            lines.append(f"  {stamps:<20} {_describe(choice) or 'none: it will be absent':<38} "
+            lines.append(f"  {stamps:<20} {_describe(choice) or _nothing(choice):<38} "
                          + _passed_over(choice))
         lines += ["", "otelbpf can run here." if self.can_run else "otelbpf cannot run here."]
         return "\n".join(line.rstrip() for line in lines)
@@ -125,6 +125,12 @@ def _describe(choice: Choice) -> str | None:
     if choice.chosen is None:
         return None
     return str(choice.chosen)
+
+
+def _nothing(choice: Choice) -> str:
+    if choice.hook.not_everywhere:
+        return f"none of its own for {choice.hook.name}"
+    return "none: it will be absent"
 
 
 def _passed_over(choice: Choice) -> str:

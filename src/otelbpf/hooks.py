@@ -30,7 +30,7 @@ class Mechanism(StrEnum):
     KPROBE = "kprobe"
 
 
-#: Those that can be forced upon the hooks that know them.
+#: Those of which one can be forced upon the hooks that have a choice.
 FORCEABLE = (Mechanism.FENTRY, Mechanism.TRACEPOINT, Mechanism.KPROBE)
 
 
@@ -39,17 +39,16 @@ class Candidate:
     """One way to get a stamp.
 
     Attributes:
-        targets: the kernel's names of the place. The first must be there; of
-            the others, which some kernels have besides, those that are.
+        target: the kernel's name of the place.
         program: the function in bpf/ that serves it.
     """
 
     mechanism: Mechanism
-    targets: tuple[str, ...]
+    target: str
     program: str
 
     def __str__(self) -> str:
-        return f"{self.mechanism} {', '.join(self.targets)}"
+        return f"{self.mechanism} {self.target}"
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,8 @@ class Hook:
         arguments: the structures that its first arguments point to.
         required: without it there is no ledger at all.
         passed_by_all: by every exchange over TCP, on whatever connection.
+        not_everywhere: a way of its own that only some kernels have; nothing is
+            missing on the others.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Hook:
     arguments: tuple[str, ...] = ()
     required: bool = False
     passed_by_all: bool = False
+    not_everywhere: bool = False
 
     @property
     def on_interface(self) -> bool:
@@ -79,30 +81,20 @@ class Hook:
 
 
 def _tracepoint(target: str, name: str) -> Candidate:
-    return Candidate(Mechanism.TRACEPOINT, (target,), f"traced_{name}")
+    return Candidate(Mechanism.TRACEPOINT, target, f"traced_{name}")
 
 
-def _function(name: str, *targets: str) -> tuple[Candidate, Candidate]:
-    """A function's entry: as a typed program costs least, as a kprobe most."""
-    return (
-        Candidate(Mechanism.FENTRY, targets, f"traced_{name}"),
-        Candidate(Mechanism.KPROBE, targets, f"probed_{name}"),
-    )
+def _fentry(target: str, name: str) -> Candidate:
+    return Candidate(Mechanism.FENTRY, target, f"traced_{name}")
 
 
-def _socket_hook(
-    name: str,
-    stamps: tuple[str, ...],
-    purpose: str,
-    arguments: tuple[str, ...],
-    functions: tuple[str, ...],
-    tracepoint: str,
-) -> Hook:
-    fentry, kprobe = _function(name, *functions)
-    return Hook(
-        name, stamps, purpose, (fentry, _tracepoint(tracepoint, name), kprobe), arguments,
-        passed_by_all=True,
-    )
+def _kprobe(target: str, name: str) -> Candidate:
+    return Candidate(Mechanism.KPROBE, target, f"probed_{name}")
+
+
+def _by_cost(name: str, function: str, tracepoint: str) -> tuple[Candidate, ...]:
+    """A function's entry, or the tracepoint in it: what costs least comes first."""
+    return _fentry(function, name), _tracepoint(tracepoint, name), _kprobe(function, name)
 
 
 HOOKS: tuple[Hook, ...] = (
@@ -110,32 +102,40 @@ HOOKS: tuple[Hook, ...] = (
         "arrival",
         ("nic", "nic_last"),
         "the driver hands over a packet",
-        (Candidate(Mechanism.XDP, ("native",), "xdp_arrival"),
-         Candidate(Mechanism.XDP, ("generic",), "xdp_arrival")),
+        (Candidate(Mechanism.XDP, "native", "xdp_arrival"),
+         Candidate(Mechanism.XDP, "generic", "xdp_arrival")),
     ),
     Hook(
         "ingress",
         ("tc", "acked"),
         "traffic control, inbound: requests and acknowledgements",
-        (Candidate(Mechanism.TC, ("tcx",), "tc_ingress"),
-         Candidate(Mechanism.TC, ("clsact",), "tc_ingress")),
+        (Candidate(Mechanism.TC, "tcx", "tc_ingress"),
+         Candidate(Mechanism.TC, "clsact", "tc_ingress")),
         required=True,
     ),
     Hook(
         "egress",
         ("tc_out", "tc_out_last"),
         "traffic control, outbound: responses",
-        (Candidate(Mechanism.TC, ("tcx",), "tc_egress"),
-         Candidate(Mechanism.TC, ("clsact",), "tc_egress")),
+        (Candidate(Mechanism.TC, "tcx", "tc_egress"),
+         Candidate(Mechanism.TC, "clsact", "tc_egress")),
         required=True,
     ),
-    _socket_hook(
-        "tcp", ("tcp",), "TCP takes a segment", ("sock", "sk_buff"),
-        ("tcp_rcv_established",), "tcp_probe",
+    Hook(
+        "tcp",
+        ("tcp",),
+        "TCP takes a segment",
+        _by_cost("tcp", "tcp_rcv_established", "tcp_probe"),
+        ("sock", "sk_buff"),
+        passed_by_all=True,
     ),
-    _socket_hook(
-        "queued", ("queued",), "bytes are on the socket's receive queue", ("sock",),
-        ("sock_def_readable",), "sk_data_ready",
+    Hook(
+        "queued",
+        ("queued",),
+        "bytes are on the socket's receive queue",
+        _by_cost("queued", "sock_def_readable", "sk_data_ready"),
+        ("sock",),
+        passed_by_all=True,
     ),
     Hook("waking", ("woken",), "a task is woken", (_tracepoint("sched_waking", "waking"),),
          ("task_struct",)),
@@ -144,14 +144,31 @@ HOOKS: tuple[Hook, ...] = (
     Hook("switch", ("running",), "a task gets a CPU", (_tracepoint("sched_switch", "switch"),)),
     # Not the return of tcp_recvmsg(): a reader waits inside that function, and a kretprobe can
     # follow no more calls at once than it was given instances; it misses the other returns.
-    _socket_hook(
-        "read", ("read", "read_last"), "the application has read", ("sock",),
-        ("tcp_rcv_space_adjust",), "tcp_rcv_space_adjust",
+    Hook(
+        "read",
+        ("read", "read_last"),
+        "the application has read",
+        _by_cost("read", "tcp_rcv_space_adjust", "tcp_rcv_space_adjust"),
+        ("sock",),
+        passed_by_all=True,
     ),
-    # sendfile() has a way of its own, tcp_sendpage_locked(), on kernels before 6.5.
-    _socket_hook(
-        "write", ("write", "write_last"), "the application writes", ("sock",),
-        ("tcp_sendmsg_locked", "tcp_sendpage_locked"), "tcp_sendmsg_locked",
+    Hook(
+        "write",
+        ("write", "write_last"),
+        "the application writes",
+        _by_cost("write", "tcp_sendmsg_locked", "tcp_sendmsg_locked"),
+        ("sock",),
+        passed_by_all=True,
+    ),
+    # Since 6.5 sendfile() takes the way of all other writes.
+    Hook(
+        "sendfile",
+        ("write", "write_last"),
+        "the application writes by sendfile()",
+        (_fentry("do_tcp_sendpages", "write"), _kprobe("do_tcp_sendpages", "sendfile")),
+        ("sock",),
+        passed_by_all=True,
+        not_everywhere=True,
     ),
     Hook(
         "state",
@@ -170,7 +187,6 @@ class Verdict:
     """What was found out about one candidate on this kernel.
 
     Attributes:
-        candidate: with those of its targets that are there.
         tried: it looked available, and failed when it was used.
     """
 
@@ -217,8 +233,8 @@ class Choice:
         )
 
     def only(self, mechanism: Mechanism) -> Choice:
-        """The same, but by `mechanism` alone; a hook that never has it stays as it is."""
-        if all(v.candidate.mechanism is not mechanism for v in self.verdicts):
+        """The same, but by `mechanism` alone; a hook with but one way stays as it is."""
+        if len({v.candidate.mechanism for v in self.verdicts} & set(FORCEABLE)) < 2:
             return self
         return replace(
             self,
@@ -242,11 +258,6 @@ class Kernel:
 
     def look_at(self, hook: Hook, candidate: Candidate) -> Verdict:
         """Can `candidate` serve `hook` here?"""
-        present = tuple(
-            target for target in candidate.targets[1:]
-            if self._btf.has_function(target) and not self._symbols.why_not_probed(target)
-        )
-        candidate = replace(candidate, targets=(candidate.targets[0], *present))
         look: Callable[[Candidate, tuple[str, ...]], tuple[bool, str]] = {
             Mechanism.XDP: self._look_at_xdp,
             Mechanism.TC: self._look_at_tc,
@@ -257,12 +268,12 @@ class Kernel:
         return Verdict(candidate, *look(candidate, hook.arguments))
 
     def _look_at_xdp(self, candidate: Candidate, _: tuple[str, ...]) -> tuple[bool, str]:
-        if candidate.targets == ("generic",):
+        if candidate.target == "generic":
             return True, "works on every interface, after the packet's buffer was made"
         return True, "if the interface's driver has it"
 
     def _look_at_tc(self, candidate: Candidate, _: tuple[str, ...]) -> tuple[bool, str]:
-        if candidate.targets == ("clsact",):
+        if candidate.target == "clsact":
             return True, "filter on a clsact qdisc"
         if not self._btf.has_function("tcx_link_attach"):
             return False, "this kernel has no tcx links"
@@ -271,7 +282,7 @@ class Kernel:
     def _look_at_tracepoint(
         self, candidate: Candidate, arguments: tuple[str, ...]
     ) -> tuple[bool, str]:
-        (target,) = candidate.targets
+        target = candidate.target
         if not self._btf.has_tracepoint(target):
             return False, f"this kernel has no tracepoint {target}"
         found = self._btf.tracepoint_arguments(target)
@@ -282,12 +293,12 @@ class Kernel:
     ) -> tuple[bool, str]:
         if not libbpf.KPROBE_EVENTS.exists():
             return False, "this kernel has no kprobes (CONFIG_KPROBE_EVENTS)"
-        return self._look_at_function(candidate.targets[0], arguments)
+        return self._look_at_function(candidate.target, arguments)
 
     def _look_at_fentry(
         self, candidate: Candidate, arguments: tuple[str, ...]
     ) -> tuple[bool, str]:
-        target = candidate.targets[0]
+        target = candidate.target
         available, reason = self._look_at_function(target, arguments)
         if not available:
             return available, reason
@@ -331,7 +342,7 @@ def choose(btf: Btf, only: Mechanism | None = None) -> tuple[Choice, ...]:
     """What each hook gets on the kernel that `btf` describes. Attaches nothing.
 
     Args:
-        only: one of FORCEABLE, for the hooks that know it; None: the best of each.
+        only: one of FORCEABLE, for the hooks that have a choice; None: the best of each.
     """
     kernel = Kernel(btf)
     choices = (

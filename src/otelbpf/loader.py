@@ -102,7 +102,7 @@ class Programs:
         wanted = [_Load(program) for program in own]
         for choice in choices:
             if choice.chosen is not None:
-                wanted += _loads_of(choice.chosen)
+                wanted.append(_load_of(choice.chosen))
         self._load_side_by_side(wanted)
         continuations = self._bpf[b"continuations"]
         for index, name in enumerate(_CONTINUATIONS):
@@ -117,16 +117,13 @@ class Programs:
         """
         return self._load(_Load(program))
 
-    def fds(self, candidate: Candidate) -> dict[str, int]:
-        """The file descriptors of the programs that serve a candidate, by target.
+    def fd_of(self, candidate: Candidate) -> int:
+        """The file descriptor of the program that serves a candidate.
 
         Raises:
-            KernelError: the kernel refused one.
+            KernelError: the kernel refused it.
         """
-        return {
-            target: self._load(load)
-            for target, load in zip(candidate.targets, _loads_of(candidate), strict=True)
-        }
+        return self._load(_load_of(candidate))
 
     def map_fd(self, name: str) -> int:
         """The file descriptor of a map."""
@@ -244,12 +241,11 @@ _ATTACH_TYPES = {
 }
 
 
-def _loads_of(candidate: Candidate) -> list[_Load]:
-    """What to load for a candidate, one for each of its targets."""
+def _load_of(candidate: Candidate) -> _Load:
     attach_type = _ATTACH_TYPES.get(candidate.mechanism)
     if attach_type is None:
-        return [_Load(candidate.program)] * len(candidate.targets)
-    return [_Load(candidate.program, attach_type, target) for target in candidate.targets]
+        return _Load(candidate.program)
+    return _Load(candidate.program, attach_type, candidate.target)
 
 
 def _target_ids(btf: Btf, choices: tuple[Choice, ...]) -> dict[tuple[int, str], int]:
@@ -257,11 +253,12 @@ def _target_ids(btf: Btf, choices: tuple[Choice, ...]) -> dict[tuple[int, str], 
     ids = {}
     for choice in choices:
         for candidate in (v.candidate for v in choice.verdicts if v.available):
-            for target in candidate.targets:
-                if candidate.mechanism is Mechanism.FENTRY:
-                    ids[libbpf.BPF_TRACE_FENTRY, target] = btf.function_id(target)
-                elif candidate.mechanism is Mechanism.TRACEPOINT:
-                    ids[libbpf.BPF_TRACE_RAW_TP, target] = btf.tracepoint_id(target)
+            if candidate.mechanism is Mechanism.FENTRY:
+                id_ = btf.function_id(candidate.target)
+                ids[libbpf.BPF_TRACE_FENTRY, candidate.target] = id_
+            elif candidate.mechanism is Mechanism.TRACEPOINT:
+                id_ = btf.tracepoint_id(candidate.target)
+                ids[libbpf.BPF_TRACE_RAW_TP, candidate.target] = id_
     return ids
 
 

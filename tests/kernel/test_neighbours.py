@@ -37,7 +37,7 @@ with Btf.of_kernel() as btf:
     choices = choose(btf)
     programs = Programs(btf, (int(sys.argv[3]),), netns.cookie, choices, Limits(64, 8192))
 with attached(programs, choices, find_interfaces((sys.argv[2],), netns), netns):
-    fds = [fd for choice in choices if choice.chosen for fd in programs.fds(choice.chosen).values()]
+    fds = [programs.fd_of(choice.chosen) for choice in choices if choice.chosen]
     print(*fds, flush=True)
     signal.pause()
 """
