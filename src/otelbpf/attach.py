@@ -70,15 +70,24 @@ def _require_ethernet(name: str) -> None:
 
 @dataclass
 class _Probe:
-    """A hook's program, attached."""
+    """A hook's program, attached.
+
+    Attributes:
+        link: its file descriptor.
+        stack: closing it detaches.
+    """
 
     choice: Choice
     candidate: Candidate
     program: int
+    link: int
     stack: contextlib.ExitStack
 
     def missed(self) -> int:
-        return libbpf.program_info(self.program).missed
+        missed = libbpf.program_info(self.program).missed
+        if self.candidate.mechanism is Mechanism.KPROBE:
+            missed += libbpf.kprobe_missed(self.link)
+        return missed
 
 
 class Attachments:
@@ -175,14 +184,14 @@ class Attachments:
             with contextlib.ExitStack() as stack:
                 try:
                     fd = programs.fd_of(candidate)
-                    _attach_probe(stack, candidate, fd)
+                    link = _attach_probe(stack, candidate, fd)
                 except KernelError as error:
                     choice = choice.without(candidate, str(error))
                 except OSError as error:
                     reason = f"the kernel would not attach it: {error.strerror}"
                     choice = choice.without(candidate, reason)
                 else:
-                    return _Probe(choice, candidate, fd, stack.pop_all())
+                    return _Probe(choice, candidate, fd, link, stack.pop_all())
         require((choice,))
         return None
 
@@ -242,13 +251,15 @@ class Attachments:
         self._keep(link, f"tcx {direction} on {name}")
 
 
-def _attach_probe(stack: contextlib.ExitStack, candidate: Candidate, fd: int) -> None:
-    """Attaches a program to the kernel's code for as long as `stack` is not closed."""
+def _attach_probe(stack: contextlib.ExitStack, candidate: Candidate, fd: int) -> int:
+    """Attaches a program to the kernel's code until `stack` is closed; gives its link."""
     if candidate.mechanism is Mechanism.KPROBE:
-        for part in libbpf.attach_kprobe(candidate.target, fd):
-            stack.callback(os.close, part)
+        link, event = libbpf.attach_kprobe(candidate.target, fd)
+        stack.callback(os.close, event)
     else:
-        stack.callback(os.close, libbpf.attach_tracing(fd))
+        link = libbpf.attach_tracing(fd)
+    stack.callback(os.close, link)
+    return link
 
 
 @contextlib.contextmanager

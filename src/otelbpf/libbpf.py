@@ -14,6 +14,7 @@ import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from otelbpf.errors import KernelError
 
@@ -97,6 +98,15 @@ class _ProgInfo(ctypes.Structure):
     ]
 
 
+class _LinkInfo(ctypes.Structure):
+    """struct bpf_link_info of a kprobe's link; a kernel that does not know a field leaves it 0."""
+
+    _fields_ = [
+        ("before_missed", ctypes.c_uint8 * 48),
+        ("missed", ctypes.c_uint64),
+    ]
+
+
 class _PerfEventAttr(ctypes.Structure):
     """struct perf_event_attr as of PERF_ATTR_SIZE_VER1."""
 
@@ -115,6 +125,7 @@ class _PerfEventAttr(ctypes.Structure):
     ]
 
 
+_Info = TypeVar("_Info", _ProgInfo, _LinkInfo)
 KPROBE_EVENTS = Path("/sys/bus/event_source/devices/kprobe/type")
 _PERF_EVENT_OPEN = 298  # the number of the system call on x86-64
 _PERF_FLAG_FD_CLOEXEC = 8
@@ -252,6 +263,19 @@ def attach_kprobe(function: str, program_fd: int) -> tuple[int, int]:
         raise
 
 
+def kprobe_missed(link_fd: int) -> int:
+    """How often a kprobe was hit while the kernel could not run it, as far as it tells.
+
+    Kernels before 6.7 do not count it, and 0 is all they say.
+
+    Args:
+        link_fd: of attach_kprobe().
+    Raises:
+        OSError: the kernel's refusal.
+    """
+    return _info(link_fd, _LinkInfo()).missed
+
+
 def enable_run_counts() -> int:
     """The kernel counts programs' runs until the descriptor is closed.
 
@@ -268,12 +292,14 @@ def program_info(program_fd: int) -> ProgramInfo:
     Raises:
         OSError: the kernel's refusal.
     """
-    info = _ProgInfo()
-    size = ctypes.c_uint32(ctypes.sizeof(info))
-    _checked(
-        library().bpf_obj_get_info_by_fd(program_fd, ctypes.byref(info), ctypes.byref(size))
-    )
+    info = _info(program_fd, _ProgInfo())
     return ProgramInfo(info.run_cnt, info.recursion_misses)
+
+
+def _info(fd: int, info: _Info) -> _Info:
+    size = ctypes.c_uint32(ctypes.sizeof(info))
+    _checked(library().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)))
+    return info
 
 
 def run_once(program_fd: int, *, data: bytes = b"", context: bytes = b"") -> None:

@@ -13,8 +13,8 @@ import re
 from pathlib import Path
 
 KALLSYMS = Path("/proc/kallsyms")
-#: Of the function's own code, moved out of the way or renamed as a whole: nothing is missed.
-_HARMLESS = re.compile(r"\.(cold|llvm)(\.\d+)?$")
+#: A function's rare code, moved out of the way: whoever calls the function passes its start.
+_COLD = re.compile(r"\.cold(\.\d+)?$")
 
 
 class Symbols:
@@ -25,7 +25,8 @@ class Symbols:
     """
 
     def __init__(self, text: bytes) -> None:
-        self._text = text
+        # A line's end on both sides of each line.
+        self._text = text + b"\n"
 
     @classmethod
     def of_kernel(cls) -> Symbols:
@@ -51,7 +52,7 @@ class Symbols:
     def why_not_probed(self, function: str) -> str | None:
         """Why a probe on `function` would miss calls of it, or read wrong arguments; else None."""
         variants = self.variants(function)
-        clones = [name for name in variants if name != function and not _HARMLESS.search(name)]
+        clones = [name for name in variants if name != function and not _COLD.search(name)]
         if function not in variants:
             if clones:
                 return (

@@ -167,3 +167,22 @@ def test_a_kernel_without_btf(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setattr("otelbpf.btf.VMLINUX_BTF", tmp_path / "vmlinux")
     with pytest.raises(KernelError, match=r"has no BTF .*CONFIG_DEBUG_INFO_BTF=y"):
         Btf.of_kernel()
+
+
+def test_what_functions_and_tracepoints_pass_on(tmp_path: Path) -> None:
+    (tmp_path / "types.c").write_text("""
+struct one { int a; }; typedef struct one alias;
+typedef void (*btf_trace_made_up)(void *, const struct one *, int, alias *);
+__attribute__((noinline)) int called(const alias *x, int y, void *z) { return x->a + y + !z; }
+btf_trace_made_up used;
+int entry(struct one *x) { return called(x, 1, x); }
+""")
+    command = ["clang", "-target", "bpf", "-g", "-O1", "-c", "types.c", "-o", "types.o"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    with Btf.of_object(tmp_path / "types.o") as btf:
+        assert btf.function_arguments("called") == ("one", "", "")
+        assert btf.tracepoint_arguments("made_up") == ("one", "", "one")
+        assert btf.function_id("called") != btf.function_id("entry")
+        for missing in (btf.function_id, btf.tracepoint_id):
+            with pytest.raises(KeyError):
+                missing("nowhere")
