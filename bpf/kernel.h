@@ -21,6 +21,15 @@ struct pt_regs {
 #define AF_INET 2
 #define AF_INET6 10
 
+static __always_inline void count(u32 counter)
+{
+	u64 *value = counters.lookup(&counter);
+
+	/* Per CPU, but a softirq may come between the halves of a plain addition. */
+	if (value)
+		__sync_fetch_and_add(value, 1);
+}
+
 /* At most max, in a way that the verifier can follow and the compiler cannot undo. */
 static __always_inline u64 at_most(u64 max, u64 value)
 {
@@ -179,6 +188,12 @@ static __always_inline u16 sock_local_port(u64 sk, enum access access)
 static __always_inline u16 sock_peer_port(u64 sk, enum access access)
 {
 	return __builtin_bswap16(load_u16(sk + OFFSET_SOCK_COMMON_DPORT, access));
+}
+
+/* The kernel's own hash of an established connection. */
+static __always_inline u32 sock_hash(u64 sk, enum access access)
+{
+	return load_u32(sk + OFFSET_SOCK_COMMON_HASH, access);
 }
 
 /* Addresses only; 0, or -1 for a socket that is neither IPv4 nor IPv6. */

@@ -4,15 +4,6 @@
  * submitted or counted as lost, exactly once.
  */
 
-static __always_inline void count(u32 counter)
-{
-	u64 *value = counters.lookup(&counter);
-
-	/* Per CPU, but a softirq may come between the halves of a plain addition. */
-	if (value)
-		__sync_fetch_and_add(value, 1);
-}
-
 /* Sequence numbers and ordinals wrap; compare them as the kernel does. */
 static __always_inline bool before(u32 a, u32 b) { return (s32)(a - b) < 0; }
 
@@ -62,29 +53,6 @@ static __always_inline u64 mark_of(const struct marks *m, u32 seq)
 		}
 	}
 	return found ? ktime_ns : 0;
-}
-
-/* ---- connections ---- */
-
-static __always_inline struct connection *create_connection(struct connection_key *key, u64 now)
-{
-	struct connection *conn, *blank;
-	int zero = 0;
-
-	blank = blank_connection.lookup(&zero);
-	if (!blank)
-		return NULL;
-	connections.insert(key, blank);	/* if another CPU was first, its own stays */
-	conn = connections.lookup(key);
-	if (!conn) {
-		count(COUNT_CONNECTIONS_TABLE_FULL);
-		return NULL;
-	}
-	if (!conn->id) {
-		conn->id = now << 8 | (bpf_get_smp_processor_id() & 0xff);
-		conn->home = NO_SLOT;
-	}
-	return conn;
 }
 
 /* ---- requests in flight ---- */
@@ -138,9 +106,7 @@ static __always_inline struct exchange *claim_any(u32 *slot)
 }
 
 /* The request whose first byte is `seq`. NULL: it is counted as lost. */
-static __always_inline struct exchange *begin_request(struct connection *conn,
-						      const struct connection_key *key,
-						      u32 seq, u64 now)
+static __always_inline struct exchange *begin_request(struct connection *conn, u32 seq, u64 now)
 {
 	u32 ordinal = conn->begun, slot = conn->home;
 	struct exchange *x;
@@ -169,10 +135,10 @@ static __always_inline struct exchange *begin_request(struct connection *conn,
 	x->activity_ktime_ns = now;
 	x->record.connection_id = conn->id;
 	x->record.ordinal = ordinal;
-	__builtin_memcpy(x->record.peer_address, key->peer_address, 16);
-	__builtin_memcpy(x->record.local_address, key->local_address, 16);
-	x->record.peer_port = key->peer_port;
-	x->record.local_port = key->local_port;
+	__builtin_memcpy(x->record.peer_address, conn->key.peer_address, 16);
+	__builtin_memcpy(x->record.local_address, conn->key.local_address, 16);
+	x->record.peer_port = conn->key.peer_port;
+	x->record.local_port = conn->key.local_port;
 	x->record.stamp_ktime_ns[STAMP_NIC] = mark_of(&conn->arrivals, seq);
 	x->record.stamp_ktime_ns[STAMP_TC] = now;
 	/* Other CPUs may find it from here on, and find it whole. */

@@ -3,19 +3,21 @@
  * What the programs remember between two packets: connections, the requests in
  * flight on them, the tasks that read them, and counts.
  *
- * Set by the loader at compile time: MAX_CONNECTIONS, RING_PAGES.
+ * Set by the loader at compile time: CONNECTION_SETS, SOCKET_SLOTS,
+ * MAX_EXCHANGES, RING_PAGES.
  */
 
 #define IN_FLIGHT_MAX 16	/* requests in flight on one connection; a power of two */
 #define MARKS_RECENT 8		/* a power of two */
 #define READER_SLOTS 16384	/* a power of two */
+#define WAYS 8			/* a power of two */
 #define NO_SLOT 0xffffffffU
 
 enum direction { INBOUND = 0, OUTBOUND = 1 };
 
 /* Always seen from the measured server: peer is the client, local the server. */
 struct connection_key {
-	u8 peer_address[16];	/* IPv4 as IPv4-mapped IPv6 */
+	u8 peer_address[16] __attribute__((aligned(8)));	/* IPv4 as IPv4-mapped IPv6 */
 	u8 local_address[16];
 	u16 peer_port;		/* host order */
 	u16 local_port;
@@ -68,7 +70,10 @@ struct parser {
  * these hooks has stamped.
  */
 struct connection {
-	u64 id;
+	u64 id;			/* 0: nobody's, or not whole yet */
+	struct connection_key key;
+	u64 socket;		/* its struct sock, once a socket hook has seen it */
+	u64 used_ktime_ns;	/* by the peer */
 	u64 head_requests;	/* bit n % 64: request n is a HEAD */
 	struct parser inbound;
 	struct parser outbound;
@@ -78,12 +83,16 @@ struct connection {
 	u32 tcp;
 	u32 queued;
 	u32 read;
+	u32 place;		/* in the table of connections */
 	u32 home;		/* the slot last used, tried first while it is warm */
 	u32 flags;		/* enum request_flag: how the connection is ending */
 	u32 slot[IN_FLIGHT_MAX];
 	struct marks arrivals;	/* at XDP, inbound bytes */
 	struct marks writes;	/* at sendmsg, outbound bytes */
 };
+
+/* Whose the connections of a set are: see connections.h. 0: nobody's. */
+struct connection_tags { u64 of[WAYS]; };
 
 /* A task that reads measured connections: its last wake-up by one of them. */
 struct reader {
@@ -124,7 +133,8 @@ struct chunk_cursor {
 
 /* The segment being read, kept across tail calls. TC hooks do not nest: one a CPU. */
 struct scratch {
-	struct connection_key key;
+	u64 connection_id;
+	u32 place;		/* the connection's */
 	u32 seq;		/* of the payload's first byte */
 	u64 ktime_ns;
 	u32 payload_offset;	/* into the packet */
@@ -156,7 +166,9 @@ struct settings {
 	u32 unused;
 };
 
-BPF_TABLE("lru_hash", struct connection_key, struct connection, connections, MAX_CONNECTIONS);
+BPF_ARRAY(connections, struct connection, CONNECTION_SETS * WAYS);
+BPF_ARRAY(connection_tags, struct connection_tags, CONNECTION_SETS);
+BPF_ARRAY(socket_places, u32, SOCKET_SLOTS);
 BPF_ARRAY(blank_connection, struct connection, 1);
 BPF_F_TABLE("array", u32, struct exchange, exchanges, MAX_EXCHANGES, BPF_F_MMAPABLE);
 BPF_TABLE("lru_hash", u64, struct carry, carries, 1024);

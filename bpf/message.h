@@ -152,7 +152,7 @@ static __always_inline bool begin_inbound(struct scratch *s, struct connection *
 		return true;
 	}
 	start_message(&conn->inbound);
-	begin_request(conn, &s->key, s->seq + s->position, s->ktime_ns);
+	begin_request(conn, s->seq + s->position, s->ktime_ns);
 	return true;
 }
 

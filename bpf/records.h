@@ -123,7 +123,7 @@ enum counter {
 	COUNT_CONNECTIONS_OPENED = 9,
 	COUNT_CONNECTIONS_ADOPTED = 10,		/* older than the agent */
 	COUNT_CONNECTIONS_CLOSED = 11,
-	COUNT_CONNECTIONS_TABLE_FULL = 12,	/* a connection that could not be stored */
+	COUNT_CONNECTIONS_EVICTED = 12,		/* forgotten, to make room for another */
 	COUNT_CONNECTIONS_NOT_HTTP = 13,	/* not HTTP/1: TLS, HTTP/2, an upgrade */
 	COUNT_CONNECTIONS_OWN = 14,		/* the agent's own export, left alone */
 	COUNT_RESPONSES_UNASKED = 15,		/* bytes sent with no request in flight */

@@ -5,13 +5,31 @@
  * attach; what happens is in the handle_* functions.
  */
 
+/* The connection of a measured server's socket. */
 static __always_inline struct connection *connection_of(u64 sk, enum access access)
 {
+	u16 local_port = sock_local_port(sk, access);
 	struct connection_key key;
+	struct connection *conn;
+	u32 index, *place;
 
-	if (server_key(sk, sock_local_port(sk, access), &key, access))
+	if (!IS_MEASURED_PORT(local_port))
 		return NULL;
-	return connections.lookup(&key);
+	index = sock_hash(sk, access) & (SOCKET_SLOTS - 1);
+	place = socket_places.lookup(&index);
+	if (!place)
+		return NULL;
+	conn = connection_at(*place);
+	if (conn && conn->socket == sk)
+		return conn;
+	if (server_key(sk, local_port, &key, access))
+		return NULL;
+	conn = find_connection(&key);
+	if (conn) {
+		conn->socket = sk;
+		*place = conn->place;
+	}
+	return conn;
 }
 
 static __always_inline int handle_tcp(u64 sk, u64 skb, enum access access)
@@ -75,7 +93,7 @@ static __always_inline void leave_own_export_alone(u64 sk)
 	key.peer_port = sock_local_port(sk, DIRECT);
 	if (sock_addresses(sk, key.local_address, key.peer_address, DIRECT))
 		return;
-	conn = connections.lookup(&key);
+	conn = find_connection(&key);
 	if (!conn)
 		conn = create_connection(&key, bpf_ktime_get_ns());
 	if (!conn || conn->inbound.state == PARSER_OFF)
@@ -142,7 +160,7 @@ static __always_inline int handle_state(u64 sk, u32 state)
 						     : sock_local_port(sk, DIRECT),
 			      &key, DIRECT))
 		return 0;
-	conn = connections.lookup(&key);
+	conn = find_connection(&key);
 	if (state == TCP_CLOSE) {
 		if (!conn)
 			return 0;
@@ -150,7 +168,7 @@ static __always_inline int handle_state(u64 sk, u32 state)
 		if (!(conn->flags & (PEER_RESET | LOCAL_CLOSED)))
 			conn->flags |= LOCAL_RESET;
 		close_requests(conn);
-		connections.delete(&key);
+		delete_connection(conn);
 		count(COUNT_CONNECTIONS_CLOSED);
 		return 0;
 	}
@@ -161,7 +179,7 @@ static __always_inline int handle_state(u64 sk, u32 state)
 			return 0;
 		/* Else it is an earlier connection between the same ports. */
 		close_requests(conn);
-		connections.delete(&key);
+		delete_connection(conn);
 		conn = NULL;
 	}
 	/* XDP may have seen the first data packet already: its arrival stays. */

@@ -21,7 +21,7 @@ int sweep(struct __sk_buff *skb)
 	__builtin_memcpy(key.local_address, x->record.local_address, 16);
 	key.peer_port = x->record.peer_port;
 	key.local_port = x->record.local_port;
-	conn = connections.lookup(&key);
+	conn = find_connection(&key);
 	if (conn && conn->id == x->record.connection_id)
 		x->record.flags |= conn->flags;
 	if (x->record.flags & REQUEST_ANSWERED) {

@@ -62,6 +62,14 @@ static __always_inline int feed_rest(struct __sk_buff *skb, struct scratch *s,
 	return -1;
 }
 
+/* What fill_scratch() noted; NULL: another connection has its place by now. */
+static __always_inline struct connection *continued_connection(const struct scratch *s)
+{
+	struct connection *conn = connection_at(s->place);
+
+	return conn && conn->id == s->connection_id ? conn : NULL;
+}
+
 /* Both directions continue here with a chunked body. */
 int tc_chunks(struct __sk_buff *skb)
 {
@@ -75,7 +83,7 @@ int tc_chunks(struct __sk_buff *skb)
 		return TC_NEXT;
 	s->continuing = 0;
 	direction = s->direction;
-	conn = connections.lookup(&s->key);
+	conn = continued_connection(s);
 	if (!conn)
 		return TC_NEXT;
 	p = direction == INBOUND ? &conn->inbound : &conn->outbound;
@@ -147,10 +155,12 @@ static __always_inline bool take_up(struct __sk_buff *skb, struct connection *co
 	return true;
 }
 
-static __always_inline void fill_scratch(struct scratch *s, const struct segment *seg,
-					 enum direction direction, u32 seen_before, u64 now)
+static __always_inline void fill_scratch(struct scratch *s, const struct connection *conn,
+					 const struct segment *seg, enum direction direction,
+					 u32 seen_before, u64 now)
 {
-	s->key = seg->key;
+	s->connection_id = conn->id;
+	s->place = conn->place;
 	s->seq = seg->seq;
 	s->direction = direction;
 	s->ktime_ns = now;
@@ -174,7 +184,7 @@ static __always_inline struct connection *receive(struct __sk_buff *skb, struct 
 
 	if (parse_skb(skb, INBOUND, &seg) != SEGMENT_OURS)
 		return NULL;
-	conn = connections.lookup(&seg.key);
+	conn = find_connection(&seg.key);
 	if (!conn && !seg.payload_length)
 		return NULL;
 	now = bpf_ktime_get_ns();
@@ -183,6 +193,7 @@ static __always_inline struct connection *receive(struct __sk_buff *skb, struct 
 		if (!conn)
 			return NULL;
 	}
+	conn->used_ktime_ns = now;
 	if (seg.tcp_flags & TCP_ACK)
 		acknowledge(conn, seg.ack_seq, now);
 	if (seg.tcp_flags & (TCP_RST | TCP_FIN))
@@ -203,7 +214,7 @@ static __always_inline struct connection *receive(struct __sk_buff *skb, struct 
 		p->state = PARSER_LOST;
 		return conn;
 	}
-	fill_scratch(s, &seg, INBOUND, seen_before, now);
+	fill_scratch(s, conn, &seg, INBOUND, seen_before, now);
 	p->next_seq = seg.seq + seg.payload_length;
 	return conn;
 }
@@ -221,7 +232,7 @@ static __always_inline struct connection *transmit(struct __sk_buff *skb, struct
 		return NULL;
 	if (!seg.payload_length && !(seg.tcp_flags & (TCP_FIN | TCP_RST)))
 		return NULL;
-	conn = connections.lookup(&seg.key);
+	conn = find_connection(&seg.key);
 	if (!conn)
 		return NULL;
 	if (seg.tcp_flags & TCP_FIN)
@@ -245,7 +256,7 @@ static __always_inline struct connection *transmit(struct __sk_buff *skb, struct
 		p->state = PARSER_LOST;
 		return conn;
 	}
-	fill_scratch(s, &seg, OUTBOUND, seen_before, bpf_ktime_get_ns());
+	fill_scratch(s, conn, &seg, OUTBOUND, seen_before, bpf_ktime_get_ns());
 	if (before(p->next_seq, seg.seq + seg.payload_length))
 		p->next_seq = seg.seq + seg.payload_length;
 	return conn;
@@ -263,7 +274,7 @@ static __always_inline int watch(struct __sk_buff *skb, enum direction direction
 		return TC_NEXT;
 	if (s->continuing) {
 		s->continuing = 0;
-		conn = connections.lookup(&s->key);
+		conn = continued_connection(s);
 	} else {
 		conn = direction == INBOUND ? receive(skb, s) : transmit(skb, s);
 	}

@@ -18,7 +18,7 @@ int xdp_arrival(struct xdp_md *xdp)
 	    !seg.payload_length)
 		return XDP_VERDICT_PASS;
 	now = bpf_ktime_get_ns();
-	conn = connections.lookup(&seg.key);
+	conn = find_connection(&seg.key);
 	if (!conn) {
 		conn = create_connection(&seg.key, now);
 		if (!conn)

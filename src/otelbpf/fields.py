@@ -16,6 +16,7 @@ _FIELDS = {
     "SOCK_COMMON_RCV_SADDR": ("sock", "__sk_common.skc_rcv_saddr"),
     "SOCK_COMMON_DPORT": ("sock", "__sk_common.skc_dport"),
     "SOCK_COMMON_NUM": ("sock", "__sk_common.skc_num"),
+    "SOCK_COMMON_HASH": ("sock", "__sk_common.skc_hash"),
     "SOCK_COMMON_FAMILY": ("sock", "__sk_common.skc_family"),
     "SOCK_COMMON_NET": ("sock", "__sk_common.skc_net"),
     "SOCK_COMMON_V6_DADDR": ("sock", "__sk_common.skc_v6_daddr"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import secrets
 import tempfile
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -22,10 +23,12 @@ from otelbpf.sources import bpf_directory
 
 # One text for BCC, in the order in which each builds on the ones before.
 _SOURCES = (
-    "records.h", "maps.h", "kernel.h", "packet.h", "ledger.h", "words.h", "message.h", "head.h",
-    "body.h", "xdp.c", "tc.c", "socket.c", "sched.c", "sweep.c",
+    "records.h", "maps.h", "kernel.h", "connections.h", "packet.h", "ledger.h", "words.h",
+    "message.h", "head.h", "body.h", "xdp.c", "tc.c", "socket.c", "sched.c", "sweep.c",
 )
 _PAGE_BYTES = 4096
+# Of a set of connections, WAYS in bpf/maps.h.
+_WAYS = 8
 # Programs that a hook's program continues into, in the order of enum continuation.
 _CONTINUATIONS = ("tc_ingress", "tc_egress", "tc_chunks")
 
@@ -41,6 +44,13 @@ class Limits:
 
     connections: int = 65_536
     ring_bytes: int = 32 << 20
+
+
+def _hash_factors() -> str:
+    """C for the odd number that word `i` of a connection's addresses is multiplied by."""
+    return "(" + ":".join(f"(i)=={i}?{secrets.randbits(64) | 1}ull" for i in range(4)) + (
+        f":{secrets.randbits(64) | 1}ull)"
+    )
 
 
 def import_bcc() -> ModuleType:
@@ -156,7 +166,10 @@ class Programs:
     ) -> Any:
         definitions = {
             **field_offsets(btf),
-            "MAX_CONNECTIONS": limits.connections,
+            "CONNECTION_SETS": -(-limits.connections // _WAYS),
+            # A power of two, and twice as many: then few sockets meet in one.
+            "SOCKET_SLOTS": 2 << (limits.connections - 1).bit_length(),
+            "HASH_FACTOR(i)": _hash_factors(),
             "MAX_EXCHANGES": limits.connections,
             "RING_PAGES": limits.ring_bytes // _PAGE_BYTES,
             "NETNS_COOKIE": f"{netns_cookie}ull",

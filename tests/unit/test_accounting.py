@@ -54,7 +54,7 @@ def test_both_sides_add_up() -> None:
 def test_connections_by_their_short_names() -> None:
     sums = Ledger().sums(counts(CONNECTIONS_OPENED=3, CONNECTIONS_NOT_HTTP=1, PACKETS_UNPARSED=9))
     assert sums.connections == {
-        "opened": 3, "adopted": 0, "closed": 0, "table_full": 0, "not_http": 1, "own": 0,
+        "opened": 3, "adopted": 0, "closed": 0, "evicted": 0, "not_http": 1, "own": 0,
     }
 
 

@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * The table of connections. Each packet and each call of a socket looks one up,
+ * and in BPF's own hash that would cost more than all the rest that they do.
+ *
+ * It is an array of sets of WAYS connections; which set follows from a hash of
+ * the addresses, which of its ways from comparing tags. A full set gives up the
+ * connection that has nothing in flight and was silent for longest. The socket
+ * hooks come by another way: what was found for a socket is remembered by the
+ * hash that the kernel keeps in it.
+ *
+ * Set by the loader: CONNECTION_SETS, SOCKET_SLOTS, and HASH_FACTOR(i), odd
+ * numbers drawn anew at each start, so that nobody outside can fill a set.
+ */
+
+/* Multiply and shift: two keys meet in a set no more often than by chance. */
+static __always_inline u64 hash_key(const struct connection_key *key)
+{
+	const u64 *peer = (const u64 *)key->peer_address, *local = (const u64 *)key->local_address;
+	u64 ports = (u64)key->peer_port << 16 | key->local_port;
+
+	return peer[0] * HASH_FACTOR(0) + peer[1] * HASH_FACTOR(1) + local[0] * HASH_FACTOR(2) +
+	       local[1] * HASH_FACTOR(3) + ports * HASH_FACTOR(4);
+}
+
+static __always_inline u32 set_of(u64 hash)
+{
+	return (hash >> 32) * CONNECTION_SETS >> 32;
+}
+
+/* Never 0, which is the tag of nobody. */
+static __always_inline u64 tag_of(u64 hash)
+{
+	return hash | 1;
+}
+
+static __always_inline bool same_key(const struct connection_key *a,
+				     const struct connection_key *b)
+{
+	const u64 *a_peer = (const u64 *)a->peer_address, *a_local = (const u64 *)a->local_address;
+	const u64 *b_peer = (const u64 *)b->peer_address, *b_local = (const u64 *)b->local_address;
+
+	return !((a_peer[0] ^ b_peer[0]) | (a_peer[1] ^ b_peer[1]) |
+		 (a_local[0] ^ b_local[0]) | (a_local[1] ^ b_local[1]) |
+		 (a->peer_port ^ b->peer_port) | (a->local_port ^ b->local_port));
+}
+
+static __always_inline void copy_key(struct connection_key *to, const struct connection_key *from)
+{
+	__builtin_memcpy(to->peer_address, from->peer_address, 16);
+	__builtin_memcpy(to->local_address, from->local_address, 16);
+	to->peer_port = from->peer_port;
+	to->local_port = from->local_port;
+}
+
+static __always_inline struct connection *connection_at(u32 place)
+{
+	return connections.lookup(&place);
+}
+
+/* The way that has this tag; WAYS: none. */
+static __always_inline u32 way_of(const struct connection_tags *tags, u64 tag)
+{
+	u32 way;
+
+#pragma unroll
+	for (way = 0; way < WAYS; way++) {
+		if (tags->of[way] == tag)
+			return way;
+	}
+	return WAYS;
+}
+
+static __always_inline struct connection *find_connection(const struct connection_key *key)
+{
+	u64 hash = hash_key(key);
+	u32 index = set_of(hash), way;
+	struct connection_tags *tags = connection_tags.lookup(&index);
+	struct connection *conn;
+
+	if (!tags)
+		return NULL;
+	way = way_of(tags, tag_of(hash));
+	if (way == WAYS)
+		return NULL;
+	conn = connection_at(index * WAYS + way);
+	return conn && conn->id && same_key(&conn->key, key) ? conn : NULL;
+}
+
+/* Takes a way of the set: a free one, else that of an idle connection, else any. */
+static __always_inline u32 claim_way(struct connection_tags *tags, u32 index, u64 tag)
+{
+	u64 oldest_ktime_ns = ~0ULL;
+	struct connection *conn;
+	u32 victim = 0, way;
+	u64 used;
+
+	BOUNDED_LOOP
+	for (way = 0; way < WAYS; way++) {
+		if (!tags->of[way & (WAYS - 1)] &&
+		    !__sync_val_compare_and_swap(&tags->of[way & (WAYS - 1)], 0, tag))
+			return way;
+	}
+	BOUNDED_LOOP
+	for (way = 0; way < WAYS; way++) {
+		conn = connection_at(index * WAYS + way);
+		if (!conn)
+			continue;
+		used = conn->used_ktime_ns;
+		/* Those with requests in flight only when there are no others. */
+		if (conn->begun != conn->finished)
+			used |= 1ULL << 63;
+		if (used < oldest_ktime_ns) {
+			oldest_ktime_ns = used;
+			victim = way;
+		}
+	}
+	tags->of[victim & (WAYS - 1)] = tag;
+	count(COUNT_CONNECTIONS_EVICTED);
+	return victim;
+}
+
+/* Where the connection is in the table; NULL where it could not be stored. */
+static __always_inline struct connection *create_connection(const struct connection_key *key,
+							    u64 now)
+{
+	u64 hash = hash_key(key);
+	u32 index = set_of(hash), place, zero = 0;
+	struct connection_tags *tags = connection_tags.lookup(&index);
+	struct connection *conn, *blank = blank_connection.lookup(&zero);
+
+	if (!tags || !blank)
+		return NULL;
+	place = index * WAYS + claim_way(tags, index, tag_of(hash));
+	conn = connection_at(place);
+	if (!conn)
+		return NULL;
+	conn->id = 0;
+	asm volatile("" : : : "memory");
+	bpf_probe_read_kernel(conn, sizeof(*conn), blank);
+	copy_key(&conn->key, key);
+	conn->place = place;
+	conn->home = NO_SLOT;
+	conn->used_ktime_ns = now;
+	/* Other CPUs may find it from here on, and find it whole. */
+	asm volatile("" : : : "memory");
+	conn->id = now << 8 | (bpf_get_smp_processor_id() & 0xff);
+	return conn;
+}
+
+static __always_inline void delete_connection(struct connection *conn)
+{
+	u64 hash = hash_key(&conn->key);
+	u32 index = set_of(hash), way;
+	struct connection_tags *tags = connection_tags.lookup(&index);
+
+	conn->id = 0;
+	conn->socket = 0;
+	if (!tags)
+		return;
+	way = way_of(tags, tag_of(hash));
+	if (way < WAYS)
+		tags->of[way] = 0;
+}
