@@ -37,7 +37,7 @@ STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 # How long each agent took from its start until everything was attached, in seconds.
 STARTS: list[float] = []
 SOCKET_PROGRAMS = {
-    "raw_tcp_probe", "raw_sk_data_ready", "raw_sock_recv_length", "raw_tcp_sendmsg_locked",
+    "traced_tcp", "traced_queued", "traced_read", "traced_write",
 }
 # Where the empty programs go: a tracepoint that each request passes.
 BASELINE_TRACEPOINT = "tcp_probe"
