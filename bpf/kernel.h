@@ -131,8 +131,12 @@ static __always_inline struct byte_range skb_byte_range(u64 skb, enum access acc
 {
 	struct byte_range range;
 
-	/* Bytes to the verifier, not numbers: copied in any case. */
-	copy_bytes(&range, sizeof(range), skb + OFFSET_SK_BUFF_CB);
+	if (access == DIRECT) {
+		range.start = load_u32(skb + OFFSET_SK_BUFF_CB, DIRECT);
+		range.end = load_u32(skb + OFFSET_SK_BUFF_CB + 4, DIRECT);
+	} else {
+		copy_bytes(&range, sizeof(range), skb + OFFSET_SK_BUFF_CB);
+	}
 	return range;
 }
 

@@ -121,7 +121,7 @@ def _build_parser() -> _Parser:
                      help="keep the part of the URL after `?`, which may hold secrets")
     run.add_argument("--service-name", metavar="NAME",
                      help="service.name (default: OTEL_SERVICE_NAME, else the server process's)")
-    run.add_argument("--hooks", choices=("auto", "fentry", "tracepoint", "kprobe"), default="auto",
+    run.add_argument("--hooks", choices=("auto", "tracepoint", "fentry", "kprobe"), default="auto",
                      help="how to attach where the kernel offers several ways (default: the one "
                      "that costs least); stamps that have no such way will be absent")
     run.add_argument("--xdp", choices=("auto", "off"), default="auto",

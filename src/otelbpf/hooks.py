@@ -25,13 +25,13 @@ class Mechanism(StrEnum):
 
     XDP = "xdp"
     TC = "tc"
-    FENTRY = "fentry"
     TRACEPOINT = "tracepoint"
+    FENTRY = "fentry"
     KPROBE = "kprobe"
 
 
 #: Those of which one can be forced upon the hooks that have a choice.
-FORCEABLE = (Mechanism.FENTRY, Mechanism.TRACEPOINT, Mechanism.KPROBE)
+FORCEABLE = (Mechanism.TRACEPOINT, Mechanism.FENTRY, Mechanism.KPROBE)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _kprobe(target: str, name: str) -> Candidate:
 
 def _by_cost(name: str, function: str, tracepoint: str) -> tuple[Candidate, ...]:
     """A function's entry, or the tracepoint in it: what costs least comes first."""
-    return _fentry(function, name), _tracepoint(tracepoint, name), _kprobe(function, name)
+    return _tracepoint(tracepoint, name), _fentry(function, name), _kprobe(function, name)
 
 
 HOOKS: tuple[Hook, ...] = (

@@ -84,10 +84,10 @@ def kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MadeUp:
 
 
 def test_what_costs_least_comes_first(kernel: MadeUp) -> None:
-    assert kernel.chosen("tcp") == "fentry tcp_rcv_established"
-    kernel.takes_fentry = False
     assert kernel.chosen("tcp") == "tracepoint tcp_probe"
     del kernel.tracepoints["tcp_probe"]
+    assert kernel.chosen("tcp") == "fentry tcp_rcv_established"
+    kernel.takes_fentry = False
     assert kernel.chosen("tcp") == "kprobe tcp_rcv_established"
     kernel.kprobes.unlink()
     assert kernel.chosen("tcp") == "None"
@@ -97,10 +97,10 @@ def test_what_costs_least_comes_first(kernel: MadeUp) -> None:
 def test_a_kernel_that_takes_no_fentry_programs_says_why(kernel: MadeUp, log: str) -> None:
     kernel.takes_fentry = False
     kernel.fentry_log = log
-    (verdict,) = kernel.choice("tcp").passed_over
+    (verdict,) = kernel.choice("tcp", Mechanism.FENTRY).verdicts[1:2]
     assert verdict.reason == "this kernel takes no fentry programs: Operation not permitted"
     kernel.fentry_log = "no trampoline here\nprocessed 0 insns\n"
-    (verdict,) = kernel.choice("tcp").passed_over
+    (verdict,) = kernel.choice("tcp", Mechanism.FENTRY).verdicts[1:2]
     assert verdict.reason.endswith("Operation not permitted (no trampoline here)")
 
 
@@ -119,9 +119,9 @@ def test_a_function_that_the_compiler_took_apart_is_passed_over(
     kernel.symbols = [*kernel.symbols, *symbols]
     if "sock_def_readable" not in symbols:
         kernel.symbols.remove("sock_def_readable")
-    choice = kernel.choice("queued")
-    assert str(choice.chosen) == "tracepoint sk_data_ready"
-    assert reason in choice.passed_over[0].reason
+    choice = kernel.choice("queued", Mechanism.FENTRY)
+    assert choice.chosen is None
+    assert reason in choice.passed_over[1].reason
     assert kernel.chosen("queued", Mechanism.KPROBE) == "None"
 
 
@@ -131,15 +131,16 @@ def test_arguments_that_changed_are_noticed(kernel: MadeUp) -> None:
     choice = kernel.choice("tcp")
     assert choice.chosen is None
     assert [verdict.reason for verdict in choice.verdicts] == [
-        "the arguments of function tcp_rcv_established are (sk_buff, sock), not (sock, sk_buff)",
         "the arguments of tracepoint tcp_probe are (sk_buff), not (sock, sk_buff)",
+        "the arguments of function tcp_rcv_established are (sk_buff, sock), not (sock, sk_buff)",
         "the arguments of function tcp_rcv_established are (sk_buff, sock), not (sock, sk_buff)",
     ]
 
 
 def test_a_function_without_btf_is_passed_over(kernel: MadeUp) -> None:
     del kernel.functions["tcp_sendmsg_locked"]
-    assert kernel.chosen("write") == "tracepoint tcp_sendmsg_locked"
+    del kernel.tracepoints["tcp_sendmsg_locked"]
+    assert kernel.chosen("write") == "None"
 
 
 @pytest.mark.parametrize("only", FORCEABLE)
@@ -172,9 +173,9 @@ def test_sendfile_has_a_way_of_its_own_on_some_kernels_only(kernel: MadeUp) -> N
 def test_what_failed_when_it_was_tried_is_told(kernel: MadeUp) -> None:
     choice = kernel.choice("queued")
     later = choice.without(choice.chosen, "it was silent")
-    assert str(later.chosen) == "tracepoint sk_data_ready"
+    assert str(later.chosen) == "fentry sock_def_readable"
     assert [(v.reason, v.tried) for v in later.passed_over] == [("it was silent", True)]
-    assert str(choice.chosen) == "fentry sock_def_readable"
+    assert str(choice.chosen) == "tracepoint sk_data_ready"
 
 
 def test_a_kernel_without_a_required_hook_is_refused(kernel: MadeUp) -> None:
