@@ -6,52 +6,49 @@
 
 /* Notes where the value of a line of interest lies. */
 static __always_inline void note_line(struct scratch *s, volatile struct head_cursor *v,
-				      u32 at, u32 length)
+				      u64 at, u64 length, enum direction direction)
 {
 	u64 start = word_at(s, at) | LETTERS_LOWER;
 	u64 next = word_at(s, at + 8) | LETTERS_LOWER;
-	u32 found;
+	u64 found, name_length;
 
 	if (v->state == PARSER_FIRST_LINE) {
 		v->state = PARSER_HEADERS;
 		found = FOUND_FIRST_LINE;
-	} else if ((start & FIRST_BYTES(5)) == WORD('h', 'o', 's', 't', ':', 0, 0, 0)) {
-		found = FOUND_HOST;
-		at += 5;
-		length -= 5;
+		name_length = 0;
 	} else if (start == WORD('c', 'o', 'n', 't', 'e', 'n', 't', '-') &&
 		   (next & FIRST_BYTES(7)) == WORD('l', 'e', 'n', 'g', 't', 'h', ':', 0)) {
 		found = FOUND_CONTENT_LENGTH;
-		at += 15;
-		length -= 15;
+		name_length = 15;
 	} else if (start == WORD('t', 'r', 'a', 'n', 's', 'f', 'e', 'r') &&
 		   next == WORD('-', 'e', 'n', 'c', 'o', 'd', 'i', 'n')) {
 		found = FOUND_TRANSFER_ENCODING;
-		at += 18;
-		length -= 18;
+		name_length = 18;
+	} else if (direction == OUTBOUND) {
+		return;		/* the others are a request's */
+	} else if ((start & FIRST_BYTES(5)) == WORD('h', 'o', 's', 't', ':', 0, 0, 0)) {
+		found = FOUND_HOST;
+		name_length = 5;
 	} else if (start == WORD('u', 's', 'e', 'r', '-', 'a', 'g', 'e') &&
 		   (next & FIRST_BYTES(3)) == WORD('n', 't', ':', 0, 0, 0, 0, 0)) {
 		found = FOUND_USER_AGENT;
-		at += 11;
-		length -= 11;
+		name_length = 11;
 	} else if (start == WORD('t', 'r', 'a', 'c', 'e', 'p', 'a', 'r') &&
 		   (next & FIRST_BYTES(4)) == WORD('e', 'n', 't', ':', 0, 0, 0, 0)) {
 		found = FOUND_TRACEPARENT;
-		at += 12;
-		length -= 12;
+		name_length = 12;
 	} else {
 		return;
 	}
 	found &= 7;
-	s->found_at[found] = at;
-	s->found_length[found] = length;
+	s->found_at[found] = at + name_length;
+	s->found_length[found] = length - name_length;
 }
 
 /* Strips up to seven spaces and tabs before a header's value, and eight after it. */
-static __always_inline void strip(u32 *at, u32 *length, const struct scratch *s)
+static __always_inline void strip(u64 *at, u64 *length, const struct scratch *s)
 {
-	u64 text;
-	u32 n;
+	u64 text, n;
 
 	n = at_most(*length, lowest(not_blank(word_at(s, *at))));
 	*at += n;
@@ -65,9 +62,9 @@ static __always_inline void strip(u32 *at, u32 *length, const struct scratch *s)
 }
 
 /* Copies a piece of the window, cut to max; max is a multiple of 8. */
-static __always_inline void capture(u8 *to, u16 *to_length, u32 max, struct scratch *s, u32 found)
+static __always_inline void capture(u8 *to, u16 *to_length, u64 max, struct scratch *s, u64 found)
 {
-	u32 at = s->found_at[found], length = s->found_length[found];
+	u64 at = s->found_at[found], length = s->found_length[found];
 
 	if (length == 0)
 		return;
@@ -82,16 +79,16 @@ static __always_inline void capture(u8 *to, u16 *to_length, u32 max, struct scra
 /* Content-Length's digits; -1 where the value is not a number. */
 static __always_inline int read_length(struct scratch *s, u64 *value)
 {
-	u32 at = s->found_at[FOUND_CONTENT_LENGTH], length = s->found_length[FOUND_CONTENT_LENGTH];
+	u64 at = s->found_at[FOUND_CONTENT_LENGTH], length = s->found_length[FOUND_CONTENT_LENGTH];
 	u64 n = 0;
-	int i;
+	u64 i;
 
 	strip(&at, &length, s);
 	if (length == 0 || length > 18)
 		return -1;
 	BOUNDED_LOOP
 	for (i = 0; i < 18; i++) {
-		u8 digit = byte_at(s, at + i) - '0';
+		u64 digit = (u64)byte_at(s, at + i) - '0';
 
 		if (i >= length)
 			break;
@@ -106,7 +103,7 @@ static __always_inline int read_length(struct scratch *s, u64 *value)
 /* Is the last coding "chunked"? */
 static __always_inline bool is_chunked(struct scratch *s)
 {
-	u32 at = s->found_at[FOUND_TRANSFER_ENCODING], length = s->found_length[FOUND_TRANSFER_ENCODING];
+	u64 at = s->found_at[FOUND_TRANSFER_ENCODING], length = s->found_length[FOUND_TRANSFER_ENCODING];
 
 	strip(&at, &length, s);
 	if (length < 7)
@@ -119,7 +116,7 @@ static __always_inline bool is_chunked(struct scratch *s)
 static __always_inline int take_request_lines(struct scratch *s, struct connection *conn,
 					      struct exchange *x)
 {
-	u32 length = s->found_length[FOUND_FIRST_LINE], at = s->found_at[FOUND_FIRST_LINE];
+	u64 length = s->found_length[FOUND_FIRST_LINE], at = s->found_at[FOUND_FIRST_LINE];
 	u64 start, version;
 
 	if (length) {
@@ -151,7 +148,7 @@ static __always_inline int take_request_lines(struct scratch *s, struct connecti
 
 static __always_inline int take_status_line(struct scratch *s, struct parser *p)
 {
-	u32 length = s->found_length[FOUND_FIRST_LINE], at = s->found_at[FOUND_FIRST_LINE];
+	u64 length = s->found_length[FOUND_FIRST_LINE], at = s->found_at[FOUND_FIRST_LINE];
 	u32 status;
 
 	if (!length)
@@ -195,6 +192,35 @@ static __always_inline u32 load_window(struct __sk_buff *skb, struct scratch *s,
 	return n;
 }
 
+/* How far the next byte is from `at` that may end a line; 32 where it is farther. */
+static __always_inline u64 distance_to_line_end(const struct scratch *s, u64 at)
+{
+	const u64 *words = (const u64 *)(s->window + (at & WINDOW_MASK));
+	u64 marks;
+	int i;
+
+#pragma unroll
+	for (i = 0; i < 4; i++) {
+		marks = maybe_line_ends(words[i]);
+		if (marks)
+			return 8 * i + lowest(marks);
+	}
+	return 32;
+}
+
+/* How many bytes at `at` end a line: CRLF, or LF alone. */
+static __always_inline u64 line_end(const struct scratch *s, u64 at)
+{
+	u64 two = *(u16 *)(s->window + (at & WINDOW_MASK));
+
+	if (two == ('\r' | '\n' << 8))
+		return 2;
+	return (two & 0xff) == '\n';
+}
+
+/* At least a byte each: a line that takes them all is too long to be carried. */
+#define SCAN_STEPS CARRY_MAX
+
 /*
  * Notes the lines of interest in the window, up to its end or the head's.
  *
@@ -202,38 +228,34 @@ static __always_inline u32 load_window(struct __sk_buff *skb, struct scratch *s,
  * unknown to the verifier, so each turn looks the same to it and it need not
  * walk every path through every turn.
  */
-static __always_inline void scan_lines(struct scratch *s)
+static __always_inline void scan_lines(struct scratch *s, enum direction direction)
 {
 	volatile struct head_cursor *v = &s->head;
-	u64 marks;
+	u64 at, end, line;
 	int i;
 
 	BOUNDED_LOOP
-	for (i = 0; i < (WINDOW_MAX + CARRY_MAX) / 8 + 64; i++) {
-		u32 at = v->at, length, line;
-
+	for (i = 0; i < SCAN_STEPS; i++) {
+		at = v->at;
 		if (at >= v->total)
 			break;
-		marks = newlines(word_at(s, at));
-		if (!marks) {
-			v->at = at + 8;
+		at += distance_to_line_end(s, at);
+		end = line_end(s, at);
+		if (!end) {
+			v->at = at + 1;
 			continue;
 		}
-		at += lowest(marks);
-		v->at = at + 1;
-		if (at >= v->total)
+		v->at = at + end;
+		if (v->at > v->total)
 			break;
 		line = v->line;
-		v->line = at + 1;
-		length = at - line;
-		if (length && byte_at(s, at - 1) == '\r')
-			length--;
+		v->line = v->at;
 		if (v->skip) {
 			v->skip = 0;
-		} else if (length) {
-			note_line(s, v, line, length);
+		} else if (at != line) {
+			note_line(s, v, line, at - line, direction);
 		} else if (v->state == PARSER_HEADERS) {
-			v->end = at + 1;
+			v->end = v->at;
 			break;
 		}
 	}
@@ -248,7 +270,7 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 				     enum direction direction)
 {
 	volatile struct head_cursor *v = &s->head;
-	u32 carried, total, loaded, partial, line;
+	u64 carried, total, loaded, partial, line;
 	struct exchange *x;
 	u64 key;
 
@@ -262,14 +284,14 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 			return 0;
 	}
 	v->loaded = loaded;
-	v->at = p->carried;
+	v->at = p->carried ? p->carried - 1 : 0;	/* the last byte may be the CR of a CRLF */
 	v->total = p->carried + loaded;
 	v->state = p->state;
 	v->skip = p->skip_line;
 	v->line = 0;
 	v->end = 0;
 	__builtin_memset(s->found_length, 0, sizeof(s->found_length));
-	scan_lines(s);
+	scan_lines(s, direction);
 
 	x = current_exchange(conn, direction);
 	carried = p->carried;
@@ -294,9 +316,9 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 		} else {
 			/* A line too long to keep: its start is all that is looked at. */
 			if (!v->skip)
-				note_line(s, v, line, CARRY_MAX);
+				note_line(s, v, line, CARRY_MAX, direction);
 			v->skip = 1;
-			consume(s, x, loaded, direction);
+			consume(s, x, at_most(total, v->at) - carried, direction);
 		}
 	}
 	p->state = v->state;

@@ -112,13 +112,13 @@ enum found { FOUND_FIRST_LINE, FOUND_HOST, FOUND_USER_AGENT, FOUND_TRACEPARENT,
 
 /* What the loop over a head's lines carries. Indices into the window. */
 struct head_cursor {
-	u32 at;
-	u32 line;		/* where the current line starts */
-	u32 total;		/* where the window ends */
-	u32 loaded;		/* how much of it this segment gave */
-	u32 end;		/* where the head ends, once it is seen */
-	u32 state;
-	u32 skip;
+	u64 at;
+	u64 line;		/* where the current line starts */
+	u64 total;		/* where the window ends */
+	u64 loaded;		/* how much of it this segment gave */
+	u64 end;		/* where the head ends, once it is seen */
+	u64 state;
+	u64 skip;
 };
 
 /* What the loop over chunks carries. Positions in the payload. */
@@ -145,8 +145,8 @@ struct scratch {
 	u32 continuing;		/* this run continues another one */
 	struct head_cursor head;
 	struct chunk_cursor chunks;
-	u32 found_at[FOUND_COUNT];
-	u32 found_length[FOUND_COUNT];
+	u64 found_at[FOUND_COUNT];
+	u64 found_length[FOUND_COUNT];
 	u8 window[WINDOW_MASK + 1 + CARRY_MAX + 8];
 };
 

@@ -13,12 +13,12 @@
 	 (u64)(e) << 32 | (u64)(f) << 40 | (u64)(g) << 48 | (u64)(h) << 56)
 #define FIRST_BYTES(n) ((1ULL << (8 * (n))) - 1)
 
-static __always_inline u64 word_at(const struct scratch *s, u32 at)
+static __always_inline u64 word_at(const struct scratch *s, u64 at)
 {
 	return *(u64 *)(s->window + (at & WINDOW_MASK));
 }
 
-static __always_inline u8 byte_at(const struct scratch *s, u32 at)
+static __always_inline u8 byte_at(const struct scratch *s, u64 at)
 {
 	return s->window[at & WINDOW_MASK];
 }
@@ -29,6 +29,16 @@ static __always_inline u64 newlines(u64 word)
 	u64 x = word ^ BYTES('\n');
 
 	return (x - BYTES(1)) & ~x & BYTES(0x80);
+}
+
+/*
+ * Marks every CR and LF of word. So cheap a test marks other bytes too: the rest
+ * of those below ' ', and those from 0xa0 on, each of which may hide a 0x1f after
+ * it, but no CR or LF.
+ */
+static __always_inline u64 maybe_line_ends(u64 word)
+{
+	return ~(word + BYTES(0x80 - ' ')) & BYTES(0x80);
 }
 
 /* Marks the bytes of word that are c, all of them exactly. */
@@ -46,7 +56,7 @@ static __always_inline u64 not_blank(u64 word)
 }
 
 /* The index of the lowest marked byte: BPF has no count-trailing-zeros. */
-static __always_inline u32 lowest(u64 marks)
+static __always_inline u64 lowest(u64 marks)
 {
 	return ((((marks - 1) & ~marks & BYTES(1)) * BYTES(1)) >> 56) - 1;
 }
