@@ -33,8 +33,10 @@ from otelbpf.spans import StageStyle, spans_of
 from otelbpf.sweeper import Sweeper
 
 # How often the ring is looked at: a wake-up from the kernel for each record would cost the
-# measured server more than all programs together.
-_POLL_S = 0.02
+# measured server more than all programs together, and many small batches cost the agent more
+# than a few large ones.
+_POLL_S = 0.05
+_BATCH = 16_384
 _HOUSEKEEPING_S = 1.0
 _LAST_RECORD_S = 1.0
 _STAGES_MOST = len(Stamp) - 1
@@ -107,7 +109,7 @@ class Agent:
         """Reads until `stop` is set."""
         housekeeping_at = time.monotonic() + _HOUSEKEEPING_S
         while not stop.is_set():
-            if not self._read_all():
+            if self._read_batch() < _BATCH:
                 time.sleep(_POLL_S)
             if time.monotonic() >= housekeeping_at:
                 self._pipeline.refresh()
@@ -126,11 +128,11 @@ class Agent:
         """Reads until nothing is left; a record that is being written is waited for."""
         give_up_at = time.monotonic() + _LAST_RECORD_S
         while self._reader.pending and time.monotonic() < give_up_at:
-            if self._read_all():
+            if self._read_batch():
                 give_up_at = time.monotonic() + _LAST_RECORD_S
 
-    def _read_all(self) -> int:
-        records = self._reader.read()
+    def _read_batch(self) -> int:
+        records = self._reader.read(_BATCH)
         if len(records):
             self._pipeline.take(records)
         return len(records)
