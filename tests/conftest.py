@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).resolve().parent
-KINDS = ("unit", "kernel", "e2e")
+KINDS = ("unit", "kernel", "e2e", "vm")
 NEEDS_ROOT = ("kernel", "e2e")
 
 

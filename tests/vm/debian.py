@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from children import run
 from errors import InputError
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -91,20 +91,3 @@ class Apt:
     def _run(self, program: str, *arguments: str, cwd: Path | None = None) -> str:
         command = [program, f"--config-file={self.directory / 'apt.conf'}", *arguments]
         return run(*command, cwd=cwd)
-
-
-def run(*command: str | Path, cwd: Path | None = None) -> str:
-    """Runs a command and returns what it printed.
-
-    Raises:
-        RuntimeError: it failed; with its last words.
-        InputError: it is not there.
-    """
-    try:
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-    except FileNotFoundError as error:
-        raise InputError(f"{command[0]} is not there; run scripts/setup --test") from error
-    if done.returncode:
-        why = done.stderr.strip() or f"exit code {done.returncode}"
-        raise RuntimeError(f"{' '.join(map(str, command))}: {why}")
-    return done.stdout

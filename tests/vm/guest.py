@@ -3,32 +3,30 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import secrets
 import selectors
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import initramfs
-from errors import GuestError, InputError
+from children import dies_with_us
+from errors import CommandTimeoutError, GuestError, InputError
 from kernels import Kernel
 
 QEMU = "qemu-system-x86_64"
-#: `timeout`'s code for a command that took too long.
-TIMED_OUT = 124
 
 _HERE = Path(__file__).resolve().parent
-_BOOT_DEADLINE_S = 180.0
+_BOOT_DEADLINE_S = 180
 _CONSOLE_BYTES_KEPT = 64 * 1024
-_PR_SET_PDEATHSIG = 1
+_CONSOLE_LINES_SHOWN = 60
 _KERNEL_ARGUMENTS = (
     "console=ttyS0 loglevel=6 panic=-1 oops=panic mitigations=off "
     # The guest's clock is then read at once and never steps back. The kernel would find the
@@ -72,9 +70,10 @@ class _Console:
         self._kept += data
         del self._kept[:-_CONSOLE_BYTES_KEPT]
 
-    def last_lines(self, count: int = 40) -> str:
+    def after(self, what: str) -> str:
+        """What happened, and what the console said last."""
         lines = self._kept.decode(errors="replace").replace("\r", "").splitlines()
-        return "\n".join(lines[-count:]) or "(nothing)"
+        return "\n".join([f"{what}; the end of its console:", *lines[-_CONSOLE_LINES_SHOWN:]])
 
 
 class _Output:
@@ -125,13 +124,14 @@ def run(
         write: gets the command's standard output and error output, as they come.
         write_console: gets the kernel's log.
     Returns:
-        The command's exit code, or TIMED_OUT.
+        The command's exit code.
     Raises:
         InputError: QEMU is not there.
-        GuestError: the guest did not boot, or ended before the command.
+        GuestError: the guest did not boot, or died before the command ended.
+        CommandTimeoutError: the command took too long.
     """
     find_qemu()
-    mark = secrets.token_hex(16)
+    mark = f"<{secrets.token_hex(16)}>"
     output = _Output(mark, write)
     console = _Console(write_console)
     output_here, output_there = socket.socketpair()
@@ -141,11 +141,13 @@ def run(
             inherited = (output_there.fileno(), console_there.fileno(), image.fileno())
             qemu = subprocess.Popen(
                 _command(kernel, job, *inherited),
-                stdin=subprocess.DEVNULL, stdout=console_there, stderr=console_there,
+                stdin=subprocess.DEVNULL,
+                stdout=inherited[1],
+                stderr=inherited[1],
                 pass_fds=inherited,
                 start_new_session=True,  # Ctrl-C is for us alone
-                preexec_fn=_dies_with(os.getpid()),
-            )  # fmt: skip
+                preexec_fn=dies_with_us(),
+            )
         try:
             selector.register(output_here, selectors.EVENT_READ, output)
             selector.register(console_here, selectors.EVENT_READ, console)
@@ -168,17 +170,14 @@ def _follow(
 ) -> int:
     deadline = time.monotonic() + _BOOT_DEADLINE_S
     while output.exit_code is None:
-        ready = selector.select(max(0.0, deadline - time.monotonic()))
-        if not ready and output.started:
-            return TIMED_OUT
-        if not ready:
-            raise GuestError(
-                f"the guest did not boot within {_BOOT_DEADLINE_S:.0f} s; "
-                f"the end of its console:\n{console.last_lines()}"
-            )
+        left_s = deadline - time.monotonic()
+        if left_s <= 0 and output.started:
+            raise CommandTimeoutError(f"the command did not end within {timeout_s:g} s")
+        if left_s <= 0:
+            raise GuestError(console.after(f"the guest did not boot within {_BOOT_DEADLINE_S} s"))
         booted = output.started
-        for key, _ in ready:
-            data = key.fileobj.recv(1 << 16)
+        for key, _ in selector.select(left_s):
+            data = os.read(key.fd, 1 << 16)
             if data:
                 key.data.take(data)
             else:
@@ -186,8 +185,8 @@ def _follow(
         if output.started and not booted:
             deadline = time.monotonic() + timeout_s
         if not selector.get_map():
-            what = "ended before the command did" if output.started else "did not boot"
-            raise GuestError(f"the guest {what}; the end of its console:\n{console.last_lines()}")
+            what = "died before the command ended" if output.started else "did not boot"
+            raise GuestError(console.after(f"the guest {what}"))
     return output.exit_code
 
 
@@ -244,19 +243,8 @@ def _initramfs(kernel: Kernel, job: Job, mark: str) -> bytes:
     )
 
 
-def _memory_file(data: bytes):
+def _memory_file(data: bytes) -> BinaryIO:
     file = os.fdopen(os.memfd_create("initramfs"), "r+b")
     file.write(data)
     file.flush()
     return file
-
-
-def _dies_with(parent: int) -> Callable[[], None]:
-    """What a child does first, so that the kernel kills it when its parent is gone."""
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-
-    def before_exec() -> None:
-        if prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) or os.getppid() != parent:
-            os._exit(1)
-
-    return before_exec

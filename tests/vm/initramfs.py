@@ -83,7 +83,9 @@ def extract_vmlinux(bzimage: bytes) -> bytes:
     if payload.startswith(b"\x28\xb5\x2f\xfd"):
         # Its last four bytes are not zstd's, but the size of what is packed.
         command = ["zstd", "--decompress", "--stdout", "--quiet"]
-        return subprocess.run(command, input=payload[:-4], capture_output=True, check=True).stdout
+        return subprocess.run(
+            command, input=payload[:-4], stdout=subprocess.PIPE, check=True
+        ).stdout
     raise ValueError(f"this kernel is packed in an unknown way: {payload[:6].hex()}")
 
 

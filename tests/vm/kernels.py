@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import initramfs
-from debian import Apt, run
-from errors import InputError
+from children import run
+from debian import Apt
+from errors import FetchError, InputError
 
 # The plain flavour only: the cloud kernels cannot mount the host's file system.
 _RELEASE = re.compile(r"\d+\.\d+\.\d+(-\d+|\+deb\d+(\.\d+)?)*-amd64")
@@ -62,7 +63,7 @@ def find(name: str) -> Kernel:
         name: a series, such as 6.12, or a release, such as 6.1.0-56-amd64.
     Raises:
         InputError: Debian has none of that name.
-        RuntimeError: it could not be fetched.
+        FetchError: it could not be fetched.
     """
     if not _SERIES.fullmatch(name) and not _RELEASE.fullmatch(name):
         raise InputError(
@@ -90,9 +91,13 @@ def newest(name: str, releases: Iterable[str]) -> str | None:
             for release in releases
             if _RELEASE.fullmatch(release) and (release == name or release.startswith(f"{name}."))
         ),
-        key=lambda release: [int(number) for number in re.findall(r"\d+", release)],
+        key=_numbers,
         default=None,
     )
+
+
+def _numbers(release: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", release)]
 
 
 @contextlib.contextmanager
@@ -111,8 +116,8 @@ def _fetch(cache: Path, name: str) -> Kernel:
     offered = [package.removeprefix(_PACKAGE) for package in apt.names(_PACKAGE)]
     release = newest(name, offered)
     if release is None:
-        plain = ", ".join(sorted(filter(_RELEASE.fullmatch, offered)))
-        raise InputError(f"Debian 12 has no kernel {name} (any more); it has {plain}")
+        plain = sorted(filter(_RELEASE.fullmatch, offered), key=_numbers)
+        raise InputError(f"Debian 12 has no kernel {name}, or no more: only {', '.join(plain)}")
 
     unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=cache))
     try:
@@ -129,12 +134,16 @@ def _unpack(package: Path, release: str, into: Path) -> None:
     run("dpkg-deb", "--extract", package, into)
     package.unlink()
     kernel = Kernel(release, into)
-    run("depmod", "--basedir", into, release)
-    bzimage = (into / "boot" / f"vmlinuz-{release}").read_bytes()
-    kernel.vmlinux.write_bytes(initramfs.extract_vmlinux(bzimage))
-    kernel.initramfs.write_bytes(initramfs.base(_static_busybox(), _early_modules(kernel)))
+    bzimage = into / "boot" / f"vmlinuz-{release}"
+    try:
+        kernel.vmlinux.write_bytes(initramfs.extract_vmlinux(bzimage.read_bytes()))
+    except ValueError as error:
+        raise FetchError(f"cannot unpack {_PACKAGE}{release}: {error}") from error
     for name in ("boot", "usr"):  # needed no longer
         shutil.rmtree(into / name, ignore_errors=True)
+
+    run("depmod", "--basedir", into, release)
+    kernel.initramfs.write_bytes(initramfs.base(_static_busybox(), _early_modules(kernel)))
 
 
 def _early_modules(kernel: Kernel) -> list[Path]:
