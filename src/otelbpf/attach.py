@@ -96,6 +96,7 @@ class Attachments:
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
         self._probes: list[_Probe] = []
+        self._nothing_for: list[Choice] = []
         self._on_interfaces: list[str] = []
 
     def __enter__(self) -> Attachments:
@@ -117,6 +118,16 @@ class Attachments:
             for choice in (probe.choice for probe in self._probes)
             for verdict in choice.passed_over
             if verdict.tried
+        ]
+
+    @property
+    def absent(self) -> list[str]:
+        """For people: the stamps that no request will have, and why."""
+        return [
+            f"{', '.join(choice.hook.stamps)}: "
+            + "; ".join(f"{verdict.candidate}: {verdict.reason}" for verdict in choice.verdicts)
+            for choice in self._nothing_for
+            if choice.hook.stamps and not choice.hook.not_everywhere
         ]
 
     def missed(self) -> dict[str, int]:
@@ -193,6 +204,7 @@ class Attachments:
                 else:
                     return _Probe(choice, candidate, fd, link, stack.pop_all())
         require((choice,))
+        self._nothing_for.append(choice)
         return None
 
     def _keep(self, fd: int, description: str) -> None:

@@ -192,6 +192,8 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"otelbpf: attached: {', '.join(attachments.description)}", file=sys.stderr)
         for fallback in attachments.fallbacks:
             print(f"otelbpf: passed over for {fallback}", file=sys.stderr)
+        for absent in attachments.absent:
+            print(f"otelbpf: absent from every request: {absent}", file=sys.stderr)
         sys.stderr.flush()
         if config.duration_s is not None:
             timer = threading.Timer(config.duration_s, stop.set)
