@@ -3,7 +3,7 @@
 
 static __always_inline void read_body(struct scratch *s, struct connection *conn,
 				      struct parser *p, struct exchange *x,
-				      enum direction direction)
+				      enum direction direction, enum source source)
 {
 	u32 n = s->payload_length - s->position;
 
@@ -13,7 +13,7 @@ static __always_inline void read_body(struct scratch *s, struct connection *conn
 	add_content(x, n, direction);
 	consume(s, x, n, direction);
 	if (!p->remaining)
-		end_message(conn, s, x, direction);
+		end_message(conn, s, x, direction, source);
 }
 
 /*
@@ -54,7 +54,7 @@ static __always_inline u32 plain_chunk_size(u64 word, u32 *line_length)
  */
 static __always_inline int read_chunks(struct __sk_buff *skb, struct scratch *s,
 				       struct connection *conn, struct parser *p,
-				       enum direction direction)
+				       enum direction direction, enum source source)
 {
 	volatile struct chunk_cursor *v = &s->chunks;
 	struct exchange *x;
@@ -79,8 +79,7 @@ static __always_inline int read_chunks(struct __sk_buff *skb, struct scratch *s,
 				if (n > CHUNK_WINDOW)
 					n = CHUNK_WINDOW;
 				n = ((n - 1) & (CHUNK_WINDOW - 1)) + 1;
-				if (bpf_skb_load_bytes(skb, s->payload_offset + position,
-						       s->window, n))
+				if (load_payload(skb, s, conn, position, s->window, n, source))
 					return -1;
 				v->window_start = position;
 				v->window_end = position + n;
@@ -147,6 +146,6 @@ static __always_inline int read_chunks(struct __sk_buff *skb, struct scratch *s,
 	add_content(x, v->body_bytes, direction);
 	consume(s, x, v->position - s->position, direction);
 	if (ended)
-		end_message(conn, s, x, direction);
+		end_message(conn, s, x, direction, source);
 	return 0;
 }

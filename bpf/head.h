@@ -164,13 +164,26 @@ static __always_inline int take_status_line(struct scratch *s, struct parser *p)
 	return 0;
 }
 
+/* n bytes of the segment that is read, from its byte `at` on. */
+static __always_inline int load_payload(struct __sk_buff *skb, const struct scratch *s,
+					const struct connection *conn, u32 at, u8 *to, u32 n,
+					enum source source)
+{
+	struct kept *kept;
+
+	if (source == FROM_PACKET)
+		return bpf_skb_load_bytes(skb, s->payload_offset + at, to, n);
+	kept = kept_piece(s, conn);
+	return kept ? bpf_probe_read_kernel(to, n, kept->bytes + at) : -1;
+}
+
 /*
  * Loads what the last segment left unfinished and the bytes that follow it.
  * Returns the number of new bytes, 0 on failure.
  */
 static __always_inline u32 load_window(struct __sk_buff *skb, struct scratch *s,
 				       struct connection *conn, struct parser *p,
-				       enum direction direction)
+				       enum direction direction, enum source source)
 {
 	u32 carried = p->carried & (CARRY_MAX - 1);
 	u32 n = s->payload_length - s->position;
@@ -183,11 +196,13 @@ static __always_inline u32 load_window(struct __sk_buff *skb, struct scratch *s,
 		if (!carry)
 			return 0;
 		bpf_probe_read_kernel(s->window, CARRY_MAX, carry->bytes);
+		/* Else it would outlive newer ones, since it was looked up and they were not. */
+		carries.delete(&key);
 	}
 	if (n > WINDOW_MAX)
 		n = WINDOW_MAX;
 	n = ((n - 1) & (WINDOW_MAX - 1)) + 1;
-	if (bpf_skb_load_bytes(skb, s->payload_offset + s->position, s->window + carried, n))
+	if (load_payload(skb, s, conn, s->position, s->window + carried, n, source))
 		return 0;
 	return n;
 }
@@ -267,18 +282,19 @@ static __always_inline void scan_lines(struct scratch *s, enum direction directi
  */
 static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 				     struct connection *conn, struct parser *p,
-				     enum direction direction)
+				     enum direction direction, enum source source)
 {
 	volatile struct head_cursor *v = &s->head;
 	u64 carried, total, loaded, partial, line;
 	struct exchange *x;
 	u64 key;
 
-	loaded = load_window(skb, s, conn, p, direction);
+	loaded = load_window(skb, s, conn, p, direction, source);
 	if (!loaded)
 		return -1;
 	if (p->state == PARSER_BETWEEN) {
-		if (direction == INBOUND ? !begin_inbound(s, conn) : !begin_outbound(s, conn))
+		if (direction == INBOUND ? !begin_inbound(s, conn, source)
+					 : !begin_outbound(s, conn))
 			return -1;
 		if (p->state != PARSER_FIRST_LINE)
 			return 0;
@@ -335,7 +351,7 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 	}
 	if (v->end) {
 		if (direction == INBOUND)
-			begin_request_body(conn, s, x);
+			begin_request_body(conn, s, x, source);
 		else
 			begin_response_body(conn, s, x);
 	}

@@ -4,57 +4,6 @@
  * submitted or counted as lost, exactly once.
  */
 
-/* Sequence numbers and ordinals wrap; compare them as the kernel does. */
-static __always_inline bool before(u32 a, u32 b) { return (s32)(a - b) < 0; }
-
-/* ---- marks ---- */
-
-static __always_inline void mark(struct marks *m, u32 seq, u64 ktime_ns, bool was_empty)
-{
-	u32 n = was_empty ? 0 : m->count;
-	u32 i = n == 0 ? 0 : 1 + ((n - 1) & (MARKS_RECENT - 1));
-
-	m->seq[i] = seq;
-	m->ktime_ns[i] = ktime_ns;
-	m->count = n + 1;
-}
-
-/* When the byte `seq` passed, or 0 where that is no longer known. */
-static __always_inline u64 mark_of(const struct marks *m, u32 seq)
-{
-	u32 n = m->count, best_seq, i;
-	u64 ktime_ns;
-	bool found;
-
-	if (n == 0)
-		return 0;
-	found = !before(seq, m->seq[0]);
-	best_seq = m->seq[0];
-	ktime_ns = m->ktime_ns[0];
-	if (n == 1)
-		return found ? ktime_ns : 0;
-	/*
-	 * Once recent marks were overwritten there is a hole after the first one,
-	 * which then stands for its own first byte alone.
-	 */
-	if (n > 1 + MARKS_RECENT && seq != best_seq)
-		found = false;
-	BOUNDED_LOOP
-	for (i = 1; i <= MARKS_RECENT; i++) {
-		if (i >= n || before(seq, m->seq[i]))
-			continue;
-		/* Of two marks for the same byte the earlier one counts: a retransmission
-		 * came later. */
-		if (!found || before(best_seq, m->seq[i]) ||
-		    (best_seq == m->seq[i] && m->ktime_ns[i] < ktime_ns)) {
-			found = true;
-			best_seq = m->seq[i];
-			ktime_ns = m->ktime_ns[i];
-		}
-	}
-	return found ? ktime_ns : 0;
-}
-
 /* ---- requests in flight ---- */
 
 static __always_inline struct exchange *in_flight(struct connection *conn, u32 ordinal)
@@ -106,7 +55,8 @@ static __always_inline struct exchange *claim_any(u32 *slot)
 }
 
 /* The request whose first byte is `seq`. NULL: it is counted as lost. */
-static __always_inline struct exchange *begin_request(struct connection *conn, u32 seq, u64 now)
+static __always_inline struct exchange *begin_request(struct connection *conn, u32 seq, u64 nic,
+						      u64 now)
 {
 	u32 ordinal = conn->begun, slot = conn->home;
 	struct exchange *x;
@@ -139,7 +89,7 @@ static __always_inline struct exchange *begin_request(struct connection *conn, u
 	__builtin_memcpy(x->record.local_address, conn->key.local_address, 16);
 	x->record.peer_port = conn->key.peer_port;
 	x->record.local_port = conn->key.local_port;
-	x->record.stamp_ktime_ns[STAMP_NIC] = mark_of(&conn->arrivals, seq);
+	x->record.stamp_ktime_ns[STAMP_NIC] = nic;
 	x->record.stamp_ktime_ns[STAMP_TC] = now;
 	/* Other CPUs may find it from here on, and find it whole. */
 	asm volatile("" : : : "memory");
@@ -248,25 +198,35 @@ static __always_inline void skip_finished(const struct connection *conn, u32 *cu
 		*cursor = conn->finished;
 }
 
-/* TCP took the bytes in range. */
+/*
+ * TCP took the bytes in range. Not always in order: a request whose first byte
+ * it has not taken yet is looked at again. What is queued it has taken before.
+ */
 static __always_inline void stamp_tcp(struct connection *conn, struct byte_range range, u64 now)
 {
+	bool all_taken = true;
 	struct exchange *x;
+	u32 ordinal;
 	int i;
 
 	skip_finished(conn, &conn->tcp);
+	ordinal = conn->tcp;
 	BOUNDED_LOOP
-	for (i = 0; i < IN_FLIGHT_MAX; i++) {
-		if (!before(conn->tcp, conn->begun))
+	for (i = 0; i < IN_FLIGHT_MAX; i++, ordinal++) {
+		if (!before(ordinal, conn->begun))
 			return;
-		x = in_flight(conn, conn->tcp);
-		if (x) {
+		x = in_flight(conn, ordinal);
+		if (x && !x->record.stamp_ktime_ns[STAMP_TCP] &&
+		    !x->record.stamp_ktime_ns[STAMP_QUEUED]) {
 			if (!before(x->request_start, range.end))
 				return;
 			if (!before(x->request_start, range.start))
 				x->record.stamp_ktime_ns[STAMP_TCP] = now;
+			else
+				all_taken = false;
 		}
-		conn->tcp++;
+		if (all_taken)
+			conn->tcp = ordinal + 1;
 	}
 }
 

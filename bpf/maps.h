@@ -15,6 +15,9 @@
 
 enum direction { INBOUND = 0, OUTBOUND = 1 };
 
+/* Where the bytes lie that are read: a constant, so that packets pay nothing for the rest. */
+enum source { FROM_PACKET, FROM_PIECE };
+
 /* Always seen from the measured server: peer is the client, local the server. */
 struct connection_key {
 	u8 peer_address[16] __attribute__((aligned(8)));	/* IPv4 as IPv4-mapped IPv6 */
@@ -31,6 +34,19 @@ struct marks {
 	u32 count;		/* since the log was empty; may exceed what is kept */
 	u32 seq[1 + MARKS_RECENT];
 	u64 ktime_ns[1 + MARKS_RECENT];
+};
+
+/*
+ * The same for packets as they came, whole: an early one leaves a hole before
+ * it, and a byte in a hole has no mark.
+ */
+struct arrivals {
+	u32 count;
+	u32 seq[1 + MARKS_RECENT];
+	u32 end[1 + MARKS_RECENT];
+	u32 unused;
+	u64 ktime_ns[1 + MARKS_RECENT];
+	u64 found_ktime_ns;	/* what arrival_of() looks for */
 };
 
 enum parser_state {
@@ -60,7 +76,13 @@ struct parser {
 	u8 skip_line;		/* the rest of a line too long to keep */
 	u8 message_flags;	/* enum message_flag */
 	u8 counted;		/* this flow was counted as not HTTP */
-	u32 unused;
+	union {
+		u32 disorder;	/* inbound; 0: all bytes came in order */
+		struct {
+			u16 kept;	/* pieces of early segments, to be read later */
+			u16 holes;	/* bytes that were stepped over and are still to come */
+		};
+	};
 };
 
 /*
@@ -87,7 +109,7 @@ struct connection {
 	u32 home;		/* the slot last used, tried first while it is warm */
 	u32 flags;		/* enum request_flag: how the connection is ending */
 	u32 slot[IN_FLIGHT_MAX];
-	struct marks arrivals;	/* at XDP, inbound bytes */
+	struct arrivals arrivals;	/* at XDP, inbound bytes */
 	struct marks writes;	/* at sendmsg, outbound bytes */
 };
 
@@ -101,6 +123,44 @@ struct reader {
 	u64 running_ktime_ns;	/* 0 until it got a CPU */
 	u32 tid;
 	u32 unused;
+};
+
+#define PIECES_MAX 32		/* kept of one connection; a power of two */
+#define PIECE_MAX 2048		/* bytes; a power of two; fits the window */
+#define HOLES_MAX 16		/* known of one connection */
+
+/* A part of an early segment. */
+struct piece {
+	u32 seq;
+	u32 length;		/* 0: this place is free */
+	u64 ktime_ns;		/* when TC saw it */
+	u64 tcp_ktime_ns;	/* when TCP took it */
+	u32 early;		/* an early segment begins with it */
+	u32 repeats;		/* segments that repeated its bytes, or whose own were repeated */
+};
+
+/* Bytes of known framing that were stepped over. */
+struct hole {
+	u32 start;
+	u32 end;		/* start: this place is free */
+};
+
+/* Of a connection whose segments do not come in order, by its id. */
+struct disorder {
+	struct piece pieces[PIECES_MAX];
+	struct hole holes[HOLES_MAX];
+};
+
+struct piece_key {
+	u64 connection_id;
+	u32 place;		/* in struct disorder */
+	u32 unused;
+};
+
+/* What is kept of it: the arrivals that were known when TC saw it say when its bytes came. */
+struct kept {
+	u8 bytes[PIECE_MAX];
+	struct arrivals arrivals;
 };
 
 #define CARRY_MAX 256		/* a power of two */
@@ -131,6 +191,22 @@ struct chunk_cursor {
 	u32 state;
 };
 
+/* What the loops over pieces and holes carry. Places may be past the end: none. */
+struct disorder_cursor {
+	u32 at;			/* position in the payload */
+	u32 place;
+	u32 overlapping;
+	u32 reached;		/* sequence number */
+	u32 early;
+	u32 containing;
+	u32 lowest;
+	u32 missing;		/* bytes before the lowest one */
+	u32 filled;
+	u32 rest_start;
+	u32 rest_end;
+	u32 holes;
+};
+
 /* The segment being read, kept across tail calls. TC hooks do not nest: one a CPU. */
 struct scratch {
 	u64 connection_id;
@@ -143,14 +219,20 @@ struct scratch {
 	u32 fin;
 	u32 direction;		/* enum direction */
 	u32 continuing;		/* this run continues another one */
+	s32 ahead;		/* bytes stepped over before it; negative: seen before */
+	u32 piece;		/* the place of the one that is read instead of the packet */
+	u32 early;		/* this run is to keep the segment */
+	u64 tcp_ktime_ns;	/* of the piece */
 	struct head_cursor head;
 	struct chunk_cursor chunks;
+	struct disorder_cursor disorder;
 	u64 found_at[FOUND_COUNT];
 	u64 found_length[FOUND_COUNT];
 	u8 window[WINDOW_MASK + 1 + CARRY_MAX + 8];
 };
 
-enum continuation { CONTINUE_INBOUND, CONTINUE_OUTBOUND, CONTINUE_CHUNKS, CONTINUATION_COUNT };
+enum continuation { CONTINUE_INBOUND, CONTINUE_OUTBOUND, CONTINUE_CHUNKS, CONTINUE_DISORDER,
+		    CONTINUE_KEPT, CONTINUE_KEPT_CHUNKS, CONTINUATION_COUNT };
 
 struct carry { u8 bytes[CARRY_MAX]; };
 
@@ -172,6 +254,9 @@ BPF_ARRAY(socket_places, u32, SOCKET_SLOTS);
 BPF_ARRAY(blank_connection, struct connection, 1);
 BPF_F_TABLE("array", u32, struct exchange, exchanges, MAX_EXCHANGES, BPF_F_MMAPABLE);
 BPF_TABLE("lru_hash", u64, struct carry, carries, 1024);
+BPF_TABLE("lru_hash", u64, struct disorder, disorders, 512);
+BPF_ARRAY(blank_disorder, struct disorder, 1);
+BPF_TABLE("lru_hash", struct piece_key, struct kept, kept_pieces, 2048);
 BPF_PERCPU_ARRAY(scratches, struct scratch, 1);
 BPF_ARRAY(readers, struct reader, READER_SLOTS);
 BPF_PERCPU_ARRAY(waking_sk, u64, 1);

@@ -22,8 +22,18 @@ static __always_inline bool starts_a_request(u32 first_four)
 	return false;
 }
 
+/* What was kept for later is for nothing. */
+static __always_inline void forget_disorder(struct connection *conn)
+{
+	if (!conn->inbound.disorder)
+		return;
+	conn->inbound.disorder = 0;
+	disorders.delete(&conn->id);
+}
+
 static __always_inline void lose_framing(struct connection *conn)
 {
+	forget_disorder(conn);
 	conn->inbound.state = PARSER_LOST;
 	conn->outbound.state = PARSER_LOST;
 	conn->inbound.carried = 0;
@@ -41,6 +51,7 @@ static __always_inline void count_as_not_http(struct connection *conn)
 
 static __always_inline void turn_off(struct connection *conn)
 {
+	forget_disorder(conn);
 	conn->inbound.state = PARSER_OFF;
 	conn->outbound.state = PARSER_OFF;
 	count_as_not_http(conn);
@@ -56,8 +67,29 @@ static __always_inline void start_message(struct parser *p)
 	p->status = 0;
 }
 
+/* The piece that is read in place of the packet; NULL if it was evicted. */
+static __always_inline struct kept *kept_piece(const struct scratch *s,
+					       const struct connection *conn)
+{
+	struct piece_key key = { .connection_id = conn->id, .place = s->piece };
+
+	return kept_pieces.lookup(&key);
+}
+
+/* When the byte `seq`, which is read now, came. */
+static __always_inline u64 arrival_of_read(const struct scratch *s, struct connection *conn,
+					   u32 seq, enum source source)
+{
+	struct kept *kept;
+
+	if (source == FROM_PACKET)
+		return arrival_of(&conn->arrivals, seq);
+	kept = kept_piece(s, conn);
+	return kept ? arrival_of(&kept->arrivals, seq) : 0;
+}
+
 static __always_inline void end_request(struct connection *conn, struct scratch *s,
-					struct exchange *x)
+					struct exchange *x, enum source source)
 {
 	u64 last;
 
@@ -65,7 +97,7 @@ static __always_inline void end_request(struct connection *conn, struct scratch 
 	if (!x)
 		return;
 	x->request_end = s->seq + s->position;
-	last = mark_of(&conn->arrivals, x->request_end - 1);
+	last = arrival_of_read(s, conn, x->request_end - 1, source);
 	if (last != x->record.stamp_ktime_ns[STAMP_NIC])
 		x->record.stamp_ktime_ns[STAMP_NIC_LAST] = last;
 	x->record.flags |= REQUEST_RECEIVED;
@@ -90,10 +122,11 @@ static __always_inline void end_response(struct connection *conn, struct scratch
 }
 
 static __always_inline void end_message(struct connection *conn, struct scratch *s,
-					struct exchange *x, enum direction direction)
+					struct exchange *x, enum direction direction,
+					enum source source)
 {
 	if (direction == INBOUND)
-		end_request(conn, s, x);
+		end_request(conn, s, x, source);
 	else
 		end_response(conn, s, x);
 }
@@ -132,9 +165,12 @@ static __always_inline void add_content(struct exchange *x, u64 n, enum directio
  * A request may begin with the window's first byte; false where it cannot. An
  * empty line before it, which some clients send after a body, is stepped over.
  */
-static __always_inline bool begin_inbound(struct scratch *s, struct connection *conn)
+static __always_inline bool begin_inbound(struct scratch *s, struct connection *conn,
+					  enum source source)
 {
+	u32 seq = s->seq + s->position;
 	u8 first = byte_at(s, 0);
+	struct exchange *x;
 
 	if (first == '\r' || first == '\n') {
 		s->position++;
@@ -152,7 +188,10 @@ static __always_inline bool begin_inbound(struct scratch *s, struct connection *
 		return true;
 	}
 	start_message(&conn->inbound);
-	begin_request(conn, s->seq + s->position, s->ktime_ns);
+	x = begin_request(conn, seq, arrival_of_read(s, conn, seq, source), s->ktime_ns);
+	/* TCP had it in its hands before it was a request. */
+	if (source == FROM_PIECE && x)
+		x->record.stamp_ktime_ns[STAMP_TCP] = s->tcp_ktime_ns;
 	return true;
 }
 
@@ -175,7 +214,7 @@ static __always_inline bool begin_outbound(struct scratch *s, struct connection 
 
 /* The request's head is whole: how long is its body? */
 static __always_inline void begin_request_body(struct connection *conn, struct scratch *s,
-					       struct exchange *x)
+					       struct exchange *x, enum source source)
 {
 	struct parser *p = &conn->inbound;
 
@@ -189,7 +228,7 @@ static __always_inline void begin_request_body(struct connection *conn, struct s
 	} else if (p->remaining) {
 		p->state = PARSER_BODY;
 	} else {
-		end_request(conn, s, x);
+		end_request(conn, s, x, source);
 	}
 }
 

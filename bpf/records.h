@@ -50,9 +50,8 @@ enum request_flag {
 	LOCAL_RESET = 128,		/* the server sent RST */
 	LOCAL_CLOSED = 256,		/* the server sent FIN */
 	IDLE_TIMEOUT = 512,		/* ended by the agent, not by HTTP */
-	OUT_OF_ORDER = 1024,		/* request segments were reordered */
-	UPGRADED = 2048,		/* 101, or 2xx to CONNECT: HTTP ended here */
-	AGENT_STOPPED = 4096,		/* ended because the agent stopped */
+	UPGRADED = 1024,		/* 101, or 2xx to CONNECT: HTTP ended here */
+	AGENT_STOPPED = 2048,		/* ended because the agent stopped */
 };
 
 /* One finished request: the only thing that the ring buffer carries. */
@@ -69,6 +68,8 @@ struct request_record {
 	__u32 flags;				/* enum request_flag */
 	__u32 request_retransmits;		/* segments that repeated bytes */
 	__u32 response_retransmits;
+	__u32 request_out_of_order;		/* segments that came before bytes that precede them */
+	__u32 unused;
 	__u8 peer_address[16];			/* IPv4 as IPv4-mapped IPv6 */
 	__u8 local_address[16];
 	__u16 peer_port;

@@ -37,11 +37,14 @@ static __always_inline int handle_tcp(u64 sk, u64 skb, enum access access)
 	struct connection *conn = connection_of(sk, access);
 	struct byte_range range;
 
-	if (!conn || !before(conn->tcp, conn->begun))
+	if (!conn || (!before(conn->tcp, conn->begun) && !conn->inbound.kept))
 		return 0;
 	range = skb_byte_range(skb, access);
-	if (range.start != range.end)
-		stamp_tcp(conn, range, bpf_ktime_get_ns());
+	if (range.start == range.end)
+		return 0;
+	if (conn->inbound.kept)
+		stamp_pieces(conn, range, bpf_ktime_get_ns());
+	stamp_tcp(conn, range, bpf_ktime_get_ns());
 	return 0;
 }
 

@@ -24,17 +24,18 @@ static __always_inline int parse_skb(struct __sk_buff *skb, enum direction direc
  * where framing is lost.
  */
 static __always_inline int feed(struct __sk_buff *skb, struct scratch *s,
-				struct connection *conn, enum direction direction)
+				struct connection *conn, enum direction direction,
+				enum source source)
 {
 	struct parser *p = direction == INBOUND ? &conn->inbound : &conn->outbound;
 	struct exchange *x;
 
 	if (p->state >= PARSER_BETWEEN && p->state <= PARSER_HEADERS &&
-	    s->position < s->payload_length && read_head(skb, s, conn, p, direction))
+	    s->position < s->payload_length && read_head(skb, s, conn, p, direction, source))
 		return -1;
 	x = current_exchange(conn, direction);
 	if (p->state == PARSER_BODY && s->position < s->payload_length)
-		read_body(s, conn, p, x, direction);
+		read_body(s, conn, p, x, direction, source);
 	if (direction == OUTBOUND && p->state == PARSER_UNTIL_CLOSE) {
 		add_content(x, s->payload_length - s->position, direction);
 		consume(s, x, s->payload_length - s->position, direction);
@@ -70,6 +71,16 @@ static __always_inline struct connection *continued_connection(const struct scra
 	return conn && conn->id == s->connection_id ? conn : NULL;
 }
 
+/* The segment was read. If others came out of order, that is looked after now. */
+static __always_inline void mind_disorder(struct __sk_buff *skb, struct scratch *s,
+					  struct parser *p)
+{
+	if (!p->disorder)
+		return;
+	s->early = 0;
+	continuations.call(skb, CONTINUE_DISORDER);
+}
+
 /* Both directions continue here with a chunked body. */
 int tc_chunks(struct __sk_buff *skb)
 {
@@ -87,42 +98,113 @@ int tc_chunks(struct __sk_buff *skb)
 	if (!conn)
 		return TC_NEXT;
 	p = direction == INBOUND ? &conn->inbound : &conn->outbound;
-	if (read_chunks(skb, s, conn, p, direction) || feed_rest(skb, s, p, direction))
+	if (read_chunks(skb, s, conn, p, direction, FROM_PACKET) ||
+	    feed_rest(skb, s, p, direction))
 		lose_framing(conn);
+	else if (direction == INBOUND)
+		mind_disorder(skb, s, p);
 	return TC_NEXT;
 }
+
+/* Goes on with the kept piece whose turn it is, or with the rest of it. Returns if it may not. */
+static __always_inline void call_kept(struct __sk_buff *skb, struct connection *conn)
+{
+	if (conn->inbound.state >= PARSER_CHUNK_SIZE)
+		continuations.call(skb, CONTINUE_KEPT_CHUNKS);
+	else
+		continuations.call(skb, CONTINUE_KEPT);
+}
+
+/* Keeps an early segment, or says what became of one that was read in its place. */
+int tc_disorder(struct __sk_buff *skb)
+{
+	int zero = 0;
+	struct scratch *s = scratches.lookup(&zero);
+	struct connection *conn;
+
+	if (!s)
+		return TC_NEXT;
+	conn = continued_connection(s);
+	if (!conn)
+		return TC_NEXT;
+	if (s->early ? keep(skb, s, conn) : settle(s, conn))
+		lose_framing(conn);
+	else if (conn->inbound.kept)
+		call_kept(skb, conn);
+	else
+		end_disorder(conn);
+	return TC_NEXT;
+}
+
+/* Reads a kept piece, or a part of one, if there is one whose turn it is. */
+static __always_inline int read_kept(struct __sk_buff *skb, bool chunks)
+{
+	int zero = 0;
+	struct scratch *s = scratches.lookup(&zero);
+	struct connection *conn;
+	struct parser *p;
+
+	if (!s)
+		return TC_NEXT;
+	conn = continued_connection(s);
+	if (!conn) {
+		s->continuing = 0;
+		return TC_NEXT;
+	}
+	if (!s->continuing && !next_piece(s, conn)) {
+		end_disorder(conn);
+		return TC_NEXT;
+	}
+	s->continuing = 0;
+	p = &conn->inbound;
+	if (chunks ? read_chunks(skb, s, conn, p, INBOUND, FROM_PIECE)
+		   : feed(skb, s, conn, INBOUND, FROM_PIECE)) {
+		lose_framing(conn);
+		return TC_NEXT;
+	}
+	credit_piece(s, conn);
+	if (p->state <= PARSER_OFF)
+		return TC_NEXT;
+	s->continuing = s->position < s->payload_length;
+	call_kept(skb, conn);
+	/* The kernel allows no more tail calls: the next segment goes on from here. */
+	s->continuing = 0;
+	p->next_seq = s->seq + s->position;
+	return TC_NEXT;
+}
+
+int tc_kept(struct __sk_buff *skb) { return read_kept(skb, false); }
+int tc_kept_chunks(struct __sk_buff *skb) { return read_kept(skb, true); }
 
 /*
  * Brings the parser to this segment. Returns how many of its bytes were seen
  * before (all of them: it is a retransmission), or -1 where bytes before it are
  * missing and the parser needs them.
  */
-static __always_inline s64 align(struct parser *p, const struct segment *seg, struct exchange *x,
+static __always_inline s64 align(struct __sk_buff *skb, struct scratch *s, struct parser *p,
+				 const struct segment *seg, struct exchange *x,
 				 enum direction direction)
 {
 	u32 end = seg->seq + seg->payload_length, missing;
 
+	s->ahead = 0;
 	if (before(seg->seq, p->next_seq)) {
-		if (x) {
-			if (direction == INBOUND)
-				x->record.request_retransmits++;
-			else
-				x->record.response_retransmits++;
-		}
-		if (!before(p->next_seq, end))
-			return seg->payload_length;
-		return p->next_seq - seg->seq;
+		missing = before(p->next_seq, end) ? p->next_seq - seg->seq : seg->payload_length;
+		s->ahead = -missing;
+		if (x && direction == OUTBOUND)
+			x->record.response_retransmits += skb->gso_segs ? : 1;
+		else if (x && !p->disorder)	/* else it may fill a hole */
+			x->record.request_retransmits++;
+		return missing;
 	}
 	missing = seg->seq - p->next_seq;
 	if (!missing)
 		return 0;
-	if (x && direction == INBOUND)
-		x->record.flags |= OUT_OF_ORDER;
-	/* Inside a body of known length the missing bytes need not be seen. */
-	if (p->state == PARSER_BODY && missing < p->remaining) {
-		p->remaining -= missing;
-		add_content(x, missing, direction);
-		add_bytes(x, missing, direction);
+	/* What is kept is stepped to first: tc_kept() does that. */
+	if (!p->kept && step_over(p, x, missing, direction)) {
+		s->ahead = missing;
+		if (direction == INBOUND)
+			p->holes++;
 		return 0;
 	}
 	return p->state == PARSER_UNTIL_CLOSE ? 0 : -1;
@@ -207,14 +289,15 @@ static __always_inline struct connection *receive(struct __sk_buff *skb, struct 
 		p->next_seq = seg.seq + seg.payload_length;
 		return NULL;
 	}
-	seen_before = align(p, &seg, current_exchange(conn, INBOUND), INBOUND);
-	if (seen_before >= seg.payload_length)
+	seen_before = align(skb, s, p, &seg, current_exchange(conn, INBOUND), INBOUND);
+	if (seen_before >= seg.payload_length && !p->disorder)
 		return NULL;
-	if (seen_before < 0) {
-		p->state = PARSER_LOST;
-		return conn;
-	}
 	fill_scratch(s, conn, &seg, INBOUND, seen_before, now);
+	if (seen_before < 0 || seen_before >= seg.payload_length) {
+		s->early = seen_before < 0;
+		continuations.call(skb, CONTINUE_DISORDER);
+		return NULL;	/* not reached */
+	}
 	p->next_seq = seg.seq + seg.payload_length;
 	return conn;
 }
@@ -242,6 +325,8 @@ static __always_inline struct connection *transmit(struct __sk_buff *skb, struct
 		conn->flags |= LOCAL_RESET;
 		close_requests(conn);
 	}
+	if (conn->inbound.disorder)
+		mind_acknowledged(conn, seg.ack_seq);
 	p = &conn->outbound;
 	if (p->state <= PARSER_OFF) {
 		p->next_seq = seg.seq + seg.payload_length;
@@ -249,7 +334,7 @@ static __always_inline struct connection *transmit(struct __sk_buff *skb, struct
 	}
 	/* What is sent again belongs to the first response not yet acknowledged. */
 	ordinal = before(seg.seq, p->next_seq) ? conn->finished : conn->answered;
-	seen_before = align(p, &seg, in_flight(conn, ordinal), OUTBOUND);
+	seen_before = align(skb, s, p, &seg, in_flight(conn, ordinal), OUTBOUND);
 	if (seen_before >= seg.payload_length && !(seg.tcp_flags & TCP_FIN))
 		return NULL;
 	if (seen_before < 0) {
@@ -281,9 +366,11 @@ static __always_inline int watch(struct __sk_buff *skb, enum direction direction
 	if (!conn)
 		return TC_NEXT;
 	p = direction == INBOUND ? &conn->inbound : &conn->outbound;
-	if (p->state == PARSER_LOST || feed(skb, s, conn, direction) ||
+	if (p->state == PARSER_LOST || feed(skb, s, conn, direction, FROM_PACKET) ||
 	    feed_rest(skb, s, p, direction))
 		lose_framing(conn);
+	else if (direction == INBOUND)
+		mind_disorder(skb, s, p);
 	return TC_NEXT;
 }
 

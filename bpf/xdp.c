@@ -24,6 +24,7 @@ int xdp_arrival(struct xdp_md *xdp)
 		if (!conn)
 			return XDP_VERDICT_PASS;
 	}
-	mark(&conn->arrivals, seg.seq, now, seg.seq == conn->inbound.next_seq);
+	note_arrival(&conn->arrivals, seg.seq, seg.seq + seg.payload_length, now,
+		     seg.seq == conn->inbound.next_seq);
 	return XDP_VERDICT_PASS;
 }

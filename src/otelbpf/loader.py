@@ -23,14 +23,17 @@ from otelbpf.sources import bpf_directory
 
 # One text for BCC, in the order in which each builds on the ones before.
 _SOURCES = (
-    "records.h", "maps.h", "kernel.h", "connections.h", "packet.h", "ledger.h", "words.h",
-    "message.h", "head.h", "body.h", "xdp.c", "tc.c", "socket.c", "sched.c", "sweep.c",
+    "records.h", "maps.h", "kernel.h", "connections.h", "packet.h", "marks.h", "ledger.h",
+    "words.h", "message.h", "head.h", "body.h", "disorder.h", "xdp.c", "tc.c", "socket.c",
+    "sched.c", "sweep.c",
 )
 _PAGE_BYTES = 4096
 # Of a set of connections, WAYS in bpf/maps.h.
 _WAYS = 8
 # Programs that a hook's program continues into, in the order of enum continuation.
-_CONTINUATIONS = ("tc_ingress", "tc_egress", "tc_chunks")
+_CONTINUATIONS = (
+    "tc_ingress", "tc_egress", "tc_chunks", "tc_disorder", "tc_kept", "tc_kept_chunks",
+)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from enum import IntEnum, IntFlag
 
 import numpy as np
 
-#: struct request_record, 632 bytes.
+#: struct request_record, 640 bytes.
 REQUEST_RECORD = np.dtype(
     {
         "names": [
@@ -27,6 +27,8 @@ REQUEST_RECORD = np.dtype(
             "flags",
             "request_retransmits",
             "response_retransmits",
+            "request_out_of_order",
+            "unused",
             "peer_address",
             "local_address",
             "peer_port",
@@ -49,6 +51,8 @@ REQUEST_RECORD = np.dtype(
             "u8",
             "u8",
             "u8",
+            "u4",
+            "u4",
             "u4",
             "u4",
             "u4",
@@ -84,25 +88,27 @@ REQUEST_RECORD = np.dtype(
             168,
             172,
             176,
-            192,
-            208,
-            210,
-            212,
-            214,
+            180,
+            184,
+            200,
             216,
             218,
             220,
             222,
             224,
-            416,
-            480,
-            576,
+            226,
+            228,
+            230,
+            232,
+            424,
+            488,
+            584,
         ],
-        "itemsize": 632,
+        "itemsize": 640,
     }
 )
 
-#: struct exchange, 664 bytes.
+#: struct exchange, 672 bytes.
 EXCHANGE = np.dtype(
     {
         "names": [
@@ -132,7 +138,7 @@ EXCHANGE = np.dtype(
             28,
             32,
         ],
-        "itemsize": 664,
+        "itemsize": 672,
     }
 )
 
@@ -169,9 +175,8 @@ class RequestFlag(IntFlag):
     LOCAL_RESET = 128
     LOCAL_CLOSED = 256
     IDLE_TIMEOUT = 512
-    OUT_OF_ORDER = 1024
-    UPGRADED = 2048
-    AGENT_STOPPED = 4096
+    UPGRADED = 1024
+    AGENT_STOPPED = 2048
 
 
 class ExchangeState(IntEnum):

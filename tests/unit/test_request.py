@@ -128,8 +128,8 @@ def test_everything_else_is_carried_over() -> None:
     made = request(
         http_minor=0, status=503, pid=3, tid=4, ordinal=22, request_bytes=1 << 40,
         response_bytes=6, request_body_bytes=7, response_body_bytes=8,
-        request_retransmits=9, response_retransmits=10, peer_port=65_535, local_port=1,
-        flags=WHOLE | RequestFlag.OUT_OF_ORDER, parent=0xDEF, parent_flags=3,
+        request_retransmits=9, response_retransmits=10, request_out_of_order=11, peer_port=65_535,
+        local_port=1, flags=WHOLE | RequestFlag.UPGRADED, parent=0xDEF, parent_flags=3,
     )
     assert (made.trace_id, made.span_id, made.parent_span_id) == (1 << 64, 0xABC, 0xDEF)
     assert (made.trace_flags, made.http_version, made.status) == (3, "1.0", 503)
@@ -138,8 +138,9 @@ def test_everything_else_is_carried_over() -> None:
     assert (made.request_bytes, made.response_bytes) == (1 << 40, 6)
     assert (made.request_body_bytes, made.response_body_bytes) == (7, 8)
     assert (made.request_retransmits, made.response_retransmits) == (9, 10)
+    assert made.request_out_of_order == 11
     assert (made.peer_port, made.local_port) == (65_535, 1)
-    assert made.flags == WHOLE | RequestFlag.OUT_OF_ORDER
+    assert made.flags == WHOLE | RequestFlag.UPGRADED
 
 
 def test_a_user_agent_longer_than_the_record_holds_is_its_beginning() -> None:

@@ -56,8 +56,8 @@ def everything() -> Request:
     """A request with every attribute that there can be at once."""
     return request(
         capture_query=True, request_line=b"BREW /" + b"a" * 186, request_line_length=500,
-        status=503, flags=RequestFlag.REQUEST_RECEIVED | RequestFlag.IDLE_TIMEOUT
-        | RequestFlag.OUT_OF_ORDER, request_retransmits=1,
+        status=503, flags=RequestFlag.REQUEST_RECEIVED | RequestFlag.IDLE_TIMEOUT,
+        request_retransmits=1, request_out_of_order=2,
     )
 
 
@@ -221,15 +221,23 @@ def test_what_is_not_there_is_left_out() -> None:
 def test_ours() -> None:
     found = attributes(
         stamps={s: at for s, at in SMALL.items() if s not in (Stamp.TCP, Stamp.RUNNING)},
-        ordinal=22, request_retransmits=2, response_retransmits=3,
-        flags=WHOLE | RequestFlag.OUT_OF_ORDER,
+        ordinal=22, request_retransmits=2, response_retransmits=3, request_out_of_order=4,
     )
     assert found["otelbpf.ledger.complete"] is False
     assert found["otelbpf.ledger.absent"] == ("tcp", "running")
     assert found["otelbpf.connection.request"] == 22
     assert found["otelbpf.tcp.retransmits"] == 5
-    assert found["otelbpf.tcp.out_of_order"] is True
+    assert found["otelbpf.tcp.out_of_order"] == 4
     assert attributes_of(everything(), CLOCK, StageStyle.SPANS)["otelbpf.url.path.cut"] is True
+
+
+@pytest.mark.parametrize(("request_", "response"), [(1, 0), (0, 1), (7, 8)])
+def test_segments_sent_again_are_told_whichever_way_they_went(
+    request_: int, response: int
+) -> None:
+    found = attributes(request_retransmits=request_, response_retransmits=response)
+    assert found["otelbpf.tcp.retransmits"] == request_ + response
+    assert "otelbpf.tcp.out_of_order" not in found
 
 
 def test_the_requests_span() -> None:

@@ -1,0 +1,351 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * Inbound segments that do not come in order. Where the bytes before an early
+ * one lie inside a body or a chunk they are stepped over, and the hole is
+ * remembered. Where they must be read first the early segment is kept, in pieces,
+ * and read once they have come.
+ *
+ * Programs of its own do all of this, by tail calls: where segments come in order
+ * all there is to it is a test that parser.disorder is 0.
+ */
+
+static __always_inline struct disorder *begin_disorder(struct connection *conn)
+{
+	struct disorder *d, *blank;
+	int zero = 0;
+
+	blank = blank_disorder.lookup(&zero);
+	if (blank)
+		disorders.update(&conn->id, blank);
+	return disorders.lookup(&conn->id);
+}
+
+static __always_inline void add_early(struct exchange *x, u32 n)
+{
+	if (x)
+		x->record.request_out_of_order += n;
+}
+
+static __always_inline void add_repeats(struct exchange *x, u32 n)
+{
+	if (x)
+		x->record.request_retransmits += n;
+}
+
+/*
+ * The loops below keep what they find in the map, for the reason given at
+ * scan_lines().
+ */
+
+/* ---- holes ---- */
+
+/* Inside a body, or inside a chunk, the missing bytes need not be seen. */
+static __always_inline bool step_over(struct parser *p, struct exchange *x, u32 missing,
+				      enum direction direction)
+{
+	if ((p->state != PARSER_BODY && p->state != PARSER_CHUNK_DATA) || missing >= p->remaining)
+		return false;
+	p->remaining -= missing;
+	add_content(x, missing, direction);
+	add_bytes(x, missing, direction);
+	return true;
+}
+
+static __always_inline void add_hole(volatile struct disorder_cursor *v, struct disorder *d,
+				     u32 start, u32 end)
+{
+	struct hole *hole;
+	u32 i;
+
+	/* With no place left one is forgotten: what fills it will be taken for a repeat. */
+	v->place = 0;
+	BOUNDED_LOOP
+	for (i = 0; i < HOLES_MAX; i++)
+		if (d->holes[i].start == d->holes[i].end)
+			v->place = i;
+	hole = &d->holes[v->place & (HOLES_MAX - 1)];
+	hole->start = start;
+	hole->end = end;
+}
+
+/* [start, end) has come. Returns how many of its bytes had been missing. */
+static __always_inline u32 fill_holes(volatile struct disorder_cursor *v, struct disorder *d,
+				      u32 start, u32 end)
+{
+	u32 i, from, to;
+
+	v->filled = 0;
+	v->rest_start = 0;
+	v->rest_end = 0;
+	BOUNDED_LOOP
+	for (i = 0; i < HOLES_MAX; i++) {
+		volatile struct hole *hole = &d->holes[i];
+
+		from = before(hole->start, start) ? start : hole->start;
+		to = before(end, hole->end) ? end : hole->end;
+		if (!before(from, to))
+			continue;
+		v->filled += to - from;
+		if (from == hole->start) {
+			hole->start = to;
+		} else {
+			/* Only one hole can have a rest on both sides. */
+			v->rest_start = to;
+			v->rest_end = hole->end;
+			hole->end = from;
+		}
+	}
+	if (v->rest_start != v->rest_end)
+		add_hole(v, d, v->rest_start, v->rest_end);
+	return v->filled;
+}
+
+/* How many holes there are before the byte `seq`. */
+static __always_inline u32 count_holes(volatile struct disorder_cursor *v,
+				       const struct disorder *d, u32 seq)
+{
+	u32 i;
+
+	v->holes = 0;
+	BOUNDED_LOOP
+	for (i = 0; i < HOLES_MAX; i++)
+		if (d->holes[i].start != d->holes[i].end && before(d->holes[i].start, seq))
+			v->holes++;
+	return v->holes;
+}
+
+/* ---- pieces ---- */
+
+#define FIND_ROUNDS 4	/* places may be in another order than the pieces in them */
+
+/* Looks for a piece that has some of these bytes, and how far the pieces have all of them. */
+static __always_inline void find_pieces(volatile struct disorder_cursor *v,
+					const struct disorder *d, u32 start, u32 end)
+{
+	u32 i;
+
+	v->overlapping = PIECES_MAX;
+	v->reached = start;
+	BOUNDED_LOOP
+	for (i = 0; i < FIND_ROUNDS * PIECES_MAX; i++) {
+		u32 place = i & (PIECES_MAX - 1);
+		const struct piece *piece = &d->pieces[place];
+		u32 piece_end = piece->seq + piece->length;
+
+		if (!piece->length || !before(piece->seq, end) || !before(start, piece_end))
+			continue;
+		v->overlapping = place;
+		if (!before(v->reached, piece->seq) && before(v->reached, piece_end))
+			v->reached = piece_end;
+	}
+}
+
+/* Keeps the segment's next bytes, as many as there is room for, in a free place. */
+static __always_inline int keep_piece(struct __sk_buff *skb, struct scratch *s,
+				      struct connection *conn, struct piece *piece, u32 place)
+{
+	volatile struct disorder_cursor *v = &s->disorder;
+	u32 at = v->at, n = at_most(PIECE_MAX, s->payload_length - at);
+	struct piece_key key = { .connection_id = conn->id, .place = place };
+
+	n = ((n - 1) & (PIECE_MAX - 1)) + 1;
+	if (bpf_skb_load_bytes(skb, s->payload_offset + at, s->window, n))
+		return -1;
+	bpf_probe_read_kernel(s->window + PIECE_MAX, sizeof(conn->arrivals), &conn->arrivals);
+	if (kept_pieces.update(&key, (struct kept *)s->window))
+		return -1;
+	piece->seq = s->seq + at;
+	piece->length = n;
+	piece->ktime_ns = s->ktime_ns;
+	piece->tcp_ktime_ns = 0;
+	piece->early = at == 0 && v->early;
+	piece->repeats = at == 0 && v->overlapping < PIECES_MAX;
+	conn->inbound.kept++;
+	v->at = at + n;
+	return 0;
+}
+
+/* Keeps all of an early segment; -1 where that cannot be done. */
+static __always_inline int keep(struct __sk_buff *skb, struct scratch *s, struct connection *conn)
+{
+	volatile struct disorder_cursor *v = &s->disorder;
+	struct disorder *d = disorders.lookup(&conn->id);
+	u32 i;
+
+	if (!d && !conn->inbound.kept)
+		d = begin_disorder(conn);
+	if (!d)
+		return -1;
+	/* It is none if all before it came, but took more tail calls than there are. */
+	find_pieces(v, d, conn->inbound.next_seq, s->seq);
+	v->early = before(v->reached, s->seq);
+	find_pieces(v, d, s->seq, s->seq + s->payload_length);
+	i = v->overlapping;
+	if (i < PIECES_MAX && !before(v->reached, s->seq + s->payload_length)) {
+		d->pieces[i].repeats++;
+		return 0;
+	}
+	v->at = 0;
+	BOUNDED_LOOP
+	for (i = 0; i < PIECES_MAX && v->at < s->payload_length; i++)
+		if (!d->pieces[i].length && keep_piece(skb, s, conn, &d->pieces[i], i))
+			return -1;
+	return v->at < s->payload_length ? -1 : 0;
+}
+
+/*
+ * The kept piece that holds the next byte becomes what is read, or the lowest one
+ * if the bytes before it need not be; false if there is none such.
+ */
+static __always_inline bool next_piece(struct scratch *s, struct connection *conn)
+{
+	volatile struct disorder_cursor *v = &s->disorder;
+	struct disorder *d = disorders.lookup(&conn->id);
+	struct exchange *x = current_exchange(conn, INBOUND);
+	struct piece_key key = { .connection_id = conn->id };
+	struct parser *p = &conn->inbound;
+	struct piece *piece;
+	u32 i, place;
+
+	if (!d)
+		return false;
+	v->containing = PIECES_MAX;
+	v->lowest = PIECES_MAX;
+	v->missing = ~0U;
+	BOUNDED_LOOP
+	for (i = 0; i < PIECES_MAX; i++) {
+		piece = &d->pieces[i];
+		if (!piece->length)
+			continue;
+		if (before(p->next_seq, piece->seq)) {
+			if (piece->seq - p->next_seq < v->missing) {
+				v->missing = piece->seq - p->next_seq;
+				v->lowest = i;
+			}
+		} else if (before(p->next_seq, piece->seq + piece->length)) {
+			v->containing = i;
+		} else {
+			/* All of it has been read, if not from here. */
+			add_early(x, piece->early);
+			add_repeats(x, piece->repeats);
+			key.place = i;
+			kept_pieces.delete(&key);
+			piece->length = 0;
+			p->kept--;
+		}
+	}
+	place = v->containing;
+	if (place >= PIECES_MAX) {
+		place = v->lowest;
+		if (place >= PIECES_MAX || !step_over(p, x, v->missing, INBOUND))
+			return false;
+		add_hole(v, d, p->next_seq, p->next_seq + v->missing);
+		p->holes++;
+		p->next_seq += v->missing;
+	}
+	piece = &d->pieces[place];
+	s->piece = place;
+	s->seq = piece->seq;
+	s->payload_length = piece->length;
+	s->position = p->next_seq - piece->seq;
+	s->fin = 0;
+	s->ktime_ns = piece->ktime_ns;
+	s->tcp_ktime_ns = piece->tcp_ktime_ns;
+	p->next_seq = piece->seq + piece->length;
+	return true;
+}
+
+/*
+ * A segment was read, or was found to bring nothing new, while others are early
+ * or late: what became of the holes, and what is to be said of this one. -1 where
+ * what had been kept was evicted.
+ */
+static __always_inline int settle(struct scratch *s, struct connection *conn)
+{
+	u32 start = s->seq, end = start + s->payload_length, late = start, filled;
+	volatile struct disorder_cursor *v = &s->disorder;
+	struct disorder *d = disorders.lookup(&conn->id);
+	struct parser *p = &conn->inbound;
+	struct exchange *x;
+
+	if (!d) {
+		p->holes = 0;
+		if (p->kept)
+			return -1;
+		d = begin_disorder(conn);
+		if (!d)
+			return 0;
+	}
+	if (s->ahead > 0)
+		add_hole(v, d, start - s->ahead, start);
+	else
+		late = start - s->ahead;
+	filled = fill_holes(v, d, start, late);
+	find_pieces(v, d, start, end);
+	count_holes(v, d, start);
+	x = current_exchange(conn, INBOUND);
+	if (filled != late - start || v->overlapping < PIECES_MAX)
+		add_repeats(x, 1);
+	if ((filled || late != end) && v->holes)
+		add_early(x, 1);
+	p->holes = count_holes(v, d, p->next_seq);
+	return 0;
+}
+
+/* Else those that are done with, and were looked up, would outlive newer ones. */
+static __always_inline void end_disorder(struct connection *conn)
+{
+	if (!conn->inbound.disorder)
+		disorders.delete(&conn->id);
+}
+
+/* Once what a piece brought belongs to a request, that one is told of it. */
+static __always_inline void credit_piece(const struct scratch *s, struct connection *conn)
+{
+	struct disorder *d = disorders.lookup(&conn->id);
+	struct exchange *x = current_exchange(conn, INBOUND);
+	struct piece *piece;
+
+	if (!d)
+		return;
+	piece = &d->pieces[s->piece & (PIECES_MAX - 1)];
+	add_early(x, piece->early);
+	add_repeats(x, piece->repeats);
+	piece->early = 0;
+	piece->repeats = 0;
+}
+
+/*
+ * TCP has acknowledged all bytes before ack_seq, so none of them is still to
+ * come: those that are missing went past TC, or a piece was evicted.
+ */
+static __always_inline void mind_acknowledged(struct connection *conn, u32 ack_seq)
+{
+	struct parser *p = &conn->inbound;
+
+	if (before(ack_seq, p->next_seq))
+		return;
+	if (p->kept && ack_seq != p->next_seq)
+		lose_framing(conn);
+	else if (!p->kept)
+		forget_disorder(conn);
+}
+
+/* TCP took the bytes in range. The requests that begin there are not known yet. */
+static __always_inline void stamp_pieces(struct connection *conn, struct byte_range range,
+					 u64 now)
+{
+	struct disorder *d = disorders.lookup(&conn->id);
+	u32 i;
+
+	if (!d)
+		return;
+	BOUNDED_LOOP
+	for (i = 0; i < PIECES_MAX; i++) {
+		struct piece *piece = &d->pieces[i];
+
+		if (piece->length && !piece->tcp_ktime_ns && !before(piece->seq, range.start) &&
+		    before(piece->seq, range.end))
+			piece->tcp_ktime_ns = now;
+	}
+}
