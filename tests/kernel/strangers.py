@@ -51,7 +51,8 @@ int lose(struct __sk_buff *skb)
 	if (!left || !least || skb->len < *least || *left <= 0)
 		return -1;
 	__sync_fetch_and_add(left, -1);
-	return 2;
+	/* To an interface that there is not: a sender would be told of a packet dropped here. */
+	return bpf_redirect(0x7fffffff, 0);
 }
 """
 

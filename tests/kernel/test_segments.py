@@ -5,44 +5,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from conversation import Conversation
 from frames import ACK, FIN, RST, Frame, Wire, fresh_port
 from messages import CHUNKED, OK, chunk, chunks, request, response
 from meter import WHOLE, Meter, flags, stamps
 
 from otelbpf.records import Counter, RequestFlag, Stamp
 
-OUT_OF_ORDER = RequestFlag.OUT_OF_ORDER
 UPLOAD = request("POST", body=b"0123456789" * 30)
 HEAD = len(UPLOAD) - 300
-
-
-@dataclass
-class Conversation:
-    """One made-up connection; positions count bytes from the first one of either side."""
-
-    wire: Wire
-    frame: Frame
-
-    def ask(self, data: bytes, at: int, *, acknowledging: int = 0, flags: int = ACK) -> None:
-        """The client's segment whose first byte is its byte number `at`."""
-        self.wire.deliver(
-            replace(
-                self.frame,
-                payload=data,
-                seq=self.frame.seq + at,
-                ack_seq=self.frame.ack_seq + acknowledging,
-                flags=flags,
-            )
-        )
-
-    def answer(self, data: bytes, at: int, *, flags: int = ACK) -> None:
-        """The server's segment whose first byte is its byte number `at`."""
-        seq = self.frame.ack_seq + at
-        self.wire.emit(self.frame.turned(payload=data, seq=seq, flags=flags))
 
 
 @pytest.fixture(params=[1000, 2**32 - 40, 2**32 - 4000], ids=["", "wrap soon", "wrap later"])
@@ -87,44 +62,6 @@ def test_segments_that_overlap_are_read_once(
     assert record["request_bytes"] == len(UPLOAD)
     assert record["request_body_bytes"] == 300
     assert record["request_retransmits"] == (1 if overlap else 0)
-
-
-def test_a_body_out_of_order_is_counted_once_and_flagged(talk: Conversation, meter: Meter) -> None:
-    talk.ask(UPLOAD[: HEAD + 10], 0)
-    talk.ask(UPLOAD[HEAD + 110 : HEAD + 200], HEAD + 110)
-    talk.ask(UPLOAD[HEAD + 10 : HEAD + 110], HEAD + 10)
-    talk.ask(UPLOAD[HEAD + 200 :], HEAD + 200)
-    talk.answer(OK, 0)
-    talk.ask(b"", len(UPLOAD), acknowledging=len(OK))
-    record = meter.record()
-    assert flags(record) == WHOLE | OUT_OF_ORDER
-    assert record["request_bytes"] == len(UPLOAD)
-    # The next one is in order again.
-    talk.ask(request(), len(UPLOAD))
-    talk.answer(OK, len(OK))
-    talk.ask(b"", len(UPLOAD + request()), acknowledging=2 * len(OK))
-    assert flags(meter.record()) == WHOLE
-
-
-@pytest.mark.parametrize(
-    ("first", "missing"),
-    [(20, 5), (HEAD - 4, 4), (HEAD - 4, 8), (len(UPLOAD) - 10, 10), (len(UPLOAD), 3)],
-    ids=["in the head", "its end", "its end and more", "the body's end", "between requests"],
-)
-def test_a_hole_that_hides_where_messages_end_loses_them_and_says_so(
-    talk: Conversation, meter: Meter, first: int, missing: int
-) -> None:
-    stream = 3 * UPLOAD
-    talk.ask(stream[:first], 0)
-    talk.ask(stream[first + missing :], first + missing)
-    meter.wait_for(Counter.LOST_PARSER, 1)
-    # The segment that fills the hole comes too late to be understood.
-    talk.ask(stream[first : first + missing], first)
-    talk.ask(request(target="/next"), len(stream))
-    talk.answer(OK, 0)
-    talk.ask(b"", len(stream + request(target="/next")), acknowledging=len(OK))
-    assert meter.record()["request_line"] == b"GET /next HTTP/1.1"
-    assert meter.counted(Counter.SEEN) == 2
 
 
 def test_a_response_sent_again_left_when_it_first_did(talk: Conversation, meter: Meter) -> None:
