@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import initramfs
+import tsc
 from children import dies_with_us
 from errors import CommandTimeoutError, GuestError, InputError
 from kernels import Kernel
@@ -25,13 +26,16 @@ QEMU = "qemu-system-x86_64"
 
 _HERE = Path(__file__).resolve().parent
 _BOOT_DEADLINE_S = 180
+#: The TSC counts instructions then.
+_ICOUNT_TSC_KHZ = 1_000_000
 _CONSOLE_BYTES_KEPT = 64 * 1024
 _CONSOLE_LINES_SHOWN = 60
 _KERNEL_ARGUMENTS = (
     "console=ttyS0 loglevel=6 panic=-1 oops=panic mitigations=off "
     # The guest's clock is then read at once and never steps back. The kernel would find the
-    # emulated TSC wanting, and choose the HPET, which takes ten times as long.
-    "tsc=reliable clocksource=tsc"
+    # emulated TSC wanting, and choose the HPET, which takes ten times as long. What it measures
+    # of the TSC on a busy host can be wrong by half, and all its time with it.
+    "tsc=reliable clocksource=tsc tsc_early_khz={tsc_khz}"
 )
 
 
@@ -192,6 +196,7 @@ def _follow(
 
 def _command(kernel: Kernel, job: Job, output: int, console: int, image: int) -> list[str]:
     """QEMU's command line; the numbers are file descriptors."""
+    tsc_khz = _ICOUNT_TSC_KHZ if job.icount else tsc.frequency_khz()
     command = [
         QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-nic", "none", "-no-reboot",
         # Never KVM, so that a guest is the same everywhere; where a hypervisor passes it on
@@ -201,7 +206,7 @@ def _command(kernel: Kernel, job: Job, output: int, console: int, image: int) ->
         "-machine", "q35", "-accel", "tcg,thread=single",
         "-cpu", "max", "-smp", "1" if job.icount else str(job.processors), "-m", job.memory,
         "-kernel", str(kernel.vmlinux), "-initrd", f"/proc/self/fd/{image}",
-        "-append", _KERNEL_ARGUMENTS,
+        "-append", _KERNEL_ARGUMENTS.format(tsc_khz=tsc_khz),
         "-chardev", f"socket,id=console,fd={console}", "-serial", "chardev:console",
         "-chardev", f"socket,id=output,fd={output}",
         "-device", "virtio-serial-pci", "-device", "virtserialport,nr=1,chardev=output",
