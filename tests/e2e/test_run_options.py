@@ -14,6 +14,8 @@ from network import Network
 from servers import Server, python_server
 from stack import COUNT, agent, measured, to, wait_for_requests
 
+from otelbpf.hooks import FORCEABLE, Mechanism
+
 
 def ask(net: Network, server: Server, host: str | None = None) -> None:
     with Client.of(net, server.port, host) as client:
@@ -51,6 +53,36 @@ def test_stages_as_attributes_the_query_and_no_xdp(
         assert "nic" not in stamps
         assert "nic" in request["otelbpf.ledger.absent"]
         assert request["otelbpf.ledger.complete"] is False
+
+
+@pytest.mark.parametrize("mechanism", list(FORCEABLE))
+def test_one_mechanism_for_the_hooks_that_have_a_choice(
+    net: Network, server: Server, receiver: Receiver, tmp_path: Path, mechanism: Mechanism
+) -> None:
+    """Each stamp is attached so, or said to be absent; and so it is."""
+    with agent(
+        tmp_path, "--interface", net.server.interface, "--port", server.port,
+        "--netns", net.server.netns, "--hooks", mechanism, environment=to(receiver),
+    ) as running:
+        running.wait_ready()
+        (attached,) = (
+            line for line in running.stderr.splitlines() if line.startswith("otelbpf: attached: ")
+        )
+        ask(net, server)
+        requests = wait_for_requests(receiver, COUNT)
+        running.stop().assert_clean(seen=COUNT)
+    targets = {
+        "tcp": {"tcp_probe", "tcp_rcv_established"},
+        "queued": {"sk_data_ready", "sock_def_readable"},
+        "read": {"tcp_rcv_space_adjust"},
+        "write": {"tcp_sendmsg_locked"},
+    }
+    for stamp, places in targets.items():
+        has_it = any(f"{mechanism} {place}" in attached for place in places)
+        assert has_it != (f"otelbpf: absent from every request: {stamp}" in running.stderr)
+        for request in requests:
+            assert has_it != (stamp in request.span.attributes.get("otelbpf.ledger.absent", ()))
+            request.assert_tiled()
 
 
 def test_a_query_is_left_out_unless_asked_for(
