@@ -222,11 +222,13 @@ class Played:
     Attributes:
         mechanism: None: the best for each hook.
         attached: what was attached where.
+        told_absent: which stamps were said to be absent, and why.
     """
 
     mechanism: Mechanism | None
     choices: tuple[Choice, ...]
     attached: list[str]
+    told_absent: list[str]
     records: np.ndarray
 
 
@@ -265,7 +267,13 @@ class Theatre:
                 self.meter.lab.close_connections()
             assert self.meter.losses() == {}
             assert attachments.missed() == {}
-        return Played(mechanism, choices, attachments.description, np.concatenate(records))
+            return Played(
+                mechanism,
+                choices,
+                attachments.description,
+                attachments.absent,
+                np.concatenate(records),
+            )
 
     @contextlib.contextmanager
     def attached(self, choices: tuple[Choice, ...]) -> Iterator[Attachments]:
@@ -346,6 +354,17 @@ def test_what_is_forced_is_attached_wherever_it_is_there(played: Played) -> None
                 assert verdict.reason != forced or verdict not in own
 
 
+def test_what_is_absent_is_told_with_every_reason(played: Played) -> None:
+    nothing_for = [
+        choice for choice in played.choices
+        if choice.chosen is None and not choice.hook.not_everywhere
+    ]
+    for choice, told in zip(nothing_for, played.told_absent, strict=True):
+        assert told == f"{', '.join(choice.hook.stamps)}: " + "; ".join(
+            f"{verdict.candidate}: {verdict.reason}" for verdict in choice.verdicts
+        )
+
+
 def put_first(
     choices: tuple[Choice, ...], hook: str, candidate: Candidate
 ) -> tuple[Choice, ...]:
@@ -396,6 +415,9 @@ def test_where_every_candidate_fails_the_stamp_is_absent(theatre: Theatre) -> No
         for choice in theatre.choices
     )
     with theatre.attached(choices) as attachments:
+        assert attachments.absent == [
+            f"queued: {SILENT}: it was attached, but an exchange over TCP did not pass it"
+        ]
         assert str(SILENT) not in attachments.description
         asleep(theatre.meter.lab)
         for record in theatre.meter.records(4):
