@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many instructions the programs run for a request, by each way to attach them.
+
+    .venv/bin/python bench/instructions.py 6.12 6.1
+
+boots each of these kernels in QEMU, one after the other. In such a guest an instruction takes a
+nanosecond, so the kernel's statistics of the time in BPF programs are the number of instructions
+that they ran, helpers included. Client and server share the guest's kernel, so the hooks of the
+client's sockets are counted too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from measure import (
+    CONNECTIONS,
+    PORT,
+    ROOT,
+    Load,
+    Topology,
+    agent,
+    costs_of,
+    load,
+    print_costs,
+    served,
+    stats_enabled,
+)
+
+from otelbpf.btf import Btf
+from otelbpf.hooks import FORCEABLE, Choice, choose
+
+GUEST_TIMEOUT_S = 3600
+NGINX = """\
+worker_processes 1; daemon off; user root; pid {directory}/pid; error_log stderr;
+events {{ worker_connections 64; }}
+http {{
+    access_log off; keepalive_requests 1000000000;
+    client_body_temp_path {directory}; proxy_temp_path {directory}; fastcgi_temp_path {directory};
+    uwsgi_temp_path {directory}; scgi_temp_path {directory};
+    server {{ listen {port}; location / {{ return 200 "hello world\\n"; }} }}
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one way to attach cost.
+
+    Attributes:
+        instructions, runs: of all programs, a request.
+    """
+
+    name: str
+    instructions: float
+    runs: float
+    load: Load
+
+
+def nginx(directory: Path) -> list[str | Path]:
+    configuration = directory / "nginx.conf"
+    configuration.write_text(NGINX.format(directory=directory, port=PORT))
+    return ["nginx", "-c", configuration, "-p", directory]
+
+
+def ways() -> list[tuple[str, tuple[Choice, ...]]]:
+    """What `--hooks` may be here, and what each hook then gets."""
+    with Btf.of_kernel() as btf:
+        best = choose(btf)
+    found = [("auto", best)]
+    for mechanism in FORCEABLE:
+        forced = tuple(choice.only(mechanism) for choice in best)
+        if any(
+            choice.chosen and choice.chosen.mechanism is mechanism
+            for choice in forced
+            if len({verdict.candidate.mechanism for verdict in choice.verdicts}) > 1
+        ):
+            found.append((mechanism.value, forced))
+    return found
+
+
+def absent(choices: tuple[Choice, ...]) -> list[str]:
+    """The stamps that nothing gives."""
+    given = {stamp for choice in choices if choice.chosen for stamp in choice.hook.stamps}
+    wanted = dict.fromkeys(stamp for choice in choices for stamp in choice.hook.stamps)
+    return [stamp for stamp in wanted if stamp not in given]
+
+
+def measure(net: Topology, name: str, choices: tuple[Choice, ...], seconds: int) -> Measured:
+    with agent(net, PORT, "--hooks", name, OTEL_TRACES_SAMPLER="always_off") as measuring:
+        with stats_enabled():
+            done = load(net, seconds)
+            costs = costs_of(measuring.pid)
+        sums = measuring.stop()
+    used = dict.fromkeys(str(choice.chosen) for choice in choices if choice.chosen)
+    print(f"\n  --hooks {name}, {done.requests} requests")
+    print_costs(costs, done.requests, "instructions")
+    lost = sums["lost"] or 0
+    print(f"    seen {sums['seen']} = exported {sums['exported']} + sampled out "
+          f"{sums['sampled_out']} + lost {lost}; missed {sums['missed'] or 0}")
+    print(f"    absent: {', '.join(absent(choices)) or 'nothing'}")
+    print(f"    attached: {', '.join(used)}", flush=True)
+    return Measured(
+        name,
+        sum(cost.ns for cost in costs.values()) / done.requests,
+        sum(cost.runs for cost in costs.values()) / done.requests,
+        done,
+    )
+
+
+def measure_here(seconds: int) -> None:
+    """Inside a guest."""
+    print(f"kernel {platform.release()}, {os.cpu_count()} processor; nginx, wrk with {CONNECTIONS} "
+          f"keep-alive connections, {seconds} s of the guest's time a load", flush=True)
+    with served(nginx) as net:
+        load(net, 1)
+        without = load(net, seconds)
+        found = [measure(net, name, choices, seconds) for name, choices in ways()]
+    print("\n  a request       BPF instructions  of auto  programs  nginx's requests a second")
+    print(f"    {'no agent':<12} {'-':>17}  {'-':>7}  {'-':>8}  {without.per_second:9.0f}")
+    for each in found:
+        print(f"    {each.name:<12} {each.instructions:17.0f}  "
+              f"{each.instructions / found[0].instructions:7.0%}  {each.runs:8.2f}  "
+              f"{each.load.per_second:9.0f}  {each.load.per_second / without.per_second:4.0%}")
+
+
+def measure_in_guest(kernel: str, seconds: int) -> int:
+    return subprocess.run(
+        [ROOT / "tests/vm/run", kernel, "--icount", "--timeout", str(GUEST_TIMEOUT_S), "--",
+         sys.executable, __file__, "--here", "--seconds", str(seconds)],
+    ).returncode
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kernels", metavar="KERNEL", nargs="*", default=["6.12", "6.1"],
+                        help="as tests/vm/run takes it (default: 6.12 and 6.1)")
+    parser.add_argument("--seconds", type=int, default=2, help="of each load (default: 2)")
+    parser.add_argument("--here", action="store_true",
+                        help="on this kernel, which must be such a guest's")
+    options = parser.parse_args()
+    if options.here:
+        measure_here(options.seconds)
+        return 0
+    return max(measure_in_guest(kernel, options.seconds) for kernel in options.kernels)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

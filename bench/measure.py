@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the measurements share: a load, an agent under it, and what the kernel counted of it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+
+from demo.processes import Process, running
+from demo.topology import Topology, topology
+
+from otelbpf import libbpf
+from otelbpf.netns import find_netns
+
+ROOT = Path(__file__).resolve().parents[1]
+PORT = 8080
+CONNECTIONS = 8
+# Guests are slow.
+_READY_TIMEOUT_S = 300.0
+_STUCK_S = 1800.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the programs of one name did while the load ran.
+
+    Attributes:
+        ns: inside them, helpers included, and what counting itself takes.
+    """
+
+    runs: int
+    ns: int
+
+
+@dataclass(frozen=True)
+class Load:
+    """What wrk saw."""
+
+    requests: int
+    per_second: float
+
+
+@dataclass(frozen=True)
+class Agent:
+    """A running agent.
+
+    Attributes:
+        sums: the file that will hold its sums.
+        start_s: from its start until everything was attached.
+    """
+
+    process: Process
+    sums: Path
+    start_s: float
+
+    @property
+    def pid(self) -> int:
+        return self.process.popen.pid
+
+    def stop(self) -> dict[str, Any]:
+        """Stops it in order; gives its sums."""
+        self.process.stop(signal.SIGINT)
+        return json.loads(self.sums.read_text())
+
+
+@contextlib.contextmanager
+def served(server: Callable[[Path], list[str | Path]]) -> Iterator[Topology]:
+    """Two network namespaces, and in one of them a server that listens at PORT.
+
+    Args:
+        server: gives the server's command; is given a directory for its files.
+    """
+    with topology() as net, tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        command = [*net.server.enter(), *server(directory)]
+        with running("server", command, directory) as process:
+            process.wait_until(lambda _: _listens(net), _READY_TIMEOUT_S)
+            yield net
+
+
+def _listens(net: Topology) -> bool:
+    try:
+        find_netns(net.client.netns).run(
+            lambda: socket.create_connection((net.server.ipv4, PORT), _READY_TIMEOUT_S).close()
+        )
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def stats_enabled() -> Iterator[None]:
+    """The kernel counts what BPF programs do."""
+    counting = libbpf.enable_run_counts()
+    try:
+        yield
+    finally:
+        os.close(counting)
+
+
+def costs_of(pid: int | str) -> dict[str, Cost]:
+    """By name, what the programs that a process holds have done while it was counted."""
+    programs = {}
+    for path in Path(f"/proc/{pid}/fdinfo").iterdir():
+        try:
+            lines = path.read_text().splitlines()
+        except FileNotFoundError:  # the one that lists this directory
+            continue
+        fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+        if int(fields.get("run_cnt", 0)):
+            programs[int(fields["prog_id"])] = fields
+    costs: dict[str, Cost] = {}
+    for number, fields in programs.items():
+        name = _name_of(number)
+        before = costs.get(name, Cost(0, 0))
+        costs[name] = Cost(
+            before.runs + int(fields["run_cnt"]), before.ns + int(fields["run_time_ns"])
+        )
+    return costs
+
+
+class _NamedInfo(ctypes.Structure):
+    """struct bpf_prog_info up to the name."""
+
+    _fields_ = [("before_name", ctypes.c_uint8 * 64), ("name", ctypes.c_char * 16)]
+
+
+def _name_of(program: int) -> str:
+    """The name of a program, of which the kernel keeps 15 characters."""
+    library = libbpf.library()
+    info = _NamedInfo()
+    size = ctypes.c_uint32(ctypes.sizeof(info))
+    fd = library.bpf_prog_get_fd_by_id(program)
+    try:
+        if library.bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)):
+            raise OSError(f"the kernel does not tell the name of program {program}")
+    finally:
+        os.close(fd)
+    return info.name.decode()
+
+
+def load(net: Topology, seconds: int) -> Load:
+    """Keep-alive requests, as many as there can be."""
+    answer = subprocess.run(
+        [*net.client.enter(), "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s",
+         f"http://{net.server.ipv4}:{PORT}/hello"],
+        capture_output=True, text=True, check=True, timeout=_STUCK_S,
+    ).stdout
+    return Load(
+        int(re.search(r"(\d+) requests in", answer)[1]),
+        float(re.search(r"Requests/sec:\s+([\d.]+)", answer)[1]),
+    )
+
+
+@contextlib.contextmanager
+def agent(net: Topology, port: int, *options: str, **environment: str) -> Iterator[Agent]:
+    """A running agent.
+
+    Args:
+        options: of `otelbpf run`, beyond those that say where to measure.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        ready, sums = Path(directory, "ready"), Path(directory, "sums")
+        command = [
+            str(ROOT / ".venv/bin/otelbpf"), "run", "--netns", net.server.netns,
+            "--interface", net.server.interface, "--port", str(port),
+            "--ready-file", str(ready), "--sums-file", str(sums), *options,
+        ]
+        env = {"OTEL_TRACES_EXPORTER": "none", **environment}
+        started = time.monotonic()
+        with running("agent", command, Path(directory), env) as process:
+            process.wait_until(lambda _: ready.exists(), _READY_TIMEOUT_S)
+            yield Agent(process, sums, time.monotonic() - started)
+
+
+def print_costs(costs: dict[str, Cost], requests: int, unit: str) -> None:
+    """One line for each program, the dearest first, and their sum.
+
+    Args:
+        unit: what a nanosecond stands for.
+    """
+    for name, cost in sorted(costs.items(), key=lambda item: -item[1].ns):
+        if cost.ns >= requests / 2:
+            print(f"    {name:<16} {cost.runs / requests:5.2f} runs  {cost.ns / cost.runs:6.0f} "
+                  f"{unit} a run  {cost.ns / requests:6.0f} {unit} a request")
+    print(f"    {'sum':<16} {sum(c.runs for c in costs.values()) / requests:5.2f} runs  "
+          f"{'':>{13 + len(unit)}} {sum(c.ns for c in costs.values()) / requests:6.0f} {unit} "
+          "a request")
