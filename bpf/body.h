@@ -5,7 +5,7 @@ static __always_inline void read_body(struct scratch *s, struct connection *conn
 				      struct parser *p, struct exchange *x,
 				      enum direction direction, enum source source)
 {
-	u32 n = s->payload_length - s->position;
+	u64 n = s->payload_length - s->position;
 
 	if (p->remaining <= n)
 		n = p->remaining;

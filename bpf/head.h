@@ -61,25 +61,31 @@ static __always_inline void strip(u64 *at, u64 *length, const struct scratch *s)
 	*length -= at_most(*length, n);
 }
 
-/* Copies a piece of the window, cut to max; max is a multiple of 8. */
+/* Copies a piece of the window, cut to max; max is a multiple of 8, and `to` aligned to it. */
 static __always_inline void capture(u8 *to, u16 *to_length, u64 max, struct scratch *s, u64 found)
 {
 	u64 at = s->found_at[found], length = s->found_length[found];
+
+	u64 word, rest, i;
 
 	if (length == 0)
 		return;
 	if (found != FOUND_FIRST_LINE)
 		strip(&at, &length, s);
-	if (length == 0)
-		return;
 	*to_length = length;
-	bpf_probe_read_kernel(to, at_most(max, length), s->window + (at & WINDOW_MASK));
+	BOUNDED_LOOP
+	for (i = 0; i < max && i < length; i += 8) {
+		word = word_at(s, at + i);
+		rest = length - i;
+		if (rest < 8)
+			word &= FIRST_BYTES(rest);	/* what follows is not to be kept */
+		*(u64 *)(to + i) = word;
+	}
 }
 
 /* Content-Length's digits; -1 where the value is not a number. */
-static __always_inline int read_length(struct scratch *s, u64 *value)
+static __always_inline int read_length(const struct scratch *s, u64 at, u64 length, u64 *value)
 {
-	u64 at = s->found_at[FOUND_CONTENT_LENGTH], length = s->found_length[FOUND_CONTENT_LENGTH];
 	u64 n = 0;
 	u64 i;
 
@@ -146,13 +152,11 @@ static __always_inline int take_request_lines(struct scratch *s, struct connecti
 	return 0;
 }
 
-static __always_inline int take_status_line(struct scratch *s, struct parser *p)
+static __always_inline int take_status_line(const struct scratch *s, struct parser *p,
+					    u64 at, u64 length)
 {
-	u64 length = s->found_length[FOUND_FIRST_LINE], at = s->found_at[FOUND_FIRST_LINE];
 	u32 status;
 
-	if (!length)
-		return 0;
 	if (length < 12 || (word_at(s, at) & FIRST_BYTES(7)) !=
 			   WORD('H', 'T', 'T', 'P', '/', '1', '.', 0))
 		return -1;
@@ -164,9 +168,16 @@ static __always_inline int take_status_line(struct scratch *s, struct parser *p)
 	return 0;
 }
 
+static __always_inline int take_response_lines(const struct scratch *s, struct parser *p)
+{
+	u64 length = s->found_length[FOUND_FIRST_LINE];
+
+	return length ? take_status_line(s, p, s->found_at[FOUND_FIRST_LINE], length) : 0;
+}
+
 /* n bytes of the segment that is read, from its byte `at` on. */
 static __always_inline int load_payload(struct __sk_buff *skb, const struct scratch *s,
-					const struct connection *conn, u32 at, u8 *to, u32 n,
+					const struct connection *conn, u64 at, u8 *to, u64 n,
 					enum source source)
 {
 	struct kept *kept;
@@ -174,19 +185,19 @@ static __always_inline int load_payload(struct __sk_buff *skb, const struct scra
 	if (source == FROM_PACKET)
 		return bpf_skb_load_bytes(skb, s->payload_offset + at, to, n);
 	kept = kept_piece(s, conn);
-	return kept ? bpf_probe_read_kernel(to, n, kept->bytes + at) : -1;
+	return kept ? bpf_probe_read_kernel(to, n, kept->bytes + (at & (PIECE_MAX - 1))) : -1;
 }
 
 /*
  * Loads what the last segment left unfinished and the bytes that follow it.
  * Returns the number of new bytes, 0 on failure.
  */
-static __always_inline u32 load_window(struct __sk_buff *skb, struct scratch *s,
+static __always_inline u64 load_window(struct __sk_buff *skb, struct scratch *s,
 				       struct connection *conn, struct parser *p,
 				       enum direction direction, enum source source)
 {
-	u32 carried = p->carried & (CARRY_MAX - 1);
-	u32 n = s->payload_length - s->position;
+	u64 carried = p->carried & (CARRY_MAX - 1);
+	u64 n = s->payload_length - s->position;
 	struct carry *carry;
 	u64 key;
 
@@ -226,9 +237,9 @@ static __always_inline u64 distance_to_line_end(const struct scratch *s, u64 at)
 /* How many bytes at `at` end a line: CRLF, or LF alone. */
 static __always_inline u64 line_end(const struct scratch *s, u64 at)
 {
-	u64 two = *(u16 *)(s->window + (at & WINDOW_MASK));
+	u64 two = two_at(s, at);
 
-	if (two == ('\r' | '\n' << 8))
+	if (two == CRLF)
 		return 2;
 	return (two & 0xff) == '\n';
 }
@@ -277,24 +288,60 @@ static __always_inline void scan_lines(struct scratch *s, enum direction directi
 }
 
 /*
- * Reads lines up to the end of the head or of the window. Returns 0, or -1 when
- * the bytes are no HTTP/1 message or one was too odd to follow.
+ * Takes what was scanned from the payload: all up to the end of the head or of
+ * the window, but for a line that is not whole yet.
+ */
+static __always_inline void consume_lines(struct scratch *s, struct connection *conn,
+					  struct parser *p, struct exchange *x,
+					  enum direction direction)
+{
+	volatile struct head_cursor *v = &s->head;
+	u64 carried = p->carried, total = v->total, line = v->line, partial = total - line, key;
+
+	p->carried = 0;
+	if (v->end) {
+		consume(s, x, v->end - carried, direction);
+	} else if (partial < CARRY_MAX && !v->skip && v->at >= total &&
+		   s->position + v->loaded == s->payload_length) {
+		/* The next segment finishes this line. */
+		key = conn->id << 1 | direction;
+		carries.update(&key, (struct carry *)(s->window + (line & WINDOW_MASK)));
+		p->carried = partial;
+		consume(s, x, v->loaded, direction);
+	} else if (line && (v->at < total || (partial < CARRY_MAX && !v->skip))) {
+		/* The next run starts again at this line. */
+		consume(s, x, line - carried, direction);
+	} else {
+		/* A line too long to keep: its start is all that is looked at. */
+		if (!v->skip)
+			note_line(s, v, line, CARRY_MAX, direction);
+		v->skip = 1;
+		consume(s, x, at_most(total, v->at) - carried, direction);
+	}
+	p->state = v->state;
+	p->skip_line = v->skip;
+}
+
+/*
+ * Reads lines up to the end of the head or of the window, and gives the exchange
+ * that they belong to. Returns 0, or -1 when the bytes are no HTTP/1 message or
+ * one was too odd to follow.
  */
 static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 				     struct connection *conn, struct parser *p,
-				     enum direction direction, enum source source)
+				     struct exchange **x, enum direction direction,
+				     enum source source)
 {
 	volatile struct head_cursor *v = &s->head;
-	u64 carried, total, loaded, partial, line;
-	struct exchange *x;
-	u64 key;
+	u64 loaded = load_window(skb, s, conn, p, direction, source);
 
-	loaded = load_window(skb, s, conn, p, direction, source);
 	if (!loaded)
 		return -1;
-	if (p->state == PARSER_BETWEEN) {
-		if (direction == INBOUND ? !begin_inbound(s, conn, source)
-					 : !begin_outbound(s, conn))
+	if (p->state != PARSER_BETWEEN) {
+		*x = current_exchange(conn, direction);
+	} else {
+		if (direction == INBOUND ? !begin_inbound(s, conn, x, source)
+					 : !begin_outbound(s, conn, x))
 			return -1;
 		if (p->state != PARSER_FIRST_LINE)
 			return 0;
@@ -308,52 +355,24 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 	v->end = 0;
 	__builtin_memset(s->found_length, 0, sizeof(s->found_length));
 	scan_lines(s, direction);
+	consume_lines(s, conn, p, *x, direction);
 
-	x = current_exchange(conn, direction);
-	carried = p->carried;
-	total = v->total;
-	loaded = v->loaded;
-	p->carried = 0;
-	line = v->line;
-	if (v->end) {
-		consume(s, x, v->end - carried, direction);
-	} else {
-		partial = total - line;
-		if (partial < CARRY_MAX && !v->skip && v->at >= total &&
-		    s->position + loaded == s->payload_length) {
-			/* The next segment finishes this line. */
-			key = conn->id << 1 | direction;
-			carries.update(&key, (struct carry *)(s->window + (line & WINDOW_MASK)));
-			p->carried = partial;
-			consume(s, x, loaded, direction);
-		} else if (line && (v->at < total || (partial < CARRY_MAX && !v->skip))) {
-			/* The next run starts again at this line. */
-			consume(s, x, line - carried, direction);
-		} else {
-			/* A line too long to keep: its start is all that is looked at. */
-			if (!v->skip)
-				note_line(s, v, line, CARRY_MAX, direction);
-			v->skip = 1;
-			consume(s, x, at_most(total, v->at) - carried, direction);
-		}
-	}
-	p->state = v->state;
-	p->skip_line = v->skip;
-
-	if (direction == INBOUND ? take_request_lines(s, conn, x) : take_status_line(s, p))
+	if (direction == INBOUND ? take_request_lines(s, conn, *x) : take_response_lines(s, p))
 		return -1;
 	if (s->found_length[FOUND_TRANSFER_ENCODING] && is_chunked(s))
 		p->message_flags |= MESSAGE_CHUNKED;
 	if (s->found_length[FOUND_CONTENT_LENGTH]) {
-		if (read_length(s, &p->remaining))
+		if (read_length(s, s->found_at[FOUND_CONTENT_LENGTH],
+				s->found_length[FOUND_CONTENT_LENGTH], &p->remaining))
 			return -1;
 		p->message_flags |= MESSAGE_HAS_LENGTH;
 	}
-	if (v->end) {
-		if (direction == INBOUND)
-			begin_request_body(conn, s, x, source);
-		else
-			begin_response_body(conn, s, x);
+	if (!v->end)
+		return 0;
+	if (direction == INBOUND) {
+		begin_request_body(conn, s, *x, source);
+	} else {
+		begin_response_body(conn, s, *x);
 	}
 	return 0;
 }

@@ -214,8 +214,8 @@ struct scratch {
 	u32 seq;		/* of the payload's first byte */
 	u64 ktime_ns;
 	u32 payload_offset;	/* into the packet */
-	u32 payload_length;
-	u32 position;		/* payload bytes already read */
+	u64 payload_length;
+	u64 position;		/* payload bytes already read */
 	u32 fin;
 	u32 direction;		/* enum direction */
 	u32 continuing;		/* this run continues another one */

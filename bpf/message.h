@@ -142,7 +142,7 @@ static __always_inline void add_bytes(struct exchange *x, u64 n, enum direction 
 		x->record.response_bytes += n;
 }
 
-static __always_inline void consume(struct scratch *s, struct exchange *x, u32 n,
+static __always_inline void consume(struct scratch *s, struct exchange *x, u64 n,
 				    enum direction direction)
 {
 	s->position += n;
@@ -166,11 +166,10 @@ static __always_inline void add_content(struct exchange *x, u64 n, enum directio
  * empty line before it, which some clients send after a body, is stepped over.
  */
 static __always_inline bool begin_inbound(struct scratch *s, struct connection *conn,
-					  enum source source)
+					  struct exchange **x, enum source source)
 {
 	u32 seq = s->seq + s->position;
 	u8 first = byte_at(s, 0);
-	struct exchange *x;
 
 	if (first == '\r' || first == '\n') {
 		s->position++;
@@ -188,26 +187,26 @@ static __always_inline bool begin_inbound(struct scratch *s, struct connection *
 		return true;
 	}
 	start_message(&conn->inbound);
-	x = begin_request(conn, seq, arrival_of_read(s, conn, seq, source), s->ktime_ns);
+	*x = begin_request(conn, seq, arrival_of_read(s, conn, seq, source), s->ktime_ns);
 	/* TCP had it in its hands before it was a request. */
-	if (source == FROM_PIECE && x)
-		x->record.stamp_ktime_ns[STAMP_TCP] = s->tcp_ktime_ns;
+	if (source == FROM_PIECE && *x)
+		(*x)->record.stamp_ktime_ns[STAMP_TCP] = s->tcp_ktime_ns;
 	return true;
 }
 
-static __always_inline bool begin_outbound(struct scratch *s, struct connection *conn)
+static __always_inline bool begin_outbound(struct scratch *s, struct connection *conn,
+					   struct exchange **x)
 {
-	struct exchange *x;
-
 	if (!before(conn->answered, conn->begun)) {
 		count(COUNT_RESPONSES_UNASKED);
 		return false;
 	}
 	start_message(&conn->outbound);
-	x = current_exchange(conn, OUTBOUND);
-	if (x) {
-		x->record.stamp_ktime_ns[STAMP_TC_OUT] = s->ktime_ns;
-		x->record.stamp_ktime_ns[STAMP_WRITE] = mark_of(&conn->writes, s->seq + s->position);
+	*x = current_exchange(conn, OUTBOUND);
+	if (*x) {
+		(*x)->record.stamp_ktime_ns[STAMP_TC_OUT] = s->ktime_ns;
+		(*x)->record.stamp_ktime_ns[STAMP_WRITE] =
+			mark_of(&conn->writes, s->seq + s->position);
 	}
 	return true;
 }

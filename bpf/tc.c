@@ -28,12 +28,15 @@ static __always_inline int feed(struct __sk_buff *skb, struct scratch *s,
 				enum source source)
 {
 	struct parser *p = direction == INBOUND ? &conn->inbound : &conn->outbound;
-	struct exchange *x;
+	struct exchange *x = NULL;
 
 	if (p->state >= PARSER_BETWEEN && p->state <= PARSER_HEADERS &&
-	    s->position < s->payload_length && read_head(skb, s, conn, p, direction, source))
-		return -1;
-	x = current_exchange(conn, direction);
+	    s->position < s->payload_length) {
+		if (read_head(skb, s, conn, p, &x, direction, source))
+			return -1;
+	} else {
+		x = current_exchange(conn, direction);
+	}
 	if (p->state == PARSER_BODY && s->position < s->payload_length)
 		read_body(s, conn, p, x, direction, source);
 	if (direction == OUTBOUND && p->state == PARSER_UNTIL_CLOSE) {
@@ -181,13 +184,17 @@ int tc_kept_chunks(struct __sk_buff *skb) { return read_kept(skb, true); }
  * before (all of them: it is a retransmission), or -1 where bytes before it are
  * missing and the parser needs them.
  */
-static __always_inline s64 align(struct __sk_buff *skb, struct scratch *s, struct parser *p,
-				 const struct segment *seg, struct exchange *x,
-				 enum direction direction)
+static __always_inline s64 align(struct __sk_buff *skb, struct scratch *s,
+				 struct connection *conn, struct parser *p,
+				 const struct segment *seg, u32 ordinal, enum direction direction)
 {
 	u32 end = seg->seq + seg->payload_length, missing;
+	struct exchange *x;
 
 	s->ahead = 0;
+	if (seg->seq == p->next_seq)
+		return 0;
+	x = in_flight(conn, ordinal);
 	if (before(seg->seq, p->next_seq)) {
 		missing = before(p->next_seq, end) ? p->next_seq - seg->seq : seg->payload_length;
 		s->ahead = -missing;
@@ -198,8 +205,6 @@ static __always_inline s64 align(struct __sk_buff *skb, struct scratch *s, struc
 		return missing;
 	}
 	missing = seg->seq - p->next_seq;
-	if (!missing)
-		return 0;
 	/* What is kept is stepped to first: tc_kept() does that. */
 	if (!p->kept && step_over(p, x, missing, direction)) {
 		s->ahead = missing;
@@ -289,7 +294,7 @@ static __always_inline struct connection *receive(struct __sk_buff *skb, struct 
 		p->next_seq = seg.seq + seg.payload_length;
 		return NULL;
 	}
-	seen_before = align(skb, s, p, &seg, current_exchange(conn, INBOUND), INBOUND);
+	seen_before = align(skb, s, conn, p, &seg, conn->begun - 1, INBOUND);
 	if (seen_before >= seg.payload_length && !p->disorder)
 		return NULL;
 	fill_scratch(s, conn, &seg, INBOUND, seen_before, now);
@@ -334,7 +339,7 @@ static __always_inline struct connection *transmit(struct __sk_buff *skb, struct
 	}
 	/* What is sent again belongs to the first response not yet acknowledged. */
 	ordinal = before(seg.seq, p->next_seq) ? conn->finished : conn->answered;
-	seen_before = align(skb, s, p, &seg, in_flight(conn, ordinal), OUTBOUND);
+	seen_before = align(skb, s, conn, p, &seg, ordinal, OUTBOUND);
 	if (seen_before >= seg.payload_length && !(seg.tcp_flags & TCP_FIN))
 		return NULL;
 	if (seen_before < 0) {

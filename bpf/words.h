@@ -11,11 +11,17 @@
 #define WORD(a, b, c, d, e, f, g, h) \
 	((u64)(a) | (u64)(b) << 8 | (u64)(c) << 16 | (u64)(d) << 24 | \
 	 (u64)(e) << 32 | (u64)(f) << 40 | (u64)(g) << 48 | (u64)(h) << 56)
+#define CRLF ('\r' | '\n' << 8)
 #define FIRST_BYTES(n) ((1ULL << (8 * (n))) - 1)
 
 static __always_inline u64 word_at(const struct scratch *s, u64 at)
 {
 	return *(u64 *)(s->window + (at & WINDOW_MASK));
+}
+
+static __always_inline u16 two_at(const struct scratch *s, u64 at)
+{
+	return *(u16 *)(s->window + (at & WINDOW_MASK));
 }
 
 static __always_inline u8 byte_at(const struct scratch *s, u64 at)

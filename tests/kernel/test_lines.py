@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the lines of a head end: at every border, cut anywhere, among bytes that look like an end."""
+"""Where the lines of a head end: at every border, cut anywhere, among bytes that look so."""
 
 from __future__ import annotations
 
