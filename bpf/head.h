@@ -287,6 +287,59 @@ static __always_inline void scan_lines(struct scratch *s, enum direction directi
 	}
 }
 
+/* Notes where a response's whole head, which was scanned, has its end and its length. */
+static __always_inline void remember_shape(const struct scratch *s, struct head_shape *shape)
+{
+	u64 length = s->found_length[FOUND_CONTENT_LENGTH];
+
+	if (!length || !s->found_length[FOUND_FIRST_LINE] ||
+	    s->found_length[FOUND_TRANSFER_ENCODING])
+		return;
+	shape->end = s->head.end;
+	shape->length_at = s->found_at[FOUND_CONTENT_LENGTH];
+	shape->length_end = shape->length_at + length;
+}
+
+/* Are the head's end, and the line of its Content-Length, where they were before? */
+static __always_inline bool has_shape(const struct scratch *s, const struct head_shape *shape)
+{
+	u64 at = shape->length_at;
+
+	return four_at(s, shape->end - 4) == CRLF_CRLF &&
+	       two_at(s, shape->length_end) == CRLF &&
+	       two_at(s, at - 17) == CRLF &&
+	       (word_at(s, at - 15) | LETTERS_LOWER) == WORD('c', 'o', 'n', 't', 'e', 'n', 't', '-') &&
+	       (word_at(s, at - 8) | LETTERS_LOWER) == WORD('-', 'l', 'e', 'n', 'g', 't', 'h', ':');
+}
+
+/*
+ * Reads the head of a response that has the shape of the last one, without
+ * looking for its lines. False, and nothing was read, where it has another.
+ *
+ * Nothing else of the head is looked at but the status, so it must prove right
+ * in one more way: what Content-Length announces is just what the segment holds
+ * after the head. Transfer-Encoding would overrule that, but must not be sent
+ * beside it (RFC 9112, section 6.2). If a server does so, and its chunks come
+ * with the head, the response still ends where it ends; what is wrong is that
+ * the chunks' framing is counted as content.
+ */
+static __always_inline bool read_familiar_head(struct scratch *s, struct connection *conn,
+					       struct parser *p, struct exchange *x, u64 loaded)
+{
+	const struct head_shape *shape = &conn->shape;
+	u64 end = shape->end, length;
+
+	if (!end || end > loaded || !has_shape(s, shape) ||
+	    read_length(s, shape->length_at, shape->length_end - shape->length_at, &length) ||
+	    end + length != s->payload_length - s->position || take_status_line(s, p, 0, end))
+		return false;
+	p->remaining = length;
+	p->message_flags |= MESSAGE_HAS_LENGTH;
+	consume(s, x, end, OUTBOUND);
+	begin_response_body(conn, s, x);
+	return true;
+}
+
 /*
  * Takes what was scanned from the payload: all up to the end of the head or of
  * the window, but for a line that is not whole yet.
@@ -345,6 +398,8 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 			return -1;
 		if (p->state != PARSER_FIRST_LINE)
 			return 0;
+		if (direction == OUTBOUND && read_familiar_head(s, conn, p, *x, loaded))
+			return 0;
 	}
 	v->loaded = loaded;
 	v->at = p->carried ? p->carried - 1 : 0;	/* the last byte may be the CR of a CRLF */
@@ -372,6 +427,7 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 	if (direction == INBOUND) {
 		begin_request_body(conn, s, *x, source);
 	} else {
+		remember_shape(s, &conn->shape);
 		begin_response_body(conn, s, *x);
 	}
 	return 0;

@@ -86,6 +86,17 @@ struct parser {
 };
 
 /*
+ * What the last response with a Content-Length looked like; the next one on its
+ * connection may well look the same. In bytes from its start.
+ */
+struct head_shape {
+	u16 end;		/* of the head; 0: none was seen yet */
+	u16 length_at;		/* where Content-Length's value starts */
+	u16 length_end;
+	u16 unused;
+};
+
+/*
  * Requests on a connection are numbered by ordinals, which wrap. For ordinals
  * n: n < begun have started, n < answered have had their whole response sent,
  * n < finished have been reported; tcp, queued and read say how far each of
@@ -99,6 +110,7 @@ struct connection {
 	u64 head_requests;	/* bit n % 64: request n is a HEAD */
 	struct parser inbound;
 	struct parser outbound;
+	struct head_shape shape;
 	u32 begun;
 	u32 answered;
 	u32 finished;
