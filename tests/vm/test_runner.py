@@ -119,6 +119,8 @@ def test_network_namespaces_can_be_made(visit: Visit) -> None:
 def test_the_guest_has_the_processors_and_the_clock_it_should(visit: Visit) -> None:
     assert visit["processors"] == 3
     assert visit["clock"] == "tsc"
+    # On a busy machine the processor that looks at both clocks may stand still between.
+    assert visit["clock_rate"] == pytest.approx(1, abs=0.3)
 
 
 def test_the_kernels_log_is_kept(visit: Visit) -> None:
@@ -134,17 +136,12 @@ def test_a_guest_that_dies_shows_its_log() -> None:
     assert re.search(r" tainted 6\.1\.0-\d+-amd64 ", log)  # the kernel asked for
 
 
-def test_a_command_that_takes_too_long_is_ended() -> None:
-    done = run(KERNEL, "--timeout", "10", "--", "sh", "-c", "echo before; sleep 1000")
-    assert done.returncode == 124
-    assert done.stdout == b"before\n"
-    assert done.stderr == b"vm: the command did not end within 10 s\n"
-
-
-def test_an_endless_output_does_not_keep_it_from_being_ended() -> None:
-    done = run(KERNEL, "--timeout", "2", "--", "yes")
+@pytest.mark.parametrize("command", ["sleep 1000", "yes"])
+def test_a_command_that_takes_too_long_is_ended(command: str) -> None:
+    done = run(KERNEL, "--timeout", "2", "--", "sh", "-c", command)
     assert done.returncode == 124
     assert set(done.stdout) <= set(b"y\n")
+    assert done.stderr == b"vm: the command did not end within 2 s\n"
 
 
 def test_counting_instructions_makes_sleep_take_no_time() -> None:

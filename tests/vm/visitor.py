@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 MODULES = ("veth", "sch_netem", "sch_ingress", "act_bpf", "cls_bpf", "8021q")
@@ -25,6 +26,20 @@ def zombies() -> list[str]:
     """Processes that have ended and that nobody has asked about."""
     states = (path.read_text() for path in Path("/proc").glob("[0-9]*/stat"))
     return [state for state in states if state.rpartition(")")[2].split()[0] == "Z"]
+
+
+def clock_rate() -> float:
+    """How fast the clock runs, by the emulated machine's other one, that knows seconds only."""
+
+    def next_second() -> tuple[int, float]:
+        now = seconds.read_text()
+        while (then := seconds.read_text()) == now:
+            pass
+        return int(then), time.monotonic()
+
+    seconds = Path("/sys/class/rtc/rtc0/since_epoch")
+    (first, start), _, (last, end) = (next_second() for _ in range(3))
+    return (end - start) / (last - first)
 
 
 def main() -> None:
@@ -46,6 +61,7 @@ def main() -> None:
         "namespaces": os.listdir("/run/netns"),
         "processors": os.cpu_count(),
         "clock": clock.strip(),
+        "clock_rate": clock_rate(),
     }
     while zombies():
         os.sched_yield()
