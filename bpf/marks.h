@@ -86,9 +86,8 @@ static __always_inline u64 arrival_of(struct arrivals *a, u32 seq)
 	*found = 0;
 	BOUNDED_LOOP
 	for (i = 0; i <= MARKS_RECENT; i++) {
-		if (i >= n)
-			break;
-		if (before(seq, a->seq[i]) || !before(seq, a->end[i]))
+		/* No break: the verifier of 6.1 could not tell that what clang makes of it ends. */
+		if (i >= n || before(seq, a->seq[i]) || !before(seq, a->end[i]))
 			continue;
 		if (!*found || a->ktime_ns[i] < *found)
 			*found = a->ktime_ns[i];
