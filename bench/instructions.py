@@ -55,12 +55,14 @@ class Measured:
 
     Attributes:
         instructions, runs: of all programs, a request.
+        absent: the stamps that it does not give.
     """
 
     name: str
     instructions: float
     runs: float
     load: Load
+    absent: list[str]
 
 
 def nginx(directory: Path) -> list[str | Path]:
@@ -104,13 +106,13 @@ def measure(net: Topology, name: str, choices: tuple[Choice, ...], seconds: int)
     lost = sums["lost"] or 0
     print(f"    seen {sums['seen']} = exported {sums['exported']} + sampled out "
           f"{sums['sampled_out']} + lost {lost}; missed {sums['missed'] or 0}")
-    print(f"    absent: {', '.join(absent(choices)) or 'nothing'}")
     print(f"    attached: {', '.join(used)}", flush=True)
     return Measured(
         name,
         sum(cost.ns for cost in costs.values()) / done.requests,
         sum(cost.runs for cost in costs.values()) / done.requests,
         done,
+        absent(choices),
     )
 
 
@@ -122,12 +124,14 @@ def measure_here(seconds: int) -> None:
         load(net, 1)
         without = load(net, seconds)
         found = [measure(net, name, choices, seconds) for name, choices in ways()]
-    print("\n  a request       BPF instructions  of auto  programs  nginx's requests a second")
-    print(f"    {'no agent':<12} {'-':>17}  {'-':>7}  {'-':>8}  {without.per_second:9.0f}")
+    print(f"\n  {'a request':<10}  BPF instructions  of auto  programs run  "
+          "nginx's requests a second")
+    print(f"    {'no agent':<10} {'':48} {without.per_second:6.0f}")
     for each in found:
-        print(f"    {each.name:<12} {each.instructions:17.0f}  "
-              f"{each.instructions / found[0].instructions:7.0%}  {each.runs:8.2f}  "
-              f"{each.load.per_second:9.0f}  {each.load.per_second / without.per_second:4.0%}")
+        print(f"    {each.name:<10} {each.instructions:15.0f}  "
+              f"{each.instructions / found[0].instructions:7.0%}  {each.runs:12.2f}  "
+              f"{each.load.per_second:14.0f}, {each.load.per_second / without.per_second:4.0%}"
+              + (f"; absent: {', '.join(each.absent)}" if each.absent else ""))
 
 
 def measure_in_guest(kernel: str, seconds: int) -> int:

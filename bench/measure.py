@@ -194,10 +194,10 @@ def print_costs(costs: dict[str, Cost], requests: int, unit: str) -> None:
     Args:
         unit: what a nanosecond stands for.
     """
+    print(f"    {'program':<16} runs a request  {unit + ' a run':>18}  {unit + ' a request':>22}")
     for name, cost in sorted(costs.items(), key=lambda item: -item[1].ns):
         if cost.ns >= requests / 2:
-            print(f"    {name:<16} {cost.runs / requests:5.2f} runs  {cost.ns / cost.runs:6.0f} "
-                  f"{unit} a run  {cost.ns / requests:6.0f} {unit} a request")
-    print(f"    {'sum':<16} {sum(c.runs for c in costs.values()) / requests:5.2f} runs  "
-          f"{'':>{13 + len(unit)}} {sum(c.ns for c in costs.values()) / requests:6.0f} {unit} "
-          "a request")
+            print(f"    {name:<16} {cost.runs / requests:14.2f}  {cost.ns / cost.runs:18.0f}  "
+                  f"{cost.ns / requests:22.0f}")
+    runs, ns = (sum(getattr(c, field) for c in costs.values()) for field in ("runs", "ns"))
+    print(f"    {'sum':<16} {runs / requests:14.2f}  {'':18}  {ns / requests:22.0f}")
