@@ -145,7 +145,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kernels", metavar="KERNEL", nargs="*", default=["6.12", "6.1"],
                         help="as tests/vm/run takes it (default: 6.12 and 6.1)")
-    parser.add_argument("--seconds", type=int, default=2, help="of each load (default: 2)")
+    parser.add_argument("--seconds", type=int, default=1, help="of each load (default: 1)")
     parser.add_argument("--here", action="store_true",
                         help="on this kernel, which must be such a guest's")
     options = parser.parse_args()
