@@ -43,6 +43,8 @@ ALL_OF_A_SMALL_REQUEST = [
 ]  # fmt: skip
 REQUEST = request(target="/warm")
 
+pytestmark = pytest.mark.guest
+
 
 def serve(pair: Pair, count: int) -> None:
     """A server that blocks in recv() until a request is there."""
