@@ -35,10 +35,12 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
         FetchError: it failed; with its last words.
         InputError: it is not installed.
     """
+    # Where a user's own path does not lead, but modprobe is.
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
     try:
         done = subprocess.run(
             command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            preexec_fn=dies_with_us(),
+            env=os.environ | {"PATH": path}, preexec_fn=dies_with_us(),
         )  # fmt: skip
     except FileNotFoundError as error:
         raise InputError(f"{command[0]} is not there: run scripts/setup --test") from error
