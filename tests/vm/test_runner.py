@@ -172,17 +172,20 @@ def is_qemu(pid: int) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_of_a_runner_that_is_killed(number: signal.Signals) -> None:
-    with subprocess.Popen(
-        [RUN, KERNEL, "--", "sleep", "1000"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as runner:
+    command = [RUN, KERNEL, "--", "sleep", "1000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as runner:
         end = time.monotonic() + DEADLINE_S
-        while not any(map(is_qemu, qemu := children(runner.pid))):
+        while not (qemu := list(filter(is_qemu, children(runner.pid)))):
             assert time.monotonic() < end, "QEMU did not start"
             assert runner.poll() is None, runner.stdout.read()
-        runner.send_signal(number)
-        assert runner.wait(DEADLINE_S) == -number
-        while any(map(is_qemu, qemu)):
-            assert time.monotonic() < end, "QEMU goes on"
+        try:
+            runner.send_signal(number)
+            assert runner.wait(DEADLINE_S) == -number
+            while any(map(is_qemu, qemu)):
+                assert time.monotonic() < end, "QEMU goes on"
+        finally:
+            for pid in filter(is_qemu, qemu):
+                os.kill(pid, signal.SIGKILL)
         assert runner.stdout.read() == b""
 
 
