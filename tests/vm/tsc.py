@@ -35,11 +35,11 @@ def frequency_khz() -> int:
 
 def _together(read_tsc: Callable[[], int]) -> tuple[int, int]:
     """The TSC and the clock; of several looks the one that was interrupted least."""
-    best = None
+    looks = []
     for _ in range(_ATTEMPTS):
         before = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
         tsc = read_tsc()
         after = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
-        if best is None or after - before < best[0]:
-            best = (after - before, tsc, (before + after) // 2)
-    return best[1:]
+        looks.append((after - before, tsc, (before + after) // 2))
+    _, tsc, now_ns = min(looks)
+    return tsc, now_ns
