@@ -4,8 +4,19 @@
 from __future__ import annotations
 
 import pytest
+from kernels import find
+
+#: Those that tests boot.
+KERNELS = ("6.1", "6.12")
 
 _CLOSING_LINES = pytest.StashKey[dict[str, str]]()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fetched() -> None:
+    """What is waited for in a test is a guest, not the network."""
+    for kernel in KERNELS:
+        find(kernel)
 
 
 @pytest.fixture(scope="session")

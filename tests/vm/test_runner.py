@@ -175,15 +175,17 @@ def test_nothing_is_left_of_a_runner_that_is_killed(number: signal.Signals) -> N
     command = [RUN, KERNEL, "--", "sleep", "1000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as runner:
         end = time.monotonic() + DEADLINE_S
-        while not (qemu := list(filter(is_qemu, children(runner.pid)))):
-            assert time.monotonic() < end, "QEMU did not start"
-            assert runner.poll() is None, runner.stdout.read()
+        qemu: list[int] = []
         try:
+            while not (qemu := list(filter(is_qemu, children(runner.pid)))):
+                assert time.monotonic() < end, "QEMU did not start"
+                assert runner.poll() is None, runner.stdout.read()
             runner.send_signal(number)
             assert runner.wait(DEADLINE_S) == -number
             while any(map(is_qemu, qemu)):
                 assert time.monotonic() < end, "QEMU goes on"
         finally:
+            runner.kill()
             for pid in filter(is_qemu, qemu):
                 os.kill(pid, signal.SIGKILL)
         assert runner.stdout.read() == b""
