@@ -27,7 +27,8 @@ from test_clsact import load_by_clsact
 from otelbpf import attach, netns
 namespace = netns.find_netns(sys.argv[1])
 programs, choices = load_by_clsact(namespace)
-with attach.attached(programs, choices, attach.find_interfaces((sys.argv[2],), namespace), namespace):
+interfaces = attach.find_interfaces((sys.argv[2],), namespace)
+with attach.attached(programs, choices, interfaces, namespace):
     print("attached", flush=True)
     time.sleep(60)
 """
@@ -47,7 +48,10 @@ def load_by_clsact(netns) -> tuple[Programs, tuple[Choice, ...]]:
 
 def shown(lab: Lab) -> str:
     """All qdiscs and filters of the server's interface, in tc's words."""
-    commands = (("qdisc", "show", "dev", INTERFACE), *tuple(("filter", "show", "dev", INTERFACE, direction) for direction in ("ingress", "egress")))
+    commands = (
+        ("qdisc", "show", "dev", INTERFACE),
+        *(("filter", "show", "dev", INTERFACE, side) for side in ("ingress", "egress")),
+    )
     enter = ("nsenter", f"--net={lab.server_netns.path}", "tc")
     return "".join(run(*enter, *command) for command in commands)
 

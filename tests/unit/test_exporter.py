@@ -194,7 +194,8 @@ def test_an_endpoint_must_say_whether_to_use_tls(
         ({}, "otlp_proto_grpc"),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector:4317"}, "otlp_proto_grpc"),
         (
-            {"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317", "OTEL_EXPORTER_OTLP_INSECURE": "true"},
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317",
+             "OTEL_EXPORTER_OTLP_INSECURE": "true"},
             "otlp_proto_grpc",
         ),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "localhost:4317"}, "console"),
