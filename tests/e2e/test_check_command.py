@@ -36,8 +36,13 @@ def test_json_names_a_candidate_for_each_hook(net: Network, tmp_path: Path) -> N
     assert finding(report, f"XDP on {net.server.interface}")["detail"] == "free"
     assert {stamp for hook in report["hooks"] for stamp in hook["stamps"]} == STAMPS
     for hook in report["hooks"]:
-        first = next(each for each in hook["candidates"] if each["available"])
-        assert hook["chosen"] == f"{first['mechanism']} {first['target']}"
+        available = [
+            f"{each['mechanism']} {each['target']}"
+            for each in hook["candidates"] if each["available"]
+        ]
+        # Only on some kernels sendfile() has a way of its own.
+        assert available or hook["name"] == "sendfile"
+        assert hook["chosen"] == (available[0] if available else None)
         assert all(each["reason"] for each in hook["candidates"])
 
 
@@ -90,6 +95,8 @@ def assert_attached(ended: Ended, hooks: list[dict[str, Any]], where: str) -> No
     attached = set(line.removeprefix("otelbpf: attached: ").split(", "))
     expected = set()
     for hook in hooks:
+        if hook["chosen"] is None:
+            continue
         mechanism, _, target = hook["chosen"].rpartition(" ")
         if mechanism == "tc":
             expected.add(f"{target} {hook['name']} {where}")
