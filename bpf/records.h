@@ -129,7 +129,8 @@ enum counter {
 	COUNT_CONNECTIONS_OWN = 14,		/* the agent's own export, left alone */
 	COUNT_RESPONSES_UNASKED = 15,		/* bytes sent with no request in flight */
 	COUNT_PACKETS_UNPARSED = 16,		/* fragments and malformed headers */
-	COUNT_COUNT = 17,
+	COUNT_RETRANSMITS_LATE = 17,		/* segments sent again once all was acknowledged */
+	COUNT_COUNT = 18,
 };
 
 #endif

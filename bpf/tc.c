@@ -180,6 +180,24 @@ int tc_kept(struct __sk_buff *skb) { return read_kept(skb, false); }
 int tc_kept_chunks(struct __sk_buff *skb) { return read_kept(skb, true); }
 
 /*
+ * TC may see an acknowledgement some packets before TCP does, which until then
+ * may send again what has been reported.
+ */
+static __always_inline void add_response_retransmits(struct exchange *x, u32 n)
+{
+	u32 late = COUNT_RETRANSMITS_LATE;
+	u64 *value;
+
+	if (x) {
+		x->record.response_retransmits += n;
+		return;
+	}
+	value = counters.lookup(&late);
+	if (value)
+		__sync_fetch_and_add(value, n);
+}
+
+/*
  * Brings the parser to this segment. Returns how many of its bytes were seen
  * before (all of them: it is a retransmission), or -1 where bytes before it are
  * missing and the parser needs them.
@@ -198,8 +216,8 @@ static __always_inline s64 align(struct __sk_buff *skb, struct scratch *s,
 	if (before(seg->seq, p->next_seq)) {
 		missing = before(p->next_seq, end) ? p->next_seq - seg->seq : seg->payload_length;
 		s->ahead = -missing;
-		if (x && direction == OUTBOUND)
-			x->record.response_retransmits += skb->gso_segs ? : 1;
+		if (direction == OUTBOUND)
+			add_response_retransmits(x, skb->gso_segs ? : 1);
 		else if (x && !p->disorder)	/* else it may fill a hole */
 			x->record.request_retransmits++;
 		return missing;

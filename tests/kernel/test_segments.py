@@ -76,6 +76,18 @@ def test_a_response_sent_again_left_when_it_first_did(talk: Conversation, meter:
     assert Stamp.TC_OUT_LAST not in stamps(record)
 
 
+def test_a_response_sent_again_after_its_acknowledgement_is_counted_apart(
+    talk: Conversation, meter: Meter
+) -> None:
+    talk.ask(request(), 0)
+    talk.answer(OK, 0)
+    talk.answer(OK, 0)
+    talk.ask(b"", len(request()), acknowledging=len(OK))
+    talk.answer(OK, 0)
+    assert meter.record()["response_retransmits"] == 1
+    assert meter.counted(Counter.RETRANSMITS_LATE) == 1
+
+
 def test_a_part_of_a_response_sent_again(talk: Conversation, meter: Meter) -> None:
     answered = response(headers=CHUNKED) + chunks([b"first", b"second", b"third"])
     cut = answered.index(b"second")
