@@ -5,17 +5,22 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 from collections.abc import Iterator
 
 from lab import CLIENT_INTERFACE, INTERFACE, Lab
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from otelbpf import libbpf
 from otelbpf.attach import find_interfaces
 from otelbpf.loader import import_bcc
+from otelbpf.netns import Netns
 from otelbpf.sources import bpf_directory
 
 _BPF_F_BEFORE = 1 << 3
+_ETH_P_ALL = 3
 _SOURCE = """
 BPF_ARRAY(runs, u64, 1);
 BPF_ARRAY(to_drop, s64, 1);
@@ -101,15 +106,58 @@ class Strangers:
         netns = lab.server_netns if side == "server" else lab.client_netns
         name = INTERFACE if side == "server" else CLIENT_INTERFACE
         (ifindex,) = find_interfaces((name,), netns).values()
-        link = netns.run(
-            lambda: libbpf.link_create(
-                self._fds[program], ifindex, attach_type, _BPF_F_BEFORE if first else 0
+        try:
+            link = netns.run(
+                lambda: libbpf.link_create(
+                    self._fds[program], ifindex, attach_type, _BPF_F_BEFORE if first else 0
+                )
             )
-        )
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            link = None  # no tcx before 6.6
+        if link is None:
+            with _filter(netns, ifindex, self._fds[program], attach_type, first):
+                yield
+            return
         try:
             yield
         finally:
             os.close(link)
+
+
+@contextlib.contextmanager
+def _filter(
+    netns: Netns, ifindex: int, program_fd: int, attach_type: int, first: bool
+) -> Iterator[None]:
+    """A program as a filter on a clsact qdisc, where there are no links."""
+    parent = 0xFFFFFFF2 if attach_type == libbpf.BPF_TCX_INGRESS else 0xFFFFFFF3
+    where = {"parent": parent, "prio": 1 if first else 60_000, "protocol": _ETH_P_ALL}
+
+    def add() -> bool:
+        with IPRoute() as route:
+            try:
+                route.tc("add", "clsact", ifindex)
+                added = True
+            except NetlinkError as error:
+                if error.code != errno.EEXIST:
+                    raise
+                added = False
+            route.tc("add-filter", "bpf", ifindex, 1, fd=program_fd, name="stranger",
+                     direct_action=True, **where)  # fmt: skip
+        return added
+
+    def remove(with_qdisc: bool) -> None:
+        with IPRoute() as route:
+            route.tc("del-filter", "bpf", ifindex, 1, **where)
+            if with_qdisc:
+                route.tc("del", "clsact", ifindex)
+
+    with_qdisc = netns.run(add)
+    try:
+        yield
+    finally:
+        netns.run(lambda: remove(with_qdisc))
 
 
 def program_id(fd: int) -> int:

@@ -210,6 +210,7 @@ def keep_back_the_first(data: bytes, size: int, count: int) -> list[tuple[int, b
     ]
 
 
+@pytest.mark.guest
 @pytest.mark.parametrize("size", [1, 100])
 def test_as_many_early_segments_as_there_are_places_for(
     talk: Conversation, meter: Meter, size: int
@@ -340,6 +341,7 @@ def test_an_early_segment_that_ends_the_connection(
     assert record["request_out_of_order"] == 1
 
 
+@pytest.mark.guest
 def test_stamps_are_those_of_the_segment_that_brought_the_byte(
     talk: Conversation, meter: Meter
 ) -> None:
@@ -370,6 +372,7 @@ def test_stamps_are_those_of_the_segment_that_brought_the_byte(
     assert stamps(records[1])[Stamp.TC] < stamps(records[0])[Stamp.TC]
 
 
+@pytest.mark.guest
 def test_packets_that_overtook_each_other_before_they_were_merged(
     talk: Conversation, meter: Meter
 ) -> None:

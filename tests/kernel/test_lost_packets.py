@@ -180,6 +180,7 @@ def lose_the_first(pair: Pair, lossy: Strangers, first: bytes, second: bytes) ->
 PADDING = {"Padding": "p" * 200}
 
 
+@pytest.mark.guest
 @pytest.mark.parametrize("cut", [20, 40, 100])
 def test_a_head_that_is_overtaken_by_its_end_is_whole(
     lab: Lab, meter: Meter, lossy_on_the_way: Strangers, cut: int
@@ -207,6 +208,7 @@ def test_a_head_that_is_overtaken_by_its_end_is_whole(
     meter.assert_next_is_right(pair, 2)
 
 
+@pytest.mark.guest
 def test_a_request_that_overtakes_another_waits_between_tcp_and_queued_only(
     lab: Lab, meter: Meter, lossy_on_the_way: Strangers
 ) -> None:
