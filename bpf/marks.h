@@ -83,6 +83,8 @@ static __always_inline u64 arrival_of(struct arrivals *a, u32 seq)
 	volatile u64 *found = &a->found_ktime_ns;
 	u32 n = a->count, i;
 
+	if (n == 1)
+		return before(seq, a->seq[0]) || !before(seq, a->end[0]) ? 0 : a->ktime_ns[0];
 	*found = 0;
 	BOUNDED_LOOP
 	for (i = 0; i <= MARKS_RECENT; i++) {
