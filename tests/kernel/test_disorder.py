@@ -412,6 +412,18 @@ def test_arrivals_that_are_forgotten_in_the_disorder_are_absent(
         assert begin <= stamps(records[number])[Stamp.NIC] <= end
 
 
+def test_when_an_early_segment_came_is_known_however_many_come_until_its_turn(
+    talk: Conversation, meter: Meter
+) -> None:
+    first, second, *others = cut(15 * GET, *range(len(GET), 15 * len(GET), len(GET)))
+    deliver(talk, [second, *others])
+    deliver(talk, [first])
+    records = finish(talk, meter, 15 * GET, 15)
+    for record, (at, _) in zip(records, [first, second, *others], strict=True):
+        begin, end = talk.handed_over[len(BEFORE) + at]
+        assert begin <= stamps(record)[Stamp.NIC] <= stamps(record)[Stamp.TC] <= end
+
+
 def test_so_many_connections_in_disorder_that_the_oldest_are_forgotten(meter: Meter) -> None:
     """Each is a record or lost, and the next request on each is a record again."""
     asked = long_head(1000)
@@ -440,3 +452,14 @@ def test_so_many_connections_in_disorder_that_the_oldest_are_forgotten(meter: Me
     whole = records[records["request_line"] == b"POST /long HTTP/1.1"]
     assert set(whole["request_bytes"].tolist()) == {len(asked)}
     assert set(whole["request_out_of_order"].tolist()) == {30}
+    # And those are forgotten rather than what is kept now.
+    for _ in range(30):
+        talk = Conversation(Wire(meter), Frame(client_port=fresh_port()))
+        talk.ask(asked[:20], 0)
+        for at in range(21, 21 + PIECES_MAX):
+            talk.ask(asked[at : at + 1], at)
+        talk.ask(asked[20:21], 20)
+        talk.ask(asked[21 + PIECES_MAX :], 21 + PIECES_MAX)
+        talk.answer(OK, 0, acknowledging=len(asked))
+        talk.ask(b"", len(asked), acknowledging=len(OK))
+        assert meter.record()["request_bytes"] == len(asked)
