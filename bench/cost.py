@@ -40,10 +40,9 @@ SOCKET_PROGRAMS = ("traced_tcp", "traced_queued", "traced_read", "traced_write",
                    "probed_tcp", "probed_queued", "probed_read", "probed_write")
 # Where the empty programs go: a tracepoint that each request passes.
 BASELINE_TRACEPOINT = "tcp_probe"
-RETURN_0 = bytes([0xB7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0])
 BASELINES = {
-    "empty": RETURN_0,
-    "clock": bytes([0x85, 0, 0, 0, 5, 0, 0, 0]) + RETURN_0,  # calls bpf_ktime_get_ns()
+    "empty": libbpf.RETURN_0,
+    "clock": bytes([0x85, 0, 0, 0, 5, 0, 0, 0]) + libbpf.RETURN_0,  # calls bpf_ktime_get_ns()
 }
 
 

@@ -81,7 +81,7 @@ def ways() -> list[tuple[str, tuple[Choice, ...]]]:
         if any(
             choice.chosen and choice.chosen.mechanism is mechanism
             for choice in forced
-            if len({verdict.candidate.mechanism for verdict in choice.verdicts}) > 1
+            if choice.hook.can_be_forced
         ):
             found.append((mechanism.value, forced))
     return found

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import re
@@ -115,43 +114,30 @@ def stats_enabled() -> Iterator[None]:
 
 def costs_of(pid: int | str) -> dict[str, Cost]:
     """By name, what the programs that a process holds have done while it was counted."""
-    programs = {}
+    numbers = set()
     for path in Path(f"/proc/{pid}/fdinfo").iterdir():
         try:
-            lines = path.read_text().splitlines()
+            found = re.search(r"^prog_id:\t(\d+)$", path.read_text(), re.MULTILINE)
         except FileNotFoundError:  # the one that lists this directory
             continue
-        fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-        if int(fields.get("run_cnt", 0)):
-            programs[int(fields["prog_id"])] = fields
+        if found:
+            numbers.add(int(found[1]))
     costs: dict[str, Cost] = {}
-    for number, fields in programs.items():
-        name = _name_of(number)
-        before = costs.get(name, Cost(0, 0))
-        costs[name] = Cost(
-            before.runs + int(fields["run_cnt"]), before.ns + int(fields["run_time_ns"])
-        )
+    for info in map(_info_of, numbers):
+        if info.runs:
+            before = costs.get(info.name, Cost(0, 0))
+            costs[info.name] = Cost(before.runs + info.runs, before.ns + info.run_time_ns)
     return costs
 
 
-class _NamedInfo(ctypes.Structure):
-    """struct bpf_prog_info up to the name."""
-
-    _fields_ = [("before_name", ctypes.c_uint8 * 64), ("name", ctypes.c_char * 16)]
-
-
-def _name_of(program: int) -> str:
-    """The name of a program, of which the kernel keeps 15 characters."""
-    library = libbpf.library()
-    info = _NamedInfo()
-    size = ctypes.c_uint32(ctypes.sizeof(info))
-    fd = library.bpf_prog_get_fd_by_id(program)
+def _info_of(program: int) -> libbpf.ProgramInfo:
+    fd = libbpf.library().bpf_prog_get_fd_by_id(program)
+    if fd < 0:
+        raise OSError(-fd, os.strerror(-fd))
     try:
-        if library.bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)):
-            raise OSError(f"the kernel does not tell the name of program {program}")
+        return libbpf.program_info(fd)
     finally:
         os.close(fd)
-    return info.name.decode()
 
 
 def load(net: Topology, seconds: int) -> Load:

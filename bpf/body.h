@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /* Bodies: stepped over, never read, but for the lines between chunks. */
 
-static __always_inline void read_body(struct scratch *s, struct connection *conn,
-				      struct parser *p, struct exchange *x,
-				      enum direction direction, enum source source)
+static __always_inline void read_body(struct scratch *s, struct parser *p, struct exchange *x,
+				      enum direction direction)
 {
 	u64 n = s->payload_length - s->position;
 
@@ -13,7 +12,7 @@ static __always_inline void read_body(struct scratch *s, struct connection *conn
 	add_content(x, n, direction);
 	consume(s, x, n, direction);
 	if (!p->remaining)
-		end_message(conn, s, x, direction, source);
+		p->state = PARSER_ENDED;
 }
 
 /*
@@ -59,7 +58,7 @@ static __always_inline int read_chunks(struct __sk_buff *skb, struct scratch *s,
 	volatile struct chunk_cursor *v = &s->chunks;
 	struct exchange *x;
 	u32 length = s->payload_length, n, digit, position, at = 0, line_length = 0;
-	int i, ended = 0;
+	int i;
 	u8 c;
 
 	v->position = s->position;
@@ -111,7 +110,7 @@ static __always_inline int read_chunks(struct __sk_buff *skb, struct scratch *s,
 		v->position = position + 1;
 		if (v->state == PARSER_TRAILER_START) {
 			if (c == '\n') {
-				ended = 1;
+				v->state = PARSER_ENDED;
 				break;
 			}
 			if (c != '\r')
@@ -145,7 +144,7 @@ static __always_inline int read_chunks(struct __sk_buff *skb, struct scratch *s,
 	x = current_exchange(conn, direction);
 	add_content(x, v->body_bytes, direction);
 	consume(s, x, v->position - s->position, direction);
-	if (ended)
+	if (p->state == PARSER_ENDED)
 		end_message(conn, s, x, direction, source);
 	return 0;
 }

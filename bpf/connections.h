@@ -9,7 +9,7 @@
  * hooks come by another way: what was found for a socket is remembered by the
  * hash that the kernel keeps in it.
  *
- * Set by the loader: CONNECTION_SETS, SOCKET_SLOTS, and HASH_FACTOR(i), odd
+ * Set by the loader: CONNECTION_SETS, WAYS, SOCKET_SLOTS, and HASH_FACTOR(i), odd
  * numbers drawn anew at each start, so that nobody outside can fill a set.
  */
 

@@ -317,18 +317,19 @@ static __always_inline void credit_piece(const struct scratch *s, struct connect
 
 /*
  * TCP has acknowledged all bytes before ack_seq, so none of them is still to
- * come: those that are missing went past TC, or a piece was evicted.
+ * come: those that are missing went past TC, or a piece was evicted. -1 where they
+ * should have been read.
  */
-static __always_inline void mind_acknowledged(struct connection *conn, u32 ack_seq)
+static __always_inline int mind_acknowledged(struct connection *conn, u32 ack_seq)
 {
 	struct parser *p = &conn->inbound;
 
 	if (before(ack_seq, p->next_seq))
-		return;
-	if (p->kept && ack_seq != p->next_seq)
-		lose_framing(conn);
-	else if (!p->kept)
-		forget_disorder(conn);
+		return 0;
+	if (p->kept)
+		return ack_seq == p->next_seq ? 0 : -1;
+	forget_disorder(conn);
+	return 0;
 }
 
 /* TCP took the bytes in range. The requests that begin there are not known yet. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * Heads. Lines are read, not characters: newlines are found eight bytes at a
+ * Heads. Lines are read, not characters: their ends are found eight bytes at a
  * time, and of the head only the lines named in enum found are looked at.
  */
 
@@ -65,7 +65,6 @@ static __always_inline void strip(u64 *at, u64 *length, const struct scratch *s)
 static __always_inline void capture(u8 *to, u16 *to_length, u64 max, struct scratch *s, u64 found)
 {
 	u64 at = s->found_at[found], length = s->found_length[found];
-
 	u64 word, rest, i;
 
 	if (length == 0)
@@ -336,7 +335,7 @@ static __always_inline bool read_familiar_head(struct scratch *s, struct connect
 	p->remaining = length;
 	p->message_flags |= MESSAGE_HAS_LENGTH;
 	consume(s, x, end, OUTBOUND);
-	begin_response_body(conn, s, x);
+	begin_response_body(conn, p, x);
 	return true;
 }
 
@@ -425,10 +424,10 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 	if (!v->end)
 		return 0;
 	if (direction == INBOUND) {
-		begin_request_body(conn, s, *x, source);
+		begin_request_body(p, *x);
 	} else {
 		remember_shape(s, &conn->shape);
-		begin_response_body(conn, s, *x);
+		begin_response_body(conn, p, *x);
 	}
 	return 0;
 }

@@ -21,13 +21,18 @@ struct pt_regs {
 #define AF_INET 2
 #define AF_INET6 10
 
-static __always_inline void count(u32 counter)
+static __always_inline void count_many(u32 counter, u32 n)
 {
 	u64 *value = counters.lookup(&counter);
 
 	/* Per CPU, but a softirq may come between the halves of a plain addition. */
 	if (value)
-		__sync_fetch_and_add(value, 1);
+		__sync_fetch_and_add(value, n);
+}
+
+static __always_inline void count(u32 counter)
+{
+	count_many(counter, 1);
 }
 
 /* At most max, in a way that the verifier can follow and the compiler cannot undo. */
@@ -63,35 +68,20 @@ static __always_inline void copy_bytes(void *to, u32 size, u64 address)
 		__builtin_memset(to, 0, size);
 }
 
-static __always_inline u16 load_u16(u64 address, enum access access)
-{
-	u16 value;
+#define DEFINE_LOAD(type)							\
+	static __always_inline type load_##type(u64 address, enum access access)	\
+	{									\
+		type value;							\
+										\
+		if (access == DIRECT)						\
+			return *(type *)address;				\
+		copy_bytes(&value, sizeof(value), address);			\
+		return value;							\
+	}
 
-	if (access == DIRECT)
-		return *(u16 *)address;
-	copy_bytes(&value, sizeof(value), address);
-	return value;
-}
-
-static __always_inline u32 load_u32(u64 address, enum access access)
-{
-	u32 value;
-
-	if (access == DIRECT)
-		return *(u32 *)address;
-	copy_bytes(&value, sizeof(value), address);
-	return value;
-}
-
-static __always_inline u64 load_u64(u64 address, enum access access)
-{
-	u64 value;
-
-	if (access == DIRECT)
-		return *(u64 *)address;
-	copy_bytes(&value, sizeof(value), address);
-	return value;
-}
+DEFINE_LOAD(u16)
+DEFINE_LOAD(u32)
+DEFINE_LOAD(u64)
 
 static __always_inline u32 task_tid(u64 task)
 {

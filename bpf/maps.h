@@ -3,14 +3,13 @@
  * What the programs remember between two packets: connections, the requests in
  * flight on them, the tasks that read them, and counts.
  *
- * Set by the loader at compile time: CONNECTION_SETS, SOCKET_SLOTS,
- * MAX_EXCHANGES, RING_PAGES.
+ * Set by the loader at compile time: CONNECTION_SETS, WAYS (a power of two),
+ * SOCKET_SLOTS, MAX_EXCHANGES, RING_PAGES.
  */
 
 #define IN_FLIGHT_MAX 16	/* requests in flight on one connection; a power of two */
 #define MARKS_RECENT 8		/* a power of two */
 #define READER_SLOTS 16384	/* a power of two */
-#define WAYS 8			/* a power of two */
 #define NO_SLOT 0xffffffffU
 
 enum direction { INBOUND = 0, OUTBOUND = 1 };
@@ -55,6 +54,7 @@ enum parser_state {
 	PARSER_BETWEEN,		/* the next byte starts a message */
 	PARSER_FIRST_LINE,
 	PARSER_HEADERS,
+	PARSER_ENDED,		/* of a message, which end_message() then ends */
 	PARSER_BODY,		/* `remaining` bytes of known length */
 	PARSER_UNTIL_CLOSE,
 	PARSER_CHUNK_SIZE,
@@ -64,7 +64,7 @@ enum parser_state {
 	PARSER_TRAILER_LINE,
 };
 
-enum message_flag { MESSAGE_HAS_LENGTH = 1, MESSAGE_CHUNKED = 2 };
+enum message_flag { MESSAGE_HAS_LENGTH = 1, MESSAGE_CHUNKED = 2, MESSAGE_ENDS_HTTP = 4 };
 
 /* Where the framing of one flow stands. Written by one TC hook alone. */
 struct parser {

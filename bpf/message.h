@@ -119,8 +119,11 @@ static __always_inline void end_response(struct connection *conn, struct scratch
 		x->record.flags |= REQUEST_ANSWERED;
 	}
 	conn->answered++;
+	if (conn->outbound.message_flags & MESSAGE_ENDS_HTTP)
+		turn_off(conn);
 }
 
+/* For a parser that is at PARSER_ENDED: what it has read was a whole message. */
 static __always_inline void end_message(struct connection *conn, struct scratch *s,
 					struct exchange *x, enum direction direction,
 					enum source source)
@@ -212,11 +215,8 @@ static __always_inline bool begin_outbound(struct scratch *s, struct connection 
 }
 
 /* The request's head is whole: how long is its body? */
-static __always_inline void begin_request_body(struct connection *conn, struct scratch *s,
-					       struct exchange *x, enum source source)
+static __always_inline void begin_request_body(struct parser *p, struct exchange *x)
 {
-	struct parser *p = &conn->inbound;
-
 	if (x)
 		x->head_whole = 1;
 	if (p->message_flags & MESSAGE_CHUNKED) {
@@ -227,7 +227,7 @@ static __always_inline void begin_request_body(struct connection *conn, struct s
 	} else if (p->remaining) {
 		p->state = PARSER_BODY;
 	} else {
-		end_request(conn, s, x, source);
+		p->state = PARSER_ENDED;
 	}
 }
 
@@ -240,10 +240,9 @@ static __always_inline bool ends_http(const struct exchange *x, u32 status)
 					 WORD('C', 'O', 'N', 'N', 'E', 'C', 'T', ' ');
 }
 
-static __always_inline void begin_response_body(struct connection *conn, struct scratch *s,
+static __always_inline void begin_response_body(struct connection *conn, struct parser *p,
 						struct exchange *x)
 {
-	struct parser *p = &conn->outbound;
 	bool to_head = conn->head_requests >> (conn->answered & 63) & 1;
 
 	if (p->status < 200 && p->status != 101) {
@@ -261,20 +260,17 @@ static __always_inline void begin_response_body(struct connection *conn, struct 
 	if (ends_http(x, p->status)) {
 		if (x)
 			x->record.flags |= UPGRADED;
-		end_response(conn, s, x);
-		turn_off(conn);
+		p->message_flags |= MESSAGE_ENDS_HTTP;
+		p->state = PARSER_ENDED;
 	} else if (to_head || p->status == 204 || p->status == 304) {
-		end_response(conn, s, x);
+		p->state = PARSER_ENDED;
 	} else if (p->message_flags & MESSAGE_CHUNKED) {
 		p->state = PARSER_CHUNK_SIZE;
 		p->remaining = 0;
 		if (x)
 			x->record.flags |= RESPONSE_CHUNKED;
 	} else if (p->message_flags & MESSAGE_HAS_LENGTH) {
-		if (p->remaining)
-			p->state = PARSER_BODY;
-		else
-			end_response(conn, s, x);
+		p->state = p->remaining ? PARSER_BODY : PARSER_ENDED;
 	} else {
 		p->state = PARSER_UNTIL_CLOSE;
 		if (x)

@@ -36,15 +36,17 @@ static __always_inline int handle_tcp(u64 sk, u64 skb, enum access access)
 {
 	struct connection *conn = connection_of(sk, access);
 	struct byte_range range;
+	u64 now;
 
 	if (!conn || (!before(conn->tcp, conn->begun) && !conn->inbound.kept))
 		return 0;
 	range = skb_byte_range(skb, access);
 	if (range.start == range.end)
 		return 0;
+	now = bpf_ktime_get_ns();
 	if (conn->inbound.kept)
-		stamp_pieces(conn, range, bpf_ktime_get_ns());
-	stamp_tcp(conn, range, bpf_ktime_get_ns());
+		stamp_pieces(conn, range, now);
+	stamp_tcp(conn, range, now);
 	return 0;
 }
 

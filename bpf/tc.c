@@ -38,13 +38,15 @@ static __always_inline int feed(struct __sk_buff *skb, struct scratch *s,
 		x = current_exchange(conn, direction);
 	}
 	if (p->state == PARSER_BODY && s->position < s->payload_length)
-		read_body(s, conn, p, x, direction, source);
+		read_body(s, p, x, direction);
 	if (direction == OUTBOUND && p->state == PARSER_UNTIL_CLOSE) {
 		add_content(x, s->payload_length - s->position, direction);
 		consume(s, x, s->payload_length - s->position, direction);
 		if (s->fin)
-			end_response(conn, s, x);
+			p->state = PARSER_ENDED;
 	}
+	if (p->state == PARSER_ENDED)
+		end_message(conn, s, x, direction, source);
 	return 0;
 }
 
@@ -185,16 +187,10 @@ int tc_kept_chunks(struct __sk_buff *skb) { return read_kept(skb, true); }
  */
 static __always_inline void add_response_retransmits(struct exchange *x, u32 n)
 {
-	u32 late = COUNT_RETRANSMITS_LATE;
-	u64 *value;
-
-	if (x) {
+	if (x)
 		x->record.response_retransmits += n;
-		return;
-	}
-	value = counters.lookup(&late);
-	if (value)
-		__sync_fetch_and_add(value, n);
+	else
+		count_many(COUNT_RETRANSMITS_LATE, n);
 }
 
 /*
@@ -249,7 +245,6 @@ static __always_inline bool take_up(struct __sk_buff *skb, struct connection *co
 		count_as_not_http(conn);
 		return false;
 	}
-	lose_requests(conn);
 	if (!conn->begun)
 		count(COUNT_CONNECTIONS_ADOPTED);
 	conn->answered = conn->begun;
@@ -348,9 +343,11 @@ static __always_inline struct connection *transmit(struct __sk_buff *skb, struct
 		conn->flags |= LOCAL_RESET;
 		close_requests(conn);
 	}
-	if (conn->inbound.disorder)
-		mind_acknowledged(conn, seg.ack_seq);
 	p = &conn->outbound;
+	if (conn->inbound.disorder && mind_acknowledged(conn, seg.ack_seq)) {
+		p->state = PARSER_LOST;
+		return conn;
+	}
 	if (p->state <= PARSER_OFF) {
 		p->next_seq = seg.seq + seg.payload_length;
 		return NULL;

@@ -114,7 +114,7 @@ class Attachments:
     def fallbacks(self) -> list[str]:
         """For people: which hooks did not get what looked best, and why."""
         return [
-            f"{choice.hook.name}: {verdict.candidate}: {verdict.reason}"
+            f"{choice.hook.name}: {verdict}"
             for choice in (probe.choice for probe in self._probes)
             for verdict in choice.passed_over
             if verdict.tried
@@ -124,8 +124,7 @@ class Attachments:
     def absent(self) -> list[str]:
         """For people: the stamps that no request will have, and why."""
         return [
-            f"{', '.join(choice.hook.stamps)}: "
-            + "; ".join(f"{verdict.candidate}: {verdict.reason}" for verdict in choice.verdicts)
+            f"{', '.join(choice.hook.stamps)}: {'; '.join(map(str, choice.verdicts))}"
             for choice in self._nothing_for
             if choice.hook.stamps and not choice.hook.not_everywhere
         ]

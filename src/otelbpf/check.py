@@ -134,7 +134,7 @@ def _nothing(choice: Choice) -> str:
 
 
 def _passed_over(choice: Choice) -> str:
-    return "; ".join(f"{v.candidate}: {v.reason}" for v in choice.passed_over)
+    return "; ".join(map(str, choice.passed_over))
 
 
 def _try(name: str, detail: str, function: Callable[[], object]) -> Finding:

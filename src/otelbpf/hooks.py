@@ -79,6 +79,11 @@ class Hook:
         """Is it attached to network interfaces, not to the kernel's code?"""
         return self.candidates[0].mechanism in (Mechanism.XDP, Mechanism.TC)
 
+    @property
+    def can_be_forced(self) -> bool:
+        """Does it know several of the mechanisms of which one can be forced?"""
+        return len({candidate.mechanism for candidate in self.candidates} & set(FORCEABLE)) > 1
+
 
 def _tracepoint(target: str, name: str) -> Candidate:
     return Candidate(Mechanism.TRACEPOINT, target, f"traced_{name}")
@@ -195,6 +200,9 @@ class Verdict:
     reason: str
     tried: bool = False
 
+    def __str__(self) -> str:
+        return f"{self.candidate}: {self.reason}"
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -234,7 +242,7 @@ class Choice:
 
     def only(self, mechanism: Mechanism) -> Choice:
         """The same, but by `mechanism` alone; a hook with but one way stays as it is."""
-        if len({v.candidate.mechanism for v in self.verdicts} & set(FORCEABLE)) < 2:
+        if not self.hook.can_be_forced:
             return self
         return replace(
             self,
@@ -324,11 +332,11 @@ class Kernel:
 
     def _fentry_refusal(self, target: str) -> str | None:
         """Why the kernel takes no program at this function's entry; None: it takes one."""
-        return_0 = bytes([0xB7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0])
+        target_id = self._btf.function_id(target)
         try:
             os.close(
                 libbpf.load_tracing(
-                    "otelbpf_try", return_0, libbpf.BPF_TRACE_FENTRY, self._btf.function_id(target)
+                    "otelbpf_try", libbpf.RETURN_0, libbpf.BPF_TRACE_FENTRY, target_id
                 )
             )
         except libbpf.VerifierError as error:

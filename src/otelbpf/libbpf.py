@@ -91,7 +91,9 @@ class _ProgInfo(ctypes.Structure):
     _fields_ = [
         ("type", ctypes.c_uint32),
         ("id", ctypes.c_uint32),
-        ("before_run_time", ctypes.c_uint8 * 184),
+        ("before_name", ctypes.c_uint8 * 56),
+        ("name", ctypes.c_char * 16),
+        ("before_run_time", ctypes.c_uint8 * 112),
         ("run_time_ns", ctypes.c_uint64),
         ("run_cnt", ctypes.c_uint64),
         ("recursion_misses", ctypes.c_uint64),
@@ -130,6 +132,8 @@ KPROBE_EVENTS = Path("/sys/bus/event_source/devices/kprobe/type")
 _PERF_EVENT_OPEN = 298  # the number of the system call on x86-64
 _PERF_FLAG_FD_CLOEXEC = 8
 _INSTRUCTION_BYTES = 8
+#: The instructions of a program that does nothing.
+RETURN_0 = bytes([0xB7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0])
 
 
 @dataclass(frozen=True)
@@ -137,11 +141,14 @@ class ProgramInfo:
     """What the kernel says of a loaded program.
 
     Attributes:
-        runs: counted only while statistics are on.
+        name: of which the kernel keeps 15 characters.
+        runs, run_time_ns: counted only while statistics are on.
         missed: how often it was not run because a program was running already.
     """
 
+    name: str
     runs: int
+    run_time_ns: int
     missed: int
 
 
@@ -293,7 +300,9 @@ def program_info(program_fd: int) -> ProgramInfo:
         OSError: the kernel's refusal.
     """
     info = _info(program_fd, _ProgInfo())
-    return ProgramInfo(info.run_cnt, info.recursion_misses)
+    return ProgramInfo(
+        info.name.decode(), info.run_cnt, info.run_time_ns, info.recursion_misses
+    )
 
 
 def _info(fd: int, info: _Info) -> _Info:

@@ -28,7 +28,7 @@ _SOURCES = (
     "sched.c", "sweep.c",
 )
 _PAGE_BYTES = 4096
-# Of a set of connections, WAYS in bpf/maps.h.
+# Connections in a set of them (bpf/connections.h); a power of two.
 _WAYS = 8
 # Programs that a hook's program continues into, in the order of enum continuation.
 _CONTINUATIONS = (
@@ -169,6 +169,7 @@ class Programs:
     ) -> Any:
         definitions = {
             **field_offsets(btf),
+            "WAYS": _WAYS,
             "CONNECTION_SETS": -(-limits.connections // _WAYS),
             # A power of two, and twice as many: then few sockets meet in one.
             "SOCKET_SLOTS": 2 << (limits.connections - 1).bit_length(),

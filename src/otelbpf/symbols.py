@@ -25,7 +25,6 @@ class Symbols:
     """
 
     def __init__(self, text: bytes) -> None:
-        # A line's end on both sides of each line.
         self._text = text + b"\n"
 
     @classmethod
@@ -38,16 +37,10 @@ class Symbols:
 
     def variants(self, function: str) -> list[str]:
         """The names that the compiler gave to `function` and to what it made of it."""
-        found = []
-        for suffix in (b"\n", b"\t", b"."):
-            needle = b" " + function.encode() + suffix
-            at = self._text.find(needle)
-            while at >= 0:
-                name = self._text[at + 1 : self._text.index(b"\n", at)].split(b"\t")[0].decode()
-                if name not in found:
-                    found.append(name)
-                at = self._text.find(needle, at + 1)
-        return found
+        name = re.escape(function.encode())
+        # What a module has is followed by the module's name.
+        found = re.findall(rb" (" + name + rb"(?:\.\S+)?)[\t\n]", self._text)
+        return [variant.decode() for variant in dict.fromkeys(found)]
 
     def why_not_probed(self, function: str) -> str | None:
         """Why a probe on `function` would miss calls of it, or read wrong arguments; else None."""

@@ -16,6 +16,7 @@ END = "<!-- It ends here. -->\n"
 
 _PLURAL = {"fentry": "fentry", "tracepoint": "tracepoints", "kprobe": "kprobes"}
 _NOT_EVERYWHERE = {hook.name for hook in HOOKS if hook.not_everywhere}
+_CAN_BE_FORCED = {hook.name for hook in HOOKS if hook.can_be_forced}
 
 
 def column(report: str) -> tuple[str, list[str], list[str]]:
@@ -88,8 +89,7 @@ def _without(hooks: list[dict[str, Any]], mechanism: str) -> str:
     """The stamps that are absent if one mechanism alone is used, and why."""
     absent: dict[str, list[str]] = {}
     for hook in hooks:
-        ways = {candidate["mechanism"] for candidate in hook["candidates"]}
-        if len(ways & set(FORCEABLE)) < 2 or hook["name"] in _NOT_EVERYWHERE:
+        if hook["name"] not in _CAN_BE_FORCED - _NOT_EVERYWHERE:
             continue
         left = [c for c in hook["candidates"] if c["mechanism"] == mechanism]
         if not any(candidate["available"] for candidate in left):

@@ -339,8 +339,7 @@ def test_what_is_left_to_itself_leaves_no_stamp_out(theatre: Theatre) -> None:
 @pytest.mark.parametrize("played", FORCEABLE, indirect=True)
 def test_what_is_forced_is_attached_wherever_it_is_there(played: Played) -> None:
     for choice in played.choices:
-        ways = {v.candidate.mechanism for v in choice.verdicts}
-        if len(ways & set(FORCEABLE)) < 2:
+        if not choice.hook.can_be_forced:
             continue
         own = [v for v in choice.verdicts if v.candidate.mechanism is played.mechanism]
         there = [v.candidate for v in own if v.available]
@@ -423,65 +422,3 @@ def test_where_every_candidate_fails_the_stamp_is_absent(theatre: Theatre) -> No
         for record in theatre.meter.records(4):
             missing = {Stamp.QUEUED, Stamp.WOKEN, Stamp.RUNNING}
             assert tuple(stamps(record)) == tuple(s for s in WOKEN if s not in missing)
-
-
-# Instructions of a program that calls a helper and returns 0; and the function that it is inside.
-CALL_HELPER = bytes([0x85, 0, 0, 0, 7, 0, 0, 0])  # bpf_get_prandom_u32()
-RETURN_0 = bytes([0xB7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0])
-HELPER = "bpf_user_rnd_u32"
-KPROBE, CLASSIFIER = 2, 3  # enum bpf_prog_type
-
-
-@contextlib.contextmanager
-def helper_caller(kind: int) -> Iterator[int]:
-    """A program that does nothing but enter HELPER; gives its descriptor."""
-    code = CALL_HELPER + RETURN_0
-    fd = libbpf.library().bpf_prog_load(kind, b"enter", b"GPL", code, len(code) // 8, None)
-    assert fd >= 0, os.strerror(-fd)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def enter_helper(times: int) -> None:
-    with helper_caller(CLASSIFIER) as fd:
-        for _ in range(times):
-            libbpf.run_once(fd, data=bytes(64))
-
-
-@pytest.fixture
-def btf() -> Iterator[Btf]:
-    with Btf.of_kernel() as btf:
-        yield btf
-
-
-def test_what_a_function_entry_missed_is_counted(theatre: Theatre, btf: Btf) -> None:
-    """The program enters the function that it is attached to, and is not run for that."""
-    for choice in theatre.choices:
-        for verdict in choice.verdicts:
-            if verdict.candidate.mechanism is Mechanism.FENTRY and "fentry" in verdict.reason:
-                pytest.skip(verdict.reason)
-    fd = libbpf.load_tracing(
-        "miss", CALL_HELPER + RETURN_0, libbpf.BPF_TRACE_FENTRY, btf.function_id(HELPER)
-    )
-    try:
-        link = libbpf.attach_tracing(fd)
-        enter_helper(23)
-        os.close(link)
-        assert libbpf.program_info(fd).missed == 23
-    finally:
-        os.close(fd)
-
-
-def test_what_a_kprobe_missed_is_counted(btf: Btf) -> None:
-    if not libbpf.KPROBE_EVENTS.exists():
-        pytest.skip("this kernel has no kprobes (CONFIG_KPROBE_EVENTS)")
-    counted = btf.offset_of("bpf_link_info", "perf_event.kprobe.missed") is not None
-    with helper_caller(KPROBE) as fd:
-        link, event = libbpf.attach_kprobe(HELPER, fd)
-        enter_helper(23)
-        missed = libbpf.kprobe_missed(link)
-        os.close(link)
-        os.close(event)
-    assert missed == (23 if counted else 0)

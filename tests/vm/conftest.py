@@ -4,10 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from kernels import find
-
-#: Those that tests boot.
-KERNELS = ("6.1", "6.12")
+from kernels import TESTED, find
 
 _CLOSING_LINES = pytest.StashKey[dict[str, str]]()
 
@@ -15,7 +12,7 @@ _CLOSING_LINES = pytest.StashKey[dict[str, str]]()
 @pytest.fixture(scope="session", autouse=True)
 def _fetched() -> None:
     """What is waited for in a test is a guest, not the network."""
-    for kernel in KERNELS:
+    for kernel in TESTED:
         find(kernel)
 
 

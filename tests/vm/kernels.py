@@ -18,6 +18,9 @@ from children import run
 from debian import Apt
 from errors import FetchError, InputError
 
+#: Those that the tests run on.
+TESTED = ("6.1", "6.12")
+
 # The plain flavour only: the cloud kernels cannot mount the host's file system.
 _RELEASE = re.compile(r"\d+\.\d+\.\d+(-\d+|\+deb\d+(\.\d+)?)*-amd64")
 _SERIES = re.compile(r"\d+\.\d+")

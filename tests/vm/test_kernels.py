@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from kernels import TESTED
 
 KERNEL_TESTS = Path(__file__).resolve().parent / "kernel-tests"
-KERNELS = ("6.1", "6.12")
 # pytest's arguments.
 SELECTION = ("-m", "guest")
 TIMEOUT_S = 1800
@@ -29,11 +29,11 @@ def runs() -> dict[str, subprocess.CompletedProcess[str]]:
 
     They run at the same time, but nothing else does: here is no test that measures.
     """
-    with ThreadPoolExecutor(len(KERNELS)) as pool:
-        return dict(zip(KERNELS, pool.map(run_tests, KERNELS), strict=True))
+    with ThreadPoolExecutor(len(TESTED)) as pool:
+        return dict(zip(TESTED, pool.map(run_tests, TESTED), strict=True))
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", TESTED)
 def test_kernel_tests_pass_on(
     kernel: str,
     runs: dict[str, subprocess.CompletedProcess[str]],
