@@ -52,7 +52,7 @@ def baseline(net: Topology, seconds: int) -> dict[str, Cost]:
     with Btf.of_kernel() as btf:
         target = btf.tracepoint_id(BASELINE_TRACEPOINT)
     for name, code in BASELINES.items():
-        program = libbpf.load_tracing(name, code, libbpf.BPF_TRACE_RAW_TP, target)
+        program = libbpf.load_program(name, code, libbpf.BPF_TRACE_RAW_TP, target)
         fds += [program, libbpf.attach_tracing(program)]
     with stats_enabled():
         load(net, seconds)

@@ -256,13 +256,11 @@ static __always_inline void stamp_queued(struct connection *conn, u32 rcv_nxt, u
  * socket woke it after the bytes were queued; it got its CPU for it if the
  * bytes came while it had been woken, by whomever, and was not yet running.
  */
-static __always_inline void stamp_wakeup(struct exchange *x, u64 sk, u32 tid)
+static __always_inline void stamp_wakeup(struct exchange *x, const struct reader *r, u64 sk)
 {
 	u64 queued = x->record.stamp_ktime_ns[STAMP_QUEUED];
-	u32 slot = tid & (READER_SLOTS - 1);
-	struct reader *r = readers.lookup(&slot);
 
-	if (!r || r->tid != tid || !queued)
+	if (!queued)
 		return;
 	if (r->sk == sk && r->woken_ktime_ns >= queued)
 		x->record.stamp_ktime_ns[STAMP_WOKEN] = r->woken_ktime_ns;
@@ -271,10 +269,40 @@ static __always_inline void stamp_wakeup(struct exchange *x, u64 sk, u32 tid)
 		x->record.stamp_ktime_ns[STAMP_RUNNING] = r->running_ktime_ns;
 }
 
+/* The place of a task that reads, which may have been another's. */
+static __always_inline struct reader *reader_of(u32 tid)
+{
+	u32 slot = tid & (READER_SLOTS - 1);
+	struct reader *r = readers.lookup(&slot);
+
+	if (r && r->tid != tid) {
+		r->sk = 0;
+		r->woken_ktime_ns = 0;
+		r->running_ktime_ns = 0;
+		r->tid = tid;
+	}
+	return r;
+}
+
+/* A task of the server reads the first bytes of a request. */
+static __always_inline void begin_reading(struct connection *conn, struct exchange *x, u64 sk)
+{
+	u64 pid_tgid = bpf_get_current_pid_tgid();
+	struct reader *r = reader_of((u32)pid_tgid);
+
+	x->record.pid = pid_tgid >> 32;
+	x->record.tid = (u32)pid_tgid;
+	if (!r)
+		return;
+	stamp_wakeup(x, r, sk);
+	r->last_read.connection_id = conn->id;
+	r->last_read.place = conn->place;
+	r->last_read.ordinal = x->record.ordinal;
+}
+
 /* The application has read all bytes before copied_seq. */
 static __always_inline void stamp_read(struct connection *conn, u64 sk, u32 copied_seq, u64 now)
 {
-	u64 pid_tgid = bpf_get_current_pid_tgid();
 	struct exchange *x;
 	int i;
 
@@ -289,9 +317,7 @@ static __always_inline void stamp_read(struct connection *conn, u64 sk, u32 copi
 				return;
 			if (!x->record.stamp_ktime_ns[STAMP_READ]) {
 				x->record.stamp_ktime_ns[STAMP_READ] = now;
-				x->record.pid = pid_tgid >> 32;
-				x->record.tid = (u32)pid_tgid;
-				stamp_wakeup(x, sk, (u32)pid_tgid);
+				begin_reading(conn, x, sk);
 			} else {
 				x->record.stamp_ktime_ns[STAMP_READ_LAST] = now;
 			}

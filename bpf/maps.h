@@ -128,13 +128,21 @@ struct connection {
 /* Whose the connections of a set are: see connections.h. 0: nobody's. */
 struct connection_tags { u64 of[WAYS]; };
 
-/* A task that reads measured connections: its last wake-up by one of them. */
+/* Finds a request again, as long as it is in flight. */
+struct request_name {
+	u64 connection_id;	/* 0: of no request */
+	u32 place;		/* the connection's */
+	u32 ordinal;
+};
+
+/* A task that reads measured connections: its last wake-up by one of them, and what it read. */
 struct reader {
 	u64 sk;
 	u64 woken_ktime_ns;
 	u64 running_ktime_ns;	/* 0 until it got a CPU */
 	u32 tid;
 	u32 unused;
+	struct request_name last_read;
 };
 
 #define PIECES_MAX 32		/* kept of one connection; a power of two */

@@ -30,12 +30,14 @@ enum stamp {
 	STAMP_READ = 6,
 	STAMP_NIC_LAST = 7,
 	STAMP_READ_LAST = 8,
-	STAMP_WRITE = 9,
-	STAMP_TC_OUT = 10,
-	STAMP_WRITE_LAST = 11,
-	STAMP_TC_OUT_LAST = 12,
-	STAMP_ACKED = 13,
-	STAMP_COUNT = 14,
+	STAMP_HANDLER_START = 9,
+	STAMP_HANDLER_END = 10,
+	STAMP_WRITE = 11,
+	STAMP_TC_OUT = 12,
+	STAMP_WRITE_LAST = 13,
+	STAMP_TC_OUT_LAST = 14,
+	STAMP_ACKED = 15,
+	STAMP_COUNT = 16,
 };
 
 /* Properties of a finished request; a set of bits. */
@@ -69,7 +71,11 @@ struct request_record {
 	__u32 request_retransmits;		/* segments that repeated bytes */
 	__u32 response_retransmits;
 	__u32 request_out_of_order;		/* segments that came before bytes that precede them */
-	__u32 unused;
+	__u16 marked;				/* 1: the application said what the next four fields say */
+	__u16 trace_flags;
+	__u8 trace_id[16];
+	__u8 span_id[8];			/* of the request's span, the application's parent */
+	__u8 parent_span_id[8];			/* of the caller's; 0: there is none */
 	__u8 peer_address[16];			/* IPv4 as IPv4-mapped IPv6 */
 	__u8 local_address[16];
 	__u16 peer_port;
@@ -130,7 +136,10 @@ enum counter {
 	COUNT_RESPONSES_UNASKED = 15,		/* bytes sent with no request in flight */
 	COUNT_PACKETS_UNPARSED = 16,		/* fragments and malformed headers */
 	COUNT_RETRANSMITS_LATE = 17,		/* segments sent again once all was acknowledged */
-	COUNT_COUNT = 18,
+	COUNT_MARKS_JOINED = 18,		/* what applications said, and of which request */
+	COUNT_MARKS_UNKNOWN = 19,		/* of no request that is known, or that fits */
+	COUNT_MARKS_AMBIGUOUS = 20,		/* of one of several */
+	COUNT_COUNT = 21,
 };
 
 #endif

@@ -19,7 +19,7 @@ from otelbpf.attach import Attachments, attached, find_interfaces
 from otelbpf.btf import Btf
 from otelbpf.clock import ClockReading, read_clock
 from otelbpf.config import Config
-from otelbpf.context import Contexts, Sampler, contexts_of, new_ids
+from otelbpf.context import Contexts, Sampler, contexts_of
 from otelbpf.errors import UsageError
 from otelbpf.exporter import Sender, destination, exporter_name, make_exporter, require_endpoint
 from otelbpf.hooks import choose, require, without
@@ -80,12 +80,7 @@ class Pipeline:
         admitted = slice(0, self.sender.admit(len(records)))
         records, contexts = records[admitted], contexts[admitted]
         self.sender.put(
-            requests_of(
-                records,
-                contexts,
-                new_ids(len(records)),
-                capture_query=self._config.capture_query,
-            )
+            requests_of(records, contexts, capture_query=self._config.capture_query)
         )
 
     def _to_spans(self, request: Request) -> list[ReadableSpan]:

@@ -26,6 +26,7 @@ from otelbpf.errors import KernelError, UsageError
 from otelbpf.hooks import Candidate, Choice, Mechanism, require
 from otelbpf.loader import Programs
 from otelbpf.netns import Netns
+from otelbpf.processes import cgroup_directory
 from otelbpf.rehearsal import silent_programs
 
 #: The kinds of interface (ARPHRD_*) whose packets start with an Ethernet header.
@@ -267,6 +268,8 @@ def _attach_probe(stack: contextlib.ExitStack, candidate: Candidate, fd: int) ->
     if candidate.mechanism is Mechanism.KPROBE:
         link, event = libbpf.attach_kprobe(candidate.target, fd)
         stack.callback(os.close, event)
+    elif candidate.mechanism is Mechanism.CGROUP:
+        link = libbpf.attach_cgroup(cgroup_directory(), fd)
     else:
         link = libbpf.attach_tracing(fd)
     stack.callback(os.close, link)

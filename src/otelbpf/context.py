@@ -50,22 +50,28 @@ class Contexts:
 
     Attributes:
         trace_id_high, trace_id_low: (n,) uint64; the caller's, or new.
+        span_id: (n,) uint64; for the request's own span.
         parent_span_id: (n,) uint64; 0 where there is no parent.
         flags: (n,) uint8; the caller's trace flags, 0 without a parent.
+        marked: (n,) bool; the application said all of these, and the flags are its decision.
         tracestate is not carried on: it stays with the application's own span.
     """
 
     trace_id_high: np.ndarray
     trace_id_low: np.ndarray
+    span_id: np.ndarray
     parent_span_id: np.ndarray
     flags: np.ndarray
+    marked: np.ndarray
 
     def __getitem__(self, rows: np.ndarray | slice) -> Contexts:
         return Contexts(
             self.trace_id_high[rows],
             self.trace_id_low[rows],
+            self.span_id[rows],
             self.parent_span_id[rows],
             self.flags[rows],
+            self.marked[rows],
         )
 
 
@@ -77,22 +83,46 @@ def new_ids(count: int) -> np.ndarray:
 
 
 def contexts_of(records: np.ndarray) -> Contexts:
-    """The contexts that the requests carried, or new traces for those without a valid one.
+    """What applications said of the requests, else the contexts that these carried, else new ones.
 
     Args:
         records: (n,) REQUEST_RECORD.
     """
     count = len(records)
-    fresh = new_ids(2 * count)
+    high, low, span_id = new_ids(3 * count).reshape(3, count)
     contexts = Contexts(
-        fresh[:count], fresh[count:], np.zeros(count, np.uint64), np.zeros(count, np.uint8)
+        high,
+        low,
+        span_id,
+        parent_span_id=np.zeros(count, np.uint64),
+        flags=np.zeros(count, np.uint8),
+        marked=records["marked"] != 0,
     )
     # Most requests of most services carry none, and reading is the dearest part of a request that
     # is sampled out.
     carrying = np.flatnonzero(records["traceparent_length"] >= _TRACEPARENT_LENGTH)
     if carrying.size:
         _read_carried(records[carrying], contexts, carrying)
+    marked = np.flatnonzero(contexts.marked)
+    if marked.size:
+        _read_marks(records[marked], contexts, marked)
     return contexts
+
+
+def _read_marks(records: np.ndarray, contexts: Contexts, rows: np.ndarray) -> None:
+    """Puts what the applications said of `records` into `rows` of `contexts`."""
+    trace_id = _big_endian(records["trace_id"])
+    contexts.trace_id_high[rows] = trace_id[:, 0]
+    contexts.trace_id_low[rows] = trace_id[:, 1]
+    contexts.span_id[rows] = _big_endian(records["span_id"])[:, 0]
+    contexts.parent_span_id[rows] = _big_endian(records["parent_span_id"])[:, 0]
+    contexts.flags[rows] = records["trace_flags"]
+
+
+def _big_endian(octets: np.ndarray) -> np.ndarray:
+    """(n, bytes / 8) uint64 of (n,) byte fields."""
+    words = np.ascontiguousarray(octets).view(">u8").astype(np.uint64)
+    return words.reshape(len(octets), -1)
 
 
 def _read_carried(records: np.ndarray, contexts: Contexts, rows: np.ndarray) -> None:
@@ -171,7 +201,8 @@ class Sampler:
         low = contexts.trace_id_low
         keep_all = self.bound >= 1 << 64
         kept = np.ones(len(low), bool) if keep_all else low < np.uint64(self.bound)
+        sampled = contexts.flags & _SAMPLED != 0
         if self.parent_based:
-            sampled = contexts.flags & _SAMPLED != 0
             kept = np.where(contexts.parent_span_id != 0, sampled, kept)
-        return kept
+        # The two of them agree: the one's span is the other's parent.
+        return np.where(contexts.marked, sampled, kept)

@@ -17,6 +17,7 @@ from functools import cached_property
 from otelbpf import libbpf
 from otelbpf.btf import Btf
 from otelbpf.errors import KernelError
+from otelbpf.processes import cgroup_directory
 from otelbpf.symbols import Symbols
 
 
@@ -28,6 +29,7 @@ class Mechanism(StrEnum):
     TRACEPOINT = "tracepoint"
     FENTRY = "fentry"
     KPROBE = "kprobe"
+    CGROUP = "cgroup"
 
 
 #: Those of which one can be forced upon the hooks that have a choice.
@@ -184,6 +186,13 @@ HOOKS: tuple[Hook, ...] = (
         required=True,
         passed_by_all=True,
     ),
+    Hook(
+        "mark",
+        ("handler_start", "handler_end"),
+        "applications with the plugin say which span is theirs",
+        (Candidate(Mechanism.CGROUP, "setsockopt", "marked_request"),),
+        not_everywhere=True,
+    ),
 )
 
 
@@ -272,6 +281,7 @@ class Kernel:
             Mechanism.FENTRY: self._look_at_fentry,
             Mechanism.TRACEPOINT: self._look_at_tracepoint,
             Mechanism.KPROBE: self._look_at_kprobe,
+            Mechanism.CGROUP: self._look_at_cgroup,
         }[candidate.mechanism]
         return Verdict(candidate, *look(candidate, hook.arguments))
 
@@ -313,6 +323,12 @@ class Kernel:
         refusal = self._fentry_refusal(target)
         return (False, refusal) if refusal else (available, reason)
 
+    def _look_at_cgroup(self, _: Candidate, __: tuple[str, ...]) -> tuple[bool, str]:
+        directory = cgroup_directory()
+        if directory is None:
+            return False, "no cgroup2 file system is mounted"
+        return True, f"for all processes in {directory}"
+
     def _look_at_function(self, name: str, arguments: tuple[str, ...]) -> tuple[bool, str]:
         reason = self._symbols.why_not_probed(name)
         if reason:
@@ -335,7 +351,7 @@ class Kernel:
         target_id = self._btf.function_id(target)
         try:
             os.close(
-                libbpf.load_tracing(
+                libbpf.load_program(
                     "otelbpf_try", libbpf.RETURN_0, libbpf.BPF_TRACE_FENTRY, target_id
                 )
             )

@@ -2,9 +2,10 @@
 """The few calls of libbpf and of the kernel that BCC's Python module does not offer, by ctypes.
 
 BCC compiles the programs, and loads those of the types it knows. It has no
-loader for typed tracepoints, and it attaches a function-entry program as soon
-as it sees one: such programs are loaded here. All are attached here, by links
-that the kernel takes down itself when the process ends, however it ends.
+loader for typed tracepoints nor for socket options, and it attaches a
+function-entry program as soon as it sees one: such programs are loaded here.
+All are attached here, by links that the kernel takes down itself when the
+process ends, however it ends.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from typing import TypeVar
 from otelbpf.errors import KernelError
 
 # enum bpf_prog_type, uapi/linux/bpf.h
+_BPF_PROG_TYPE_CGROUP_SOCKOPT = 25
 _BPF_PROG_TYPE_TRACING = 26
 # enum bpf_attach_type
+BPF_CGROUP_SETSOCKOPT = 22
 BPF_TRACE_RAW_TP = 23
 BPF_TRACE_FENTRY = 24
 BPF_XDP = 37
@@ -200,13 +203,14 @@ def link_create(program_fd: int, ifindex: int, attach_type: int, flags: int = 0)
     )
 
 
-def load_tracing(name: str, instructions: bytes, attach_type: int, target_btf_id: int) -> int:
-    """Loads a program that follows typed pointers.
+def load_program(name: str, instructions: bytes, attach_type: int, target_btf_id: int = 0) -> int:
+    """Loads a program that is made for one way to attach it.
 
     Args:
         instructions: as BCC compiled them, maps resolved.
-        attach_type: BPF_TRACE_RAW_TP or BPF_TRACE_FENTRY.
-        target_btf_id: of the tracepoint's or the function's type in the kernel's BTF.
+        attach_type: BPF_TRACE_RAW_TP, BPF_TRACE_FENTRY or BPF_CGROUP_SETSOCKOPT.
+        target_btf_id: of the tracepoint's or the function's type in the kernel's BTF;
+            0 for a program that follows no typed pointers.
     Raises:
         VerifierError: the kernel's refusal.
     """
@@ -217,9 +221,11 @@ def load_tracing(name: str, instructions: bytes, attach_type: int, target_btf_id
         attach_btf_id=target_btf_id,
     )
 
+    program_type = _BPF_PROG_TYPE_TRACING if target_btf_id else _BPF_PROG_TYPE_CGROUP_SOCKOPT
+
     def load() -> int:
         return library().bpf_prog_load(
-            _BPF_PROG_TYPE_TRACING, name.encode()[:15], b"GPL", instructions,
+            program_type, name.encode()[:15], b"GPL", instructions,
             ctypes.c_size_t(len(instructions) // _INSTRUCTION_BYTES), ctypes.byref(opts),
         )
 
@@ -236,12 +242,29 @@ def load_tracing(name: str, instructions: bytes, attach_type: int, target_btf_id
 
 
 def attach_tracing(program_fd: int) -> int:
-    """Attaches a program of load_tracing(); closing the descriptor detaches it.
+    """Attaches a program of load_program(); closing the descriptor detaches it.
 
     Raises:
         OSError: the kernel's refusal.
     """
     return _checked(library().bpf_raw_tracepoint_open(None, program_fd))
+
+
+def attach_cgroup(directory: Path, program_fd: int) -> int:
+    """Attaches a program to all processes of a cgroup; closing the descriptor detaches it.
+
+    Args:
+        directory: of the cgroup, in a cgroup2 file system.
+    Raises:
+        OSError: the kernel's refusal.
+    """
+    cgroup = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return _checked(
+            library().bpf_link_create(program_fd, cgroup, BPF_CGROUP_SETSOCKOPT, None)
+        )
+    finally:
+        os.close(cgroup)
 
 
 def attach_kprobe(function: str, program_fd: int) -> tuple[int, int]:

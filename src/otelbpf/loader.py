@@ -23,9 +23,9 @@ from otelbpf.sources import bpf_directory
 
 # One text for BCC, in the order in which each builds on the ones before.
 _SOURCES = (
-    "records.h", "maps.h", "kernel.h", "connections.h", "packet.h", "marks.h", "ledger.h",
+    "records.h", "mark.h", "maps.h", "kernel.h", "connections.h", "packet.h", "marks.h", "ledger.h",
     "words.h", "message.h", "head.h", "body.h", "disorder.h", "xdp.c", "tc.c", "socket.c",
-    "sched.c", "sweep.c",
+    "sched.c", "mark.c", "sweep.c",
 )
 _PAGE_BYTES = 4096
 # Connections in a set of them (bpf/connections.h); a power of two.
@@ -219,11 +219,11 @@ class Programs:
         if load.attach_type is None:
             fd = self._bpf.load_func(load.program.encode(), self._kind_of(load.program)).fd
         else:
-            fd = libbpf.load_tracing(
+            fd = libbpf.load_program(
                 load.program,
                 self._bpf.dump_func(load.program.encode()),
                 load.attach_type,
-                self._target_ids[load.attach_type, load.target],
+                self._target_ids.get((load.attach_type, load.target), 0),
             )
             self._closing.append(fd)
         self._loaded[load] = fd
@@ -241,7 +241,7 @@ class _Load:
     """A program as it is loaded: a typed one anew for each target.
 
     Attributes:
-        attach_type: of a typed program; None for all others.
+        attach_type: of a program that is loaded for one; None for all others.
     """
 
     program: str
@@ -255,6 +255,7 @@ class _Load:
 _ATTACH_TYPES = {
     Mechanism.FENTRY: libbpf.BPF_TRACE_FENTRY,
     Mechanism.TRACEPOINT: libbpf.BPF_TRACE_RAW_TP,
+    Mechanism.CGROUP: libbpf.BPF_CGROUP_SETSOCKOPT,
 }
 
 

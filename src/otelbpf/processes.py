@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What /proc says of a process."""
+"""What /proc says of processes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ def executable_name(pid: int) -> str:
         return Path(os.readlink(_PROC / str(pid) / "exe")).name.removesuffix(" (deleted)")
     except OSError:
         return ""
+
+
+def cgroup_directory() -> Path | None:
+    """Where the topmost cgroup that can be seen from here is mounted; None: it is not."""
+    for line in (_PROC / "self" / "mountinfo").read_text().splitlines():
+        mounted, _, kind = line.partition(" - ")
+        if kind.startswith("cgroup2 "):
+            # Blanks and the like are written as octal escapes.
+            return Path(mounted.split()[4].encode().decode("unicode_escape"))
+    return None
 
 
 def start_time(pid: int) -> int:

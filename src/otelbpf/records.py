@@ -11,7 +11,7 @@ from enum import IntEnum, IntFlag
 
 import numpy as np
 
-#: struct request_record, 640 bytes.
+#: struct request_record, 688 bytes.
 REQUEST_RECORD = np.dtype(
     {
         "names": [
@@ -28,7 +28,11 @@ REQUEST_RECORD = np.dtype(
             "request_retransmits",
             "response_retransmits",
             "request_out_of_order",
-            "unused",
+            "marked",
+            "trace_flags",
+            "trace_id",
+            "span_id",
+            "parent_span_id",
             "peer_address",
             "local_address",
             "peer_port",
@@ -45,7 +49,7 @@ REQUEST_RECORD = np.dtype(
             "traceparent",
         ],
         "formats": [
-            ("u8", (14,)),
+            ("u8", (16,)),
             "u8",
             "u8",
             "u8",
@@ -58,7 +62,11 @@ REQUEST_RECORD = np.dtype(
             "u4",
             "u4",
             "u4",
-            "u4",
+            "u2",
+            "u2",
+            "V16",
+            "V8",
+            "V8",
             "V16",
             "V16",
             "u2",
@@ -76,39 +84,43 @@ REQUEST_RECORD = np.dtype(
         ],
         "offsets": [
             0,
-            112,
-            120,
             128,
             136,
             144,
             152,
-            156,
             160,
-            164,
             168,
             172,
             176,
             180,
             184,
+            188,
+            192,
+            196,
+            198,
             200,
             216,
-            218,
-            220,
-            222,
             224,
-            226,
-            228,
-            230,
             232,
-            424,
-            488,
-            584,
+            248,
+            264,
+            266,
+            268,
+            270,
+            272,
+            274,
+            276,
+            278,
+            280,
+            472,
+            536,
+            632,
         ],
-        "itemsize": 640,
+        "itemsize": 688,
     }
 )
 
-#: struct exchange, 672 bytes.
+#: struct exchange, 720 bytes.
 EXCHANGE = np.dtype(
     {
         "names": [
@@ -138,7 +150,7 @@ EXCHANGE = np.dtype(
             28,
             32,
         ],
-        "itemsize": 672,
+        "itemsize": 720,
     }
 )
 
@@ -155,11 +167,13 @@ class Stamp(IntEnum):
     READ = 6
     NIC_LAST = 7
     READ_LAST = 8
-    WRITE = 9
-    TC_OUT = 10
-    WRITE_LAST = 11
-    TC_OUT_LAST = 12
-    ACKED = 13
+    HANDLER_START = 9
+    HANDLER_END = 10
+    WRITE = 11
+    TC_OUT = 12
+    WRITE_LAST = 13
+    TC_OUT_LAST = 14
+    ACKED = 15
 
 
 class RequestFlag(IntFlag):
@@ -208,3 +222,6 @@ class Counter(IntEnum):
     RESPONSES_UNASKED = 15
     PACKETS_UNPARSED = 16
     RETRANSMITS_LATE = 17
+    MARKS_JOINED = 18
+    MARKS_UNKNOWN = 19
+    MARKS_AMBIGUOUS = 20

@@ -182,20 +182,20 @@ def _ended_by(flags: RequestFlag) -> str:
 
 
 def requests_of(
-    records: np.ndarray, contexts: Contexts, span_ids: np.ndarray, *, capture_query: bool
+    records: np.ndarray, contexts: Contexts, *, capture_query: bool
 ) -> list[Request]:
     """Puts records into words.
 
     Args:
         records: (n,) REQUEST_RECORD.
         contexts: of the same n requests.
-        span_ids: (n,) uint64; for the requests' spans.
         capture_query: keep the part of the target after `?`.
     """
     requests = []
     stamps = records["stamp_ktime_ns"].tolist()
     high, low = contexts.trace_id_high.tolist(), contexts.trace_id_low.tolist()
-    parents, trace_flags = contexts.parent_span_id.tolist(), contexts.flags.tolist()
+    span_ids, parents = contexts.span_id.tolist(), contexts.parent_span_id.tolist()
+    trace_flags = contexts.flags.tolist()
     for i, record in enumerate(records):
         line_length = int(record["request_line_length"])
         line = _text(bytes(record["request_line"]), line_length)
@@ -206,7 +206,7 @@ def requests_of(
         requests.append(
             Request(
                 trace_id=high[i] << 64 | low[i],
-                span_id=int(span_ids[i]),
+                span_id=span_ids[i],
                 parent_span_id=parents[i],
                 trace_flags=trace_flags[i],
                 method=method,

@@ -51,7 +51,7 @@ def test_what_a_function_entry_missed_is_counted(btf: Btf) -> None:
         for verdict in choice.verdicts:
             if verdict.candidate.mechanism is Mechanism.FENTRY and "fentry" in verdict.reason:
                 pytest.skip(verdict.reason)
-    fd = libbpf.load_tracing(
+    fd = libbpf.load_program(
         "miss", CALL_HELPER + libbpf.RETURN_0, libbpf.BPF_TRACE_FENTRY, btf.function_id(HELPER)
     )
     try:

@@ -11,7 +11,7 @@ import numpy as np
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from otelbpf import agent, context, spans
+from otelbpf import context, spans
 from otelbpf.agent import Pipeline
 from otelbpf.clock import ClockReading
 from otelbpf.config import Config
@@ -48,10 +48,9 @@ class _Ids:
 def replay(ring: bytes, config: Config, sampler: Sampler) -> tuple[Pipeline, list[ReadableSpan]]:
     """The spans of the records in `ring`, in the order in which they were exported."""
     exporter = InMemorySpanExporter()
-    traces, requests, stages = _Ids(0xA000), _Ids(0xB000), _Ids(0xC000)
+    requests, stages = _Ids(0xA000), _Ids(0xC000)
     with (
-        mock.patch.object(context, "new_ids", traces.many),
-        mock.patch.object(agent, "new_ids", requests.many),
+        mock.patch.object(context, "new_ids", requests.many),
         mock.patch.object(spans, "_span_id", stages.one),
     ):
         pipeline = Pipeline(config, sampler, exporter)

@@ -72,7 +72,7 @@ def record(stamps: dict[Stamp, int] | None = None, **fields: object) -> np.ndarr
     for name in TEXTS:
         values.setdefault(f"{name}_length", len(values[name]))  # type: ignore[arg-type]
     for name, value in values.items():
-        made[name] = np.void(value) if name.endswith("_address") else value
+        made[name] = np.void(value) if made[name].dtype.kind == "V" else value
     return made
 
 
@@ -81,8 +81,10 @@ def contexts(n: int = 1, *, parent: int = 0, flags: int = 0) -> Contexts:
     return Contexts(
         np.ones(n, np.uint64),
         np.arange(n, dtype=np.uint64),
-        np.full(n, parent, np.uint64),
-        np.full(n, flags, np.uint8),
+        span_id=np.full(n, 0xABC, np.uint64),
+        parent_span_id=np.full(n, parent, np.uint64),
+        flags=np.full(n, flags, np.uint8),
+        marked=np.zeros(n, bool),
     )
 
 
@@ -98,7 +100,6 @@ def request(
     (made,) = requests_of(
         record(stamps, **fields),
         contexts(parent=parent, flags=parent_flags),
-        np.array([0xABC], np.uint64),
         capture_query=capture_query,
     )
     return made

@@ -67,7 +67,7 @@ def copy(tmp_path: Path) -> Path:
     [
         ("__u32 pid;", "__u32 process;"),
         ("#define HOST_MAX 64", "#define HOST_MAX 72"),
-        ("STAMP_COUNT = 14,", "STAMP_EXTRA = 14,\n\tSTAMP_COUNT = 16,"),
+        ("STAMP_COUNT = 16,", "STAMP_EXTRA = 16,\n\tSTAMP_COUNT = 16,"),
         ("REQUEST_CHUNKED = 4,", "REQUEST_CHUNKED = 8192,"),
     ],
 )

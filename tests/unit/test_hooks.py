@@ -44,7 +44,7 @@ class MadeUp:
         self.kprobes = tmp_path / "type"
         self.kprobes.write_text("6")
         monkeypatch.setattr(libbpf, "KPROBE_EVENTS", self.kprobes)
-        monkeypatch.setattr(libbpf, "load_tracing", self._load)
+        monkeypatch.setattr(libbpf, "load_program", self._load)
         monkeypatch.setattr(Symbols, "of_kernel", self._kallsyms)
 
     def _load(self, *_: object) -> int:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from samples import SMALL, WHOLE, address, contexts, record, request
@@ -157,9 +159,8 @@ def test_a_part_of_a_host_is_not_taken_for_the_host() -> None:
 def test_a_batch_keeps_its_order() -> None:
     n = 23
     records = np.concatenate([record(ordinal=i, status=200 + i) for i in range(n)])
-    made = requests_of(
-        records, contexts(n), np.arange(100, 100 + n, dtype=np.uint64), capture_query=False
-    )
+    numbered = dataclasses.replace(contexts(n), span_id=np.arange(100, 100 + n, dtype=np.uint64))
+    made = requests_of(records, numbered, capture_query=False)
     assert [(r.ordinal, r.status, r.span_id, r.trace_id) for r in made] == [
         (i, 200 + i, 100 + i, 1 << 64 | i) for i in range(n)
     ]
