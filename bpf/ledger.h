@@ -277,8 +277,7 @@ static __always_inline struct reader *reader_of(u32 tid)
 
 	if (r && r->tid != tid) {
 		r->sk = 0;
-		r->woken_ktime_ns = 0;
-		r->running_ktime_ns = 0;
+		r->woken_ktime_ns = NEVER_WOKEN;
 		r->tid = tid;
 	}
 	return r;

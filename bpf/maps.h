@@ -11,6 +11,7 @@
 #define MARKS_RECENT 8		/* a power of two */
 #define READER_SLOTS 16384	/* a power of two */
 #define NO_SLOT 0xffffffffU
+#define NEVER_WOKEN (~0ULL)
 
 enum direction { INBOUND = 0, OUTBOUND = 1 };
 
@@ -138,7 +139,7 @@ struct request_name {
 /* A task that reads measured connections: its last wake-up by one of them, and what it read. */
 struct reader {
 	u64 sk;
-	u64 woken_ktime_ns;
+	u64 woken_ktime_ns;	/* NEVER_WOKEN: by none of them */
 	u64 running_ktime_ns;	/* 0 until it got a CPU */
 	u32 tid;
 	u32 unused;

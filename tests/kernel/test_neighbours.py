@@ -187,7 +187,7 @@ def test_a_killed_agent_leaves_nothing_behind(unattached: Meter, stranger: Stran
         try:
             fds = victim.stdout.readline().split()
             ids = {prog_id_of(victim.pid, fd) for fd in fds}
-            assert len(ids) == 11
+            assert len(ids) == 12
             assert ids <= loaded_ids()
             assert attached_ids(unattached.lab)["xdp"][0] in ids
         finally:
