@@ -56,13 +56,11 @@ def ends_of(function: Code, rare: Sequence[Code] = (), *, is_go: bool) -> tuple[
         if any(target in part for target in targets):
             parts.append(part)
             instructions += _decode(part)
-    ends = []
-    for index, each in enumerate(instructions):
-        if each.group(capstone.CS_GRP_RET):
-            ends.append(each.address)
-        elif _is_jump(each) and _leaves(instructions, index, parts, is_go):
-            ends.append(each.address)
-    return tuple(ends)
+    return tuple(
+        each.address for index, each in enumerate(instructions)
+        if each.group(capstone.CS_GRP_RET)
+        or (_is_jump(each) and _leaves(instructions, index, parts, is_go))
+    )
 
 
 def start_of_go(function: Code) -> int:

@@ -19,17 +19,17 @@ slash to the end; FUNCTION is a name without its class, as tracebacks have it.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from elftools.common.exceptions import ELFError
+from elftools.construct import ConstructError
 
-from otelbpf import disassembly
-from otelbpf.elf import DEBUG_ROOT, Elf, Symbol, UsdtNote, is_elf
+from otelbpf.disassembly import Code, UnclearCodeError, ends_of, start_of_go
+from otelbpf.elf import DEBUG_ROOT, Elf, Symbol, UsdtNote
 from otelbpf.errors import UsageError
-from otelbpf.processes import executable_name, mapped_files
+from otelbpf.targets import TargetFile, find_files
 from otelbpf.usdt import UsdtArgument, parse_usdt_arguments
 
 #: More functions than this are not what anyone meant by a pattern.
@@ -48,6 +48,8 @@ _PAIRS = (
 # Include/pydtrace.d in CPython.
 _PYTHON = ("python", "function__entry", "function__return")
 _PYTHON_ARGUMENTS = 2
+#: What reading a damaged file can raise; pyelftools checks little of what a file says.
+_DAMAGE = (ELFError, ConstructError, OSError, ValueError, LookupError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -107,26 +109,6 @@ class Handler:
     python: PythonFunction | None = None
 
 
-@dataclass(frozen=True)
-class _File:
-    """A file to look into.
-
-    Attributes:
-        path: as the processes have it.
-        openable: as this process can open it.
-    """
-
-    path: Path
-    openable: Path
-    pid: int | None = None
-
-    def open(self) -> Elf:
-        if self.pid is None:
-            return Elf(self.openable)
-        inside = Path(f"/proc/{self.pid}/root", DEBUG_ROOT.relative_to("/"))
-        return Elf(self.openable, f"{self.path} (process {self.pid})", (inside, DEBUG_ROOT))
-
-
 def find_handlers(spec: str) -> list[Handler]:
     """The handlers that a `--handler` option asks for: at least one, at most MAX_FUNCTIONS.
 
@@ -140,7 +122,7 @@ def find_handlers(spec: str) -> list[Handler]:
     try:
         if not target or not what or not all(what.split(":")):
             raise UsageError(_GRAMMAR)
-        files = _files_of_process(int(target)) if _is_pid(target) else [_file(target)]
+        files = find_files(target)
         if what.startswith("python:"):
             file, _, name = what.removeprefix("python:").rpartition(":")
             return _python_handlers(files, PythonFunction(name, file))
@@ -149,58 +131,25 @@ def find_handlers(spec: str) -> list[Handler]:
         return _function_handlers(files, what)
     except UsageError as error:
         raise UsageError(f"--handler {spec}: {error}") from error
-    except ELFError as error:
+    except _DAMAGE as error:
         raise UsageError(
-            f"--handler {spec}: the ELF file is damaged: {error}; build or install it anew"
+            f"--handler {spec}: the ELF file cannot be read to its end: {error}; build or install "
+            "it anew"
         ) from error
 
 
-def _is_pid(target: str) -> bool:
-    return target.isascii() and target.isdigit()
-
-
-def _file(target: str) -> _File:
-    found = shutil.which(target) or target
-    if not Path(found).is_file():
-        raise UsageError(
-            f"there is no file {target}, and no such command; give the path of an executable or a "
-            "library, or the number of a process"
-        )
-    path = Path(found).resolve()
-    return _File(path, path)
-
-
-def _files_of_process(pid: int) -> list[_File]:
-    try:
-        mapped = mapped_files(pid)
-    except (FileNotFoundError, ProcessLookupError) as error:
-        raise UsageError(
-            f"there is no process {pid}; `pgrep -a NAME` finds the number of one"
-        ) from error
-    except OSError as error:
-        raise UsageError(
-            f"cannot see what process {pid} runs: {error.strerror}; do it as root"
-        ) from error
-    files = [_File(each.path, each.openable, pid) for each in mapped
-             if each.openable and each.openable.is_file() and is_elf(each.openable)]
-    if not files:
-        raise UsageError(
-            f"process {pid} ({executable_name(pid) or 'of the kernel'}) runs no file that could be "
-            "read; as root, name a process that is no kernel thread"
-        )
-    return files
-
-
-def _function_handlers(files: list[_File], pattern: str) -> list[Handler]:
-    found: list[tuple[_File, Symbol]] = []
+def _function_handlers(files: list[TargetFile], pattern: str) -> list[Handler]:
+    found: list[tuple[TargetFile, Symbol]] = []
     reasons = []
     for file in files:
         with file.open() as elf:
             symbols = elf.symbols(pattern)
-            good = [(file, symbol) for symbol in symbols if _why_not(elf, symbol) is None]
-            found += good
-            if not good:
+            good = [symbol for symbol in symbols if _why_not(elf, symbol) is None]
+            # One name may stand for several functions, but not for others than are called by it.
+            if not good or any(each.is_resolver and each.name == pattern for each in symbols):
                 reasons.append(_why_none(elf, symbols, pattern))
+            else:
+                found += [(file, symbol) for symbol in good]
     if not found:
         # Of a process's files, one that knows the name tells more than all the others.
         raise UsageError(max(reasons)[1])
@@ -240,8 +189,9 @@ def _why_not(elf: Elf, symbol: Symbol) -> str | None:
 
 def _why_none(elf: Elf, symbols: list[Symbol], pattern: str) -> tuple[int, str]:
     """Why a pattern gives nothing in this file, after how much that says."""
-    if symbols:
-        return 2, str(_why_not(elf, symbols[0]))
+    told = [reason for reason in (_why_not(elf, symbol) for symbol in symbols) if reason]
+    if told:
+        return 2, told[0]
     missing = f"{elf.name} has no function {pattern}"
     if elf.is_stripped and elf.is_go:
         return 1, f"{missing}: it was built without symbols; build it without `-ldflags=-s`"
@@ -258,7 +208,7 @@ def _why_none(elf: Elf, symbols: list[Symbol], pattern: str) -> tuple[int, str]:
     )
 
 
-def _function_handler(elf: Elf, file: _File, symbol: Symbol) -> Iterator[Handler]:
+def _function_handler(elf: Elf, file: TargetFile, symbol: Symbol) -> Iterator[Handler]:
     """The handler of a function; nothing if it never comes back."""
     # Go's own functions are named after their package; what has no dot comes from C.
     is_go = elf.is_go and "." in symbol.name
@@ -266,12 +216,12 @@ def _function_handler(elf: Elf, file: _File, symbol: Symbol) -> Iterator[Handler
     start, ends = symbol.address, None
     try:
         if not symbol.size:
-            raise disassembly.UnclearCodeError("is of unknown size")
+            raise UnclearCodeError("is of unknown size")
         code = elf.code_of(symbol)
-        rare = [elf.code_of(part) for part in elf.symbols(f"{symbol.name}.cold*") if part.size]
-        ends = disassembly.ends_of(code, rare, is_go=is_go)
-        start = disassembly.start_of_go(code) if is_go else start
-    except disassembly.UnclearCodeError as error:
+        rare = () if by_return or is_go else _rare_parts(elf, symbol)
+        ends = ends_of(code, rare, is_go=is_go)
+        start = start_of_go(code) if is_go else start
+    except UnclearCodeError as error:
         if not by_return:
             danger = "Go moves stacks" if elf.is_go else "exceptions or panics may pass through it"
             raise UsageError(
@@ -295,7 +245,12 @@ def _function_handler(elf: Elf, file: _File, symbol: Symbol) -> Iterator[Handler
     )
 
 
-def _usdt_handlers(files: list[_File], provider: str, probe: str) -> list[Handler]:
+def _rare_parts(elf: Elf, symbol: Symbol) -> list[Code]:
+    """What the compiler moved out of the way, of this function or of others of its name."""
+    return [elf.code_of(part) for part in elf.symbols(f"{symbol.name}.cold*") if part.size]
+
+
+def _usdt_handlers(files: list[TargetFile], provider: str, probe: str) -> list[Handler]:
     start, _, end = probe.partition(",")
     handlers = []
     known: set[str] = set()
@@ -341,7 +296,7 @@ def _listed(names: set[str]) -> str:
     return ", ".join(shown) + (", ..." if len(names) > len(shown) else "")
 
 
-def _python_handlers(files: list[_File], function: PythonFunction) -> list[Handler]:
+def _python_handlers(files: list[TargetFile], function: PythonFunction) -> list[Handler]:
     provider, entry, done = _PYTHON
     handlers = []
     for file in files:
@@ -371,17 +326,18 @@ def _python_handlers(files: list[_File], function: PythonFunction) -> list[Handl
 
 
 def _require_live_python_probes(elf: Elf) -> None:
-    # Py_Version: since 3.11 the interpreter's version number is in its symbols.
+    # Since 3.11 the interpreter's version number is among its symbols. On the probe see
+    # github.com/python/cpython/issues/98894.
     version = next((elf.word_at(each) for each in elf.symbols("Py_Version") if each.is_defined), 0)
     if version >> 16 == 0x030B:
         raise UsageError(
-            f"{elf.name} is Python 3.11, whose USDT probe function__entry is passed by no call "
-            "unless a profiler runs (github.com/python/cpython/issues/98894); use another version"
+            f"{elf.name} is Python 3.11, where no call passes the USDT probe function__entry "
+            "unless a profiler runs; use another version of Python"
         )
 
 
 def _usdt_sites(
-    elf: Elf, file: _File, provider: str, name: str, arguments: int = 0
+    elf: Elf, file: TargetFile, provider: str, name: str, arguments: int = 0
 ) -> tuple[ProbeSite, ...]:
     """All locations of a probe, with the first `arguments` of what it passes on."""
     return tuple(
