@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -37,3 +39,59 @@ def start_time(pid: int) -> int:
         return int((_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[19])
     except OSError:
         return 0
+
+
+@dataclass(frozen=True)
+class MappedFile:
+    """A file that a process runs code of.
+
+    Attributes:
+        path: as the process has it, which may be another file here or none.
+        openable: the same file for this process, for as long as that one lives; None: it
+            cannot be had without more rights.
+    """
+
+    path: Path
+    openable: Path | None
+
+
+def mapped_files(pid: int) -> list[MappedFile]:
+    """The files of which a process has mapped executable parts: its executable, and libraries.
+
+    Raises:
+        OSError: there is no such process, or it is none of this user's.
+    """
+    found: dict[tuple[str, str], MappedFile] = {}
+    for line in (_PROC / str(pid) / "maps").read_text(errors="surrogateescape").splitlines():
+        addresses, permissions, _, device, inode, *name = line.split(maxsplit=5)
+        file = (device, inode)
+        if "x" not in permissions or not name or not name[0].startswith("/") or file in found:
+            continue
+        mapped = name[0].replace("\\012", "\n")
+        path = Path(mapped.removesuffix(" (deleted)"))
+        found[file] = MappedFile(path, _openable(pid, mapped, path, addresses))
+    return list(found.values())
+
+
+def _openable(pid: int, mapped: str, path: Path, addresses: str) -> Path | None:
+    """A path that leads to a mapped file from here: it may be in a container, deleted, replaced."""
+    process = _PROC / str(pid)
+    by_name = process / "root" / path.relative_to("/")
+    # maps writes at least eight digits, map_files no zero that it need not.
+    by_address = process / "map_files" / "-".join(f"{int(a, 16):x}" for a in addresses.split("-"))
+    executable = process / "exe"
+    with contextlib.suppress(OSError):
+        if os.readlink(executable) == mapped:
+            return by_name if _is_same(by_name, executable) else executable
+    with contextlib.suppress(OSError):
+        by_address.stat()
+        return by_name if _is_same(by_name, by_address) else by_address
+    # Only root may look through map_files.
+    return by_name if str(path) == mapped and by_name.is_file() else None
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except OSError:
+        return False
