@@ -283,26 +283,52 @@ static __always_inline struct reader *reader_of(u32 tid)
 	return r;
 }
 
-/* A task of the server reads the first bytes of a request. */
-static __always_inline void begin_reading(struct connection *conn, struct exchange *x, u64 sk)
+static __always_inline void name_request(struct request_name *name, const struct connection *conn,
+					 const struct exchange *x)
+{
+	name->connection_id = conn->id;
+	name->place = conn->place;
+	name->ordinal = x->record.ordinal;
+}
+
+/* Go keeps the running goroutine's address in r14, where its system calls leave it alone. */
+static __always_inline void note_goroutine(const struct connection *conn, const struct exchange *x)
+{
+#ifdef GO_HANDLERS
+	struct pt_regs *regs = (void *)bpf_task_pt_regs(bpf_get_current_task_btf());
+	struct handling h = {};
+	struct goroutine_key key = { .tgid = x->record.pid };
+
+	bpf_probe_read_kernel(&key.g, sizeof(key.g), &regs->r14);
+	name_request(&h.last_read, conn, x);
+	goroutines.update(&key, &h);
+#endif
+}
+
+/* A task of the server reads bytes of a request: the first ones, or others. */
+static __always_inline void note_reader(struct connection *conn, struct exchange *x, u64 sk,
+					bool first)
 {
 	u64 pid_tgid = bpf_get_current_pid_tgid();
 	struct reader *r = reader_of((u32)pid_tgid);
 
-	x->record.pid = pid_tgid >> 32;
-	x->record.tid = (u32)pid_tgid;
+	if (first) {
+		x->record.pid = pid_tgid >> 32;
+		x->record.tid = (u32)pid_tgid;
+	}
 	if (!r)
 		return;
-	stamp_wakeup(x, r, sk);
-	r->last_read.connection_id = conn->id;
-	r->last_read.place = conn->place;
-	r->last_read.ordinal = x->record.ordinal;
+	if (first)
+		stamp_wakeup(x, r, sk);
+	name_request(&r->handling.last_read, conn, x);
+	note_goroutine(conn, x);
 }
 
 /* The application has read all bytes before copied_seq. */
 static __always_inline void stamp_read(struct connection *conn, u64 sk, u32 copied_seq, u64 now)
 {
 	struct exchange *x;
+	bool first;
 	int i;
 
 	skip_finished(conn, &conn->read);
@@ -314,12 +340,9 @@ static __always_inline void stamp_read(struct connection *conn, u64 sk, u32 copi
 		if (x) {
 			if (!before(x->request_start, copied_seq))
 				return;
-			if (!x->record.stamp_ktime_ns[STAMP_READ]) {
-				x->record.stamp_ktime_ns[STAMP_READ] = now;
-				begin_reading(conn, x, sk);
-			} else {
-				x->record.stamp_ktime_ns[STAMP_READ_LAST] = now;
-			}
+			first = !x->record.stamp_ktime_ns[STAMP_READ];
+			x->record.stamp_ktime_ns[first ? STAMP_READ : STAMP_READ_LAST] = now;
+			note_reader(conn, x, sk, first);
 			if (!(x->record.flags & REQUEST_RECEIVED) ||
 			    before(copied_seq, x->request_end))
 				return;

@@ -136,14 +136,21 @@ struct request_name {
 	u32 ordinal;
 };
 
-/* A task that reads measured connections: its last wake-up by one of them, and what it read. */
+/* What a thread, or a goroutine, works on. */
+struct handling {
+	struct request_name last_read;
+	struct request_name handled;	/* by the call that is under way */
+	u64 depth;			/* that call's, on the stack; 0: there is none */
+};
+
+/* A task that reads measured connections: its last wake-up by one of them. */
 struct reader {
 	u64 sk;
 	u64 woken_ktime_ns;	/* NEVER_WOKEN: by none of them */
 	u64 running_ktime_ns;	/* 0 until it got a CPU */
 	u32 tid;
 	u32 unused;
-	struct request_name last_read;
+	struct handling handling;
 };
 
 #define PIECES_MAX 32		/* kept of one connection; a power of two */
@@ -263,6 +270,12 @@ struct sweep_order {
 	u32 flag;		/* IDLE_TIMEOUT or AGENT_STOPPED */
 };
 
+struct goroutine_key {
+	u64 g;			/* its address in the process */
+	u32 tgid;
+	u32 unused;
+};
+
 struct settings {
 	u64 netns_pointer;	/* struct net of the measured namespace, once seen */
 	u32 agent_tgid;
@@ -281,6 +294,9 @@ BPF_TABLE("lru_hash", struct piece_key, struct kept, kept_pieces, 2048);
 BPF_PERCPU_ARRAY(scratches, struct scratch, 1);
 BPF_ARRAY(readers, struct reader, READER_SLOTS);
 BPF_PERCPU_ARRAY(waking_sk, u64, 1);
+#ifdef GO_HANDLERS
+BPF_TABLE("lru_hash", struct goroutine_key, struct handling, goroutines, 16384);
+#endif
 BPF_ARRAY(settings, struct settings, 1);
 BPF_HASH(connecting, u64, u8, 256);	/* the agent's own sockets, by sk */
 BPF_ARRAY(sweep_orders, struct sweep_order, 1);

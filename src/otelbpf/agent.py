@@ -22,8 +22,9 @@ from otelbpf.config import Config
 from otelbpf.context import Contexts, Sampler, contexts_of
 from otelbpf.errors import UsageError
 from otelbpf.exporter import Sender, destination, exporter_name, make_exporter, require_endpoint
+from otelbpf.handlers import Handler, HandlerKind, find_handlers
 from otelbpf.hooks import choose, require, without
-from otelbpf.loader import Programs
+from otelbpf.loader import Part, Programs
 from otelbpf.netns import find_netns
 from otelbpf.reader import RingReader
 from otelbpf.records import Stamp
@@ -142,6 +143,13 @@ class Agent:
         self._sweeper.close()
 
 
+def _parts(handlers: tuple[Handler, ...]) -> frozenset[Part]:
+    parts = {Part.HANDLERS} if handlers else set()
+    if any(handler.kind is HandlerKind.GO for handler in handlers):
+        parts.add(Part.GO_HANDLERS)
+    return frozenset(parts)
+
+
 class Stop(Protocol):
     """What tells the agent to stop; threading.Event is one."""
 
@@ -203,19 +211,22 @@ def run(
     pipeline = Pipeline(config, sampler, exporter)
     netns = find_netns(config.netns)
     interfaces = find_interfaces(config.interfaces, netns)
+    handlers = tuple(handler for spec in config.handlers for handler in find_handlers(spec))
     with Btf.of_kernel() as btf:
         choices = choose(btf, config.hooks)
         if not config.xdp:
             choices = without(choices, "arrival", "it was asked to be left alone")
         require(choices)
-        programs = Programs(btf, config.ports, netns.cookie, choices, config.limits)
+        programs = Programs(
+            btf, config.ports, netns.cookie, choices, config.limits, _parts(handlers)
+        )
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(programs))
         agent = stack.enter_context(contextlib.closing(Agent(programs, pipeline, config)))
         pipeline.sender.start()
         missed: dict[str, int] = {}
         if not stop.is_set():
-            with attached(programs, choices, interfaces, netns) as attachments:
+            with attached(programs, choices, interfaces, netns, handlers) as attachments:
                 on_ready(attachments, destination(environment, name))
                 with _file_while(config.ready_file):
                     agent.run(stop)

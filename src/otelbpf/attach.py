@@ -23,12 +23,19 @@ from dataclasses import dataclass
 
 from otelbpf import clsact, libbpf
 from otelbpf.errors import KernelError, UsageError
+from otelbpf.handlers import Handler, HandlerKind
 from otelbpf.hooks import Candidate, Choice, Mechanism, require
 from otelbpf.loader import Programs
 from otelbpf.netns import Netns
 from otelbpf.processes import cgroup_directory
 from otelbpf.rehearsal import silent_programs
 
+# The programs for the start and the ends of a handler.
+_HANDLER_PROGRAMS = {
+    HandlerKind.FUNCTION: ("probed_handler_start", "probed_handler_end"),
+    HandlerKind.GO: ("probed_go_start", "probed_go_end"),
+    HandlerKind.USDT: ("probed_usdt_start", "probed_usdt_end"),
+}
 #: The kinds of interface (ARPHRD_*) whose packets start with an Ethernet header.
 _ETHERNET_KINDS = {1, 772}  # Ethernet, loopback
 
@@ -99,6 +106,7 @@ class Attachments:
         self._probes: list[_Probe] = []
         self._nothing_for: list[Choice] = []
         self._on_interfaces: list[str] = []
+        self._on_handlers: list[str] = []
 
     def __enter__(self) -> Attachments:
         return self
@@ -109,7 +117,8 @@ class Attachments:
     @property
     def description(self) -> list[str]:
         """For people: what was attached where."""
-        return [str(probe.candidate) for probe in self._probes] + self._on_interfaces
+        on_hooks = [str(probe.candidate) for probe in self._probes]
+        return on_hooks + self._on_interfaces + self._on_handlers
 
     @property
     def fallbacks(self) -> list[str]:
@@ -129,6 +138,34 @@ class Attachments:
             for choice in self._nothing_for
             if choice.hook.stamps and not choice.hook.not_everywhere
         ]
+
+    def attach_handlers(self, programs: Programs, handlers: tuple[Handler, ...]) -> None:
+        """Attaches to the handlers' starts and ends.
+
+        Raises:
+            KernelError: the kernel refused.
+        """
+        for handler in handlers:
+            start, end = _HANDLER_PROGRAMS[handler.kind]
+            sites = [(site, end, False) for site in handler.ends]
+            if handler.return_probe:
+                sites += [(site, "probed_handler_return", True) for site in handler.starts]
+            # Ends first: else a call could start that is never seen to end.
+            sites += [(site, start, False) for site in handler.starts]
+            for site, program, at_return in sites:
+                try:
+                    link, event = libbpf.attach_uprobe(
+                        site.path, site.offset, programs.fd(program), pid=handler.pid,
+                        at_return=at_return, semaphore=site.semaphore,
+                    )  # fmt: skip
+                except OSError as error:
+                    raise KernelError(
+                        f"cannot put a uprobe on {handler.name} in {handler.path}: "
+                        f"{error.strerror}; name another function with --handler"
+                    ) from error
+                self._stack.callback(os.close, event)
+                self._stack.callback(os.close, link)
+            self._on_handlers.append(f"uprobe {handler.name}")
 
     def missed(self) -> dict[str, int]:
         """How often a hook was passed and its program not run, as far as the kernel tells.
@@ -282,8 +319,10 @@ def attached(
     choices: tuple[Choice, ...],
     interfaces: dict[str, int],
     netns: Netns,
+    handlers: tuple[Handler, ...] = (),
 ) -> Iterator[Attachments]:
     """Everything attached for the length of a `with` block."""
     with Attachments() as attachments:
+        attachments.attach_handlers(programs, handlers)
         attachments.attach_all(programs, choices, interfaces, netns)
         yield attachments

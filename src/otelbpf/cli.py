@@ -124,6 +124,11 @@ def _build_parser() -> _Parser:
     run.add_argument("--hooks", choices=("auto", "tracepoint", "fentry", "kprobe"), default="auto",
                      help="how to attach where the kernel offers several ways (default: the one "
                      "that costs least); stamps that have no such way will be absent")
+    run.add_argument("--handler", action="append", default=[], metavar="TARGET:FUNCTION",
+                     help="also stamp this function as the requests' handler; TARGET is an "
+                     "executable, a library or a process's number, FUNCTION may be a pattern "
+                     "(nginx:ngx_http_process_request, 1234:main.handle) or a pair of USDT probes "
+                     "(PROVIDER:START,END); may be repeated")
     run.add_argument("--xdp", choices=("auto", "off"), default="auto",
                      help="off: leave the XDP slot alone, and do without the nic stamp")
     run.add_argument("--idle-timeout", type=_seconds, default=120.0, metavar="S",
@@ -172,6 +177,7 @@ def _run(arguments: argparse.Namespace) -> int:
         netns=arguments.netns,
         duration_s=arguments.duration,
         hooks=None if arguments.hooks == "auto" else Mechanism(arguments.hooks),
+        handlers=tuple(dict.fromkeys(arguments.handler)),
         xdp=arguments.xdp != "off",
         stages=StageStyle(arguments.stages),
         capture_query=arguments.capture_query,

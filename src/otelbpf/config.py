@@ -22,6 +22,7 @@ class Config:
         netns: name or path of the measured namespace; None: the agent's own.
         duration_s: stop by itself after this; None: never.
         hooks: the one mechanism to use where there is a choice; None: the best of each hook.
+        handlers: what to stamp as the requests' handlers, as otelbpf.handlers says.
         xdp: attach to XDP; without it there is no `nic` stamp.
         idle_timeout_s: how long an unanswered request may be silent.
         service_name: of the spans; None: the standard variables or the process's name.
@@ -35,6 +36,7 @@ class Config:
     netns: str | None = None
     duration_s: float | None = None
     hooks: Mechanism | None = None
+    handlers: tuple[str, ...] = ()
     xdp: bool = True
     stages: StageStyle = StageStyle.SPANS
     capture_query: bool = False

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from elftools.common.exceptions import ELFError
@@ -84,6 +85,14 @@ class PythonFunction:
     file: str = ""
 
 
+class HandlerKind(StrEnum):
+    """How a handler's calls are told from one another."""
+
+    FUNCTION = "function"  # by the thread and where its stack is
+    GO = "go"  # by the goroutine and where its stack is
+    USDT = "usdt"  # by the thread: start and end may lie in different functions
+
+
 @dataclass(frozen=True)
 class Handler:
     """A function, or a pair of USDT probes, whose time is a request's handler's.
@@ -95,7 +104,7 @@ class Handler:
         starts: one for a function, each copy that the compiler made of a USDT probe.
         ends: likewise; empty if a return probe serves instead.
         return_probe: put one at the start. Never true where it could kill the process.
-        is_go: goroutines change threads between start and end.
+        kind: goroutines change threads between start and end.
         python: None: not a Python function.
     """
 
@@ -105,7 +114,7 @@ class Handler:
     starts: tuple[ProbeSite, ...]
     ends: tuple[ProbeSite, ...]
     return_probe: bool
-    is_go: bool = False
+    kind: HandlerKind
     python: PythonFunction | None = None
 
 
@@ -241,7 +250,7 @@ def _function_handler(elf: Elf, file: TargetFile, symbol: Symbol) -> Iterator[Ha
         starts=(site(start),),
         ends=() if by_return else tuple(map(site, ends or ())),
         return_probe=by_return,
-        is_go=elf.is_go,
+        kind=HandlerKind.GO if elf.is_go else HandlerKind.FUNCTION,
     )
 
 
@@ -268,7 +277,7 @@ def _usdt_handlers(files: list[TargetFile], provider: str, probe: str) -> list[H
                         starts=_usdt_sites(elf, file, provider, start),
                         ends=_usdt_sites(elf, file, provider, partner),
                         return_probe=False,
-                        is_go=elf.is_go,
+                        kind=HandlerKind.USDT,
                     )
                 )
     if handlers:
@@ -313,6 +322,7 @@ def _python_handlers(files: list[TargetFile], function: PythonFunction) -> list[
                     starts=_usdt_sites(elf, file, provider, entry, _PYTHON_ARGUMENTS),
                     ends=_usdt_sites(elf, file, provider, done, _PYTHON_ARGUMENTS),
                     return_probe=False,
+                    kind=HandlerKind.USDT,
                     python=function,
                 )
             )

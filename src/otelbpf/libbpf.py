@@ -113,7 +113,7 @@ class _LinkInfo(ctypes.Structure):
 
 
 class _PerfEventAttr(ctypes.Structure):
-    """struct perf_event_attr as of PERF_ATTR_SIZE_VER1."""
+    """struct perf_event_attr as of PERF_ATTR_SIZE_VER1, for kprobes and uprobes."""
 
     _fields_ = [
         ("type", ctypes.c_uint32),
@@ -125,13 +125,17 @@ class _PerfEventAttr(ctypes.Structure):
         ("flags", ctypes.c_uint64),
         ("wakeup_events", ctypes.c_uint32),
         ("bp_type", ctypes.c_uint32),
-        ("kprobe_func", ctypes.c_uint64),
+        ("target", ctypes.c_uint64),
         ("probe_offset", ctypes.c_uint64),
     ]
 
 
 _Info = TypeVar("_Info", _ProgInfo, _LinkInfo)
 KPROBE_EVENTS = Path("/sys/bus/event_source/devices/kprobe/type")
+UPROBE_EVENTS = Path("/sys/bus/event_source/devices/uprobe/type")
+# What the kernel's own format/retprobe and format/ref_ctr_offset say of config.
+_RETURN_PROBE = 1
+_SEMAPHORE_SHIFT = 32
 _PERF_EVENT_OPEN = 298  # the number of the system call on x86-64
 _PERF_FLAG_FD_CLOEXEC = 8
 _INSTRUCTION_BYTES = 8
@@ -279,12 +283,53 @@ def attach_kprobe(function: str, program_fd: int) -> tuple[int, int]:
     attr = _PerfEventAttr(
         type=int(KPROBE_EVENTS.read_text()),
         size=ctypes.sizeof(_PerfEventAttr),
-        kprobe_func=ctypes.addressof(name),
+        target=ctypes.addressof(name),
     )
+    return _attach_to_event(attr, program_fd)
+
+
+def attach_uprobe(
+    path: Path,
+    offset: int,
+    program_fd: int,
+    *,
+    pid: int | None = None,
+    at_return: bool = False,
+    semaphore: int = 0,
+) -> tuple[int, int]:
+    """Attaches a program to an instruction of an executable or a library.
+
+    Args:
+        offset: of the instruction, in bytes from the start of the file.
+        pid: of the only process that is meant; None: all that map the file, now or later.
+        at_return: of the function that begins there.
+        semaphore: offset in the file of a USDT probe's counter, raised while this is attached.
+    Returns:
+        the descriptors of the link and of its event; closing both detaches.
+    Raises:
+        OSError: the kernel's refusal.
+    """
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    attr = _PerfEventAttr(
+        type=int(UPROBE_EVENTS.read_text()),
+        size=ctypes.sizeof(_PerfEventAttr),
+        config=semaphore << _SEMAPHORE_SHIFT | (_RETURN_PROBE if at_return else 0),
+        target=ctypes.addressof(name),
+        probe_offset=offset,
+    )
+    return _attach_to_event(attr, program_fd, pid)
+
+
+def _attach_to_event(
+    attr: _PerfEventAttr, program_fd: int, pid: int | None = None
+) -> tuple[int, int]:
     libc = ctypes.CDLL(None, use_errno=True)
-    # On no process and one CPU: a BPF program on a kprobe runs wherever it is hit, all the same.
+    # On no process and one CPU: a program on a probe runs wherever it is hit, all the same.
+    on_pid, on_cpu = (-1, 0) if pid is None else (pid, -1)
     event = _checked(
-        libc.syscall(_PERF_EVENT_OPEN, ctypes.byref(attr), -1, 0, -1, _PERF_FLAG_FD_CLOEXEC)
+        libc.syscall(
+            _PERF_EVENT_OPEN, ctypes.byref(attr), on_pid, on_cpu, -1, _PERF_FLAG_FD_CLOEXEC
+        )
     )
     try:
         return _checked(library().bpf_link_create(program_fd, event, _BPF_PERF_EVENT, None)), event

@@ -9,6 +9,7 @@ import secrets
 import tempfile
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,7 +26,8 @@ from otelbpf.sources import bpf_directory
 _SOURCES = (
     "records.h", "mark.h", "maps.h", "kernel.h", "connections.h", "packet.h", "marks.h", "ledger.h",
     "words.h", "message.h", "head.h", "body.h", "disorder.h", "xdp.c", "tc.c", "socket.c",
-    "sched.c", "mark.c", "sweep.c",
+    "sched.c", "mark.c",
+    "handler.c", "sweep.c",
 )
 _PAGE_BYTES = 4096
 # Connections in a set of them (bpf/connections.h); a power of two.
@@ -34,6 +36,13 @@ _WAYS = 8
 _CONTINUATIONS = (
     "tc_ingress", "tc_egress", "tc_chunks", "tc_disorder", "tc_kept", "tc_kept_chunks",
 )
+
+
+class Part(StrEnum):
+    """What of bpf/ is compiled only where it is asked for; the names of its macros."""
+
+    HANDLERS = "HANDLERS"
+    GO_HANDLERS = "GO_HANDLERS"
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,7 @@ class Programs:
         ports: the measured server ports.
         netns_cookie: of the measured network namespace.
         choices: what each hook got, from hooks.choose().
+        parts: of bpf/ that not every run needs.
     Raises:
         KernelError: the compiler's, the verifier's or the kernel's refusal.
     """
@@ -104,10 +114,11 @@ class Programs:
         netns_cookie: int,
         choices: tuple[Choice, ...],
         limits: Limits,
+        parts: frozenset[Part] = frozenset(),
     ) -> None:
         self._bcc = import_bcc()
         self.limits = limits
-        self._bpf = self._compile(btf, ports, netns_cookie, limits)
+        self._bpf = self._compile(btf, ports, netns_cookie, limits, parts)
         self._loaded: dict[_Load, int] = {}
         self._closing: list[int] = []
         self._target_ids = _target_ids(btf, choices)
@@ -165,7 +176,12 @@ class Programs:
         self._bpf.cleanup()
 
     def _compile(
-        self, btf: Btf, ports: tuple[int, ...], netns_cookie: int, limits: Limits
+        self,
+        btf: Btf,
+        ports: tuple[int, ...],
+        netns_cookie: int,
+        limits: Limits,
+        parts: frozenset[Part],
     ) -> Any:
         definitions = {
             **field_offsets(btf),
@@ -178,6 +194,7 @@ class Programs:
             "RING_PAGES": limits.ring_bytes // _PAGE_BYTES,
             "NETNS_COOKIE": f"{netns_cookie}ull",
             "IS_MEASURED_PORT(p)": "(" + "||".join(f"(p)=={port}" for port in ports) + ")",
+            **dict.fromkeys(parts, 1),
         }
         cflags = [f"-D{name}={value}" for name, value in definitions.items()]
         # BCC takes its headers from here instead of from a kernel-headers package.

@@ -79,7 +79,7 @@ def _listens(pid: int, port: int) -> bool:
 
 
 @contextlib.contextmanager
-def _server(
+def server(
     network: Network, directory: Path, name: str, port: int, command: Sequence[str | Path],
     executable: str,
 ) -> Iterator[Server]:
@@ -94,7 +94,7 @@ def python_server(
     """Runs served/NAME.py."""
     command = [sys.executable, SOURCES / f"{name}.py", str(port), *arguments]
     executable = Path(sys.executable).resolve().name
-    return _server(network, directory, name, port, command, executable)
+    return server(network, directory, name, port, command, executable)
 
 
 def gateway(
@@ -103,7 +103,7 @@ def gateway(
     """Runs the example gateway, which is aiohttp's server."""
     command = [sys.executable, GATEWAY, "--port", str(port), "--host", "0.0.0.0",
                "--host", network.server.ipv6]
-    return _server(
+    return server(
         network, directory, "gateway", port, command, Path(sys.executable).resolve().name
     )
 
@@ -112,7 +112,7 @@ def node_server(
     network: Network, directory: Path, port: int
 ) -> contextlib.AbstractContextManager[Server]:
     """Runs Node's http."""
-    return _server(
+    return server(
         network, directory, "node", port, ["node", SOURCES / "node_server.js", str(port)], "node"
     )
 
@@ -129,5 +129,5 @@ def nginx(network: Network, directory: Path, port: int, upstream: int = 0) -> It
         )
     )
     command = ["nginx", "-p", directory, "-c", config, "-e", "stderr"]
-    with _server(network, directory, "nginx", port, command, "nginx") as server:
-        yield server
+    with server(network, directory, "nginx", port, command, "nginx") as running_nginx:
+        yield running_nginx
