@@ -26,11 +26,13 @@ static __always_inline struct exchange *named_request(const struct request_name 
 	return in_flight(conn, name->ordinal);
 }
 
-/* depth: how far below the stack's end, or any number that grows with each call. */
+/* depth: how far below the stack's end, or any number that is larger the deeper a call is. */
 static __always_inline void begin_call(struct handling *h, u64 depth)
 {
 	struct exchange *x = named_request(&h->last_read, true);
 
+	if (depth <= h->depth)
+		h->depth = 0;
 	if (!x || x->record.stamp_ktime_ns[STAMP_HANDLER_START])
 		return;
 	x->record.stamp_ktime_ns[STAMP_HANDLER_START] = bpf_ktime_get_ns();

@@ -18,8 +18,9 @@ from messages import OK, request
 from otelbpf import libbpf
 from otelbpf.attach import attached, find_interfaces
 from otelbpf.btf import Btf
+from otelbpf.handlers import Handler
 from otelbpf.hooks import Choice, choose
-from otelbpf.loader import Limits, Programs
+from otelbpf.loader import Limits, Part, Programs
 from otelbpf.reader import RingReader
 from otelbpf.records import EXCHANGE, REQUEST_RECORD, Counter, ExchangeState, RequestFlag, Stamp
 from otelbpf.sweeper import ACK_WAIT_NS, Sweeper
@@ -72,11 +73,13 @@ class Meter:
         libbpf.run_once(self.programs.fd("learn_agent"), context=bytes(8))
 
     @contextlib.contextmanager
-    def attached(self, *names: str) -> Iterator[list[str]]:
+    def attached(self, *names: str, handlers: tuple[Handler, ...] = ()) -> Iterator[list[str]]:
         """All programs attached, to the interfaces called so; gives what was attached where."""
         netns = self.lab.server_netns
         interfaces = find_interfaces(names or (INTERFACE,), netns)
-        with attached(self.programs, self.choices, interfaces, netns) as attachments:
+        with attached(
+            self.programs, self.choices, interfaces, netns, handlers
+        ) as attachments:
             yield attachments.description
 
     def begin(self) -> None:
@@ -184,11 +187,12 @@ class Meter:
         self.sweeper.sweep(time.monotonic_ns() + ACK_WAIT_NS)
 
 
-def load(lab: Lab, limits: Limits = SMALL) -> Meter:
+def load(lab: Lab, limits: Limits = SMALL, parts: frozenset[Part] = frozenset()) -> Meter:
     """Compiles and loads everything for one lab. Takes about two seconds."""
     with Btf.of_kernel() as btf:
         choices = choose(btf)
-        programs = Programs(btf, (PORT, SPARE_PORT), lab.server_netns.cookie, choices, limits)
+        cookie = lab.server_netns.cookie
+        programs = Programs(btf, (PORT, SPARE_PORT), cookie, choices, limits, parts)
     meter = Meter(lab, choices, programs)
     meter.let_another_process_be_the_agent()
     return meter

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A handler's stamps belong to the request that its thread read last, and to no other."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from lab import Lab, Worker, laboratory
+from messages import OK, request
+from meter import Meter, load, stamps
+
+from otelbpf.handlers import find_handlers
+from otelbpf.loader import Part
+from otelbpf.records import Stamp
+
+pytestmark = pytest.mark.guest
+
+_SOURCE = r"""
+#include <setjmp.h>
+typedef void inside(void);
+static jmp_buf out;
+static int leaves;
+__attribute__((noinline)) void handle(inside *f)
+{
+	f();
+	if (leaves)
+		longjmp(out, 1);
+	__asm__ volatile("");
+}
+void outside(inside *f) { f(); __asm__ volatile(""); }
+void catch(inside *f)
+{
+	leaves = 1;
+	if (!setjmp(out))
+		handle(f);
+	leaves = 0;
+}
+"""
+HANDLED = {Stamp.HANDLER_START, Stamp.HANDLER_END}
+
+
+@dataclass(frozen=True)
+class Handlers:
+    """A library whose functions call back: `handle`, which is probed, and others."""
+
+    library: ctypes.CDLL
+
+    def call(self, name: str, inside: Callable[[], object] = lambda: None) -> None:
+        """Calls a function of the library, and `inside` in it."""
+        self.library[name](ctypes.CFUNCTYPE(None)(inside))
+
+
+@pytest.fixture(scope="module")
+def handlers(tmp_path_factory: pytest.TempPathFactory) -> Handlers:
+    directory = tmp_path_factory.mktemp("handlers")
+    source, library = directory / "handlers.c", directory / "handlers.so"
+    source.write_text(_SOURCE)
+    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", source, "-o", library], check=True)
+    return Handlers(ctypes.CDLL(str(library)))
+
+
+@pytest.fixture(scope="module")
+def _attached(handlers: Handlers) -> Iterator[Meter]:
+    found = tuple(find_handlers(f"{os.getpid()}:handle"))
+    with laboratory() as lab:
+        meter = load(lab, parts=frozenset(Part))
+        try:
+            with meter.attached(handlers=found):
+                yield meter
+        finally:
+            meter.close()
+
+
+@pytest.fixture
+def meter(_attached: Meter) -> Iterator[Meter]:
+    _attached.begin()
+    yield _attached
+    _attached.end()
+
+
+@pytest.fixture
+def lab(meter: Meter) -> Lab:
+    return meter.lab
+
+
+def order(record: np.void) -> list[Stamp]:
+    found = stamps(record)
+    return sorted(found, key=found.get)
+
+
+def test_a_call_between_reading_and_writing(lab: Lab, meter: Meter, handlers: Handlers) -> None:
+    pair = lab.connect()
+    for _ in range(23):
+        pair.ask(request())
+        handlers.call("handle")
+        pair.answer(OK)
+        found = order(meter.record())
+        first = found.index(Stamp.READ)
+        assert found[first : first + 4] == [
+            Stamp.READ, Stamp.HANDLER_START, Stamp.HANDLER_END, Stamp.WRITE,
+        ]  # fmt: skip
+
+
+def test_what_a_handler_calls_is_a_part_of_it(lab: Lab, meter: Meter, handlers: Handlers) -> None:
+    pair = lab.connect()
+    pair.ask(request())
+    seen: list[np.void] = []
+
+    def nested() -> None:
+        handlers.call("handle", lambda: handlers.call("handle"))
+        handlers.call("handle")
+        pair.server.sendall(OK[:10])
+
+    handlers.call("handle", nested)
+    pair.server.sendall(OK[10:])
+    pair.client.recv(len(OK))
+    seen.append(meter.record())
+    found = order(seen[0])
+    assert found.index(Stamp.HANDLER_START) < found.index(Stamp.WRITE)
+    assert found.index(Stamp.HANDLER_END) > found.index(Stamp.WRITE)
+
+
+def test_no_call_no_stamps(lab: Lab, meter: Meter, handlers: Handlers) -> None:
+    pair = lab.connect()
+    handlers.call("handle")
+    pair.exchange(request(), OK)
+    handlers.call("outside")
+    assert HANDLED.isdisjoint(stamps(meter.record()))
+
+
+def test_a_call_that_began_before_the_request_was_read(
+    lab: Lab, meter: Meter, handlers: Handlers
+) -> None:
+    pair = lab.connect()
+    handlers.call("handle", lambda: pair.ask(request()))
+    pair.answer(OK)
+    assert HANDLED.isdisjoint(stamps(meter.record()))
+
+
+def test_a_call_after_the_answer(lab: Lab, meter: Meter, handlers: Handlers) -> None:
+    pair = lab.connect()
+    pair.exchange(request(), OK)
+    handlers.call("handle")
+    pair.ask(request())
+    pair.answer(OK)
+    assert all(HANDLED.isdisjoint(stamps(record)) for record in meter.records(2))
+
+
+def test_another_thread_s_call(lab: Lab, meter: Meter, handlers: Handlers) -> None:
+    pair = lab.connect()
+    pair.ask(request())
+    with Worker(lambda: handlers.call("handle")):
+        pass
+    pair.answer(OK)
+    assert HANDLED.isdisjoint(stamps(meter.record()))
+
+
+def test_threads_have_a_request_each(lab: Lab, meter: Meter, handlers: Handlers) -> None:
+    pairs = [lab.connect() for _ in range(8)]
+
+    def serve(number: int) -> None:
+        pair = pairs[number]
+        for turn in range(10):
+            pair.ask(request(target=f"/{number}/{turn}"))
+            if number % 2:
+                handlers.call("handle")
+            pair.answer(OK)
+
+    workers = [Worker(lambda number=number: serve(number)) for number in range(8)]
+    for worker in workers:
+        worker.__enter__()
+    for worker in workers:
+        worker.__exit__(None, None, None)
+    for record in meter.records(80):
+        number = int(bytes(record["request_line"]).split(b"/")[1])
+        assert (HANDLED <= stamps(record).keys()) == bool(number % 2)
+
+
+def test_a_call_that_never_returns(lab: Lab, meter: Meter, handlers: Handlers) -> None:
+    """It leaves by longjmp(): no end is better than another call's."""
+    pair, other = lab.connect(), lab.connect()
+    pair.ask(request(target="/left"))
+    handlers.call("catch")
+    other.ask(request(target="/right"))
+    handlers.call("handle")
+    other.answer(OK)
+    pair.answer(OK)
+    right, left = meter.records(2)
+    assert stamps(right).keys() >= HANDLED
+    assert stamps(left).keys() & HANDLED == {Stamp.HANDLER_START}
