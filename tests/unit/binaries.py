@@ -85,9 +85,10 @@ def compile_go(directory: Path, sources: dict[str, str], *options: str) -> Path:
     return directory / "shop"
 
 
-def disassemble(path: Path, function: str) -> list[Instruction]:
-    """What objdump makes of a function."""
-    text = run("objdump", "--wide", f"--disassemble={function}", path)
+def disassemble(path: Path, function: str = "") -> list[Instruction]:
+    """What objdump makes of a function, or of all there are."""
+    which = f"--disassemble={function}" if function else "--disassemble"
+    text = run("objdump", "--wide", which, path)
     lines = re.findall(r"^ *([0-9a-f]+):\t([0-9a-f ]+?) *(?:\t(.*))?$", text, re.MULTILINE)
     return [Instruction(int(address, 16), bytes.fromhex(data), words.strip())
             for address, data, words in lines]
