@@ -162,8 +162,15 @@ class Elf:
 
     @cached_property
     def has_exceptions(self) -> bool:
-        """Does code in it clean up after exceptions or panics, as that of C++ and Rust does?"""
-        return self._section(".gcc_except_table") is not None
+        """May exceptions or panics pass through its functions, as they do in C++ and Rust?
+
+        What is stripped and has code that cleans up after them is taken to.
+        """
+        if self._section(".gcc_except_table") is None:
+            return False
+        # The function that unwinds a language's frames; the C library has C's for threads' ends.
+        languages = {symbol.name for symbol in self.symbols("*personality*")}
+        return self.is_stripped or bool(languages - {"__gcc_personality_v0"})
 
     @cached_property
     def is_stripped(self) -> bool:

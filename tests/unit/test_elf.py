@@ -57,7 +57,7 @@ def test_functions_are_where_binutils_find_them(
         assert offset == offset_in_file(path, instructions[0].address)
         assert path.read_bytes()[offset:].startswith(code)
         assert elf.build_id == re.search(r"Build ID: (\w+)", run("readelf", "-n", path))[1]
-        assert not (elf.is_go or elf.is_stripped or elf.has_exceptions and flavour != "static")
+        assert not (elf.is_go or elf.is_stripped or elf.has_exceptions)
         independent = flavour in ("position_independent", "library")
         assert elf.is_position_independent == independent
 
@@ -94,7 +94,7 @@ def test_a_name_with_a_letter_that_patterns_use_is_taken_as_it_is(tmp_path: Path
 
 
 def test_versions_of_a_librarys_function(tmp_path: Path) -> None:
-    (tmp_path / "map").write_text("OLD_1 { global: get; local: *; };\nNEW_2 { global: get; } OLD_1;")
+    (tmp_path / "map").write_text("OLD_1 { global: get; local: *; }; NEW_2 { global: get; } OLD_1;")
     source = """
     int old_get(void) { return 1; }
     int new_get(void) { return 2; }
@@ -145,6 +145,21 @@ def test_symbols_that_were_stripped_are_found_by_build_id(
         assert elf.code_of(expected).data == b"".join(
             each.data for each in disassemble(flavours[flavour], "hidden")
         )
+
+
+CPP = """
+#include <stdexcept>
+int main(int argc, char **) try {
+    if (argc == 3) throw std::runtime_error("3");
+    return 0;
+} catch (std::exception &) { return 1; }
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["-static"], ["-s"], ["-static", "-s"]])
+def test_exceptions_may_pass_through_cpp(tmp_path: Path, options: list[str]) -> None:
+    with Elf(compile_c(tmp_path / "throws.cc.out", CPP, *options)) as elf:
+        assert elf.has_exceptions
 
 
 PROBES = USDT + """
@@ -209,9 +224,9 @@ def test_no_usdt_notes(flavours: dict[str, Path]) -> None:
 def test_what_is_no_executable(tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text("#!/bin/sh\n")
-    with pytest.raises(UsageError, match="script is no executable .* name the interpreter"):
+    with pytest.raises(UsageError, match=r"script is no executable .* name the interpreter"):
         Elf(script)
-    with pytest.raises(UsageError, match="cannot read .*nothing: No such file"):
+    with pytest.raises(UsageError, match=r"cannot read .*nothing: No such file"):
         Elf(tmp_path / "nothing")
 
 

@@ -153,7 +153,7 @@ def test_refusals(
 
 def test_a_pattern_of_too_many_functions(directory: Path) -> None:
     def source(count: int) -> str:
-        return "\n".join(f"int price{each}(int x) {{ return x + {each}; }}" for each in range(count))
+        return "\n".join(f"int price{each}(void) {{ return {each}; }}" for each in range(count))
 
     enough = compile_c(directory / "enough.so", source(MAX_FUNCTIONS), "-shared", "-fPIC")
     assert len(find_handlers(f"{enough}:price*")) == MAX_FUNCTIONS
@@ -234,7 +234,7 @@ def test_ends_of_cpp_are_no_return_probe(directory: Path) -> None:
     assert handler.ends == tuple(ProbeSite(path, offset_in_file(path, each)) for each in returns)
     (mangled,) = find_handlers(f"{path}:*sell*")
     assert mangled.name == "shop.cc.out:_ZN4shop4sellEi"
-    with pytest.raises(UsageError, match="ends of call .* exceptions or panics may pass through"):
+    with pytest.raises(UsageError, match=r"ends of call .* exceptions or panics may pass through"):
         find_handlers(f"{path}:call")
 
 
@@ -280,7 +280,7 @@ def test_a_function_of_go(go_program: Path) -> None:
 
 def test_go_without_symbols(tmp_path: Path) -> None:
     program = compile_go(tmp_path, {"main.go": GO}, "-ldflags=-s")
-    with pytest.raises(UsageError, match="has no function main.handle: .* without `-ldflags=-s`"):
+    with pytest.raises(UsageError, match=r"has no function main\.handle: .* without `-ldflags=-s`"):
         find_handlers(f"{program}:main.handle")
 
 
