@@ -168,9 +168,9 @@ class Elf:
         """
         if self._section(".gcc_except_table") is None:
             return False
-        # The function that unwinds a language's frames; the C library has C's for threads' ends.
-        languages = {symbol.name for symbol in self.symbols("*personality*")}
-        return self.is_stripped or bool(languages - {"__gcc_personality_v0"})
+        # Each language has a function to unwind its frames; C's ends threads, in the C library.
+        names = [symbol.name for symbol in self.symbols("*_personality*")]
+        return self.is_stripped or any("__gcc_personality" not in name for name in names)
 
     @cached_property
     def is_stripped(self) -> bool:
