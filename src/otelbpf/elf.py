@@ -162,8 +162,15 @@ class Elf:
 
     @cached_property
     def has_exceptions(self) -> bool:
-        """Does code in it clean up after exceptions or panics, as that of C++ and Rust does?"""
-        return self._section(".gcc_except_table") is not None
+        """May exceptions or panics pass through its functions, as they do in C++ and Rust?
+
+        What is stripped and has code that cleans up after them is taken to.
+        """
+        if self._section(".gcc_except_table") is None:
+            return False
+        # Each language has a function to unwind its frames; C's ends threads, in the C library.
+        names = [symbol.name for symbol in self.symbols("*_personality*")]
+        return self.is_stripped or any("__gcc_personality" not in name for name in names)
 
     @cached_property
     def is_stripped(self) -> bool:
