@@ -104,6 +104,84 @@ int probed_handler_return(struct pt_regs *ctx)
 	return handle_end(handling_of_thread(), -(ctx->sp - sizeof(u64)));
 }
 
+static __always_inline u64 usdt_pointer(struct pt_regs *ctx, const struct usdt_argument *argument)
+{
+	u64 value = 0;
+
+	bpf_probe_read_kernel(&value, sizeof(value), (u8 *)ctx + (argument->at & 255));
+	value += argument->displacement;
+	if (argument->in_memory && bpf_probe_read_user(&value, sizeof(value), (void *)value))
+		return 0;
+	return value;
+}
+
+static __always_inline bool same_bytes(const u8 *a, const u8 *b, u32 length)
+{
+	u32 i;
+
+	BOUNDED_LOOP
+	for (i = 0; i < length; i++)
+		if (a[i] != b[i])
+			return false;
+	return true;
+}
+
+/* Is the path at this address the file's name, or does it end with that after a slash? */
+static __always_inline bool is_file(const struct python_site *site, u64 address)
+{
+	u64 wanted = at_most(PYTHON_FILE_MAX - 1, site->file_length);	/* the slash included */
+	u8 text[PYTHON_FILE_MAX], name[PYTHON_FILE_MAX] = { '/' };
+	u64 end = address;
+	s64 length;
+	u32 i;
+
+	BOUNDED_LOOP
+	for (i = 0; i < 32; i++) {
+		length = bpf_probe_read_user_str(text, sizeof(text), (void *)end);
+		if (length <= 0)
+			return false;
+		end += length - 1;
+		if (length < sizeof(text))
+			break;
+	}
+	if (wanted < 2 || end - address < wanted - 1)
+		return false;
+	if (end - address == wanted - 1) {
+		if (bpf_probe_read_user(name + 1, wanted - 1, (void *)address))
+			return false;
+	} else if (bpf_probe_read_user(name, wanted, (void *)(end - wanted))) {
+		return false;
+	}
+	return same_bytes(name, site->file_name, sizeof(name));
+}
+
+/* Is it a call of the function that this site is for? */
+static __always_inline bool is_python_call(struct pt_regs *ctx)
+{
+	u32 index = bpf_get_attach_cookie(ctx);
+	struct python_site *site = python_sites.lookup(&index);
+	u8 name[PYTHON_NAME_MAX] = {};
+
+	if (!site)
+		return false;
+	if (bpf_probe_read_user_str(name, sizeof(name),
+				    (void *)usdt_pointer(ctx, &site->function)) <= 0 ||
+	    !same_bytes(name, site->function_name, sizeof(name)))
+		return false;
+	return !site->file_length || is_file(site, usdt_pointer(ctx, &site->file));
+}
+
+/* Of CPython's own probes: each call of a Python function has a frame on the stack of its own. */
+int probed_python_start(struct pt_regs *ctx)
+{
+	return is_python_call(ctx) ? handle_start(handling_of_thread(), -ctx->sp) : 0;
+}
+
+int probed_python_end(struct pt_regs *ctx)
+{
+	return is_python_call(ctx) ? handle_end(handling_of_thread(), -ctx->sp) : 0;
+}
+
 #ifdef GO_HANDLERS
 /* The same in Go, where r14 points to the goroutine, which begins with the bounds of its stack. */
 static __always_inline struct handling *handling_of_goroutine(u64 g)

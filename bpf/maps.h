@@ -270,6 +270,27 @@ struct sweep_order {
 	u32 flag;		/* IDLE_TIMEOUT or AGENT_STOPPED */
 };
 
+/* Where an argument of a USDT probe is. */
+struct usdt_argument {
+	u16 at;			/* of its register, or its address's, in struct pt_regs */
+	u16 in_memory;
+	s32 displacement;
+};
+
+#define PYTHON_NAME_MAX 64
+#define PYTHON_FILE_MAX 128
+#define PYTHON_SITES 64
+
+/* A place where a Python interpreter tells of all calls, and the one that is meant. */
+struct python_site {
+	struct usdt_argument file;
+	struct usdt_argument function;
+	u32 file_length;	/* 0: any file */
+	u32 unused;
+	u8 function_name[PYTHON_NAME_MAX];	/* with zeros after it */
+	u8 file_name[PYTHON_FILE_MAX];		/* a slash and the last part of the path, likewise */
+};
+
 struct goroutine_key {
 	u64 g;			/* its address in the process */
 	u32 tgid;
@@ -294,6 +315,9 @@ BPF_TABLE("lru_hash", struct piece_key, struct kept, kept_pieces, 2048);
 BPF_PERCPU_ARRAY(scratches, struct scratch, 1);
 BPF_ARRAY(readers, struct reader, READER_SLOTS);
 BPF_PERCPU_ARRAY(waking_sk, u64, 1);
+#ifdef HANDLERS
+BPF_ARRAY(python_sites, struct python_site, PYTHON_SITES);
+#endif
 #ifdef GO_HANDLERS
 BPF_TABLE("lru_hash", struct goroutine_key, struct handling, goroutines, 16384);
 #endif

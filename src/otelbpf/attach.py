@@ -23,19 +23,14 @@ from dataclasses import dataclass
 
 from otelbpf import clsact, libbpf
 from otelbpf.errors import KernelError, UsageError
-from otelbpf.handlers import Handler, HandlerKind
+from otelbpf.handlers import Handler
 from otelbpf.hooks import Candidate, Choice, Mechanism, require
 from otelbpf.loader import Programs
 from otelbpf.netns import Netns
 from otelbpf.processes import cgroup_directory
 from otelbpf.rehearsal import silent_programs
+from otelbpf.uprobes import attach_handlers
 
-# The programs for the start and the ends of a handler.
-_HANDLER_PROGRAMS = {
-    HandlerKind.FUNCTION: ("probed_handler_start", "probed_handler_end"),
-    HandlerKind.GO: ("probed_go_start", "probed_go_end"),
-    HandlerKind.USDT: ("probed_usdt_start", "probed_usdt_end"),
-}
 #: The kinds of interface (ARPHRD_*) whose packets start with an Ethernet header.
 _ETHERNET_KINDS = {1, 772}  # Ethernet, loopback
 
@@ -145,27 +140,8 @@ class Attachments:
         Raises:
             KernelError: the kernel refused.
         """
-        for handler in handlers:
-            start, end = _HANDLER_PROGRAMS[handler.kind]
-            sites = [(site, end, False) for site in handler.ends]
-            if handler.return_probe:
-                sites += [(site, "probed_handler_return", True) for site in handler.starts]
-            # Ends first: else a call could start that is never seen to end.
-            sites += [(site, start, False) for site in handler.starts]
-            for site, program, at_return in sites:
-                try:
-                    link, event = libbpf.attach_uprobe(
-                        site.path, site.offset, programs.fd(program), pid=handler.pid,
-                        at_return=at_return, semaphore=site.semaphore,
-                    )  # fmt: skip
-                except OSError as error:
-                    raise KernelError(
-                        f"cannot put a uprobe on {handler.name} in {handler.path}: "
-                        f"{error.strerror}; name another function with --handler"
-                    ) from error
-                self._stack.callback(os.close, event)
-                self._stack.callback(os.close, link)
-            self._on_handlers.append(f"uprobe {handler.name}")
+        attach_handlers(self._stack, programs, handlers)
+        self._on_handlers += [f"uprobe {handler.name}" for handler in handlers]
 
     def missed(self) -> dict[str, int]:
         """How often a hook was passed and its program not run, as far as the kernel tells.

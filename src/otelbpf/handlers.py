@@ -91,6 +91,7 @@ class HandlerKind(StrEnum):
     FUNCTION = "function"  # by the thread and where its stack is
     GO = "go"  # by the goroutine and where its stack is
     USDT = "usdt"  # by the thread: start and end may lie in different functions
+    PYTHON = "python"  # by the function's name, the thread and where its stack is
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Handler:
         starts: one for a function, each copy that the compiler made of a USDT probe.
         ends: likewise; empty if a return probe serves instead.
         return_probe: put one at the start. Never true where it could kill the process.
-        kind: goroutines change threads between start and end.
+        kind: how its calls are told apart.
         python: None: not a Python function.
     """
 
@@ -250,7 +251,7 @@ def _function_handler(elf: Elf, file: TargetFile, symbol: Symbol) -> Iterator[Ha
         starts=(site(start),),
         ends=() if by_return else tuple(map(site, ends or ())),
         return_probe=by_return,
-        kind=HandlerKind.GO if elf.is_go else HandlerKind.FUNCTION,
+        kind=HandlerKind.GO if is_go else HandlerKind.FUNCTION,
     )
 
 
@@ -322,7 +323,7 @@ def _python_handlers(files: list[TargetFile], function: PythonFunction) -> list[
                     starts=_usdt_sites(elf, file, provider, entry, _PYTHON_ARGUMENTS),
                     ends=_usdt_sites(elf, file, provider, done, _PYTHON_ARGUMENTS),
                     return_probe=False,
-                    kind=HandlerKind.USDT,
+                    kind=HandlerKind.PYTHON,
                     python=function,
                 )
             )

@@ -43,6 +43,7 @@ class _LinkCreateOpts(ctypes.Structure):
         ("iter_info", ctypes.c_void_p),
         ("iter_info_len", ctypes.c_uint32),
         ("target_btf_id", ctypes.c_uint32),
+        ("cookie", ctypes.c_uint64),  # of a link to a perf event
     ]
 
 
@@ -296,6 +297,7 @@ def attach_uprobe(
     pid: int | None = None,
     at_return: bool = False,
     semaphore: int = 0,
+    cookie: int = 0,
 ) -> tuple[int, int]:
     """Attaches a program to an instruction of an executable or a library.
 
@@ -304,6 +306,7 @@ def attach_uprobe(
         pid: of the only process that is meant; None: all that map the file, now or later.
         at_return: of the function that begins there.
         semaphore: offset in the file of a USDT probe's counter, raised while this is attached.
+        cookie: what the program is told of this attachment.
     Returns:
         the descriptors of the link and of its event; closing both detaches.
     Raises:
@@ -317,11 +320,11 @@ def attach_uprobe(
         target=ctypes.addressof(name),
         probe_offset=offset,
     )
-    return _attach_to_event(attr, program_fd, pid)
+    return _attach_to_event(attr, program_fd, pid, cookie)
 
 
 def _attach_to_event(
-    attr: _PerfEventAttr, program_fd: int, pid: int | None = None
+    attr: _PerfEventAttr, program_fd: int, pid: int | None = None, cookie: int = 0
 ) -> tuple[int, int]:
     libc = ctypes.CDLL(None, use_errno=True)
     # On no process and one CPU: a program on a probe runs wherever it is hit, all the same.
@@ -332,7 +335,10 @@ def _attach_to_event(
         )
     )
     try:
-        return _checked(library().bpf_link_create(program_fd, event, _BPF_PERF_EVENT, None)), event
+        opts = _LinkCreateOpts(sz=ctypes.sizeof(_LinkCreateOpts), cookie=cookie)
+        return _checked(
+            library().bpf_link_create(program_fd, event, _BPF_PERF_EVENT, ctypes.byref(opts))
+        ), event
     except OSError:
         os.close(event)
         raise

@@ -168,6 +168,15 @@ class Programs:
         orders[ctypes.c_int(0)] = orders.Leaf(before_ktime_ns, slot, flag)
         libbpf.run_once(self.fd("sweep"), data=bytes(64))
 
+    def set_python_site(self, index: int, site: bytes) -> None:
+        """Tells the programs of Python's handlers what a place is for.
+
+        Args:
+            site: struct python_site, bpf/maps.h.
+        """
+        sites = self._bpf[b"python_sites"]
+        sites[ctypes.c_int(index)] = sites.Leaf.from_buffer_copy(site)
+
     def close(self) -> None:
         """Unloads everything that is not attached any more."""
         for fd in self._closing:

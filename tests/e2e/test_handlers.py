@@ -15,6 +15,7 @@ import pytest
 from client import Client
 from demo.receiver import Receiver
 from network import Network
+from old_python import old_python
 from servers import SOURCES, nginx, server
 from stack import COUNT, Measured, agent, to, wait_for_requests
 
@@ -179,3 +180,40 @@ def test_nginx(net: Network, receiver: Receiver, tmp_path: Path) -> None:
         stamps = [name.split("_to_")[1] for name in request.stage_names]
         first = stamps.index("handler_start")
         assert stamps[first - 1 : first + 2] == ["read", "handler_start", "write"]
+
+
+@pytest.mark.parametrize(
+    ("function", "is_handled"),
+    [
+        ("answer", True),
+        ("threading_server.py:answer", True),
+        ("served/threading_server.py:answer", True),
+        ("ing_server.py:answer", False),
+        ("threading_server.py:answers", False),
+    ],
+)
+def test_a_python_function_by_its_name(
+    net: Network, receiver: Receiver, tmp_path: Path, function: str, is_handled: bool
+) -> None:
+    python = old_python()
+    script = SOURCES / "threading_server.py"
+    command = ["env", f"PYTHONHOME={python.parents[1]}", python, script, str(PORT)]
+    with (
+        server(net, tmp_path, "python", PORT, command, python.name) as served,
+        agent(
+            tmp_path, "--interface", net.server.interface, "--port", PORT,
+            "--netns", net.server.netns, "--handler", f"{served.pid}:python:{function}",
+            environment=to(receiver),
+        ) as running,
+    ):
+        running.wait_ready()
+        with Client.of(net, PORT) as client:
+            for number in range(COUNT):
+                assert client.ask(f"/{number}").status == 200
+        requests = wait_for_requests(receiver, COUNT)
+        running.stop().assert_clean(COUNT)
+    for request in requests:
+        stamps = " ".join(request.stage_names)
+        assert ("handler_start" in stamps) == is_handled
+        if is_handled:
+            assert request.stamp_unix_ns("read") <= request.stamp_unix_ns("handler_start")

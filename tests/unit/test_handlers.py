@@ -16,7 +16,14 @@ import pytest
 from binaries import USDT, compile_c, compile_go, disassemble, offset_in_file, run
 
 from otelbpf.errors import UsageError
-from otelbpf.handlers import MAX_FUNCTIONS, Handler, ProbeSite, PythonFunction, find_handlers
+from otelbpf.handlers import (
+    MAX_FUNCTIONS,
+    Handler,
+    HandlerKind,
+    ProbeSite,
+    PythonFunction,
+    find_handlers,
+)
 from otelbpf.usdt import ArgumentKind, UsdtArgument
 
 SERVER = """
@@ -84,6 +91,7 @@ def test_a_function_of_c(server: Path) -> None:
             starts=(ProbeSite(server, start_of(server, "handle")),),
             ends=(),
             return_probe=True,
+            kind=HandlerKind.FUNCTION,
         )
     ]
 
@@ -269,7 +277,7 @@ def test_a_function_of_go(go_program: Path) -> None:
     instructions = disassemble(go_program, "main.handle")
     returns = [each.address for each in instructions if each.returns]
     assert len(returns) >= 2
-    assert handler.is_go and not handler.return_probe
+    assert handler.kind is HandlerKind.GO and not handler.return_probe
     assert handler.ends == tuple(
         ProbeSite(go_program, offset_in_file(go_program, each)) for each in returns
     )
