@@ -14,7 +14,9 @@ mangled names, Go's with their package: `main.handle`, `main.(*Shop).ServeHTTP`.
 
 END is left out where the names of the two probes show that they are a pair, such as
 `request__start` and `request__done`. FILE is the last part of a path, from one
-slash to the end; FUNCTION is a name without its class, as tracebacks have it.
+slash to the end; FUNCTION is a name without its class, as tracebacks have it. That
+needs a CPython built `--with-dtrace`, before 3.11 or from 3.15 on, and a coroutine
+starts and ends each time that it goes on and waits.
 """
 
 from __future__ import annotations

@@ -284,3 +284,23 @@ def test_gaps_are_refused(data: bytes, reason: str) -> None:
 @pytest.mark.parametrize("data", [b"\xc3", b"\xf3\xc3", b"\xc2\x08\x00", b"\xf2\xc3"])
 def test_every_kind_of_return(data: bytes) -> None:
     assert ends_of(Code(0x1000, b"\x90" + data), is_go=True) == (0x1001,)
+
+
+def test_a_loop_to_the_first_instruction_is_no_check_of_the_stack() -> None:
+    # dec %eax; je 1f; jmp .-4; 1: ret
+    code = Code(0x1000, b"\xff\xc8\x74\x02\xeb\xfa\xc3")
+    assert start_of_go(code) == 0x1000
+    assert ends_of(code, is_go=True) == (0x1006,)
+
+
+@pytest.mark.parametrize(
+    ("jump", "is_table"), [(b"\xff\xe0", True), (b"\xff\xe1", False)]  # *%rax, *%rcx
+)
+def test_a_tables_distance_is_added_to_what_is_jumped_by(jump: bytes, is_table: bool) -> None:
+    # movslq (%rdi,%rax,4),%rax; add %rdi,%rax
+    code = Code(0x1000, b"\x48\x63\x04\x87\x48\x01\xf8" + jump)
+    if is_table:
+        assert ends_of(code, is_go=False) == ()
+    else:
+        with pytest.raises(UnclearCodeError, match="at 0x1007 to where only a register says"):
+            ends_of(code, is_go=False)

@@ -225,6 +225,41 @@ def test_a_process_whose_executable_was_deleted(
         assert site.offset == start_of(server, "handle")
 
 
+def test_a_library_of_a_process_that_was_deleted(tmp_path: Path, server: Path) -> None:
+    library = compile_c(tmp_path / "libgone.so", LIBRARY, "-O1", "-shared", "-fPIC")
+    path = compile_c(tmp_path / "server", SERVER, "-O1", "-Wl,--no-as-needed", library,
+                     f"-Wl,-rpath,{tmp_path}")
+    data, offset = library.read_bytes(), start_of(library, "serve")
+    with running(path) as pid:
+        library.unlink()
+        shutil.copy(server.with_name("libserve.so"), library)
+        if os.geteuid() != 0:  # only root may have it
+            with pytest.raises(UsageError, match="has no function serve"):
+                find_handlers(f"{pid}:serve")
+            return
+        (handler,) = find_handlers(f"{pid}:serve")
+        (site,) = handler.starts
+        assert handler.path == library
+        assert not site.path.samefile(library)
+        assert (site.path.read_bytes(), site.offset) == (data, offset)
+
+
+def test_an_old_version_does_not_stand_in_for_what_is_chosen_later(tmp_path: Path) -> None:
+    (tmp_path / "map").write_text("OLD_1 { global: get; local: *; }; NEW_2 { global: get; } OLD_1;")
+    source = """
+    int old_get(void) { return 1; }
+    static int chosen(void) { return 2; }
+    static int (*choose(void))(void) { return chosen; }
+    int new_get(void) __attribute__((ifunc("choose")));
+    __asm__(".symver old_get, get@OLD_1\\n.symver new_get, get@@NEW_2");
+    """
+    library = compile_c(tmp_path / "versions.so", source, "-shared", "-fPIC",
+                        f"-Wl,--version-script={tmp_path / 'map'}")
+    with pytest.raises(UsageError, match=r"get@NEW_2 in .* only chooses"):
+        find_handlers(f"{library}:get")
+    assert len(find_handlers(f"{library}:get@OLD_1")) == 1
+
+
 def test_ends_of_cpp_are_no_return_probe(directory: Path) -> None:
     source = """
     #include <stdexcept>
