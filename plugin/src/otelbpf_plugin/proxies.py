@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps what uvicorn knew of a connection before it believed X-Forwarded-For.
+
+Behind an API gateway, its middleware puts the gateway's client in place of the connection's peer.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+from typing import Any, Callable
+
+from otelbpf_plugin import marker
+from otelbpf_plugin.connection import ENDS_KEY
+
+MODULE = "uvicorn.middleware.proxy_headers"
+
+
+def keep_ends(module: ModuleType) -> Callable[[], None]:
+    """Wraps the middleware of uvicorn.middleware.proxy_headers.
+
+    Returns:
+        What undoes it.
+    """
+    middleware = module.ProxyHeadersMiddleware
+    call = middleware.__call__
+
+    # async as the wrapped one is: uvicorn asks what it is given whether it is.
+    @functools.wraps(call)
+    async def wrapper(self: Any, scope: dict[str, Any], receive: Any, send: Any) -> Any:
+        if marker.listening():
+            # Where two of them are stacked, the outer one knows.
+            scope.setdefault(ENDS_KEY, (scope.get("client"), scope.get("server")))
+        return await call(self, scope, receive, send)
+
+    middleware.__call__ = wrapper
+
+    def undo() -> None:
+        if middleware.__call__ is wrapper:
+            middleware.__call__ = call
+
+    return undo
