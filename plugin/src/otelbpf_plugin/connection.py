@@ -1,28 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which connection a request came on, found in what the server's instrumentation has of it.
 
-All functions answer with the first 36 bytes of a mark (`struct otelbpf_mark`, bpf/mark.h): both
-ends' addresses and ports. None: there is no such connection, or it cannot be known for sure.
+That is called a carrier: a WSGI environ, an ASGI scope or aiohttp's request. Others stand for no
+connection: headers alone say nothing of it, and a message from a queue came on none.
 """
 
 from __future__ import annotations
 
 import functools
 import socket
-import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
 from tempfile import SpooledTemporaryFile
-from typing import Any
+from typing import Any, Union
 
-from otelbpf_plugin import marker
+#: Where an ASGI scope has its client as it was before a middleware believed a header.
+CLIENT_KEY = "otelbpf_plugin.client"
 
-#: Means in a mark: the request that this thread read last.
-BY_THREAD = bytes(36)
-#: Where an ASGI scope has its (client, server) as they were before a middleware believed a header.
-ENDS_KEY = "otelbpf_plugin.ends"
-
-_ADDRESSES = struct.Struct("=16s16sHH")
 _MAPPED = bytes(10) + b"\xff\xff"
 _WSGI_SOCKETS = ("werkzeug.socket", "gunicorn.socket")
 _WAITRESS = "waitress.client_disconnected"
@@ -30,41 +25,81 @@ _WAITRESS = "waitress.client_disconnected"
 _MOST_STREAMS = 4
 
 
-def connection_of(carrier: object) -> bytes | None:
-    """The connection of the request that a propagator's carrier stands for.
+@dataclass(frozen=True)
+class OwnSocket:
+    """A connection of which this process has the descriptor."""
 
-    Args:
-        carrier: a WSGI environ, an ASGI scope or aiohttp's request; others stand for none: headers
-            alone say nothing of the connection, and a message from a queue came on none.
+    fd: int
+
+
+@dataclass(frozen=True)
+class Ends:
+    """A connection of which only the addresses are known.
+
+    Attributes:
+        peer, local: 16 bytes; IPv4 as IPv4-mapped IPv6.
+        peer_port, local_port: neither is 0.
     """
+
+    peer: bytes
+    local: bytes
+    peer_port: int
+    local_port: int
+
+
+Connection = Union[OwnSocket, Ends]
+
+
+def server_of(carrier: Any) -> Hashable:
+    """What all requests to one server of this process have in common, cheaply. None: no idea."""
+    if isinstance(carrier, dict):
+        server = carrier.get("SERVER_PORT") or carrier.get("server")
+        return server if type(server) is not list else tuple(server)
+    return _sockname(carrier) if _is_aiohttp(carrier) else None
+
+
+def connection_of(carrier: Any) -> Connection | None:
+    """The connection of a request. None: there is none, or it cannot be known for sure."""
     if isinstance(carrier, dict):
         if "wsgi.version" in carrier:
             return _of_wsgi(carrier)
         if "asgi" in carrier and carrier.get("type") in ("http", "websocket"):
             return _of_asgi(carrier)
-        return None
-    aiohttp = sys.modules.get("aiohttp.web_request")
-    if aiohttp is not None and isinstance(carrier, aiohttp.BaseRequest):
-        transport = carrier.transport
-        return None if transport is None else _of_fd(_fd(transport.get_extra_info("socket")))
+    elif _is_aiohttp(carrier) and carrier.transport is not None:
+        return _of_ends(carrier.transport.get_extra_info("peername"), _sockname(carrier))
     return None
 
 
-def _of_asgi(scope: dict[str, Any]) -> bytes | None:
-    client, server = scope.get(ENDS_KEY) or (scope.get("client"), scope.get("server"))
+def _is_aiohttp(carrier: Any) -> bool:
+    aiohttp = sys.modules.get("aiohttp.web_request")
+    return aiohttp is not None and isinstance(carrier, aiohttp.BaseRequest)
+
+
+def _sockname(request: Any) -> Any:
+    return request.transport and request.transport.get_extra_info("sockname")
+
+
+def _of_asgi(scope: dict[str, Any]) -> Connection | None:
     # One HTTP/2 connection has many requests at a time, so it does not tell which.
-    if not client or not server or not scope.get("http_version", "1.1").startswith("1"):
+    if not scope.get("http_version", "1.1").startswith("1"):
         return None
-    return _of_names(client[0], client[1], server[0], server[1])
+    return _of_ends(scope.get(CLIENT_KEY) or scope.get("client"), scope.get("server"))
+
+
+def _of_ends(peer: Any, local: Any) -> Connection | None:
+    """Of (host, port, …) each; the ends of a UNIX socket are something else."""
+    if not isinstance(peer, (tuple, list)) or not isinstance(local, (tuple, list)):
+        return None
+    return _of_names(peer[0], peer[1], local[0], local[1])
 
 
 @functools.lru_cache(maxsize=1024)  # a connection is kept alive for more than one request
-def _of_names(peer: str, peer_port: int, local: str, local_port: int) -> bytes | None:
+def _of_names(peer: str, peer_port: int, local: str, local_port: int) -> Connection | None:
     # A middleware that believes a header knows no port. In a mark, 0 has a meaning.
     if not peer_port or not local_port:
         return None
     try:
-        return _ADDRESSES.pack(_packed(peer), _packed(local), peer_port, local_port)
+        return Ends(_packed(peer), _packed(local), peer_port, local_port)
     except OSError:  # this is no address, but a host name or a path
         return None
 
@@ -75,31 +110,27 @@ def _packed(address: str) -> bytes:
     return socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
 
 
-def _of_wsgi(environ: dict[str, Any]) -> bytes | None:
+def _of_wsgi(environ: dict[str, Any]) -> Connection | None:
     if not environ.get("SERVER_PROTOCOL", "HTTP/1.1").startswith("HTTP/1"):
         return None
-    found_any = False
     for candidate in _wsgi_candidates(environ):
         # Asking this one for its descriptor would write it to a disk. It holds a body that
         # somebody else has read.
         if isinstance(candidate, SpooledTemporaryFile):
             return None
-        fd = _fd(candidate)
-        if fd is not None:
-            found_any = True
-            addresses = _of_fd(fd)
-            if addresses is not None:
-                return addresses
-    if found_any or not _threads_read_their_sockets(environ):
-        return None
-    return BY_THREAD
+        try:
+            return OwnSocket(candidate.fileno())
+        except (AttributeError, OSError, ValueError):  # no file, not one with a descriptor, closed
+            continue
+    return None
 
 
-def _wsgi_candidates(environ: dict[str, Any]) -> Iterator[object]:
+def _wsgi_candidates(environ: dict[str, Any]) -> Iterator[Any]:
     """What may be the connection's socket, or a file of it, best first."""
     for key in _WSGI_SOCKETS:
         if key in environ:
             yield environ[key]
+            return
     if _WAITRESS in environ:
         yield getattr(getattr(environ[_WAITRESS], "__self__", None), "socket", None)
         return  # its input is a buffer
@@ -110,23 +141,3 @@ def _wsgi_candidates(environ: dict[str, Any]) -> Iterator[object]:
         yield stream
         inner = getattr(stream, "rfile", None)  # cheroot, eventlet, gevent
         stream = inner or getattr(getattr(stream, "_read", None), "__self__", None)  # django
-
-
-def _threads_read_their_sockets(environ: dict[str, Any]) -> bool:
-    """Does a thread of this server read its request itself, and no other before it is answered?"""
-    if _WAITRESS in environ or "gevent" in sys.modules or "eventlet" in sys.modules:
-        return False
-    asyncio = sys.modules.get("asyncio")
-    return asyncio is None or asyncio._get_running_loop() is None
-
-
-def _fd(file: object) -> int | None:
-    try:
-        fd = file.fileno()  # type: ignore[attr-defined]
-    except (AttributeError, OSError, ValueError):  # no file, not one with a descriptor, closed
-        return None
-    return fd if isinstance(fd, int) else None
-
-
-def _of_fd(fd: int | None) -> bytes | None:
-    return None if fd is None else marker.addresses(fd)

@@ -14,13 +14,13 @@ from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.sdk.trace import Tracer
 
-from otelbpf_plugin import child_agent, marker, proxies, spans
+from otelbpf_plugin import child_agent, proxies, spans
 from otelbpf_plugin.log import warn_once
 from otelbpf_plugin.propagator import OtelbpfPropagator
 
 
 class OtelbpfInstrumentor(BaseInstrumentor):
-    """Marks the requests of this process for otelbpf, while it listens.
+    """Marks the requests of this process for otelbpf, where it runs.
 
     With OTELBPF_AGENT=auto it also starts otelbpf.
     """
@@ -33,9 +33,7 @@ class OtelbpfInstrumentor(BaseInstrumentor):
 
     def _instrument(self, **_: Any) -> None:
         self._undo = []
-        if marker.missing is not None:
-            warn_once(f"does nothing: its native module cannot be imported ({marker.missing})")
-        elif not spans.parent_can_be_set():
+        if not spans.parent_can_be_set():
             warn_once("does nothing: a span of this version of the SDK cannot be given a parent")
         else:
             self._undo = [_add_propagator(), _wrap_start_span(), _watch_uvicorn()]
@@ -88,7 +86,7 @@ def _watch_uvicorn() -> Callable[[], None]:
 
     def wrap(module: ModuleType) -> None:
         if wanted:  # such a hook cannot be taken back
-            undos.append(proxies.keep_ends(module))
+            undos.append(proxies.keep_client(module))
 
     def undo() -> None:
         nonlocal wanted

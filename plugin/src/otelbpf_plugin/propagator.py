@@ -3,37 +3,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from time import monotonic
 from typing import Any
 
-from opentelemetry.context import Context, create_key, get_value, set_value
+from opentelemetry.context import Context, create_key, set_value
 from opentelemetry.propagators import textmap
 
 from otelbpf_plugin import marker
-from otelbpf_plugin.connection import connection_of
+from otelbpf_plugin.connection import Connection, connection_of, server_of
 from otelbpf_plugin.log import warn_once
 
-_ARRIVAL_KEY = create_key("otelbpf-arrival")
+#: Where a Context has its Arrival.
+ARRIVAL_KEY = create_key("otelbpf-arrival")
 
 
 class Arrival:
     """A request that came on a connection.
 
     Attributes:
-        connection: a mark's first 36 bytes.
+        server: what marker.quiet_until knows its server by.
         used: a span was started for it; there is one for each request.
     """
 
-    __slots__ = ("connection", "used")
+    __slots__ = ("connection", "server", "used")
 
-    def __init__(self, connection: bytes) -> None:
+    def __init__(self, connection: Connection, server: Hashable) -> None:
         self.connection = connection
+        self.server = server
         self.used = False
-
-
-def arrival_in(context: Context | None) -> Arrival | None:
-    """The request that extract() noted in a Context (None: in the current one)."""
-    arrival = get_value(_ARRIVAL_KEY, context)
-    return arrival if isinstance(arrival, Arrival) else None
 
 
 class OtelbpfPropagator(textmap.TextMapPropagator):
@@ -48,7 +46,7 @@ class OtelbpfPropagator(textmap.TextMapPropagator):
         context: Context | None = None,
         getter: textmap.Getter[Any] = textmap.default_getter,
     ) -> Context:
-        """Notes the connection of a request, while somebody listens for it.
+        """Notes the connection of a request, unless nobody measured its server just now.
 
         Args:
             carrier: what the server's instrumentation has of the request.
@@ -57,12 +55,13 @@ class OtelbpfPropagator(textmap.TextMapPropagator):
         """
         if context is None:
             context = Context()
-        if not marker.listening():
-            return context
         try:
+            server = server_of(carrier)
+            if marker.quiet_until.get(server, 0.0) > monotonic():
+                return context
             connection = connection_of(carrier)
             if connection is not None:
-                context = set_value(_ARRIVAL_KEY, Arrival(connection), context)
+                context = set_value(ARRIVAL_KEY, Arrival(connection, server), context)
         except Exception as error:  # a request goes on, whatever is wrong here
             warn_once("cannot tell which connection a request came on", error)
         return context

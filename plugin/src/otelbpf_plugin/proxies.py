@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps what uvicorn knew of a connection before it believed X-Forwarded-For.
+"""Keeps the peer that uvicorn knew before it believed X-Forwarded-For.
 
 Behind an API gateway, its middleware puts the gateway's client in place of the connection's peer.
 """
@@ -10,13 +10,12 @@ import functools
 from types import ModuleType
 from typing import Any, Callable
 
-from otelbpf_plugin import marker
-from otelbpf_plugin.connection import ENDS_KEY
+from otelbpf_plugin.connection import CLIENT_KEY
 
 MODULE = "uvicorn.middleware.proxy_headers"
 
 
-def keep_ends(module: ModuleType) -> Callable[[], None]:
+def keep_client(module: ModuleType) -> Callable[[], None]:
     """Wraps the middleware of uvicorn.middleware.proxy_headers.
 
     Returns:
@@ -28,9 +27,8 @@ def keep_ends(module: ModuleType) -> Callable[[], None]:
     # async as the wrapped one is: uvicorn asks what it is given whether it is.
     @functools.wraps(call)
     async def wrapper(self: Any, scope: dict[str, Any], receive: Any, send: Any) -> Any:
-        if marker.listening():
-            # Where two of them are stacked, the outer one knows.
-            scope.setdefault(ENDS_KEY, (scope.get("client"), scope.get("server")))
+        if CLIENT_KEY not in scope:  # where two of them are stacked, the outer one knows
+            scope[CLIENT_KEY] = scope.get("client")
         return await call(self, scope, receive, send)
 
     middleware.__call__ = wrapper

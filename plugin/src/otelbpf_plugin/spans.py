@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What becomes of a server span when it starts: it is told to whoever listens, and given a parent.
+"""What becomes of a server span when it starts: the kernel is told, and the span given a parent.
 
 There is a new level between the caller's span and the application's only where the kernel has
 found the request, and so will export a span with that id.
@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import functools
 import os
-import struct
+import socket
 from typing import Any, Callable
 
-from opentelemetry.context import Context
+from opentelemetry.context import Context, get_current
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import Span, SpanContext, SpanKind, get_current_span
 
 from otelbpf_plugin import marker
+from otelbpf_plugin.connection import Connection, OwnSocket
 from otelbpf_plugin.log import warn_once
-from otelbpf_plugin.propagator import arrival_in
+from otelbpf_plugin.propagator import ARRIVAL_KEY, Arrival
 
-# struct otelbpf_mark, bpf/mark.h; `joined` is the kernel's, the last one is padding.
-_MARK = struct.Struct("=36sI16s8s8sII")
+# Looking it up in the enumeration takes longer than all else here.
+_SERVER = SpanKind.SERVER
 
 
 def parent_can_be_set() -> bool:
@@ -37,8 +38,8 @@ def parent_can_be_set() -> bool:
 def marking(start_span: Callable[..., Span]) -> Callable[..., Span]:
     """The SDK's Tracer.start_span, and then the mark of a request.
 
-    Not wrapt's wrapper, which costs each span half a microsecond where nobody listens: this has
-    the arguments of the API's `Tracer.start_span`, and hands on those that it may get later.
+    Not wrapt's wrapper, which costs each span half a microsecond: this has the arguments of the
+    API's `Tracer.start_span`, and hands on those that it may get later.
     """
 
     @functools.wraps(start_span)
@@ -60,24 +61,23 @@ def marking(start_span: Callable[..., Span]) -> Callable[..., Span]:
         else:  # is what costs least, and always the case so far
             span = start_span(self, name, context, kind, attributes, links, start_time,
                               record_exception, set_status_on_exception)
-        if kind is SpanKind.SERVER and marker.listening():
-            _mark(span, context)
+        if kind is _SERVER:
+            arrival = (get_current() if context is None else context).get(ARRIVAL_KEY)
+            if arrival is not None and not arrival.used:
+                _mark(span, context, arrival)  # type: ignore[arg-type]
         return span
 
     return wrapper
 
 
-def _mark(span: Span, context: Context | None) -> None:
+def _mark(span: Span, context: Context | None, arrival: Arrival) -> None:
     try:
-        _try_to_mark(span, context)
+        _try_to_mark(span, context, arrival)
     except Exception as error:  # a request goes on, whatever is wrong here
         warn_once("cannot mark a request", error)
 
 
-def _try_to_mark(span: Span, context: Context | None) -> None:
-    arrival = arrival_in(context)
-    if arrival is None or arrival.used:
-        return
+def _try_to_mark(span: Span, context: Context | None, arrival: Arrival) -> None:
     caller = get_current_span(context).get_span_context()
     own = span.get_span_context()
     # A span below another one of this process is not the request's; and a tracer that is off
@@ -86,21 +86,34 @@ def _try_to_mark(span: Span, context: Context | None) -> None:
         return
     arrival.used = True
     span_id = _new_span_id()
-    mark = _MARK.pack(
-        arrival.connection,
-        own.trace_flags,
+    fd, ends = _addressed(arrival.connection)
+    mark = marker.MARK.pack(
         own.trace_id.to_bytes(16, "big"),
         span_id,
         caller.span_id.to_bytes(8, "big"),
-        0,
-        0,
+        *ends,
+        own.trace_flags,
     )
     # A span that is not recorded is told too: caller, kernel and application are to agree on it.
-    if marker.start(mark) and span.is_recording():
+    if marker.start(arrival.server, fd, mark) and span.is_recording():
         span._parent = SpanContext(  # type: ignore[attr-defined]
             own.trace_id, int.from_bytes(span_id, "big"), True, own.trace_flags, own.trace_state
         )
-        _tell_end(span, mark)
+        _tell_end(span, fd, mark)
+
+
+def _addressed(connection: Connection) -> tuple[int, tuple[bytes, bytes, int, int]]:
+    """The socket to tell of a connection, and a mark's peer, local address, and their ports."""
+    if isinstance(connection, OwnSocket):
+        return connection.fd, (bytes(16), bytes(16), 0, 0)
+    ends = (connection.peer, connection.local, connection.peer_port, connection.local_port)
+    return _any_socket().fileno(), ends
+
+
+@functools.cache
+def _any_socket() -> socket.socket:
+    """One of this network namespace; nothing is ever sent through it."""
+    return socket.socket(socket.AF_INET, socket.SOCK_STREAM)
 
 
 def _new_span_id() -> bytes:
@@ -111,7 +124,7 @@ def _new_span_id() -> bytes:
             return span_id
 
 
-def _tell_end(span: Span, mark: bytes) -> None:
+def _tell_end(span: Span, fd: int, mark: bytes) -> None:
     """Has this one span tell when it ends. Others are left alone, and pay nothing."""
     end = span.end
 
@@ -119,7 +132,7 @@ def _tell_end(span: Span, mark: bytes) -> None:
         try:
             # Only the first end counts, as in the SDK; nor does the span refer to itself any more.
             if vars(span).pop("end", None) is not None:
-                marker.end(mark)
+                marker.end(fd, mark)
         except Exception as error:
             warn_once("cannot tell the end of a request", error)
         end(*arguments, **keywords)
