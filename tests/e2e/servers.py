@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,20 +81,21 @@ def _listens(pid: int, port: int) -> bool:
 @contextlib.contextmanager
 def server(
     network: Network, directory: Path, name: str, port: int, command: Sequence[str | Path],
-    executable: str,
+    executable: str, environment: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
-    with running(name, [*network.server.enter(), *command], directory) as process:
+    with running(name, [*network.server.enter(), *command], directory, environment) as process:
         process.wait_until(lambda each: _listens(each.popen.pid, port), DEADLINE_S)
         yield Server(process, port, executable)
 
 
 def python_server(
-    network: Network, directory: Path, name: str, port: int, *arguments: str
+    network: Network, directory: Path, name: str, port: int, *arguments: str,
+    environment: Mapping[str, str] | None = None,
 ) -> contextlib.AbstractContextManager[Server]:
     """Runs served/NAME.py."""
     command = [sys.executable, SOURCES / f"{name}.py", str(port), *arguments]
     executable = Path(sys.executable).resolve().name
-    return server(network, directory, name, port, command, executable)
+    return server(network, directory, name, port, command, executable, environment)
 
 
 def gateway(

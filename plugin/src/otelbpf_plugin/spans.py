@@ -23,6 +23,7 @@ from otelbpf_plugin.propagator import ARRIVAL_KEY, Arrival
 
 # Looking it up in the enumeration takes longer than all else here.
 _SERVER = SpanKind.SERVER
+_sockets: dict[str, socket.socket] = {}
 
 
 def parent_can_be_set() -> bool:
@@ -110,10 +111,11 @@ def _addressed(connection: Connection) -> tuple[int, tuple[bytes, bytes, int, in
     return _any_socket().fileno(), ends
 
 
-@functools.cache
 def _any_socket() -> socket.socket:
     """One of this network namespace; nothing is ever sent through it."""
-    return socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    kept = _sockets.get("any")
+    # One step: of two threads that come here first, the second one's own is closed, unused.
+    return kept or _sockets.setdefault("any", socket.socket(socket.AF_INET, socket.SOCK_STREAM))
 
 
 def _new_span_id() -> bytes:

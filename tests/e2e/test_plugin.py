@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An application's server span is the child of the kernel's span of the very same request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from demo.otlp import Kind, Span
+from demo.receiver import Receiver
+from network import DEADLINE_S, Network
+from servers import Server, python_server
+from stack import Agent, agent, to
+
+REQUESTS, CONNECTIONS = 1000, 50
+PORT = 8080
+TRACE, CALLER = "4bf92f3577b34da6a3ce929d{:08x}", "00f067aa{:08x}"
+APPLICATIONS = {
+    "flask": ("flask_server",),
+    "django-wsgi": ("django_server", "wsgi"),
+    "django-asgi": ("django_server", "asgi"),
+    "fastapi": ("fastapi_server",),
+    "aiohttp": ("aiohttp_server",),
+}
+
+pytestmark = pytest.mark.parametrize("application", APPLICATIONS.values(), ids=APPLICATIONS)
+
+
+@pytest.fixture
+def inside(net: Network) -> Iterator[Receiver]:
+    """A receiver in the server's namespace, for the application and the agent."""
+    with net.server.call(Receiver) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def plugged(
+    net: Network,
+    directory: Path,
+    receiver: Receiver,
+    application: Sequence[str],
+    **sampling: str,
+) -> Iterator[tuple[Server, Agent]]:
+    """The application and the agent, both sending to `receiver`."""
+    environment = {
+        **to(receiver),
+        **sampling,
+        "OTEL_SERVICE_NAME": "application",
+        "OTEL_BSP_SCHEDULE_DELAY": "50",
+        "OTEL_BSP_MAX_QUEUE_SIZE": "8192",
+    }
+    name, *arguments = application
+    with (
+        python_server(net, directory, name, PORT, *arguments, environment=environment) as server,
+        # It never samples by itself: what is not exported, the application did not want.
+        agent(
+            directory, "--interface", net.server.interface, "--port", PORT,
+            under=net.server.enter(),
+            environment={**to(receiver), "OTEL_SERVICE_NAME": "kernel",
+                         "OTEL_TRACES_SAMPLER": "always_on"},
+        ) as measuring,
+    ):  # fmt: skip
+        measuring.wait_ready()
+        yield server, measuring
+
+
+def traceparent(number: int, flags: str) -> str:
+    return f"00-{TRACE.format(number)}-{CALLER.format(number)}-{flags}"
+
+
+def request(number: int, flags: str | None) -> bytes:
+    """A request for `/work/NUMBER`, through a proxy that says so; flags None: of no trace."""
+    lines = [f"GET /work/{number} HTTP/1.1", "Host: server", "X-Forwarded-For: 203.0.113.7"]
+    if flags is not None:
+        lines.append(f"traceparent: {traceparent(number, flags)}")
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+async def _ask(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int, flags: str | None
+) -> bool:
+    """Is the connection kept alive?"""
+    writer.write(request(number, flags))
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    assert b" 200 ok" in head.splitlines()[0], head
+    length = re.search(rb"content-length: (\d+)", head)
+    assert length, head
+    assert await reader.readexactly(int(length[1])) == str(number).encode()
+    return b"connection: close" not in head
+
+
+def ask_all(net: Network, flags: Sequence[str | None]) -> None:
+    """Asks for `/work/N` with flags[N], over many connections at a time.
+
+    They are kept alive, unless the server (werkzeug's) closes each after its answer.
+    """
+
+    async def over_one(index: int) -> None:
+        numbers = iter(range(index, len(flags), CONNECTIONS))
+        for number in numbers:
+            sock = net.client.connect(net.server.ipv4, PORT)
+            reader, writer = await asyncio.open_connection(sock=sock)
+            while await _ask(reader, writer, number, flags[number]):
+                number = next(numbers, None)
+                if number is None:
+                    break
+            writer.close()
+            await writer.wait_closed()
+
+    async def over_all() -> None:
+        async with asyncio.timeout(2 * DEADLINE_S):
+            await asyncio.gather(*map(over_one, range(CONNECTIONS)))
+
+    asyncio.run(over_all())
+
+
+def by_number(receiver: Receiver, service: str) -> dict[int, Span]:
+    """The server spans of one of the two, by the request's number; each has one."""
+    spans = [
+        span
+        for span in receiver.spans()
+        if span.kind is Kind.SERVER and span.resource["service.name"] == service
+    ]
+    if service == "kernel":
+        numbers = [int(str(span.attributes["url.path"]).rpartition("/")[2]) for span in spans]
+    else:
+        numbers = [int(str(span.attributes["test.number"])) for span in spans]
+    assert len(set(numbers)) == len(numbers), "a request has two spans"
+    return dict(zip(numbers, spans, strict=True))
+
+
+def assert_joined(numbers: set[int], receiver: Receiver, flags: Sequence[str | None]) -> None:
+    """Caller, kernel, application: for each request and no other."""
+    kernel, application = by_number(receiver, "kernel"), by_number(receiver, "application")
+    assert kernel.keys() == application.keys() == numbers
+    for number in numbers:
+        outer, inner = kernel[number], application[number]
+        assert inner.parent_span_id == outer.span_id, (number, inner, outer)
+        assert inner.trace_id == outer.trace_id, (number, inner, outer)
+        called = flags[number] is not None
+        assert outer.parent_span_id == (CALLER.format(number) if called else ""), number
+        if called:
+            assert outer.trace_id == TRACE.format(number), number
+    assert len({span.trace_id for span in kernel.values()}) == len(numbers)
+
+
+def test_each_request_is_joined_to_its_own(
+    net: Network, inside: Receiver, tmp_path: Path, application: Sequence[str]
+) -> None:
+    """1,000 that interleave on 50 connections, half of them with a caller."""
+    flags = ["01" if number // CONNECTIONS % 2 else None for number in range(REQUESTS)]
+    with plugged(net, tmp_path, inside, application) as (_, measuring):
+        ask_all(net, flags)
+        came = inside.wait_for(2 * REQUESTS, DEADLINE_S, lambda span: span.kind is Kind.SERVER)
+        measuring.stop().assert_clean(seen=REQUESTS)
+    assert came, [len(by_number(inside, name)) for name in ("kernel", "application")]
+    assert_joined(set(range(REQUESTS)), inside, flags)
+
+
+def test_both_keep_the_same_requests(
+    net: Network, inside: Receiver, tmp_path: Path, application: Sequence[str]
+) -> None:
+    """The caller's flag decides, and the application where there is none; the kernel follows."""
+    flags = [(None, "01", "00", None)[number // CONNECTIONS % 4] for number in range(400)]
+    with plugged(
+        net, tmp_path, inside, application,
+        OTEL_TRACES_SAMPLER="parentbased_traceidratio", OTEL_TRACES_SAMPLER_ARG="0.5",
+    ) as (_, measuring):  # fmt: skip
+        ask_all(net, flags)
+        ended = measuring.stop()
+        exported = ended.sums["exported"] if ended.sums else 0
+        # The agent has sent all of its own; then the application's must come.
+        assert inside.wait_for(2 * exported, DEADLINE_S, lambda span: span.kind is Kind.SERVER)
+    kept = set(by_number(inside, "kernel"))
+    ended.assert_clean(seen=len(flags), sampled_out=len(flags) - len(kept))
+    wanted = {flag: {n for n, each in enumerate(flags) if each == flag} for flag in set(flags)}
+    assert kept >= wanted["01"]
+    assert not kept & wanted["00"]
+    # Of 200, one in two: all or none would be no sampling.
+    assert 0 < len(kept & wanted[None]) < len(wanted[None])
+    assert_joined(kept, inside, flags)
