@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A kernel that answers as it is told to, a tracer, and a client that knows its own ports."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.client import HTTPConnection
+
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler
+from opentelemetry.trace import SpanKind, format_span_id, format_trace_id
+
+from otelbpf_plugin import OtelbpfInstrumentor, log, marker
+
+COUNT = 23
+TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e{:04x}", "00f067aa0ba9{:04x}"
+
+
+@dataclass(frozen=True)
+class Told:
+    """One mark.
+
+    Attributes:
+        option: marker.START or marker.END.
+        peer: the address and port of the connection that it is about.
+        own_socket: it came on that connection itself.
+    """
+
+    option: int
+    trace_id: str
+    span_id: str
+    parent_span_id: str
+    flags: int
+    peer: tuple[str, int]
+    own_socket: bool
+    mark: bytes = field(repr=False)
+
+
+class Kernel:
+    """Stands for the program that answers setsockopt().
+
+    Attributes:
+        answer: to each START; 0: the request was found.
+    """
+
+    def __init__(self, answer: int = marker.JOINED) -> None:
+        self.answer = answer
+        self.told: list[Told] = []
+
+    def tell(self, fd: int, option: int, mark: bytes) -> int:
+        trace_id, span_id, caller, peer, _, peer_port, _, flags = marker.MARK.unpack(mark)
+        if peer_port:
+            address = socket.inet_ntop(socket.AF_INET6, peer).removeprefix("::ffff:")
+        else:
+            with socket.socket(fileno=os.dup(fd)) as own:
+                address, peer_port = own.getpeername()[:2]
+        self.told.append(
+            Told(
+                option, trace_id.hex(), span_id.hex(), caller.hex(), flags,
+                (address.removeprefix("::ffff:"), peer_port), not any(peer), mark,
+            )
+        )  # fmt: skip
+        return self.answer
+
+    @property
+    def starts(self) -> list[Told]:
+        return [told for told in self.told if told.option == marker.START]
+
+    @property
+    def ends(self) -> list[Told]:
+        return [told for told in self.told if told.option == marker.END]
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    """A kernel that finds each request."""
+    made = Kernel()
+    monkeypatch.setattr(marker, "tell", made.tell)
+    monkeypatch.setattr(log, "_said", set())
+    monkeypatch.setattr(marker, "quiet_until", {})
+    return made
+
+
+@pytest.fixture
+def plugin() -> Iterator[OtelbpfInstrumentor]:
+    """The plugin in this process, for the time of a test."""
+    instrumentor = OtelbpfInstrumentor()
+    instrumentor.instrument()
+    try:
+        yield instrumentor
+    finally:
+        if instrumentor.is_instrumented_by_opentelemetry:
+            instrumentor.uninstrument()
+
+
+class Spans:
+    """A tracer provider that keeps its spans."""
+
+    def __init__(self, sampler: Sampler = ALWAYS_ON) -> None:
+        self._exporter = InMemorySpanExporter()
+        self.provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
+        self.provider.add_span_processor(SimpleSpanProcessor(self._exporter))
+        self.tracer = self.provider.get_tracer("test")
+
+    @property
+    def ended(self) -> tuple[ReadableSpan, ...]:
+        return self._exporter.get_finished_spans()
+
+    @property
+    def servers(self) -> list[ReadableSpan]:
+        return [span for span in self.ended if span.kind is SpanKind.SERVER]
+
+    def clear(self) -> None:
+        self._exporter.clear()
+
+
+def ids(span: ReadableSpan) -> tuple[str, str]:
+    """A span's trace and its parent's id; empty: it has none."""
+    parent = format_span_id(span.parent.span_id) if span.parent else ""
+    return format_trace_id(span.context.trace_id), parent
+
+
+def traceparent(number: int, flags: str = "01") -> str:
+    return f"00-{TRACE.format(number)}-{CALLER.format(number)}-{flags}"
+
+
+def wait_until(condition: Callable[[], bool], deadline_s: float = 30.0) -> None:
+    """Waits for a condition, never for a time."""
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.002)
+
+
+def ask_all(port: int, headers: dict[str, str] | None = None) -> dict[str, int]:
+    """23 requests from four threads, each with a caller of its own.
+
+    Returns:
+        By the caller's span id, the port that the request came from.
+    """
+    ports: dict[str, int] = {}
+
+    def ask(first: int) -> None:
+        with contextlib.closing(HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
+            for number in range(first, COUNT, 4):
+                connection.connect()
+                ports[CALLER.format(number)] = connection.sock.getsockname()[1]
+                connection.request(
+                    "GET", f"/{number}",
+                    headers={"traceparent": traceparent(number), **(headers or {})},
+                )  # fmt: skip
+                response = connection.getresponse()
+                assert (response.status, response.read()) == (200, b"hello")
+                connection.close()
+
+    threads = [threading.Thread(target=ask, args=(first,)) for first in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(ports) == COUNT
+    return ports
+
+
+def assert_each_is_its_own(kernel: Kernel, spans: Spans, ports: dict[str, int]) -> None:
+    """Each mark is of the right connection, and each server span below the mark's span."""
+    wait_until(lambda: len(spans.servers) == COUNT)  # a span may end after the answer has come
+    assert len(kernel.starts) == COUNT
+    assert {told.parent_span_id: told.peer for told in kernel.starts} == {
+        caller: ("127.0.0.1", port) for caller, port in ports.items()
+    }
+    expected = {(told.trace_id, told.span_id) for told in kernel.starts}
+    assert len(expected) == COUNT
+    assert {ids(span) for span in spans.servers} == expected
+    assert {told.trace_id for told in kernel.starts} == {TRACE.format(n) for n in range(COUNT)}
+    assert sorted(told.mark for told in kernel.ends) == sorted(told.mark for told in kernel.starts)
