@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which connection a carrier stands for, and which carriers stand for none."""
+
+from __future__ import annotations
+
+import io
+import socket
+import tempfile
+from typing import Any
+
+import pytest
+
+from otelbpf_plugin.connection import CLIENT_KEY, Ends, OwnSocket, connection_of, server_of
+
+ENVIRON = {"wsgi.version": (1, 0), "SERVER_PROTOCOL": "HTTP/1.1", "SERVER_PORT": "8080"}
+SCOPE = {
+    "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1",
+    "client": ("192.0.2.1", 40_000), "server": ("192.0.2.2", 8080),
+}  # fmt: skip
+MAPPED = bytes(10) + b"\xff\xff"
+
+
+class File:
+    """Something with a descriptor."""
+
+    def __init__(self, fd: int, **attributes: object) -> None:
+        self._fd = fd
+        vars(self).update(attributes)
+
+    def fileno(self) -> int:
+        if self._fd < 0:
+            raise io.UnsupportedOperation("fileno")
+        return self._fd
+
+
+class Channel:
+    """As waitress has it."""
+
+    def __init__(self, sock: object) -> None:
+        self.socket = sock
+
+    def check_client_disconnected(self) -> bool:
+        return False
+
+
+class Limited:
+    """As Django wraps it: with the wrapped one's method."""
+
+    def __init__(self, stream: Any) -> None:
+        self._read = stream.read
+
+
+@pytest.mark.parametrize("key", ["werkzeug.socket", "gunicorn.socket"])
+def test_a_server_s_own_socket(key: str) -> None:
+    assert connection_of({**ENVIRON, key: File(7), "wsgi.input": File(8)}) == OwnSocket(7)
+
+
+def test_a_server_s_closed_socket() -> None:
+    with socket.socket() as closed:
+        pass
+    assert connection_of({**ENVIRON, "gunicorn.socket": closed}) == OwnSocket(-1)
+
+
+def test_the_input_is_a_file_of_the_socket() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ours.makefile("rb") as file:
+        assert connection_of({**ENVIRON, "wsgi.input": file}) == OwnSocket(ours.fileno())
+        assert connection_of({**ENVIRON, "wsgi.input": Limited(file)}) == OwnSocket(ours.fileno())
+        gevent = File(-1, rfile=file)
+        assert connection_of({**ENVIRON, "wsgi.input": gevent}) == OwnSocket(ours.fileno())
+
+
+def test_waitress_keeps_it_in_a_channel() -> None:
+    asks = Channel(File(7)).check_client_disconnected
+    environ = {**ENVIRON, "waitress.client_disconnected": asks, "wsgi.input": File(8)}
+    assert connection_of(environ) == OwnSocket(7)
+    environ["waitress.client_disconnected"] = Channel(None).check_client_disconnected
+    assert connection_of(environ) is None
+
+
+def test_a_body_in_memory_stays_there() -> None:
+    """Asking it for its descriptor would write it to a disk."""
+    with tempfile.SpooledTemporaryFile() as body:
+        body.write(b"body")
+        assert connection_of({**ENVIRON, "wsgi.input": body}) is None
+        assert not body._rolled
+    assert connection_of({**ENVIRON, "wsgi.input": io.BytesIO()}) is None
+
+
+@pytest.mark.parametrize("scope", [SCOPE, {**SCOPE, "type": "websocket"}], ids=["http", "ws"])
+def test_an_asgi_scope_has_names(scope: dict[str, Any]) -> None:
+    peer, local = MAPPED + bytes([192, 0, 2, 1]), MAPPED + bytes([192, 0, 2, 2])
+    assert connection_of(scope) == Ends(peer, local, 40_000, 8080)
+
+
+def test_lists_are_names_too() -> None:
+    listed = {**SCOPE, "client": ["192.0.2.1", 40_000], "server": ["192.0.2.2", 8080]}
+    assert connection_of(listed) == connection_of(SCOPE)
+    assert server_of(listed) == server_of(SCOPE)
+
+
+@pytest.mark.parametrize(("name", "packed"), [
+    ("127.0.0.1", MAPPED + b"\x7f\0\0\1"),
+    ("::ffff:127.0.0.1", MAPPED + b"\x7f\0\0\1"),
+    ("::1", bytes(15) + b"\1"),
+    ("fe80::1%eth0", b"\xfe\x80" + bytes(13) + b"\1"),
+])  # fmt: skip
+def test_addresses(name: str, packed: bytes) -> None:
+    found = connection_of({**SCOPE, "client": (name, 1)})
+    assert isinstance(found, Ends)
+    assert found.peer == packed
+
+
+def test_the_client_before_a_header_was_believed() -> None:
+    found = connection_of({**SCOPE, CLIENT_KEY: ("127.0.0.1", 5)})
+    assert isinstance(found, Ends)
+    assert (found.peer, found.peer_port) == (MAPPED + b"\x7f\0\0\1", 5)
+
+
+@pytest.mark.parametrize("changed", [
+    {"client": ("203.0.113.7", 0)},  # from a header
+    {"client": None}, {"server": None}, {"server": ("/run/app.sock", None)}, {"client": ("", 1)},
+    {"client": ("localhost", 1)}, {"client": "/run/app.sock"}, {"http_version": "2"},
+    {"type": "lifespan"},
+], ids=str)  # fmt: skip
+def test_scopes_of_no_connection(changed: dict[str, Any]) -> None:
+    assert connection_of({**SCOPE, **changed}) is None
+
+
+@pytest.mark.parametrize("carrier", [
+    {}, {"traceparent": "00-1-2-01", "type": "http"}, [("traceparent", "x")], None, "headers",
+    {**ENVIRON, "SERVER_PROTOCOL": "HTTP/2", "gunicorn.socket": File(7)},
+    {"wsgi.input": File(7)}, ENVIRON, object(),
+], ids=str)  # fmt: skip
+def test_other_carriers(carrier: object) -> None:
+    assert connection_of(carrier) is None
+    server_of(carrier)
