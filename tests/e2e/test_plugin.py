@@ -5,29 +5,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from client import Client
 from demo.otlp import Kind, Span
 from demo.receiver import Receiver
-from network import DEADLINE_S, Network
+from network import DEADLINE_S, Network, wait_until
 from servers import Server, python_server
-from stack import Agent, agent, to
+from stack import OTELBPF, Agent, agent, assert_nothing_left, kernel_ids, to
 
 REQUESTS, CONNECTIONS = 1000, 50
 PORT = 8080
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d{:08x}", "00f067aa{:08x}"
 APPLICATIONS = {
     "flask": ("flask_server",),
+    "flask-gunicorn": ("gunicorn_server",),
     "django-wsgi": ("django_server", "wsgi"),
     "django-asgi": ("django_server", "asgi"),
     "fastapi": ("fastapi_server",),
     "aiohttp": ("aiohttp_server",),
 }
 
-pytestmark = pytest.mark.parametrize("application", APPLICATIONS.values(), ids=APPLICATIONS)
+each_application = pytest.mark.parametrize(
+    "application", APPLICATIONS.values(), ids=APPLICATIONS
+)
 
 
 @pytest.fixture
@@ -148,6 +153,7 @@ def assert_joined(numbers: set[int], receiver: Receiver, flags: Sequence[str | N
     assert len({span.trace_id for span in kernel.values()}) == len(numbers)
 
 
+@each_application
 def test_each_request_is_joined_to_its_own(
     net: Network, inside: Receiver, tmp_path: Path, application: Sequence[str]
 ) -> None:
@@ -161,6 +167,7 @@ def test_each_request_is_joined_to_its_own(
     assert_joined(set(range(REQUESTS)), inside, flags)
 
 
+@each_application
 def test_both_keep_the_same_requests(
     net: Network, inside: Receiver, tmp_path: Path, application: Sequence[str]
 ) -> None:
@@ -183,3 +190,46 @@ def test_both_keep_the_same_requests(
     # Of 200, one in two: all or none would be no sampling.
     assert 0 < len(kept & wanted[None]) < len(wanted[None])
     assert_joined(kept, inside, flags)
+
+
+def children_of(pid: int) -> list[int]:
+    """Their process ids."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):
+            if f"\nPPid:\t{pid}\n" in path.read_text():
+                found.append(int(path.parent.name))
+    return found
+
+
+def test_the_application_brings_its_own_agent(
+    net: Network, inside: Receiver, tmp_path: Path
+) -> None:
+    """OTELBPF_AGENT=auto. Killed, it takes the agent along, and that its programs."""
+    environment = {
+        **to(inside),
+        "OTEL_SERVICE_NAME": "both",
+        "OTEL_BSP_SCHEDULE_DELAY": "50",
+        "OTELBPF_AGENT": "auto",
+        "OTELBPF_INTERFACE": net.server.interface,
+        "OTELBPF_PORT": str(PORT),
+        "PATH": f"{OTELBPF.parent}:{os.environ['PATH']}",
+    }
+
+    def joined() -> bool:
+        with Client.of(net, PORT) as client:
+            client.ask("/work/1")
+        spans = inside.spans()
+        ids = {span.span_id for span in spans if "url.path" in span.attributes}
+        return any(s.parent_span_id in ids for s in spans if "test.number" in s.attributes)
+
+    with python_server(
+        net, tmp_path, "fastapi_server", PORT, environment=environment
+    ) as server:
+        (child,) = children_of(server.pid)
+        wait_until(joined, "a request has both spans", state=server.process.said)
+        left = kernel_ids(child)
+        assert left.programs
+        server.process.popen.kill()
+        assert_nothing_left(left)
+        wait_until(lambda: not Path(f"/proc/{child}").exists(), "the agent has ended")
