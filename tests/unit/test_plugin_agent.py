@@ -110,6 +110,15 @@ def is_there(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
+def children_of(pid: int) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):
+            if f"\nPPid:\t{pid}\n" in path.read_text():
+                found.append(path.parent.name)
+    return found
+
+
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
     made = Lab(tmp_path)
@@ -163,6 +172,7 @@ def test_one_for_all_processes_of_an_application(lab: Lab) -> None:
     with lab.application() as first:
         wait_until(lambda: len(lab.agents) == 1)
         with lab.application() as second:
+            assert not children_of(second.pid)
             assert end(second) == ""
         first.stdin.write("fork\n")
         first.stdin.flush()

@@ -21,9 +21,10 @@ from opentelemetry.sdk.trace.sampling import (
     TraceIdRatioBased,
 )
 from opentelemetry.trace import SpanKind, format_span_id, format_trace_id
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from plugin_lab import CALLER, TRACE, Kernel, Spans, ids, kernel, plugin, traceparent
 
-from otelbpf_plugin import OtelbpfInstrumentor, OtelbpfPropagator, marker, spans
+from otelbpf_plugin import OtelbpfInstrumentor, OtelbpfPropagator, marker, propagator, spans
 from otelbpf_plugin.propagator import ARRIVAL_KEY
 
 __all__ = ["kernel", "plugin"]  # fixtures
@@ -260,19 +261,26 @@ def test_the_propagator_writes_nothing() -> None:
     assert OtelbpfPropagator().fields == set()
 
 
-def test_it_is_added_once_and_all_is_undone(kernel: Kernel) -> None:
+def test_it_is_added_once_and_all_is_undone(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before, start_span = propagate.get_global_textmap(), Tracer.start_span
     instrumentor = OtelbpfInstrumentor()
     try:
-        for installed in (before, CompositePropagator([before, OtelbpfPropagator()])):
+        theirs = TraceContextTextMapPropagator()
+        for installed in (
+            theirs,
+            CompositePropagator([theirs]),
+            CompositePropagator([CompositePropagator([theirs, OtelbpfPropagator()])]),
+        ):
             propagate.set_global_textmap(installed)
             instrumentor.instrument()
-            flat = propagate.get_global_textmap()
-            context = flat.extract(SCOPE)
+            seen: list[object] = []
+            monkeypatch.setattr(propagator, "server_of", seen.append)
+            context = propagate.extract(SCOPE, getter=ScopeGetter({"traceparent": traceparent(1)}))
+            assert seen == [SCOPE]
             assert ARRIVAL_KEY in context
-            ours = [each for each in getattr(flat, "_propagators", ())
-                    if isinstance(each, OtelbpfPropagator)]  # fmt: skip
-            assert len(ours) == 1
+            assert trace.get_current_span(context).get_span_context().is_valid
             instrumentor.uninstrument()
             assert propagate.get_global_textmap() is installed
             assert Tracer.start_span is start_span
