@@ -3,7 +3,7 @@
 
     .venv/bin/python bench/plugin.py
 
-Each part is timed around a function that does nothing, so that what the SDK itself takes (tens of
+Each part is timed around a function that does nothing, so that what the SDK itself takes (about ten
 microseconds a span) does not drown it: once with the plugin's part and once without, in turns. The
 least of many rounds counts. Once a second a request also asks whether it is measured: `ask`.
 """
