@@ -2,15 +2,15 @@
 /* Bodies: stepped over, never read, but for the lines between chunks. */
 
 static __always_inline void read_body(struct scratch *s, struct parser *p, struct exchange *x,
-				      enum direction direction)
+				      enum flow flow)
 {
 	u64 n = s->payload_length - s->position;
 
 	if (p->remaining <= n)
 		n = p->remaining;
 	p->remaining -= n;
-	add_content(x, n, direction);
-	consume(s, x, n, direction);
+	add_content(x, n, flow);
+	consume(s, x, n, flow);
 	if (!p->remaining)
 		p->state = PARSER_ENDED;
 }
@@ -53,7 +53,7 @@ static __always_inline u32 plain_chunk_size(u64 word, u32 *line_length)
  */
 static __always_inline int read_chunks(struct __sk_buff *skb, struct scratch *s,
 				       struct connection *conn, struct parser *p,
-				       enum direction direction, enum source source)
+				       enum flow flow, enum source source)
 {
 	volatile struct chunk_cursor *v = &s->chunks;
 	struct exchange *x;
@@ -141,10 +141,10 @@ static __always_inline int read_chunks(struct __sk_buff *skb, struct scratch *s,
 	}
 	p->state = v->state;
 	p->remaining = v->remaining;
-	x = current_exchange(conn, direction);
-	add_content(x, v->body_bytes, direction);
-	consume(s, x, v->position - s->position, direction);
+	x = current_exchange(conn, flow);
+	add_content(x, v->body_bytes, flow);
+	consume(s, x, v->position - s->position, flow);
 	if (p->state == PARSER_ENDED)
-		end_message(conn, s, x, direction, source);
+		end_message(conn, s, x, flow, source);
 	return 0;
 }

@@ -53,6 +53,11 @@ static __always_inline void copy_key(struct connection_key *to, const struct con
 	to->local_port = from->local_port;
 }
 
+static __always_inline bool is_clients(const struct connection *conn)
+{
+	return CLIENTS && conn->flags & CLIENT;
+}
+
 static __always_inline struct connection *connection_at(u32 place)
 {
 	return connections.lookup(&place);
@@ -142,6 +147,8 @@ static __always_inline struct connection *create_connection(const struct connect
 	conn->place = place;
 	conn->home = NO_SLOT;
 	conn->used_ktime_ns = now;
+	if (CLIENTS && role_in(key) == ROLE_CLIENT)
+		conn->flags = CLIENT;
 	/* Other CPUs may find it from here on, and find it whole. */
 	asm volatile("" : : : "memory");
 	conn->id = now << 8 | (bpf_get_smp_processor_id() & 0xff);

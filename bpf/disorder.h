@@ -23,13 +23,13 @@ static __always_inline struct disorder *begin_disorder(struct connection *conn)
 static __always_inline void add_early(struct exchange *x, u32 n)
 {
 	if (x)
-		x->record.request_out_of_order += n;
+		x->record.out_of_order += n;
 }
 
 static __always_inline void add_repeats(struct exchange *x, u32 n)
 {
 	if (x)
-		x->record.request_retransmits += n;
+		*inbound_retransmits(x) += n;
 }
 
 /*
@@ -41,13 +41,16 @@ static __always_inline void add_repeats(struct exchange *x, u32 n)
 
 /* Inside a body, or inside a chunk, the missing bytes need not be seen. */
 static __always_inline bool step_over(struct parser *p, struct exchange *x, u32 missing,
-				      enum direction direction)
+				      enum flow flow)
 {
-	if ((p->state != PARSER_BODY && p->state != PARSER_CHUNK_DATA) || missing >= p->remaining)
-		return false;
-	p->remaining -= missing;
-	add_content(x, missing, direction);
-	add_bytes(x, missing, direction);
+	if (CARRIES_REQUESTS(flow) || IS_OUTBOUND(flow) || p->state != PARSER_UNTIL_CLOSE) {
+		if ((p->state != PARSER_BODY && p->state != PARSER_CHUNK_DATA) ||
+		    missing >= p->remaining)
+			return false;
+		p->remaining -= missing;
+	}
+	add_content(x, missing, flow);
+	add_bytes(x, missing, flow);
 	return true;
 }
 
@@ -197,11 +200,11 @@ static __always_inline int keep(struct __sk_buff *skb, struct scratch *s, struct
  * The kept piece that holds the next byte becomes what is read, or the lowest one
  * if the bytes before it need not be; false if there is none such.
  */
-static __always_inline bool next_piece(struct scratch *s, struct connection *conn)
+static __always_inline bool next_piece(struct scratch *s, struct connection *conn, enum flow flow)
 {
 	volatile struct disorder_cursor *v = &s->disorder;
 	struct disorder *d = disorders.lookup(&conn->id);
-	struct exchange *x = current_exchange(conn, INBOUND);
+	struct exchange *x = latest_arrival(conn);
 	struct piece_key key = { .connection_id = conn->id };
 	struct parser *p = &conn->inbound;
 	struct piece *piece;
@@ -237,7 +240,7 @@ static __always_inline bool next_piece(struct scratch *s, struct connection *con
 	place = v->containing;
 	if (place >= PIECES_MAX) {
 		place = v->lowest;
-		if (place >= PIECES_MAX || !step_over(p, x, v->missing, INBOUND))
+		if (place >= PIECES_MAX || !step_over(p, x, v->missing, flow))
 			return false;
 		add_hole(v, d, p->next_seq, p->next_seq + v->missing);
 		p->holes++;
@@ -283,7 +286,7 @@ static __always_inline int settle(struct scratch *s, struct connection *conn)
 	filled = fill_holes(v, d, start, late);
 	find_pieces(v, d, start, end);
 	count_holes(v, d, start);
-	x = current_exchange(conn, INBOUND);
+	x = latest_arrival(conn);
 	if (filled != late - start || v->overlapping < PIECES_MAX)
 		add_repeats(x, 1);
 	if ((filled || late != end) && v->holes)
@@ -303,7 +306,7 @@ static __always_inline void end_disorder(struct connection *conn)
 static __always_inline void credit_piece(const struct scratch *s, struct connection *conn)
 {
 	struct disorder *d = disorders.lookup(&conn->id);
-	struct exchange *x = current_exchange(conn, INBOUND);
+	struct exchange *x = latest_arrival(conn);
 	struct piece *piece;
 
 	if (!d)

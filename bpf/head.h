@@ -6,7 +6,7 @@
 
 /* Notes where the value of a line of interest lies. */
 static __always_inline void note_line(struct scratch *s, volatile struct head_cursor *v,
-				      u64 at, u64 length, enum direction direction)
+				      u64 at, u64 length, enum flow flow)
 {
 	u64 start = word_at(s, at) | LETTERS_LOWER;
 	u64 next = word_at(s, at + 8) | LETTERS_LOWER;
@@ -24,7 +24,7 @@ static __always_inline void note_line(struct scratch *s, volatile struct head_cu
 		   next == WORD('-', 'e', 'n', 'c', 'o', 'd', 'i', 'n')) {
 		found = FOUND_TRANSFER_ENCODING;
 		name_length = 18;
-	} else if (direction == OUTBOUND) {
+	} else if (!CARRIES_REQUESTS(flow)) {
 		return;		/* the others are a request's */
 	} else if ((start & FIRST_BYTES(5)) == WORD('h', 'o', 's', 't', ':', 0, 0, 0)) {
 		found = FOUND_HOST;
@@ -193,7 +193,7 @@ static __always_inline int load_payload(struct __sk_buff *skb, const struct scra
  */
 static __always_inline u64 load_window(struct __sk_buff *skb, struct scratch *s,
 				       struct connection *conn, struct parser *p,
-				       enum direction direction, enum source source)
+				       enum flow flow, enum source source)
 {
 	u64 carried = p->carried & (CARRY_MAX - 1);
 	u64 n = s->payload_length - s->position;
@@ -201,7 +201,7 @@ static __always_inline u64 load_window(struct __sk_buff *skb, struct scratch *s,
 	u64 key;
 
 	if (carried) {
-		key = conn->id << 1 | direction;
+		key = conn->id << 1 | IS_OUTBOUND(flow);
 		carry = carries.lookup(&key);
 		if (!carry)
 			return 0;
@@ -253,7 +253,7 @@ static __always_inline u64 line_end(const struct scratch *s, u64 at)
  * unknown to the verifier, so each turn looks the same to it and it need not
  * walk every path through every turn.
  */
-static __always_inline void scan_lines(struct scratch *s, enum direction direction)
+static __always_inline void scan_lines(struct scratch *s, enum flow flow)
 {
 	volatile struct head_cursor *v = &s->head;
 	u64 at, end, line;
@@ -278,7 +278,7 @@ static __always_inline void scan_lines(struct scratch *s, enum direction directi
 		if (v->skip) {
 			v->skip = 0;
 		} else if (at != line) {
-			note_line(s, v, line, at - line, direction);
+			note_line(s, v, line, at - line, flow);
 		} else if (v->state == PARSER_HEADERS) {
 			v->end = v->at;
 			break;
@@ -323,7 +323,8 @@ static __always_inline bool has_shape(const struct scratch *s, const struct head
  * the chunks' framing is counted as content.
  */
 static __always_inline bool read_familiar_head(struct scratch *s, struct connection *conn,
-					       struct parser *p, struct exchange *x, u64 loaded)
+					       struct parser *p, struct exchange *x, u64 loaded,
+					       enum flow flow)
 {
 	const struct head_shape *shape = &conn->shape;
 	u64 end = shape->end, length;
@@ -334,8 +335,8 @@ static __always_inline bool read_familiar_head(struct scratch *s, struct connect
 		return false;
 	p->remaining = length;
 	p->message_flags |= MESSAGE_HAS_LENGTH;
-	consume(s, x, end, OUTBOUND);
-	begin_response_body(conn, p, x);
+	consume(s, x, end, flow);
+	begin_response_body(conn, p, x, flow);
 	return true;
 }
 
@@ -345,30 +346,30 @@ static __always_inline bool read_familiar_head(struct scratch *s, struct connect
  */
 static __always_inline void consume_lines(struct scratch *s, struct connection *conn,
 					  struct parser *p, struct exchange *x,
-					  enum direction direction)
+					  enum flow flow)
 {
 	volatile struct head_cursor *v = &s->head;
 	u64 carried = p->carried, total = v->total, line = v->line, partial = total - line, key;
 
 	p->carried = 0;
 	if (v->end) {
-		consume(s, x, v->end - carried, direction);
+		consume(s, x, v->end - carried, flow);
 	} else if (partial < CARRY_MAX && !v->skip && v->at >= total &&
 		   s->position + v->loaded == s->payload_length) {
 		/* The next segment finishes this line. */
-		key = conn->id << 1 | direction;
+		key = conn->id << 1 | IS_OUTBOUND(flow);
 		carries.update(&key, (struct carry *)(s->window + (line & WINDOW_MASK)));
 		p->carried = partial;
-		consume(s, x, v->loaded, direction);
+		consume(s, x, v->loaded, flow);
 	} else if (line && (v->at < total || (partial < CARRY_MAX && !v->skip))) {
 		/* The next run starts again at this line. */
-		consume(s, x, line - carried, direction);
+		consume(s, x, line - carried, flow);
 	} else {
 		/* A line too long to keep: its start is all that is looked at. */
 		if (!v->skip)
-			note_line(s, v, line, CARRY_MAX, direction);
+			note_line(s, v, line, CARRY_MAX, flow);
 		v->skip = 1;
-		consume(s, x, at_most(total, v->at) - carried, direction);
+		consume(s, x, at_most(total, v->at) - carried, flow);
 	}
 	p->state = v->state;
 	p->skip_line = v->skip;
@@ -381,23 +382,23 @@ static __always_inline void consume_lines(struct scratch *s, struct connection *
  */
 static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 				     struct connection *conn, struct parser *p,
-				     struct exchange **x, enum direction direction,
+				     struct exchange **x, enum flow flow,
 				     enum source source)
 {
 	volatile struct head_cursor *v = &s->head;
-	u64 loaded = load_window(skb, s, conn, p, direction, source);
+	u64 loaded = load_window(skb, s, conn, p, flow, source);
 
 	if (!loaded)
 		return -1;
 	if (p->state != PARSER_BETWEEN) {
-		*x = current_exchange(conn, direction);
+		*x = current_exchange(conn, flow);
 	} else {
-		if (direction == INBOUND ? !begin_inbound(s, conn, x, source)
-					 : !begin_outbound(s, conn, x))
+		if (CARRIES_REQUESTS(flow) ? !start_request(s, conn, p, x, flow, source)
+					   : !start_response(s, conn, p, x, flow, source))
 			return -1;
 		if (p->state != PARSER_FIRST_LINE)
 			return 0;
-		if (direction == OUTBOUND && read_familiar_head(s, conn, p, *x, loaded))
+		if (!CARRIES_REQUESTS(flow) && read_familiar_head(s, conn, p, *x, loaded, flow))
 			return 0;
 	}
 	v->loaded = loaded;
@@ -408,10 +409,10 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 	v->line = 0;
 	v->end = 0;
 	__builtin_memset(s->found_length, 0, sizeof(s->found_length));
-	scan_lines(s, direction);
-	consume_lines(s, conn, p, *x, direction);
+	scan_lines(s, flow);
+	consume_lines(s, conn, p, *x, flow);
 
-	if (direction == INBOUND ? take_request_lines(s, conn, *x) : take_response_lines(s, p))
+	if (CARRIES_REQUESTS(flow) ? take_request_lines(s, conn, *x) : take_response_lines(s, p))
 		return -1;
 	if (s->found_length[FOUND_TRANSFER_ENCODING] && is_chunked(s))
 		p->message_flags |= MESSAGE_CHUNKED;
@@ -423,11 +424,11 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 	}
 	if (!v->end)
 		return 0;
-	if (direction == INBOUND) {
-		begin_request_body(p, *x);
+	if (CARRIES_REQUESTS(flow)) {
+		begin_request_body(conn, p, *x, flow);
 	} else {
 		remember_shape(s, &conn->shape);
-		begin_response_body(conn, p, *x);
+		begin_response_body(conn, p, *x, flow);
 	}
 	return 0;
 }

@@ -150,6 +150,18 @@ static __always_inline bool is_measured_netns(u64 net, enum access access)
 	return true;
 }
 
+enum role { ROLE_SERVER = 1, ROLE_CLIENT = 2 };
+
+/* What this side is in a connection; 0: it is not measured. */
+static __always_inline u32 role_in(const struct connection_key *key)
+{
+	if (IS_MEASURED_PORT(key->local_port))
+		return ROLE_SERVER;
+	if (CLIENTS && IS_UPSTREAM(key->peer_port, (const u64 *)key->peer_address))
+		return ROLE_CLIENT;
+	return 0;
+}
+
 static __always_inline void map_ipv4(u8 *address, u32 be32)
 {
 	u32 *words = (u32 *)address;
@@ -208,15 +220,33 @@ static __always_inline int sock_addresses(u64 sk, u8 *peer, u8 *local, enum acce
 	return -1;
 }
 
-/* The key of a measured server's socket, whose port is known; -1 for every other socket. */
-static __always_inline int server_key(u64 sk, u16 local_port, struct connection_key *key,
-				      enum access access)
+/* Does a socket with these ports come into consideration? */
+static __always_inline bool may_be_measured(u16 local_port, u64 sk, enum access access)
 {
-	if (!IS_MEASURED_PORT(local_port))
+	return IS_MEASURED_PORT(local_port) ||
+	       (CLIENTS && IS_UPSTREAM_PORT(sock_peer_port(sk, access)));
+}
+
+/* The key of a measured socket, whose own port is known; -1 for every other socket. */
+static __always_inline int measured_key(u64 sk, u16 local_port, struct connection_key *key,
+					enum access access)
+{
+	if (!may_be_measured(local_port, sk, access))
 		return -1;
 	key->local_port = local_port;
 	key->peer_port = sock_peer_port(sk, access);
-	if (sock_addresses(sk, key->peer_address, key->local_address, access))
+	if (sock_addresses(sk, key->peer_address, key->local_address, access) || !role_in(key))
 		return -1;
 	return is_measured_netns(load_u64(sk + OFFSET_SOCK_COMMON_NET, access), access) ? 0 : -1;
+}
+
+#define O_NONBLOCK 04000
+
+/* Do reads of the socket wait for data, unless they ask not to? */
+static __always_inline bool sock_blocks(u64 sk, enum access access)
+{
+	u64 socket = load_u64(sk + OFFSET_SOCK_SOCKET, access);
+	u64 file = socket ? load_u64(socket + OFFSET_SOCKET_FILE, access) : 0;
+
+	return file && !(load_u32(file + OFFSET_FILE_F_FLAGS, access) & O_NONBLOCK);
 }

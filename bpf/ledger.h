@@ -17,11 +17,32 @@ static __always_inline struct exchange *in_flight(struct connection *conn, u32 o
 	return x;
 }
 
-/* The request whose bytes, or whose response's, are passing now. */
-static __always_inline struct exchange *current_exchange(struct connection *conn,
-							 enum direction direction)
+/* Was it sent to an upstream? */
+static __always_inline bool is_outgoing(const struct exchange *x)
 {
-	return in_flight(conn, direction == INBOUND ? conn->begun - 1 : conn->answered);
+	return CLIENTS && x->record.flags & CLIENT;
+}
+
+/* The request whose bytes, or whose response's, are passing now. */
+static __always_inline struct exchange *current_exchange(struct connection *conn, enum flow flow)
+{
+	return in_flight(conn, CARRIES_REQUESTS(flow) ? conn->begun - 1 : conn->answered);
+}
+
+static __always_inline u32 *inbound_retransmits(struct exchange *x)
+{
+	return is_outgoing(x) ? &x->record.response_retransmits : &x->record.request_retransmits;
+}
+
+/* The request whose own bytes, or whose response's, have come in last. */
+static __always_inline struct exchange *latest_arrival(struct connection *conn)
+{
+	return in_flight(conn, conn->arrived - 1);
+}
+
+static __always_inline struct parser *parser_of(struct connection *conn, enum flow flow)
+{
+	return IS_OUTBOUND(flow) ? &conn->outbound : &conn->inbound;
 }
 
 /* Takes a free slot; nobody finds it until begin_request() has filled it. */
@@ -54,15 +75,20 @@ static __always_inline struct exchange *claim_any(u32 *slot)
 	return NULL;
 }
 
-/* The request whose first byte is `seq`. NULL: it is counted as lost. */
-static __always_inline struct exchange *begin_request(struct connection *conn, u32 seq, u64 nic,
-						      u64 now)
+/*
+ * The request whose first byte is `seq`, and came, or was written, at `first`.
+ * NULL: it is counted as lost.
+ */
+static __always_inline struct exchange *begin_request(struct connection *conn, u32 seq, u64 first,
+						      u64 now, enum flow flow)
 {
 	u32 ordinal = conn->begun, slot = conn->home;
 	struct exchange *x;
 
 	count(COUNT_SEEN);
 	conn->begun = ordinal + 1;
+	if (!IS_CLIENTS(flow))
+		conn->arrived = ordinal + 1;
 	conn->head_requests &= ~(1ULL << (ordinal & 63));
 	if (ordinal - conn->finished >= IN_FLIGHT_MAX) {
 		count(COUNT_LOST_PIPELINE_FULL);
@@ -81,7 +107,7 @@ static __always_inline struct exchange *begin_request(struct connection *conn, u
 
 	__builtin_memset(&x->record, 0, sizeof(x->record));
 	x->head_whole = 0;
-	x->request_start = seq;
+	x->inbound_start = seq;
 	x->activity_ktime_ns = now;
 	x->record.connection_id = conn->id;
 	x->record.ordinal = ordinal;
@@ -89,8 +115,10 @@ static __always_inline struct exchange *begin_request(struct connection *conn, u
 	__builtin_memcpy(x->record.local_address, conn->key.local_address, 16);
 	x->record.peer_port = conn->key.peer_port;
 	x->record.local_port = conn->key.local_port;
-	x->record.stamp_ktime_ns[STAMP_NIC] = nic;
-	x->record.stamp_ktime_ns[STAMP_TC] = now;
+	if (IS_CLIENTS(flow))
+		x->record.flags = CLIENT;
+	x->record.stamp_ktime_ns[IS_CLIENTS(flow) ? STAMP_WRITE : STAMP_NIC] = first;
+	x->record.stamp_ktime_ns[IS_CLIENTS(flow) ? STAMP_TC_OUT : STAMP_TC] = now;
 	/* Other CPUs may find it from here on, and find it whole. */
 	asm volatile("" : : : "memory");
 	x->state = EXCHANGE_IN_USE;
@@ -135,7 +163,7 @@ static __always_inline void acknowledge(struct connection *conn, u32 ack_seq, u6
 			return;
 		x = in_flight(conn, conn->finished);
 		if (x) {
-			if (before(ack_seq, x->response_end))
+			if (before(ack_seq, x->outbound_end))
 				return;
 			if (!x->record.stamp_ktime_ns[STAMP_ACKED])
 				x->record.stamp_ktime_ns[STAMP_ACKED] = now;
@@ -188,6 +216,12 @@ static __always_inline void lose_requests(struct connection *conn)
 
 /* ---- stamps of the socket hooks ---- */
 
+/* Has the last byte come of the request, or of an upstream's response? */
+static __always_inline bool inbound_is_whole(const struct exchange *x)
+{
+	return x->record.flags & (is_outgoing(x) ? REQUEST_ANSWERED : REQUEST_RECEIVED);
+}
+
 /*
  * Requests that were reported, or never tracked, want no stamps any more. A
  * cursor that lags behind them would come to a later request too late.
@@ -213,14 +247,14 @@ static __always_inline void stamp_tcp(struct connection *conn, struct byte_range
 	ordinal = conn->tcp;
 	BOUNDED_LOOP
 	for (i = 0; i < IN_FLIGHT_MAX; i++, ordinal++) {
-		if (!before(ordinal, conn->begun))
+		if (!before(ordinal, conn->arrived))
 			return;
 		x = in_flight(conn, ordinal);
 		if (x && !x->record.stamp_ktime_ns[STAMP_TCP] &&
 		    !x->record.stamp_ktime_ns[STAMP_QUEUED]) {
-			if (!before(x->request_start, range.end))
+			if (!before(x->inbound_start, range.end))
 				return;
-			if (!before(x->request_start, range.start))
+			if (!before(x->inbound_start, range.start))
 				x->record.stamp_ktime_ns[STAMP_TCP] = now;
 			else
 				all_taken = false;
@@ -239,11 +273,11 @@ static __always_inline void stamp_queued(struct connection *conn, u32 rcv_nxt, u
 	skip_finished(conn, &conn->queued);
 	BOUNDED_LOOP
 	for (i = 0; i < IN_FLIGHT_MAX; i++) {
-		if (!before(conn->queued, conn->begun))
+		if (!before(conn->queued, conn->arrived))
 			return;
 		x = in_flight(conn, conn->queued);
 		if (x) {
-			if (!before(x->request_start, rcv_nxt))
+			if (!before(x->inbound_start, rcv_nxt))
 				return;
 			x->record.stamp_ktime_ns[STAMP_QUEUED] = now;
 		}
@@ -279,8 +313,23 @@ static __always_inline struct reader *reader_of(u32 tid)
 		r->sk = 0;
 		r->woken_ktime_ns = NEVER_WOKEN;
 		r->tid = tid;
+		r->mingles = 0;
+		r->handling.last_read.connection_id = 0;
 	}
 	return r;
+}
+
+/* A task reads a request. Has it let go of the one before? */
+static __always_inline void take_in_hand(const struct connection *conn, struct reader *r,
+					 bool waits)
+{
+	const struct request_name *last = &r->handling.last_read;
+	struct connection *other = connection_at(last->place);
+
+	if (last->connection_id && other && other != conn && other->id == last->connection_id &&
+	    !before(last->ordinal, other->answered))
+		r->mingles = 1;
+	r->waits = waits;
 }
 
 static __always_inline void name_request(struct request_name *name, const struct connection *conn,
@@ -305,14 +354,14 @@ static __always_inline void note_goroutine(const struct connection *conn, const 
 #endif
 }
 
-/* A task of the server reads bytes of a request: the first ones, or others. */
+/* A task reads bytes of a request, or of an upstream's response: the first ones, or others. */
 static __always_inline void note_reader(struct connection *conn, struct exchange *x, u64 sk,
-					bool first)
+					bool first, enum access access)
 {
 	u64 pid_tgid = bpf_get_current_pid_tgid();
 	struct reader *r = reader_of((u32)pid_tgid);
 
-	if (first) {
+	if (!x->record.pid) {
 		x->record.pid = pid_tgid >> 32;
 		x->record.tid = (u32)pid_tgid;
 	}
@@ -320,12 +369,17 @@ static __always_inline void note_reader(struct connection *conn, struct exchange
 		return;
 	if (first)
 		stamp_wakeup(x, r, sk);
+	if (is_outgoing(x))
+		return;
+	if (CLIENTS)
+		take_in_hand(conn, r, sock_blocks(sk, access));
 	name_request(&r->handling.last_read, conn, x);
 	note_goroutine(conn, x);
 }
 
 /* The application has read all bytes before copied_seq. */
-static __always_inline void stamp_read(struct connection *conn, u64 sk, u32 copied_seq, u64 now)
+static __always_inline void stamp_read(struct connection *conn, u64 sk, u32 copied_seq, u64 now,
+				       enum access access)
 {
 	struct exchange *x;
 	bool first;
@@ -334,17 +388,16 @@ static __always_inline void stamp_read(struct connection *conn, u64 sk, u32 copi
 	skip_finished(conn, &conn->read);
 	BOUNDED_LOOP
 	for (i = 0; i < IN_FLIGHT_MAX; i++) {
-		if (!before(conn->read, conn->begun))
+		if (!before(conn->read, conn->arrived))
 			return;
 		x = in_flight(conn, conn->read);
 		if (x) {
-			if (!before(x->request_start, copied_seq))
+			if (!before(x->inbound_start, copied_seq))
 				return;
 			first = !x->record.stamp_ktime_ns[STAMP_READ];
 			x->record.stamp_ktime_ns[first ? STAMP_READ : STAMP_READ_LAST] = now;
-			note_reader(conn, x, sk, first);
-			if (!(x->record.flags & REQUEST_RECEIVED) ||
-			    before(copied_seq, x->request_end))
+			note_reader(conn, x, sk, first, access);
+			if (!inbound_is_whole(x) || before(copied_seq, x->inbound_end))
 				return;
 		}
 		conn->read++;

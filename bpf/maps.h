@@ -4,7 +4,7 @@
  * flight on them, the tasks that read them, and counts.
  *
  * Set by the loader at compile time: CONNECTION_SETS, WAYS (a power of two),
- * SOCKET_SLOTS, MAX_EXCHANGES, RING_PAGES.
+ * SOCKET_SLOTS, MAX_EXCHANGES, RING_PAGES, CLIENTS (are there upstreams?).
  */
 
 #define IN_FLIGHT_MAX 16	/* requests in flight on one connection; a power of two */
@@ -15,10 +15,20 @@
 
 enum direction { INBOUND = 0, OUTBOUND = 1 };
 
+/*
+ * One direction of a connection and what it carries, which the role decides that
+ * this side has in it: a server's requests come in, a client's go out.
+ */
+enum flow { REQUESTS_IN = 0, RESPONSES_OUT = 1, RESPONSES_IN = 2, REQUESTS_OUT = 3 };
+
+#define IS_OUTBOUND(flow) ((flow) & 1)
+#define IS_CLIENTS(flow) (CLIENTS && ((flow) & 2))
+#define CARRIES_REQUESTS(flow) (!IS_OUTBOUND(flow) == !IS_CLIENTS(flow))
+
 /* Where the bytes lie that are read: a constant, so that packets pay nothing for the rest. */
 enum source { FROM_PACKET, FROM_PIECE };
 
-/* Always seen from the measured server: peer is the client, local the server. */
+/* Seen from this side: of a server's connection, peer is the client; of a client's, the upstream. */
 struct connection_key {
 	u8 peer_address[16] __attribute__((aligned(8)));	/* IPv4 as IPv4-mapped IPv6 */
 	u8 local_address[16];
@@ -86,6 +96,21 @@ struct parser {
 	};
 };
 
+/* Finds a request again, as long as it is in flight. */
+struct request_name {
+	u64 connection_id;	/* 0: of no request */
+	u32 place;		/* the connection's */
+	u32 ordinal;
+};
+
+/* Who wrote the byte `seq`, which starts a request, and what for. */
+struct writer {
+	u64 pid_tgid;
+	struct request_name cause;
+	u32 seq;
+	u32 unused;
+};
+
 /*
  * What the last response with a Content-Length looked like; the next one on its
  * connection may well look the same. In bytes from its start.
@@ -99,9 +124,10 @@ struct head_shape {
 
 /*
  * Requests on a connection are numbered by ordinals, which wrap. For ordinals
- * n: n < begun have started, n < answered have had their whole response sent,
- * n < finished have been reported; tcp, queued and read say how far each of
- * these hooks has stamped.
+ * n: n < begun have started, n < answered have had their whole response pass,
+ * n < finished have been reported; of n < arrived the message that comes in (the
+ * request, or an upstream's response) has begun, and tcp, queued and read say
+ * how far each of these hooks has stamped that.
  */
 struct connection {
 	u64 id;			/* 0: nobody's, or not whole yet */
@@ -115,26 +141,23 @@ struct connection {
 	u32 begun;
 	u32 answered;
 	u32 finished;
+	u32 arrived;
 	u32 tcp;
 	u32 queued;
 	u32 read;
 	u32 place;		/* in the table of connections */
 	u32 home;		/* the slot last used, tried first while it is warm */
-	u32 flags;		/* enum request_flag: how the connection is ending */
+	u32 flags;		/* enum request_flag: CLIENT, and how the connection is ending */
 	u32 slot[IN_FLIGHT_MAX];
 	struct arrivals arrivals;	/* at XDP, inbound bytes */
 	struct marks writes;	/* at sendmsg, outbound bytes */
+	struct writer writer;	/* of the last request to an upstream */
+	u32 copied_seq;		/* what has been read of an upstream's responses */
+	u32 unused;
 };
 
 /* Whose the connections of a set are: see connections.h. 0: nobody's. */
 struct connection_tags { u64 of[WAYS]; };
-
-/* Finds a request again, as long as it is in flight. */
-struct request_name {
-	u64 connection_id;	/* 0: of no request */
-	u32 place;		/* the connection's */
-	u32 ordinal;
-};
 
 /* What a thread, or a goroutine, works on. */
 struct handling {
@@ -149,7 +172,8 @@ struct reader {
 	u64 woken_ktime_ns;	/* NEVER_WOKEN: by none of them */
 	u64 running_ktime_ns;	/* 0 until it got a CPU */
 	u32 tid;
-	u32 unused;
+	u16 mingles;		/* it read a request while it had another in hand */
+	u16 waits;		/* reads of the last request's socket wait for data */
 	struct handling handling;
 };
 
@@ -245,7 +269,7 @@ struct scratch {
 	u64 payload_length;
 	u64 position;		/* payload bytes already read */
 	u32 fin;
-	u32 direction;		/* enum direction */
+	u32 flow;		/* enum flow */
 	u32 continuing;		/* this run continues another one */
 	s32 ahead;		/* bytes stepped over before it; negative: seen before */
 	u32 piece;		/* the place of the one that is read instead of the packet */
@@ -260,7 +284,8 @@ struct scratch {
 };
 
 enum continuation { CONTINUE_INBOUND, CONTINUE_OUTBOUND, CONTINUE_CHUNKS, CONTINUE_DISORDER,
-		    CONTINUE_KEPT, CONTINUE_KEPT_CHUNKS, CONTINUATION_COUNT };
+		    CONTINUE_KEPT, CONTINUE_KEPT_CHUNKS, CONTINUATIONS_EACH,
+		    CONTINUATION_COUNT = 2 * CONTINUATIONS_EACH };
 
 struct carry { u8 bytes[CARRY_MAX]; };
 

@@ -88,77 +88,84 @@ static __always_inline u64 arrival_of_read(const struct scratch *s, struct conne
 	return kept ? arrival_of(&kept->arrivals, seq) : 0;
 }
 
-static __always_inline void end_request(struct connection *conn, struct scratch *s,
+/* The message that comes in is whole. */
+static __always_inline void end_inbound(struct connection *conn, struct scratch *s,
 					struct exchange *x, enum source source)
 {
 	u64 last;
 
-	conn->inbound.state = PARSER_BETWEEN;
-	if (!x)
-		return;
-	x->request_end = s->seq + s->position;
-	last = arrival_of_read(s, conn, x->request_end - 1, source);
+	x->inbound_end = s->seq + s->position;
+	last = arrival_of_read(s, conn, x->inbound_end - 1, source);
 	if (last != x->record.stamp_ktime_ns[STAMP_NIC])
 		x->record.stamp_ktime_ns[STAMP_NIC_LAST] = last;
-	x->record.flags |= REQUEST_RECEIVED;
 }
 
-static __always_inline void end_response(struct connection *conn, struct scratch *s,
+/* The message that goes out is whole. */
+static __always_inline void end_outbound(struct connection *conn, struct scratch *s,
 					 struct exchange *x)
 {
 	u64 last;
 
-	conn->outbound.state = PARSER_BETWEEN;
-	if (x) {
-		x->response_end = s->seq + s->position;
-		if (s->ktime_ns != x->record.stamp_ktime_ns[STAMP_TC_OUT])
-			x->record.stamp_ktime_ns[STAMP_TC_OUT_LAST] = s->ktime_ns;
-		last = mark_of(&conn->writes, x->response_end - 1);
-		if (last != x->record.stamp_ktime_ns[STAMP_WRITE])
-			x->record.stamp_ktime_ns[STAMP_WRITE_LAST] = last;
-		x->record.flags |= REQUEST_ANSWERED;
-	}
-	conn->answered++;
-	if (conn->outbound.message_flags & MESSAGE_ENDS_HTTP)
-		turn_off(conn);
+	x->outbound_end = s->seq + s->position;
+	if (s->ktime_ns != x->record.stamp_ktime_ns[STAMP_TC_OUT])
+		x->record.stamp_ktime_ns[STAMP_TC_OUT_LAST] = s->ktime_ns;
+	last = mark_of(&conn->writes, x->outbound_end - 1);
+	if (last != x->record.stamp_ktime_ns[STAMP_WRITE])
+		x->record.stamp_ktime_ns[STAMP_WRITE_LAST] = last;
 }
 
 /* For a parser that is at PARSER_ENDED: what it has read was a whole message. */
 static __always_inline void end_message(struct connection *conn, struct scratch *s,
-					struct exchange *x, enum direction direction,
+					struct exchange *x, enum flow flow,
 					enum source source)
 {
-	if (direction == INBOUND)
-		end_request(conn, s, x, source);
-	else
-		end_response(conn, s, x);
+	struct parser *p = parser_of(conn, flow);
+
+	p->state = PARSER_BETWEEN;
+	if (x) {
+		if (IS_OUTBOUND(flow))
+			end_outbound(conn, s, x);
+		else
+			end_inbound(conn, s, x, source);
+		x->record.flags |= CARRIES_REQUESTS(flow) ? REQUEST_RECEIVED : REQUEST_ANSWERED;
+	}
+	if (!CARRIES_REQUESTS(flow)) {
+		conn->answered++;
+		if (p->message_flags & MESSAGE_ENDS_HTTP)
+			turn_off(conn);
+	}
+	if (IS_CLIENTS(flow)) {
+		if (x && !IS_OUTBOUND(flow))
+			mind_read_already(conn, x);
+		finish_read(conn);
+	}
 }
 
 /* Bytes on the wire, heads and chunk framing included. */
-static __always_inline void add_bytes(struct exchange *x, u64 n, enum direction direction)
+static __always_inline void add_bytes(struct exchange *x, u64 n, enum flow flow)
 {
 	if (!x)
 		return;
-	if (direction == INBOUND)
+	if (CARRIES_REQUESTS(flow))
 		x->record.request_bytes += n;
 	else
 		x->record.response_bytes += n;
 }
 
 static __always_inline void consume(struct scratch *s, struct exchange *x, u64 n,
-				    enum direction direction)
+				    enum flow flow)
 {
 	s->position += n;
 	if (x)
 		x->activity_ktime_ns = s->ktime_ns;
-	add_bytes(x, n, direction);
+	add_bytes(x, n, flow);
 }
 
-static __always_inline void add_content(struct exchange *x, u64 n, enum direction direction)
+static __always_inline void add_content(struct exchange *x, u64 n, enum flow flow)
 {
 	if (!x)
 		return;
-	if (direction == INBOUND)
+	if (CARRIES_REQUESTS(flow))
 		x->record.request_body_bytes += n;
 	else
 		x->record.response_body_bytes += n;
@@ -168,8 +175,9 @@ static __always_inline void add_content(struct exchange *x, u64 n, enum directio
  * A request may begin with the window's first byte; false where it cannot. An
  * empty line before it, which some clients send after a body, is stepped over.
  */
-static __always_inline bool begin_inbound(struct scratch *s, struct connection *conn,
-					  struct exchange **x, enum source source)
+static __always_inline bool start_request(struct scratch *s, struct connection *conn,
+					  struct parser *p, struct exchange **x, enum flow flow,
+					  enum source source)
 {
 	u32 seq = s->seq + s->position;
 	u8 first = byte_at(s, 0);
@@ -189,36 +197,55 @@ static __always_inline bool begin_inbound(struct scratch *s, struct connection *
 		turn_off(conn);
 		return true;
 	}
-	start_message(&conn->inbound);
-	*x = begin_request(conn, seq, arrival_of_read(s, conn, seq, source), s->ktime_ns);
+	start_message(p);
+	*x = begin_request(conn, seq,
+			   IS_OUTBOUND(flow) ? mark_of(&conn->writes, seq)
+					     : arrival_of_read(s, conn, seq, source),
+			   s->ktime_ns, flow);
+	if (*x && IS_CLIENTS(flow))
+		name_writer(conn, *x, seq);
 	/* TCP had it in its hands before it was a request. */
 	if (source == FROM_PIECE && *x)
 		(*x)->record.stamp_ktime_ns[STAMP_TCP] = s->tcp_ktime_ns;
 	return true;
 }
 
-static __always_inline bool begin_outbound(struct scratch *s, struct connection *conn,
-					   struct exchange **x)
+/* A response begins with the window's first byte; false where none was asked for. */
+static __always_inline bool start_response(struct scratch *s, struct connection *conn,
+					   struct parser *p, struct exchange **x, enum flow flow,
+					   enum source source)
 {
+	u32 seq = s->seq + s->position;
+
 	if (!before(conn->answered, conn->begun)) {
 		count(COUNT_RESPONSES_UNASKED);
 		return false;
 	}
-	start_message(&conn->outbound);
-	*x = current_exchange(conn, OUTBOUND);
-	if (*x) {
+	start_message(p);
+	*x = current_exchange(conn, flow);
+	if (*x && IS_OUTBOUND(flow)) {
 		(*x)->record.stamp_ktime_ns[STAMP_TC_OUT] = s->ktime_ns;
-		(*x)->record.stamp_ktime_ns[STAMP_WRITE] =
-			mark_of(&conn->writes, s->seq + s->position);
+		(*x)->record.stamp_ktime_ns[STAMP_WRITE] = mark_of(&conn->writes, seq);
+	} else if (*x) {
+		(*x)->inbound_start = seq;
+		(*x)->record.stamp_ktime_ns[STAMP_NIC] = arrival_of_read(s, conn, seq, source);
+		(*x)->record.stamp_ktime_ns[STAMP_TC] = s->ktime_ns;
+		if (source == FROM_PIECE)
+			(*x)->record.stamp_ktime_ns[STAMP_TCP] = s->tcp_ktime_ns;
 	}
+	if (!IS_OUTBOUND(flow))
+		conn->arrived = conn->answered + 1;
 	return true;
 }
 
 /* The request's head is whole: how long is its body? */
-static __always_inline void begin_request_body(struct parser *p, struct exchange *x)
+static __always_inline void begin_request_body(struct connection *conn, struct parser *p,
+					       struct exchange *x, enum flow flow)
 {
 	if (x)
 		x->head_whole = 1;
+	if (x && IS_CLIENTS(flow))
+		name_cause(conn, x);
 	if (p->message_flags & MESSAGE_CHUNKED) {
 		p->state = PARSER_CHUNK_SIZE;
 		p->remaining = 0;
@@ -240,19 +267,29 @@ static __always_inline bool ends_http(const struct exchange *x, u32 status)
 					 WORD('C', 'O', 'N', 'N', 'E', 'C', 'T', ' ');
 }
 
+/* It was an interim response: the real one is still to come. */
+static __always_inline void forget_response(struct connection *conn, struct exchange *x,
+					    enum flow flow)
+{
+	if (!IS_OUTBOUND(flow))
+		unread_response(conn, x);
+	if (!x)
+		return;
+	if (IS_OUTBOUND(flow)) {
+		x->record.stamp_ktime_ns[STAMP_TC_OUT] = 0;
+		x->record.stamp_ktime_ns[STAMP_WRITE] = 0;
+	}
+	x->record.response_bytes = 0;
+}
+
 static __always_inline void begin_response_body(struct connection *conn, struct parser *p,
-						struct exchange *x)
+						struct exchange *x, enum flow flow)
 {
 	bool to_head = conn->head_requests >> (conn->answered & 63) & 1;
 
 	if (p->status < 200 && p->status != 101) {
-		/* An interim response: the real one is still to come. */
 		p->state = PARSER_BETWEEN;
-		if (x) {
-			x->record.stamp_ktime_ns[STAMP_TC_OUT] = 0;
-			x->record.stamp_ktime_ns[STAMP_WRITE] = 0;
-			x->record.response_bytes = 0;
-		}
+		forget_response(conn, x, flow);
 		return;
 	}
 	if (x)

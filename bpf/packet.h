@@ -38,10 +38,10 @@ enum parse_result { SEGMENT_OURS = 0, SEGMENT_FOREIGN, SEGMENT_UNPARSED };
 /*
  * Reads the frame [data, data_end) of frame_length bytes (more than is mapped
  * where the packet is not linear). SEGMENT_OURS fills *seg: a TCP segment to
- * (inbound) or from (outbound) a measured port.
+ * (inbound) or from (outbound) a side that has one of `roles` in its connection.
  */
 static __always_inline int parse_segment(u8 *data, u8 *data_end, u32 frame_length,
-					 enum direction direction, struct segment *seg)
+					 enum direction direction, u32 roles, struct segment *seg)
 {
 	u8 *cursor = data + ETHERNET_LENGTH, *peer, *local, *tcp;
 	u32 type, protocol, ip_length, header_length, ip_offset, offset, end, source, destination;
@@ -118,7 +118,7 @@ static __always_inline int parse_segment(u8 *data, u8 *data_end, u32 frame_lengt
 		return SEGMENT_UNPARSED;
 	seg->key.peer_port = direction == INBOUND ? be16(tcp) : be16(tcp + 2);
 	seg->key.local_port = direction == INBOUND ? be16(tcp + 2) : be16(tcp);
-	if (!IS_MEASURED_PORT(seg->key.local_port))
+	if (!(role_in(&seg->key) & roles))
 		return SEGMENT_FOREIGN;
 	seg->seq = be32(tcp + 4);
 	seg->ack_seq = be32(tcp + 8);

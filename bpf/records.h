@@ -42,40 +42,46 @@ enum stamp {
 
 /* Properties of a finished request; a set of bits. */
 enum request_flag {
-	REQUEST_RECEIVED = 1,		/* its last byte arrived */
-	REQUEST_ANSWERED = 2,		/* its response's last byte left */
+	REQUEST_RECEIVED = 1,		/* its last byte passed */
+	REQUEST_ANSWERED = 2,		/* its response's last byte passed */
 	REQUEST_CHUNKED = 4,
 	RESPONSE_CHUNKED = 8,
 	RESPONSE_UNTIL_CLOSE = 16,	/* the response had no length of its own */
-	PEER_RESET = 32,		/* the client sent RST */
-	PEER_CLOSED = 64,		/* the client sent FIN */
-	LOCAL_RESET = 128,		/* the server sent RST */
-	LOCAL_CLOSED = 256,		/* the server sent FIN */
+	PEER_RESET = 32,		/* the other side sent RST */
+	PEER_CLOSED = 64,		/* the other side sent FIN */
+	LOCAL_RESET = 128,		/* this side sent RST */
+	LOCAL_CLOSED = 256,		/* this side sent FIN */
 	IDLE_TIMEOUT = 512,		/* ended by the agent, not by HTTP */
 	UPGRADED = 1024,		/* 101, or 2xx to CONNECT: HTTP ended here */
 	AGENT_STOPPED = 2048,		/* ended because the agent stopped */
+	CLIENT = 4096,			/* a process of this machine sent it to an upstream */
+	CAUSED = 8192,			/* by the request cause_*, whose traceparent it has */
 };
 
 /* One finished request: the only thing that the ring buffer carries. */
 struct request_record {
 	__u64 stamp_ktime_ns[STAMP_COUNT];	/* CLOCK_MONOTONIC; 0: absent */
 	__u64 connection_id;
+	__u64 cause_connection_id;		/* valid if CAUSED, as cause_ordinal */
 	__u64 request_bytes;			/* head and body, as sent */
 	__u64 response_bytes;
 	__u64 request_body_bytes;		/* content, without chunk framing */
 	__u64 response_body_bytes;
 	__u32 ordinal;				/* of the request on its connection */
-	__u32 pid;				/* of the process that read it; 0: never read */
+	__u32 pid;				/* of who read it, or wrote it to an upstream; 0: unknown */
 	__u32 tid;
 	__u32 flags;				/* enum request_flag */
 	__u32 request_retransmits;		/* segments that repeated bytes */
 	__u32 response_retransmits;
-	__u32 request_out_of_order;		/* segments that came before bytes that precede them */
-	__u16 marked;				/* 1: the application said what the next four fields say */
+	__u32 out_of_order;			/* segments that came before bytes that precede them */
+	__u32 cause_ordinal;
+	__u32 unused;
+	/* 1: the application said, of this request or of its cause, what the next four fields say. */
+	__u16 marked;
 	__u16 trace_flags;
 	__u8 trace_id[16];
 	__u8 span_id[8];			/* of the request's span, the application's parent */
-	__u8 parent_span_id[8];			/* of the caller's; 0: there is none */
+	__u8 parent_span_id[8];			/* of the caller's, or the cause's; 0: there is none */
 	__u8 peer_address[16];			/* IPv4 as IPv4-mapped IPv6 */
 	__u8 local_address[16];
 	__u16 peer_port;
@@ -105,9 +111,10 @@ enum exchange_state {
 struct exchange {
 	__u64 state;			/* enum exchange_state; changes hands by compare-and-swap */
 	__u64 activity_ktime_ns;	/* of the last byte, either way */
-	__u32 request_start;		/* sequence numbers */
-	__u32 request_end;		/* valid once REQUEST_RECEIVED */
-	__u32 response_end;		/* valid once REQUEST_ANSWERED */
+	/* Sequence numbers of the message that comes in: the request, or an upstream's response. */
+	__u32 inbound_start;		/* valid once it has begun */
+	__u32 inbound_end;		/* valid once it is whole */
+	__u32 outbound_end;		/* of the other message, once that is whole */
 	__u32 head_whole;		/* the request's whole head was read */
 	struct request_record record;
 };
@@ -139,7 +146,8 @@ enum counter {
 	COUNT_MARKS_JOINED = 18,		/* what applications said, and of which request */
 	COUNT_MARKS_UNKNOWN = 19,		/* of no request that is known, or that fits */
 	COUNT_MARKS_AMBIGUOUS = 20,		/* of one of several */
-	COUNT_COUNT = 21,
+	COUNT_CAUSES_AMBIGUOUS = 21,		/* of requests to upstreams: they may have others */
+	COUNT_COUNT = 22,
 };
 
 #endif

@@ -18,6 +18,10 @@ static __always_inline int handle_waking(u64 task)
 	r = readers.lookup(&slot);
 	if (!r)
 		return 0;
+	if (CLIENTS && r->tid != tid) {
+		r->handling.last_read.connection_id = 0;
+		r->mingles = 0;
+	}
 	r->tid = tid;
 	r->sk = *waking;
 	r->woken_ktime_ns = bpf_ktime_get_ns();

@@ -5,7 +5,7 @@
  * attach; what happens is in the handle_* functions.
  */
 
-/* The connection of a measured server's socket. */
+/* The connection of a measured socket. */
 static __always_inline struct connection *connection_of(u64 sk, enum access access)
 {
 	u16 local_port = sock_local_port(sk, access);
@@ -13,7 +13,7 @@ static __always_inline struct connection *connection_of(u64 sk, enum access acce
 	struct connection *conn;
 	u32 index, *place;
 
-	if (!IS_MEASURED_PORT(local_port))
+	if (!may_be_measured(local_port, sk, access))
 		return NULL;
 	index = sock_hash(sk, access) & (SOCKET_SLOTS - 1);
 	place = socket_places.lookup(&index);
@@ -22,7 +22,7 @@ static __always_inline struct connection *connection_of(u64 sk, enum access acce
 	conn = connection_at(*place);
 	if (conn && conn->socket == sk)
 		return conn;
-	if (server_key(sk, local_port, &key, access))
+	if (measured_key(sk, local_port, &key, access))
 		return NULL;
 	conn = find_connection(&key);
 	if (conn) {
@@ -38,7 +38,7 @@ static __always_inline int handle_tcp(u64 sk, u64 skb, enum access access)
 	struct byte_range range;
 	u64 now;
 
-	if (!conn || (!before(conn->tcp, conn->begun) && !conn->inbound.kept))
+	if (!conn || (!before(conn->tcp, conn->arrived) && !conn->inbound.kept))
 		return 0;
 	range = skb_byte_range(skb, access);
 	if (range.start == range.end)
@@ -73,14 +73,30 @@ static __always_inline int handle_queued(u64 sk, enum access access)
 static __always_inline int handle_read(u64 sk, enum access access)
 {
 	struct connection *conn = connection_of(sk, access);
+	u32 copied_seq;
 	u64 tp;
 
-	if (!conn || !before(conn->read, conn->begun))
+	if (!conn || !before(conn->read, conn->arrived))
 		return 0;
 	tp = tcp_sock(sk, access);
-	if (tp)
-		stamp_read(conn, sk, tcp_copied_seq(tp, access), bpf_ktime_get_ns());
+	if (!tp)
+		return 0;
+	copied_seq = tcp_copied_seq(tp, access);
+	stamp_read(conn, sk, copied_seq, bpf_ktime_get_ns(), access);
+	if (is_clients(conn)) {
+		conn->copied_seq = copied_seq;
+		finish_read(conn);
+	}
 	return 0;
+}
+
+static __always_inline void leave_alone(struct connection *conn)
+{
+	if (conn->inbound.state == PARSER_OFF)
+		return;
+	conn->inbound.state = PARSER_OFF;
+	conn->outbound.state = PARSER_OFF;
+	count(COUNT_CONNECTIONS_OWN);
 }
 
 /*
@@ -101,11 +117,8 @@ static __always_inline void leave_own_export_alone(u64 sk)
 	conn = find_connection(&key);
 	if (!conn)
 		conn = create_connection(&key, bpf_ktime_get_ns());
-	if (!conn || conn->inbound.state == PARSER_OFF)
-		return;
-	conn->inbound.state = PARSER_OFF;
-	conn->outbound.state = PARSER_OFF;
-	count(COUNT_CONNECTIONS_OWN);
+	if (conn)
+		leave_alone(conn);
 }
 
 static __always_inline int handle_write(u64 sk, enum access access)
@@ -120,6 +133,8 @@ static __always_inline int handle_write(u64 sk, enum access access)
 	if (!tp)
 		return 0;
 	write_seq = tcp_write_seq(tp, access);
+	if (is_clients(conn))
+		note_writer(conn, write_seq);
 	mark(&conn->writes, write_seq, bpf_ktime_get_ns(), write_seq == conn->outbound.next_seq);
 	return 0;
 }
@@ -128,8 +143,8 @@ static __always_inline int handle_write(u64 sk, enum access access)
 #define TCP_SYN_SENT 2
 #define TCP_CLOSE 7
 
-/* A socket that the agent connects: its own port is known once that is done. */
-static __always_inline void watch_own_connect(u64 sk, u32 state)
+/* A socket that the agent connects: its own port is known once that is done. True: it is. */
+static __always_inline bool watch_own_connect(u64 sk, u32 state)
 {
 	u64 key = as_number(sk);
 	int zero = 0;
@@ -142,9 +157,12 @@ static __always_inline void watch_own_connect(u64 sk, u32 state)
 			connecting.update(&key, &own);
 	} else if (connecting.lookup(&key)) {
 		connecting.delete(&key);
-		if (state == TCP_ESTABLISHED)
+		if (state == TCP_ESTABLISHED) {
 			leave_own_export_alone(sk);
+			return true;
+		}
 	}
+	return false;
 }
 
 static __always_inline int handle_state(u64 sk, u32 state)
@@ -152,18 +170,19 @@ static __always_inline int handle_state(u64 sk, u32 state)
 	struct connection_key key;
 	struct connection *conn;
 	struct exchange *x;
+	bool own;
 	u64 tp;
 
 	if (state != TCP_ESTABLISHED && state != TCP_SYN_SENT && state != TCP_CLOSE)
 		return 0;
-	watch_own_connect(sk, state);
+	own = watch_own_connect(sk, state);
 	if (state == TCP_SYN_SENT)
 		return 0;
 	tp = tcp_sock(sk, DIRECT);
 	/* A socket that closes has given its port back already. */
-	if (!tp || server_key(sk, state == TCP_CLOSE ? tcp_bound_port(tp, DIRECT)
-						     : sock_local_port(sk, DIRECT),
-			      &key, DIRECT))
+	if (!tp || measured_key(sk, state == TCP_CLOSE ? tcp_bound_port(tp, DIRECT)
+						       : sock_local_port(sk, DIRECT),
+				&key, DIRECT))
 		return 0;
 	conn = find_connection(&key);
 	if (state == TCP_CLOSE) {
@@ -180,7 +199,7 @@ static __always_inline int handle_state(u64 sk, u32 state)
 	if (conn && conn->begun) {
 		/* Begun by data that came with the end of the handshake? Then go on. */
 		x = in_flight(conn, 0);
-		if (x && x->request_start == tcp_rcv_nxt(tp, DIRECT))
+		if (x && !is_clients(conn) && x->inbound_start == tcp_rcv_nxt(tp, DIRECT))
 			return 0;
 		/* Else it is an earlier connection between the same ports. */
 		close_requests(conn);
@@ -192,13 +211,15 @@ static __always_inline int handle_state(u64 sk, u32 state)
 		conn = create_connection(&key, bpf_ktime_get_ns());
 	if (!conn || conn->inbound.state != PARSER_LOST)
 		return 0;
-	conn->flags = 0;
+	conn->flags &= CLIENT;
 	conn->inbound.counted = 0;
 	conn->inbound.next_seq = tcp_rcv_nxt(tp, DIRECT);
 	conn->inbound.state = PARSER_BETWEEN;
 	conn->outbound.next_seq = tcp_write_seq(tp, DIRECT);
 	conn->outbound.state = PARSER_BETWEEN;
 	count(COUNT_CONNECTIONS_OPENED);
+	if (CLIENTS && own)
+		leave_alone(conn);
 	return 0;
 }
 

@@ -14,12 +14,15 @@ int xdp_arrival(struct xdp_md *xdp)
 	struct connection *conn;
 	u64 now;
 
-	if (parse_segment(data, data_end, (u32)(data_end - data), INBOUND, &seg) != SEGMENT_OURS ||
-	    !seg.payload_length)
+	if (parse_segment(data, data_end, (u32)(data_end - data), INBOUND, ROLE_SERVER | ROLE_CLIENT,
+			  &seg) != SEGMENT_OURS || !seg.payload_length)
 		return XDP_VERDICT_PASS;
 	now = bpf_ktime_get_ns();
 	conn = find_connection(&seg.key);
 	if (!conn) {
+		/* With a request begins what is measured: an upstream's response is none. */
+		if (role_in(&seg.key) != ROLE_SERVER)
+			return XDP_VERDICT_PASS;
 		conn = create_connection(&seg.key, now);
 		if (!conn)
 			return XDP_VERDICT_PASS;

@@ -220,10 +220,6 @@ class Attachments:
         self._nothing_for.append(choice)
         return None
 
-    def _keep(self, fd: int, description: str) -> None:
-        self._stack.callback(os.close, fd)
-        self._on_interfaces.append(description)
-
     def _attach_xdp(self, programs: Programs, name: str, ifindex: int, netns: Netns) -> None:
         fd = programs.fd("xdp_arrival")
         refusals = []
@@ -244,7 +240,8 @@ class Attachments:
                     ) from error
                 refusals.append(f"{mode}: {error.strerror}")
                 continue
-            self._keep(link, f"XDP {mode} on {name}")
+            self._stack.callback(os.close, link)
+            self._on_interfaces.append(f"XDP {mode} on {name}")
             return
         raise KernelError(
             f"cannot attach XDP to interface {name} ({'; '.join(refusals)}): run with `--xdp off` "
@@ -255,11 +252,14 @@ class Attachments:
         self, programs: Programs, choice: Choice, name: str, ifindex: int, netns: Netns
     ) -> None:
         direction = choice.hook.name
-        fd = programs.fd(choice.chosen.program)
-        if choice.chosen.target == "clsact":
-            self._stack.enter_context(clsact.attached(netns, ifindex, fd, direction))
-            self._on_interfaces.append(f"clsact {direction} on {name}")
-            return
+        for fd in programs.tc_fds(direction).values():
+            if choice.chosen.target == "clsact":
+                self._stack.enter_context(clsact.attached(netns, ifindex, fd, direction))
+            else:
+                self._attach_tcx(fd, direction, name, ifindex, netns)
+        self._on_interfaces.append(f"{choice.chosen.target} {direction} on {name}")
+
+    def _attach_tcx(self, fd: int, direction: str, name: str, ifindex: int, netns: Netns) -> None:
         attach_type = (
             libbpf.BPF_TCX_INGRESS if direction == "ingress" else libbpf.BPF_TCX_EGRESS
         )
@@ -273,7 +273,7 @@ class Attachments:
             raise KernelError(
                 f"cannot attach to TC {direction} of interface {name}: {error.strerror}"
             ) from error
-        self._keep(link, f"tcx {direction} on {name}")
+        self._stack.callback(os.close, link)
 
 
 def _attach_probe(stack: contextlib.ExitStack, candidate: Candidate, fd: int) -> int:

@@ -10,6 +10,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,21 +22,22 @@ from otelbpf.fields import field_offsets
 from otelbpf.hooks import Candidate, Choice, Mechanism
 from otelbpf.records import Counter
 from otelbpf.sources import bpf_directory
+from otelbpf.upstreams import Upstreams, any_of
 
 # One text for BCC, in the order in which each builds on the ones before.
 _SOURCES = (
     "records.h", "mark.h", "maps.h", "kernel.h", "connections.h", "packet.h", "marks.h", "ledger.h",
-    "words.h", "message.h", "head.h", "body.h", "disorder.h", "xdp.c", "tc.c", "socket.c",
-    "sched.c", "mark.c",
-    "handler.c", "sweep.c",
+    "client.h", "words.h", "message.h", "head.h", "body.h", "disorder.h", "xdp.c", "tc.h", "tc.c",
+    "tc_client.c", "socket.c", "sched.c", "mark.c", "handler.c", "sweep.c",
 )
 _PAGE_BYTES = 4096
 # Connections in a set of them (bpf/connections.h); a power of two.
 _WAYS = 8
-# Programs that a hook's program continues into, in the order of enum continuation.
-_CONTINUATIONS = (
-    "tc_ingress", "tc_egress", "tc_chunks", "tc_disorder", "tc_kept", "tc_kept_chunks",
-)
+_NO_UPSTREAMS = Upstreams()
+# What a role's programs at traffic control are called.
+_SERVER, _CLIENT = "tc_", "tc_client_"
+# Programs that a hook's program continues into, for each role, in the order of enum continuation.
+_CONTINUATIONS = ("ingress", "egress", "chunks", "disorder", "kept", "kept_chunks")
 
 
 class Part(StrEnum):
@@ -103,6 +105,7 @@ class Programs:
         netns_cookie: of the measured network namespace.
         choices: what each hook got, from hooks.choose().
         parts: of bpf/ that not every run needs.
+        upstreams: whose requests are measured as a client's.
     Raises:
         KernelError: the compiler's, the verifier's or the kernel's refusal.
     """
@@ -115,23 +118,40 @@ class Programs:
         choices: tuple[Choice, ...],
         limits: Limits,
         parts: frozenset[Part] = frozenset(),
+        upstreams: Upstreams = _NO_UPSTREAMS,
     ) -> None:
         self._bcc = import_bcc()
         self.limits = limits
-        self._bpf = self._compile(btf, ports, netns_cookie, limits, parts)
+        self._roles = (_SERVER,) * bool(ports) + (_CLIENT,) * bool(upstreams)
+        self._bpf = self._compile(btf, ports, netns_cookie, limits, parts, upstreams)
         self._loaded: dict[_Load, int] = {}
         self._closing: list[int] = []
         self._target_ids = _target_ids(btf, choices)
-        own = [*_CONTINUATIONS, "sweep", "learn_agent"]
-        wanted = [_Load(program) for program in own]
+        # Their place follows from their role and from what they go on with.
+        places = {
+            role + name: place
+            for place, (role, name) in enumerate(product((_SERVER, _CLIENT), _CONTINUATIONS))
+            if role in self._roles
+        }
+        wanted = [_Load(program) for program in (*places, "sweep", "learn_agent")]
         for choice in choices:
-            if choice.chosen is not None:
+            if choice.chosen is not None and choice.chosen.mechanism is not Mechanism.TC:
                 wanted.append(_load_of(choice.chosen))
         self._load_side_by_side(wanted)
         continuations = self._bpf[b"continuations"]
-        for index, name in enumerate(_CONTINUATIONS):
-            continuations[ctypes.c_int(index)] = ctypes.c_int(self.fd(name))
+        for program, place in places.items():
+            continuations[ctypes.c_int(place)] = ctypes.c_int(self.fd(program))
         libbpf.run_once(self.fd("learn_agent"), context=bytes(8))
+
+    def tc_fds(self, direction: str) -> dict[str, int]:
+        """Program -> file descriptor, of all that watch traffic control in one direction.
+
+        Args:
+            direction: "ingress" or "egress".
+        Raises:
+            KernelError: the kernel refused one.
+        """
+        return {role + direction: self.fd(role + direction) for role in self._roles}
 
     def fd(self, program: str) -> int:
         """The file descriptor of a program that is not bound to one target.
@@ -191,6 +211,7 @@ class Programs:
         netns_cookie: int,
         limits: Limits,
         parts: frozenset[Part],
+        upstreams: Upstreams,
     ) -> Any:
         definitions = {
             **field_offsets(btf),
@@ -202,8 +223,10 @@ class Programs:
             "MAX_EXCHANGES": limits.connections,
             "RING_PAGES": limits.ring_bytes // _PAGE_BYTES,
             "NETNS_COOKIE": f"{netns_cookie}ull",
-            "IS_MEASURED_PORT(p)": "(" + "||".join(f"(p)=={port}" for port in ports) + ")",
+            "SERVERS": int(bool(ports)),
+            "IS_MEASURED_PORT(p)": any_of(f"(p)=={port}" for port in ports),
             **dict.fromkeys(parts, 1),
+            **upstreams.macros(),
         }
         cflags = [f"-D{name}={value}" for name, value in definitions.items()]
         # BCC takes its headers from here instead of from a kernel-headers package.

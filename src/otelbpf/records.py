@@ -11,12 +11,13 @@ from enum import IntEnum, IntFlag
 
 import numpy as np
 
-#: struct request_record, 688 bytes.
+#: struct request_record, 704 bytes.
 REQUEST_RECORD = np.dtype(
     {
         "names": [
             "stamp_ktime_ns",
             "connection_id",
+            "cause_connection_id",
             "request_bytes",
             "response_bytes",
             "request_body_bytes",
@@ -27,7 +28,9 @@ REQUEST_RECORD = np.dtype(
             "flags",
             "request_retransmits",
             "response_retransmits",
-            "request_out_of_order",
+            "out_of_order",
+            "cause_ordinal",
+            "unused",
             "marked",
             "trace_flags",
             "trace_id",
@@ -55,6 +58,9 @@ REQUEST_RECORD = np.dtype(
             "u8",
             "u8",
             "u8",
+            "u8",
+            "u4",
+            "u4",
             "u4",
             "u4",
             "u4",
@@ -90,45 +96,48 @@ REQUEST_RECORD = np.dtype(
             152,
             160,
             168,
-            172,
             176,
             180,
             184,
             188,
             192,
             196,
-            198,
             200,
+            204,
+            208,
+            212,
+            214,
             216,
-            224,
             232,
+            240,
             248,
             264,
-            266,
-            268,
-            270,
-            272,
-            274,
-            276,
-            278,
             280,
-            472,
-            536,
-            632,
+            282,
+            284,
+            286,
+            288,
+            290,
+            292,
+            294,
+            296,
+            488,
+            552,
+            648,
         ],
-        "itemsize": 688,
+        "itemsize": 704,
     }
 )
 
-#: struct exchange, 720 bytes.
+#: struct exchange, 736 bytes.
 EXCHANGE = np.dtype(
     {
         "names": [
             "state",
             "activity_ktime_ns",
-            "request_start",
-            "request_end",
-            "response_end",
+            "inbound_start",
+            "inbound_end",
+            "outbound_end",
             "head_whole",
             "record",
         ],
@@ -150,7 +159,7 @@ EXCHANGE = np.dtype(
             28,
             32,
         ],
-        "itemsize": 720,
+        "itemsize": 736,
     }
 )
 
@@ -191,6 +200,8 @@ class RequestFlag(IntFlag):
     IDLE_TIMEOUT = 512
     UPGRADED = 1024
     AGENT_STOPPED = 2048
+    CLIENT = 4096
+    CAUSED = 8192
 
 
 class ExchangeState(IntEnum):
@@ -225,3 +236,4 @@ class Counter(IntEnum):
     MARKS_JOINED = 18
     MARKS_UNKNOWN = 19
     MARKS_AMBIGUOUS = 20
+    CAUSES_AMBIGUOUS = 21

@@ -61,7 +61,7 @@ class Request:
         ended_by: how the exchange was cut short; empty: it was not.
         pid, tid: of the reader; 0: nobody read the request.
         request_retransmits, response_retransmits: segments that repeated bytes.
-        request_out_of_order: segments that came before bytes that precede them.
+        out_of_order: segments that came before bytes that precede them.
     """
 
     trace_id: int
@@ -91,7 +91,7 @@ class Request:
     response_body_bytes: int
     request_retransmits: int
     response_retransmits: int
-    request_out_of_order: int
+    out_of_order: int
     stages: tuple[Stage, ...]
     absent: tuple[str, ...]
     complete: bool
@@ -232,7 +232,7 @@ def requests_of(
                 response_body_bytes=int(record["response_body_bytes"]),
                 request_retransmits=int(record["request_retransmits"]),
                 response_retransmits=int(record["response_retransmits"]),
-                request_out_of_order=int(record["request_out_of_order"]),
+                out_of_order=int(record["out_of_order"]),
                 stages=stages_of(stamps[i]),
                 absent=missing + not_needed,
                 complete=not missing,

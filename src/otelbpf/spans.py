@@ -103,8 +103,8 @@ def attributes_of(request: Request, clock: ClockReading, style: StageStyle) -> A
         attributes["otelbpf.tcp.retransmits"] = (
             request.request_retransmits + request.response_retransmits
         )
-    if request.request_out_of_order:
-        attributes["otelbpf.tcp.out_of_order"] = request.request_out_of_order
+    if request.out_of_order:
+        attributes["otelbpf.tcp.out_of_order"] = request.out_of_order
     if style is StageStyle.ATTRIBUTES:
         for stage in request.stages:
             attributes[f"otelbpf.stage.{stage.name}"] = stage.end_ktime_ns - stage.start_ktime_ns

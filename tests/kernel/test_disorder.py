@@ -57,7 +57,7 @@ def finish(talk: Conversation, meter: Meter, stream: bytes, count: int) -> np.nd
     assert meter.losses() == {}
     assert following["request_line"] == b"GET /head HTTP/1.1"
     assert flags(following) == WHOLE
-    assert (following["request_out_of_order"], following["request_retransmits"]) == (0, 0)
+    assert (following["out_of_order"], following["request_retransmits"]) == (0, 0)
     for record in records:
         assert flags(record) & WHOLE == WHOLE
         assert record["status"] == 200
@@ -86,7 +86,7 @@ def test_a_head_in_segments_in_every_order(
     assert record["host"] == b"disorder.example"
     assert record["user_agent"] == b"overtaken/1"
     assert record["request_bytes"] == len(GET)
-    assert record["request_out_of_order"] == early(segments)
+    assert record["out_of_order"] == early(segments)
     assert record["request_retransmits"] == 0
 
 
@@ -109,7 +109,7 @@ def test_a_chunked_body_in_segments_in_every_order(
     assert record["request_line"] == b"PUT /chunky HTTP/1.1"
     assert record["request_bytes"] == len(CHUNKY)
     assert record["request_body_bytes"] == 56
-    assert record["request_out_of_order"] == early(segments)
+    assert record["out_of_order"] == early(segments)
     assert record["request_retransmits"] == 0
 
 
@@ -131,7 +131,7 @@ def test_a_body_of_known_length_in_segments_in_every_order(
     assert flags(record) == WHOLE
     assert record["request_bytes"] == len(UPLOAD)
     assert record["request_body_bytes"] == 300
-    assert record["request_out_of_order"] == early(segments)
+    assert record["out_of_order"] == early(segments)
     assert record["request_retransmits"] == 0
 
 
@@ -167,7 +167,7 @@ def test_pipelined_requests_in_segments_in_any_order(
         # What brings nothing new is a repeat, and no more than that.
         out_of_order += bool(mine - seen) and not set(range(at)) <= seen
         seen |= mine
-    assert records["request_out_of_order"].sum() == out_of_order
+    assert records["out_of_order"].sum() == out_of_order
     assert records["request_retransmits"].sum() == repeats
 
 
@@ -179,7 +179,7 @@ def test_an_early_segment_that_comes_again_is_a_repeat(
     deliver(talk, [tail, *[tail] * times, head])
     (record,) = finish(talk, meter, GET, 1)
     assert record["request_bytes"] == len(GET)
-    assert record["request_out_of_order"] == 1
+    assert record["out_of_order"] == 1
     assert record["request_retransmits"] == times
 
 
@@ -223,7 +223,7 @@ def test_as_many_early_segments_as_there_are_places_for(
     assert record["request_line"] == b"POST /long HTTP/1.1"
     assert record["request_bytes"] == len(asked)
     assert record["request_body_bytes"] == 10
-    assert record["request_out_of_order"] == PIECES_MAX
+    assert record["out_of_order"] == PIECES_MAX
     assert record["request_retransmits"] == 0
 
 
@@ -238,7 +238,7 @@ def lose_and_go_on(talk: Conversation, meter: Meter, asked: bytes, lost: int) ->
     record = meter.record()
     assert record["request_line"] == b"GET /head HTTP/1.1"
     assert flags(record) == WHOLE
-    assert (record["request_out_of_order"], record["request_retransmits"]) == (0, 0)
+    assert (record["out_of_order"], record["request_retransmits"]) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_what_takes_too_many_tail_calls_goes_on_with_the_next_segment(
     (record,) = finish(talk, meter, asked, 1)
     assert record["request_bytes"] == len(asked)
     assert record["request_body_bytes"] == 10
-    assert record["request_out_of_order"] == 19
+    assert record["out_of_order"] == 19
 
 
 def test_what_is_never_read_is_lost_once_it_is_acknowledged(
@@ -312,7 +312,7 @@ def test_a_hole_in_a_body_that_is_acknowledged_is_none(talk: Conversation, meter
     record = meter.record()
     assert flags(record) == WHOLE
     assert record["request_bytes"] == len(UPLOAD)
-    assert record["request_out_of_order"] == 1
+    assert record["out_of_order"] == 1
 
 
 def test_more_holes_than_are_known_of_do_no_harm(talk: Conversation, meter: Meter) -> None:
@@ -338,7 +338,7 @@ def test_an_early_segment_that_ends_the_connection(
     record = meter.record()
     assert flags(record) & WHOLE == WHOLE
     assert record["request_bytes"] == len(asked)
-    assert record["request_out_of_order"] == 1
+    assert record["out_of_order"] == 1
 
 
 @pytest.mark.guest
@@ -388,7 +388,7 @@ def test_packets_that_overtook_each_other_before_they_were_merged(
     records = finish(talk, meter, 3 * GET, 3)
     one, two, three = (stamps(record)[Stamp.NIC] for record in records)
     assert times[second[0]] <= two <= times[third[0]] <= three <= times[first[0]] <= one <= end
-    assert records["request_out_of_order"].tolist() == [0, 1, 0]
+    assert records["out_of_order"].tolist() == [0, 1, 0]
 
 
 def test_arrivals_that_are_forgotten_in_the_disorder_are_absent(
@@ -451,7 +451,7 @@ def test_so_many_connections_in_disorder_that_the_oldest_are_forgotten(meter: Me
     assert lines.count(b"GET /head HTTP/1.1") == count
     whole = records[records["request_line"] == b"POST /long HTTP/1.1"]
     assert set(whole["request_bytes"].tolist()) == {len(asked)}
-    assert set(whole["request_out_of_order"].tolist()) == {30}
+    assert set(whole["out_of_order"].tolist()) == {30}
     # And those are forgotten rather than what is kept now.
     for _ in range(30):
         talk = Conversation(Wire(meter), Frame(client_port=fresh_port()))

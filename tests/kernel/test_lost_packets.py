@@ -138,7 +138,7 @@ def test_an_upload_with_holes_is_whole_in_the_end(
     pair.answer(OK)
     record = meter.record()
     assert flags(record) == WHOLE
-    assert record["request_out_of_order"] >= 1
+    assert record["out_of_order"] >= 1
     assert record["request_bytes"] == len(asked)
     assert record["request_body_bytes"] == MIB
     assert stamps(record)[Stamp.READ] < stamps(record)[Stamp.READ_LAST]
@@ -196,7 +196,7 @@ def test_a_head_that_is_overtaken_by_its_end_is_whole(
     assert record["request_line"] == b"POST /overtaken HTTP/1.1"
     assert record["user_agent"] == b"late/1"
     assert record["request_bytes"] == len(asked)
-    assert record["request_out_of_order"] == 1
+    assert record["out_of_order"] == 1
     assert record["request_retransmits"] == 0
     at = stamps(record)
     assert set(at) >= STAMPS
@@ -222,7 +222,7 @@ def test_a_request_that_overtakes_another_waits_between_tcp_and_queued_only(
     late, early = np.sort(meter.records(2), order="ordinal")
     assert late["request_line"] == b"GET /late HTTP/1.1"
     assert early["request_line"] == b"GET /early HTTP/1.1"
-    assert (late["request_out_of_order"], early["request_out_of_order"]) == (0, 1)
+    assert (late["out_of_order"], early["out_of_order"]) == (0, 1)
     for record in (late, early):
         assert flags(record) == WHOLE
         assert record["request_retransmits"] == 0
@@ -253,6 +253,6 @@ def test_a_chunked_upload_with_a_hole_is_whole_in_the_end(
     record = meter.record()
     assert record["request_bytes"] == len(head + body)
     assert record["request_body_bytes"] == sum(range(1, 40))
-    assert record["request_out_of_order"] == 1
+    assert record["out_of_order"] == 1
     assert set(stamps(record)) >= STAMPS
     meter.assert_next_is_right(pair, 2)

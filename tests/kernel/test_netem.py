@@ -172,7 +172,7 @@ def assert_sent_again_as_the_kernel_says(meter: Meter, outcome: Outcome) -> None
 
 def assert_early_as_the_kernel_says(outcome: Outcome) -> None:
     """But for repeats among them, and for those that TCP joined before it looked at them."""
-    early, statistics = outcome.total("request_out_of_order"), outcome.statistics
+    early, statistics = outcome.total("out_of_order"), outcome.statistics
     assert early <= statistics["TCPOFOQueue"] + statistics["TCPBacklogCoalesce"]
     assert early >= statistics["TCPOFOQueue"] - outcome.total("request_retransmits")
 
@@ -191,7 +191,7 @@ def segments(lab: Lab, request: pytest.FixtureRequest) -> Iterator[None]:
 def test_a_good_network(lab: Lab, meter: Meter) -> None:
     outcome = carry(lab, meter)
     assert_whole(meter, outcome)
-    assert outcome.total("request_out_of_order") == outcome.statistics["TCPOFOQueue"] == 0
+    assert outcome.total("out_of_order") == outcome.statistics["TCPOFOQueue"] == 0
     # A client may send again for want of patience alone; several segments may be merged into one.
     sent_again = sum(total_retransmits(pair.client) for pair in outcome.pairs)
     assert min(1, sent_again) <= outcome.total("request_retransmits") <= sent_again
@@ -204,7 +204,7 @@ def test_requests_that_are_reordered(lab: Lab, meter: Meter) -> None:
         lab, meter, netem.what_is_sent(lab, "client", "delay", "10ms", "reorder", "30%")
     )
     assert_whole(meter, outcome)
-    assert outcome.total("request_out_of_order") > 0
+    assert outcome.total("out_of_order") > 0
     assert_early_as_the_kernel_says(outcome)
     assert_sent_again_as_the_kernel_says(meter, outcome)
 
@@ -217,7 +217,7 @@ def test_requests_and_responses_that_are_lost(lab: Lab, meter: Meter) -> None:
         netem.what_is_sent(lab, "server", "loss", "3%"),
     )  # fmt: skip
     assert_whole(meter, outcome)
-    assert outcome.total("request_out_of_order") > 0
+    assert outcome.total("out_of_order") > 0
     assert outcome.total("response_retransmits") > 0
     assert_early_as_the_kernel_says(outcome)
     assert_sent_again_as_the_kernel_says(meter, outcome)
@@ -231,7 +231,7 @@ def test_packets_that_are_duplicated(lab: Lab, meter: Meter) -> None:
         netem.what_is_sent(lab, "server", "duplicate", "30%"),
     )  # fmt: skip
     assert_whole(meter, outcome)
-    assert outcome.total("request_out_of_order") == outcome.statistics["TCPOFOQueue"] == 0
+    assert outcome.total("out_of_order") == outcome.statistics["TCPOFOQueue"] == 0
     # Linux counts a bare repeat where it gives up the hope to delay its acknowledgement.
     repeats = outcome.statistics["DelayedACKLost"]
     assert repeats > 0
@@ -247,7 +247,7 @@ def test_everything_at_once(lab: Lab, meter: Meter) -> None:
         lab, meter, netem.what_is_sent(lab, "client", *bad), netem.what_is_sent(lab, "server", *bad)
     )
     assert_whole(meter, outcome)
-    assert outcome.total("request_out_of_order") > 0
+    assert outcome.total("out_of_order") > 0
     assert outcome.total("request_retransmits") > 0
     assert_early_as_the_kernel_says(outcome)
     assert_sent_again_as_the_kernel_says(meter, outcome)

@@ -27,7 +27,7 @@ def assert_is_whole(record) -> None:
     assert record["request_bytes"] == len(ASKED)
     assert record["request_body_bytes"] == 21
     assert (record["request_retransmits"], record["response_retransmits"]) == (0, 0)
-    assert record["request_out_of_order"] == 0
+    assert record["out_of_order"] == 0
     assert set(stamps(record)) >= ALL
 
 

@@ -130,7 +130,7 @@ def test_everything_else_is_carried_over() -> None:
     made = request(
         http_minor=0, status=503, pid=3, tid=4, ordinal=22, request_bytes=1 << 40,
         response_bytes=6, request_body_bytes=7, response_body_bytes=8,
-        request_retransmits=9, response_retransmits=10, request_out_of_order=11, peer_port=65_535,
+        request_retransmits=9, response_retransmits=10, out_of_order=11, peer_port=65_535,
         local_port=1, flags=WHOLE | RequestFlag.UPGRADED, parent=0xDEF, parent_flags=3,
     )
     assert (made.trace_id, made.span_id, made.parent_span_id) == (1 << 64, 0xABC, 0xDEF)
@@ -140,7 +140,7 @@ def test_everything_else_is_carried_over() -> None:
     assert (made.request_bytes, made.response_bytes) == (1 << 40, 6)
     assert (made.request_body_bytes, made.response_body_bytes) == (7, 8)
     assert (made.request_retransmits, made.response_retransmits) == (9, 10)
-    assert made.request_out_of_order == 11
+    assert made.out_of_order == 11
     assert (made.peer_port, made.local_port) == (65_535, 1)
     assert made.flags == WHOLE | RequestFlag.UPGRADED
 

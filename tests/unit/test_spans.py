@@ -57,7 +57,7 @@ def everything() -> Request:
     return request(
         capture_query=True, request_line=b"BREW /" + b"a" * 186, request_line_length=500,
         status=503, flags=RequestFlag.REQUEST_RECEIVED | RequestFlag.IDLE_TIMEOUT,
-        request_retransmits=1, request_out_of_order=2,
+        request_retransmits=1, out_of_order=2,
     )
 
 
@@ -221,7 +221,7 @@ def test_what_is_not_there_is_left_out() -> None:
 def test_ours() -> None:
     found = attributes(
         stamps={s: at for s, at in SMALL.items() if s not in (Stamp.TCP, Stamp.RUNNING)},
-        ordinal=22, request_retransmits=2, response_retransmits=3, request_out_of_order=4,
+        ordinal=22, request_retransmits=2, response_retransmits=3, out_of_order=4,
     )
     assert found["otelbpf.ledger.complete"] is False
     assert found["otelbpf.ledger.absent"] == ("tcp", "running")

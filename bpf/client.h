@@ -1,0 +1,167 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * The client's side of a connection to an upstream: its requests go out, and are
+ * over when the response has been read. Here is what that changes, and what a
+ * request was caused by.
+ */
+
+/*
+ * Reports the requests whose responses have been read, in order. One that was
+ * answered early waits for the rest of its own body to leave.
+ */
+static __always_inline void finish_read(struct connection *conn)
+{
+	struct exchange *x;
+	u32 ordinal;
+	int i;
+
+	BOUNDED_LOOP
+	for (i = 0; i < IN_FLIGHT_MAX; i++) {
+		ordinal = conn->finished;
+		if (!before(ordinal, conn->answered) || !before(ordinal, conn->read))
+			return;
+		x = in_flight(conn, ordinal);
+		if (x) {
+			if (!(x->record.flags & REQUEST_RECEIVED))
+				return;
+			submit(x);
+		}
+		/* The reader and TC may both be here: neither must count the other's step. */
+		conn->finished = ordinal + 1;
+	}
+}
+
+/* A response that only a FIN could end may have been read by then: no read will follow. */
+static __always_inline void mind_read_already(struct connection *conn, const struct exchange *x)
+{
+	if (conn->read == x->record.ordinal && x->record.stamp_ktime_ns[STAMP_READ] &&
+	    !before(conn->copied_seq, x->inbound_end))
+		conn->read = x->record.ordinal + 1;
+}
+
+/* What came of the response is forgotten: it was an interim one. */
+static __always_inline void unread_response(struct connection *conn, struct exchange *x)
+{
+	u32 ordinal = conn->answered;
+	u32 i;
+
+	conn->arrived = ordinal;
+	if (before(ordinal, conn->tcp))
+		conn->tcp = ordinal;
+	if (before(ordinal, conn->queued))
+		conn->queued = ordinal;
+	if (before(ordinal, conn->read))
+		conn->read = ordinal;
+	if (!x)
+		return;
+#pragma unroll
+	for (i = STAMP_NIC; i <= STAMP_READ_LAST; i++)
+		x->record.stamp_ktime_ns[i] = 0;
+}
+
+/* ---- causes ---- */
+
+/*
+ * The request that a task has in hand: the one that it read last and that it has
+ * not begun to answer, where it can have no other. So it is if reads of the
+ * request's socket wait for data: who waits on one connection serves no other. A
+ * task that does not wait so may do the bidding of any event, be it a timer, and
+ * one that took a request in hand while it had another mingles them.
+ *
+ * False: it has none, or, which is counted, may have others.
+ */
+static __always_inline bool find_cause(u32 tid, struct request_name *cause)
+{
+	u32 slot = tid & (READER_SLOTS - 1);
+	struct reader *r = readers.lookup(&slot);
+	const struct request_name *last;
+	struct connection *conn;
+
+	if (!r || r->tid != tid)
+		return false;
+	last = &r->handling.last_read;
+	conn = connection_at(last->place);
+	if (!last->connection_id || !conn || conn->id != last->connection_id ||
+	    before(last->ordinal, conn->answered))
+		return false;
+	if (!r->waits || r->mingles || conn->answered != last->ordinal ||
+	    conn->begun != last->ordinal + 1) {
+		count(COUNT_CAUSES_AMBIGUOUS);
+		return false;
+	}
+	if (conn->outbound.state != PARSER_BETWEEN)
+		return false;
+	*cause = *last;
+	return true;
+}
+
+/* A task writes to an upstream. If a request starts there, notes who it is and what for. */
+static __always_inline void note_writer(struct connection *conn, u32 write_seq)
+{
+	u8 state = conn->outbound.state;
+	u64 pid_tgid;
+
+	if (write_seq != conn->outbound.next_seq ||
+	    (state != PARSER_BETWEEN && state != PARSER_LOST))
+		return;
+	pid_tgid = bpf_get_current_pid_tgid();
+	if (!find_cause((u32)pid_tgid, &conn->writer.cause))
+		conn->writer.cause.connection_id = 0;
+	conn->writer.pid_tgid = pid_tgid;
+	conn->writer.seq = write_seq;
+}
+
+/* The request whose first byte is `seq` leaves: who wrote it? */
+static __always_inline void name_writer(const struct connection *conn, struct exchange *x, u32 seq)
+{
+	const struct writer *w = &conn->writer;
+
+	if (!w->pid_tgid || w->seq != seq)
+		return;
+	x->record.pid = w->pid_tgid >> 32;
+	x->record.tid = (u32)w->pid_tgid;
+	x->record.cause_connection_id = w->cause.connection_id;
+	x->record.cause_ordinal = w->cause.ordinal;
+}
+
+static __always_inline bool same_traceparent(const struct exchange *a, const struct exchange *b)
+{
+	const u64 *x = (const u64 *)a->record.traceparent, *y = (const u64 *)b->record.traceparent;
+	u64 difference = a->record.traceparent_length ^ b->record.traceparent_length;
+	u32 i;
+
+#pragma unroll
+	for (i = 0; i < TRACEPARENT_MAX / 8; i++)
+		difference |= x[i] ^ y[i];
+	return !difference;
+}
+
+/*
+ * The head of the request is whole. It has its cause's trace context, and what the
+ * application said of that, if it carries none, or the very one that its cause came
+ * with, which was then handed on. If it carries another, the application is traced
+ * and knows better.
+ */
+static __always_inline void name_cause(const struct connection *conn, struct exchange *x)
+{
+	struct exchange *cause = NULL;
+	struct connection *server;
+
+	if (!x->record.cause_connection_id)
+		return;
+	server = connection_at(conn->writer.cause.place);
+	if (server && server->id == x->record.cause_connection_id)
+		cause = in_flight(server, x->record.cause_ordinal);
+	if (!cause || (x->record.traceparent_length && !same_traceparent(x, cause))) {
+		x->record.cause_connection_id = 0;
+		x->record.cause_ordinal = 0;
+		return;
+	}
+	x->record.traceparent_length = cause->record.traceparent_length;
+	__builtin_memcpy(x->record.traceparent, cause->record.traceparent, TRACEPARENT_MAX);
+	x->record.marked = cause->record.marked;
+	x->record.trace_flags = cause->record.trace_flags;
+	__builtin_memcpy(x->record.trace_id, cause->record.trace_id, 16);
+	__builtin_memcpy(x->record.parent_span_id, cause->record.span_id, 8);
+	x->record.flags |= CAUSED;
+}

@@ -1,0 +1,375 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * What the programs at traffic control share, be they a server's (tc.c) or a
+ * client's (tc_client.c). They only watch: TC_NEXT leaves the packet to whoever
+ * comes after.
+ */
+
+#define TC_NEXT -1
+
+static __always_inline int parse_skb(struct __sk_buff *skb, enum flow flow,
+				     struct segment *seg)
+{
+	int result = parse_segment((u8 *)(long)skb->data, (u8 *)(long)skb->data_end, skb->len,
+				   IS_OUTBOUND(flow), IS_CLIENTS(flow) ? ROLE_CLIENT : ROLE_SERVER,
+				   seg);
+
+	/* It may come past the programs of both roles. */
+	if (result == SEGMENT_UNPARSED && !(SERVERS && IS_CLIENTS(flow)))
+		count(COUNT_PACKETS_UNPARSED);
+	return result;
+}
+
+/*
+ * Reads the segment's payload from s->position on, as far as one message head
+ * and the body after it go; the rest is left to a continuation. Returns -1
+ * where framing is lost.
+ */
+static __always_inline int feed(struct __sk_buff *skb, struct scratch *s,
+				struct connection *conn, enum flow flow,
+				enum source source)
+{
+	struct parser *p = parser_of(conn, flow);
+	struct exchange *x = NULL;
+
+	if (p->state >= PARSER_BETWEEN && p->state <= PARSER_HEADERS &&
+	    s->position < s->payload_length) {
+		if (read_head(skb, s, conn, p, &x, flow, source))
+			return -1;
+	} else {
+		x = current_exchange(conn, flow);
+	}
+	if (p->state == PARSER_BODY && s->position < s->payload_length)
+		read_body(s, p, x, flow);
+	if (!CARRIES_REQUESTS(flow) && p->state == PARSER_UNTIL_CLOSE) {
+		add_content(x, s->payload_length - s->position, flow);
+		consume(s, x, s->payload_length - s->position, flow);
+		if (s->fin)
+			p->state = PARSER_ENDED;
+	}
+	if (p->state == PARSER_ENDED)
+		end_message(conn, s, x, flow, source);
+	return 0;
+}
+
+/* Each role has its own continuations. */
+#define OF_ROLE(flow) (IS_CLIENTS(flow) ? CONTINUATIONS_EACH : 0)
+
+/* Goes on with what is left of the segment. Returns only if nothing is (0), or
+ * if the kernel allows no more tail calls (-1). */
+static __always_inline int feed_rest(struct __sk_buff *skb, struct scratch *s,
+				     struct parser *p, enum flow flow)
+{
+	if (s->position >= s->payload_length || p->state <= PARSER_OFF)
+		return 0;
+	s->continuing = 1;
+	if (p->state >= PARSER_CHUNK_SIZE)
+		continuations.call(skb, CONTINUE_CHUNKS + OF_ROLE(flow));
+	else if (!IS_OUTBOUND(flow))
+		continuations.call(skb, CONTINUE_INBOUND + OF_ROLE(flow));
+	else
+		continuations.call(skb, CONTINUE_OUTBOUND + OF_ROLE(flow));
+	s->continuing = 0;
+	return -1;
+}
+
+/* What fill_scratch() noted; NULL: another connection has its place by now. */
+static __always_inline struct connection *continued_connection(const struct scratch *s)
+{
+	struct connection *conn = connection_at(s->place);
+
+	return conn && conn->id == s->connection_id ? conn : NULL;
+}
+
+/* The same for a hook's own program, when a continuation comes in there again. */
+static __always_inline struct connection *resume(struct scratch *s)
+{
+	s->continuing = 0;
+	return continued_connection(s);
+}
+
+/* The segment was read. If others came out of order, that is looked after now. */
+static __always_inline void mind_disorder(struct __sk_buff *skb, struct scratch *s,
+					  struct parser *p, enum flow flow)
+{
+	if (!p->disorder)
+		return;
+	s->early = 0;
+	continuations.call(skb, CONTINUE_DISORDER + OF_ROLE(flow));
+}
+
+/* Both directions continue here with a chunked body; `role` is one of its two flows. */
+static __always_inline int go_on_with_chunks(struct __sk_buff *skb, enum flow role)
+{
+	int zero = 0;
+	struct scratch *s = scratches.lookup(&zero);
+	struct connection *conn;
+	struct parser *p;
+	enum flow flow;
+
+	if (!s)
+		return TC_NEXT;
+	s->continuing = 0;
+	flow = (s->flow & 1) | (role & 2);
+	conn = continued_connection(s);
+	if (!conn)
+		return TC_NEXT;
+	p = parser_of(conn, flow);
+	if (read_chunks(skb, s, conn, p, flow, FROM_PACKET) ||
+	    feed_rest(skb, s, p, flow))
+		lose_framing(conn);
+	else if (!IS_OUTBOUND(flow))
+		mind_disorder(skb, s, p, flow);
+	return TC_NEXT;
+}
+
+/* Goes on with the kept piece whose turn it is, or with the rest of it. Returns if it may not. */
+static __always_inline void call_kept(struct __sk_buff *skb, struct connection *conn,
+				      enum flow flow)
+{
+	if (conn->inbound.state >= PARSER_CHUNK_SIZE)
+		continuations.call(skb, CONTINUE_KEPT_CHUNKS + OF_ROLE(flow));
+	else
+		continuations.call(skb, CONTINUE_KEPT + OF_ROLE(flow));
+}
+
+/* Keeps an early segment, or says what became of one that was read in its place. */
+static __always_inline int mind_early(struct __sk_buff *skb, enum flow flow)
+{
+	int zero = 0;
+	struct scratch *s = scratches.lookup(&zero);
+	struct connection *conn;
+
+	if (!s)
+		return TC_NEXT;
+	conn = continued_connection(s);
+	if (!conn)
+		return TC_NEXT;
+	if (s->early ? keep(skb, s, conn) : settle(s, conn))
+		lose_framing(conn);
+	else if (conn->inbound.kept)
+		call_kept(skb, conn, flow);
+	else
+		end_disorder(conn);
+	return TC_NEXT;
+}
+
+/* Reads a kept piece, or a part of one, if there is one whose turn it is. */
+static __always_inline int read_kept(struct __sk_buff *skb, bool chunks, enum flow flow)
+{
+	int zero = 0;
+	struct scratch *s = scratches.lookup(&zero);
+	struct connection *conn;
+	struct parser *p;
+
+	if (!s)
+		return TC_NEXT;
+	conn = continued_connection(s);
+	if (!conn) {
+		s->continuing = 0;
+		return TC_NEXT;
+	}
+	if (!s->continuing && !next_piece(s, conn, flow)) {
+		end_disorder(conn);
+		return TC_NEXT;
+	}
+	s->continuing = 0;
+	p = &conn->inbound;
+	if (chunks ? read_chunks(skb, s, conn, p, flow, FROM_PIECE)
+		   : feed(skb, s, conn, flow, FROM_PIECE)) {
+		lose_framing(conn);
+		return TC_NEXT;
+	}
+	credit_piece(s, conn);
+	if (p->state <= PARSER_OFF)
+		return TC_NEXT;
+	s->continuing = s->position < s->payload_length;
+	call_kept(skb, conn, flow);
+	/* The kernel allows no more tail calls: the next segment goes on from here. */
+	s->continuing = 0;
+	p->next_seq = s->seq + s->position;
+	return TC_NEXT;
+}
+
+/*
+ * TC may see an acknowledgement some packets before TCP does, which until then
+ * may send again what has been reported.
+ */
+static __always_inline void add_retransmits(struct exchange *x, u32 n, enum flow flow)
+{
+	if (!x)
+		count_many(COUNT_RETRANSMITS_LATE, n);
+	else if (CARRIES_REQUESTS(flow))
+		x->record.request_retransmits += n;
+	else
+		x->record.response_retransmits += n;
+}
+
+/*
+ * Brings the parser to this segment. Returns how many of its bytes were seen
+ * before (all of them: it is a retransmission), or -1 where bytes before it are
+ * missing and the parser needs them.
+ */
+static __always_inline s64 align(struct __sk_buff *skb, struct scratch *s,
+				 struct connection *conn, const struct segment *seg, u32 ordinal,
+				 enum flow flow)
+{
+	struct parser *p = parser_of(conn, flow);
+	u32 end = seg->seq + seg->payload_length, missing;
+	struct exchange *x;
+
+	s->ahead = 0;
+	if (seg->seq == p->next_seq)
+		return 0;
+	x = in_flight(conn, ordinal);
+	if (before(seg->seq, p->next_seq)) {
+		missing = before(p->next_seq, end) ? p->next_seq - seg->seq : seg->payload_length;
+		s->ahead = -missing;
+		if (IS_OUTBOUND(flow))
+			add_retransmits(x, skb->gso_segs ? : 1, flow);
+		else if (x && !p->disorder)	/* else it may fill a hole */
+			add_retransmits(x, 1, flow);
+		return missing;
+	}
+	missing = seg->seq - p->next_seq;
+	/* What is kept is stepped to first: tc_kept() does that. */
+	if (!p->kept && step_over(p, x, missing, flow)) {
+		s->ahead = missing;
+		if (!IS_OUTBOUND(flow))
+			p->holes++;
+		return 0;
+	}
+	return p->state == PARSER_UNTIL_CLOSE ? 0 : -1;
+}
+
+/*
+ * A connection whose framing is not known (it is older than the agent, or bytes
+ * were missed) is taken up again at a segment that starts a request: what the
+ * client has acknowledged by then is where the response will begin.
+ */
+static __always_inline bool take_up(struct __sk_buff *skb, struct connection *conn,
+				    const struct segment *seg, enum flow flow)
+{
+	struct parser *requests = parser_of(conn, flow), *responses = parser_of(conn, flow ^ 1);
+	u32 first_four = 0;
+
+	if (seg->payload_length < 16 ||
+	    bpf_skb_load_bytes(skb, seg->payload_offset, &first_four, 4) ||
+	    !starts_a_request(first_four)) {
+		count_as_not_http(conn);
+		return false;
+	}
+	if (!conn->begun)
+		count(COUNT_CONNECTIONS_ADOPTED);
+	conn->answered = conn->begun;
+	conn->arrived = conn->begun;
+	requests->state = PARSER_BETWEEN;
+	requests->next_seq = seg->seq;
+	responses->state = PARSER_BETWEEN;
+	responses->next_seq = seg->ack_seq;
+	return true;
+}
+
+static __always_inline void fill_scratch(struct scratch *s, const struct connection *conn,
+					 const struct segment *seg, enum flow flow,
+					 u32 seen_before, u64 now)
+{
+	s->connection_id = conn->id;
+	s->place = conn->place;
+	s->seq = seg->seq;
+	s->flow = flow;
+	s->ktime_ns = now;
+	s->payload_offset = seg->payload_offset;
+	s->payload_length = seg->payload_length;
+	s->position = seen_before;
+	s->fin = seg->tcp_flags & TCP_FIN;
+}
+
+/* Can this segment end a response that only the end of the connection ends? */
+static __always_inline bool may_end_response(const struct parser *p, const struct segment *seg,
+					     enum flow flow)
+{
+	return !CARRIES_REQUESTS(flow) && seg->tcp_flags & TCP_FIN && p->state == PARSER_UNTIL_CLOSE;
+}
+
+/*
+ * An inbound segment of a connection that is followed. Returns the connection if
+ * there is something to read, which `s` then describes.
+ */
+static __always_inline struct connection *take_inbound(struct __sk_buff *skb, struct scratch *s,
+						       struct connection *conn,
+						       const struct segment *seg, u64 now,
+						       enum flow flow)
+{
+	s64 seen_before = align(skb, s, conn, seg, conn->arrived - 1, flow);
+	struct parser *p = &conn->inbound;
+	bool nothing_new = seen_before >= seg->payload_length && !may_end_response(p, seg, flow);
+
+	if (nothing_new && !p->disorder)
+		return NULL;
+	fill_scratch(s, conn, seg, flow, seen_before, now);
+	if (seen_before < 0 || nothing_new) {
+		s->early = seen_before < 0;
+		continuations.call(skb, CONTINUE_DISORDER + OF_ROLE(flow));
+		return NULL;	/* not reached */
+	}
+	p->next_seq = seg->seq + seg->payload_length;
+	return conn;
+}
+
+/* The same for an outbound segment. If what is missing must be known, framing is lost. */
+static __always_inline struct connection *take_outbound(struct __sk_buff *skb, struct scratch *s,
+							struct connection *conn,
+							const struct segment *seg, u32 ordinal,
+							u64 now, enum flow flow)
+{
+	s64 seen_before = align(skb, s, conn, seg, ordinal, flow);
+	struct parser *p = &conn->outbound;
+
+	if (seen_before >= seg->payload_length && !may_end_response(p, seg, flow))
+		return NULL;
+	if (seen_before < 0) {
+		p->state = PARSER_LOST;
+		return conn;
+	}
+	fill_scratch(s, conn, seg, flow, seen_before, now);
+	if (before(p->next_seq, seg->seq + seg->payload_length))
+		p->next_seq = seg->seq + seg->payload_length;
+	return conn;
+}
+
+/* How a packet of this side's says that the connection ends. */
+static __always_inline void mind_own_ending(struct connection *conn, const struct segment *seg)
+{
+	if (seg->tcp_flags & TCP_FIN)
+		conn->flags |= LOCAL_CLOSED;
+	if (seg->tcp_flags & TCP_RST) {
+		/* Perhaps of no socket at all, and then none will be seen to close. */
+		conn->flags |= LOCAL_RESET;
+		close_requests(conn);
+	}
+}
+
+/* The other side's. */
+static __always_inline void mind_peers_ending(struct connection *conn, const struct segment *seg)
+{
+	if (seg->tcp_flags & (TCP_RST | TCP_FIN))
+		conn->flags |= seg->tcp_flags & TCP_RST ? PEER_RESET : PEER_CLOSED;
+}
+
+/* The body of all hooks: reads what there is to read of the connection; NULL: nothing. */
+static __always_inline int read_on(struct __sk_buff *skb, struct scratch *s,
+				   struct connection *conn, enum flow flow)
+{
+	struct parser *p;
+
+	if (!conn)
+		return TC_NEXT;
+	p = parser_of(conn, flow);
+	if (p->state == PARSER_LOST || feed(skb, s, conn, flow, FROM_PACKET) ||
+	    feed_rest(skb, s, p, flow))
+		lose_framing(conn);
+	else if (!IS_OUTBOUND(flow))
+		mind_disorder(skb, s, p, flow);
+	return TC_NEXT;
+}
