@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ids of requests: what a request is called follows from its connection and its number there.
+
+So a request's span id is known to whoever knows the request, before its own record has come:
+a request to an upstream can name its cause as its parent. Nobody outside can foretell an id,
+since a key that is drawn anew at each start goes into it.
+
+Source:
+    SipHash-2-4 of Aumasson and Bernstein, for whole arrays.
+"""
+
+from __future__ import annotations
+
+import secrets
+from enum import IntEnum
+
+import numpy as np
+
+_KEY_BYTES = 16
+_INITIAL = (0x736F6D6570736575, 0x646F72616E646F6D, 0x6C7967656E657261, 0x7465646279746573)
+_FINAL = 0xFF
+
+
+class _Use(IntEnum):
+    """What an id is for: those of one request are different numbers."""
+
+    SPAN = 0
+    TRACE_HIGH = 1
+    TRACE_LOW = 2
+
+
+class Ids:
+    """Names requests.
+
+    Args:
+        key: 16 bytes; None: drawn at random.
+    """
+
+    def __init__(self, key: bytes | None = None) -> None:
+        key = secrets.token_bytes(_KEY_BYTES) if key is None else key
+        if len(key) != _KEY_BYTES:
+            raise ValueError(f"a key of {len(key)} bytes: it has {_KEY_BYTES}")
+        self._key = (int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little"))
+
+    def span_ids(self, connection_ids: np.ndarray, ordinals: np.ndarray) -> np.ndarray:
+        """The span ids of n requests.
+
+        Args:
+            connection_ids: (n,) uint64.
+            ordinals: (n,) unsigned; of the request on its connection.
+        Returns:
+            (n,) uint64, none of them 0, which is no valid id.
+        """
+        return self._of(_Use.SPAN, connection_ids, ordinals)
+
+    def trace_ids(
+        self, connection_ids: np.ndarray, ordinals: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The ids (high half, low half) of the traces that n requests start; as span_ids()."""
+        return (
+            self._of(_Use.TRACE_HIGH, connection_ids, ordinals),
+            self._of(_Use.TRACE_LOW, connection_ids, ordinals),
+        )
+
+    def _of(self, use: _Use, connection_ids: np.ndarray, ordinals: np.ndarray) -> np.ndarray:
+        second = ordinals.astype(np.uint64) | np.uint64(use << 32)
+        ids = siphash(self._key, connection_ids.astype(np.uint64), second)
+        ids[ids == 0] = 1
+        return ids
+
+
+def siphash(key: tuple[int, int], first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """SipHash-2-4 of n messages of two words, 16 bytes, each.
+
+    Args:
+        key: its two words.
+        first, second: (n,) uint64; the messages' words.
+    Returns:
+        (n,) uint64.
+    """
+    state = [
+        np.full(len(first), initial ^ key[i % 2], np.uint64) for i, initial in enumerate(_INITIAL)
+    ]
+    # The last word tells the message's length, in its highest byte.
+    for word in (first, second, np.uint64(16 << 56)):
+        state[3] ^= word
+        _round(state)
+        _round(state)
+        state[0] ^= word
+    state[2] ^= np.uint64(_FINAL)
+    for _ in range(4):
+        _round(state)
+    return state[0] ^ state[1] ^ state[2] ^ state[3]
+
+
+def _round(v: list[np.ndarray]) -> None:
+    v[0] += v[1]
+    v[2] += v[3]
+    v[1] = _rotate(v[1], 13) ^ v[0]
+    v[3] = _rotate(v[3], 16) ^ v[2]
+    v[0] = _rotate(v[0], 32)
+    v[2] += v[1]
+    v[0] += v[3]
+    v[1] = _rotate(v[1], 17) ^ v[2]
+    v[3] = _rotate(v[3], 21) ^ v[0]
+    v[2] = _rotate(v[2], 32)
+
+
+def _rotate(words: np.ndarray, bits: int) -> np.ndarray:
+    return words << np.uint64(bits) | words >> np.uint64(64 - bits)
