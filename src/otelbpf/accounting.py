@@ -46,6 +46,7 @@ class Sums:
         in_flight: neither finished nor lost yet, or finished and not yet read,
             queued or on their way to the collector; 0 once the agent has stopped.
         missed: how often a hook was passed and its program not run, by hook.
+        causes_ambiguous: requests to upstreams that got no parent, since it may be another.
     """
 
     seen: int
@@ -54,6 +55,7 @@ class Sums:
     lost: dict[Lost, int]
     connections: dict[str, int] = field(default_factory=dict)
     missed: dict[str, int] = field(default_factory=dict)
+    causes_ambiguous: int = 0
 
     @property
     def in_flight(self) -> int:
@@ -71,6 +73,7 @@ class Sums:
                 "in_flight": self.in_flight,
                 "connections": self.connections,
                 "missed": self.missed,
+                "causes_ambiguous": self.causes_ambiguous,
             }
         )
 
@@ -123,4 +126,5 @@ class Ledger:
                     for counter in Counter
                     if counter.name.startswith("CONNECTIONS_")
                 },
+                causes_ambiguous=counts[Counter.CAUSES_AMBIGUOUS],
             )

@@ -24,6 +24,7 @@ from otelbpf.errors import UsageError
 from otelbpf.exporter import Sender, destination, exporter_name, make_exporter, require_endpoint
 from otelbpf.handlers import Handler, HandlerKind, find_handlers
 from otelbpf.hooks import choose, require, without
+from otelbpf.ids import Ids
 from otelbpf.loader import Part, Programs
 from otelbpf.netns import find_netns
 from otelbpf.reader import RingReader
@@ -32,6 +33,7 @@ from otelbpf.request import Request, requests_of
 from otelbpf.resource import Resources
 from otelbpf.spans import StageStyle, spans_of
 from otelbpf.sweeper import Sweeper
+from otelbpf.upstreams import resolve
 
 # How often the ring is looked at: a wake-up from the kernel for each record would cost the
 # measured server more than all programs together, and many small batches cost the agent more
@@ -59,6 +61,7 @@ class Pipeline:
         self._config = config
         self._sampler = sampler
         self._resources = Resources(config.service_name)
+        self._ids = Ids()
         self.ledger = Ledger()
         self.clock: ClockReading = read_clock()
         spans_each = 1 + (_STAGES_MOST if config.stages is StageStyle.SPANS else 0)
@@ -71,7 +74,7 @@ class Pipeline:
 
     def take(self, records: np.ndarray) -> None:
         """Takes a batch of records: samples them, and queues those that are kept."""
-        contexts = contexts_of(records)
+        contexts = contexts_of(records, self._ids)
         kept = self._sampler.keeps(contexts)
         self.ledger.sample_out(int((~kept).sum()))
         self._queue(records[kept], contexts[kept])
@@ -212,13 +215,14 @@ def run(
     netns = find_netns(config.netns)
     interfaces = find_interfaces(config.interfaces, netns)
     handlers = tuple(handler for spec in config.handlers for handler in find_handlers(spec))
+    upstreams = resolve(config.upstreams, config.client_ports, netns)
     with Btf.of_kernel() as btf:
         choices = choose(btf, config.hooks)
         if not config.xdp:
             choices = without(choices, "arrival", "it was asked to be left alone")
         require(choices)
         programs = Programs(
-            btf, config.ports, netns.cookie, choices, config.limits, _parts(handlers)
+            btf, config.ports, netns.cookie, choices, config.limits, _parts(handlers), upstreams
         )
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(programs))

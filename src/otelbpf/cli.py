@@ -10,9 +10,13 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from otelbpf.errors import OtelbpfError, UsageError
 from otelbpf.version import __version__
+
+if TYPE_CHECKING:
+    from otelbpf.config import Config
 
 _EXIT_REFUSED = 2
 
@@ -56,6 +60,17 @@ def _port(text: str) -> int:
     if not _is_number(text) or not 1 <= int(text) <= 65_535:
         raise argparse.ArgumentTypeError(f"{text!r} is no TCP port: it is a number from 1 to 65535")
     return int(text)
+
+
+def _upstream(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    is_address = host.startswith("[") and host.endswith("]")
+    name = host[1:-1] if is_address else host
+    if not name or (":" in name and not is_address):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no HOST:PORT: an IPv6 address is written in brackets, as in [::1]:80"
+        )
+    return name, _port(port)
 
 
 def _seconds(text: str) -> float:
@@ -108,9 +123,16 @@ def _build_parser() -> _Parser:
         allow_abbrev=False,
     )
     run.add_argument("--interface", action="append", required=True, metavar="IF",
-                     help="network interface that requests come in on; may be repeated")
-    run.add_argument("--port", action="append", required=True, type=_port, metavar="P",
+                     help="network interface that requests come in on, or leave by to upstreams; "
+                     "may be repeated")
+    run.add_argument("--port", action="append", default=[], type=_port, metavar="P",
                      help="TCP port the server listens on; may be repeated")
+    run.add_argument("--upstream", action="append", default=[], type=_upstream,
+                     metavar="HOST:PORT",
+                     help="also measure the requests that are sent to there, as CLIENT spans; a "
+                     "name is looked up once, at the start; may be repeated")
+    run.add_argument("--client-port", action="append", default=[], type=_port, metavar="P",
+                     help="the same, for this TCP port at whatever address; may be repeated")
     run.add_argument("--netns", metavar="NAME|PATH",
                      help="network namespace of the interfaces and the server (default: this one)")
     run.add_argument("--duration", type=_seconds, metavar="S",
@@ -158,9 +180,24 @@ def _build_parser() -> _Parser:
     return parser
 
 
+def _measured(config: Config) -> str:
+    """Whose requests are measured, for people."""
+    hosts = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+             for host, port in config.upstreams]
+    hosts += [f"*:{port}" for port in config.client_ports]
+    parts = [f"port {', '.join(map(str, config.ports))}"] if config.ports else []
+    parts += [f"upstream {', '.join(hosts)}"] if hosts else []
+    return " and ".join(parts)
+
+
 def _run(arguments: argparse.Namespace) -> int:
     from otelbpf import check
 
+    if not (arguments.port or arguments.upstream or arguments.client_port):
+        raise UsageError(
+            "nothing to measure: give a server's --port, or an --upstream or a --client-port that "
+            "requests are sent to; see `otelbpf run --help`"
+        )
     check.require_rights()
     # Imported late: these take half a second, and bad options should not wait for them.
     from otelbpf.agent import run
@@ -174,6 +211,8 @@ def _run(arguments: argparse.Namespace) -> int:
     config = Config(
         interfaces=tuple(dict.fromkeys(arguments.interface)),
         ports=tuple(dict.fromkeys(arguments.port)),
+        upstreams=tuple(dict.fromkeys(arguments.upstream)),
+        client_ports=tuple(dict.fromkeys(arguments.client_port)),
         netns=arguments.netns,
         duration_s=arguments.duration,
         hooks=None if arguments.hooks == "auto" else Mechanism(arguments.hooks),
@@ -193,8 +232,8 @@ def _run(arguments: argparse.Namespace) -> int:
     stop.on_signals()
 
     def on_ready(attachments: Attachments, destination: str) -> None:
-        ports = ", ".join(map(str, config.ports))
-        print(f"otelbpf: measuring port {ports}; spans go to {destination}", file=sys.stderr)
+        print(f"otelbpf: measuring {_measured(config)}; spans go to {destination}",
+              file=sys.stderr)
         print(f"otelbpf: attached: {', '.join(attachments.description)}", file=sys.stderr)
         for fallback in attachments.fallbacks:
             print(f"otelbpf: passed over for {fallback}", file=sys.stderr)
@@ -207,6 +246,10 @@ def _run(arguments: argparse.Namespace) -> int:
             timer.start()
 
     sums = run(config, os.environ, stop, on_ready)
+    if sums.causes_ambiguous:
+        print(f"otelbpf: {sums.causes_ambiguous} requests to upstreams start traces of their own: "
+              "their threads serve several requests, so which one each was for is not known",
+              file=sys.stderr)
     print(f"otelbpf: {sums}", file=sys.stderr)
     for hook, count in sums.missed.items():
         print(f"otelbpf: {hook} missed {count} calls: another program was running on that "

@@ -18,7 +18,10 @@ class Config:
 
     Attributes:
         interfaces: in the measured namespace.
-        ports: that the measured servers listen on.
+        ports: that the measured servers listen on; may be empty if there are upstreams.
+        upstreams: hosts (names or addresses) and ports; what processes here ask of them is
+            measured, too.
+        client_ports: the same, at whatever address.
         netns: name or path of the measured namespace; None: the agent's own.
         duration_s: stop by itself after this; None: never.
         hooks: the one mechanism to use where there is a choice; None: the best of each hook.
@@ -33,6 +36,8 @@ class Config:
 
     interfaces: tuple[str, ...]
     ports: tuple[int, ...]
+    upstreams: tuple[tuple[str, int], ...] = ()
+    client_ports: tuple[int, ...] = ()
     netns: str | None = None
     duration_s: float | None = None
     hooks: Mechanism | None = None

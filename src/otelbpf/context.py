@@ -11,14 +11,14 @@ Source:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from otelbpf.errors import UsageError
-from otelbpf.records import REQUEST_RECORD
+from otelbpf.ids import Ids
+from otelbpf.records import REQUEST_RECORD, RequestFlag
 
 _TRACEPARENT_LENGTH = 55
 _INVALID = 0xFF
@@ -51,8 +51,10 @@ class Contexts:
     Attributes:
         trace_id_high, trace_id_low: (n,) uint64; the caller's, or new.
         span_id: (n,) uint64; for the request's own span.
-        parent_span_id: (n,) uint64; 0 where there is no parent.
-        flags: (n,) uint8; the caller's trace flags, 0 without a parent.
+        parent_span_id: (n,) uint64; the caller's or the cause's; 0 where there is neither.
+        flags: (n,) uint8; the caller's trace flags, 0 where none are known.
+        called: (n,) bool; a caller's traceparent gave the trace, and the flags are its decision.
+        caused: (n,) bool; the parent is another measured request, and so decides for this one.
         marked: (n,) bool; the application said all of these, and the flags are its decision.
         tracestate is not carried on: it stays with the application's own span.
     """
@@ -62,6 +64,8 @@ class Contexts:
     span_id: np.ndarray
     parent_span_id: np.ndarray
     flags: np.ndarray
+    called: np.ndarray
+    caused: np.ndarray
     marked: np.ndarray
 
     def __getitem__(self, rows: np.ndarray | slice) -> Contexts:
@@ -71,31 +75,39 @@ class Contexts:
             self.span_id[rows],
             self.parent_span_id[rows],
             self.flags[rows],
+            self.called[rows],
+            self.caused[rows],
             self.marked[rows],
         )
 
 
-def new_ids(count: int) -> np.ndarray:
-    """(count,) uint64, none of them 0, which is no valid id."""
-    ids = np.frombuffer(os.urandom(8 * count), np.uint64).copy()
-    ids[ids == 0] = 1
-    return ids
-
-
-def contexts_of(records: np.ndarray) -> Contexts:
+def contexts_of(records: np.ndarray, ids: Ids) -> Contexts:
     """What applications said of the requests, else the contexts that these carried, else new ones.
+
+    A request to an upstream that has a cause has what its cause has, and that for its parent.
 
     Args:
         records: (n,) REQUEST_RECORD.
     """
     count = len(records)
-    high, low, span_id = new_ids(3 * count).reshape(3, count)
+    connection_id, ordinal = records["connection_id"], records["ordinal"]
+    span_id = ids.span_ids(connection_id, ordinal)
+    parent_span_id = np.zeros(count, np.uint64)
+    caused = records["flags"] & np.uint32(RequestFlag.CAUSED) != 0
+    if caused.any():
+        connection_id = np.where(caused, records["cause_connection_id"], connection_id)
+        ordinal = np.where(caused, records["cause_ordinal"], ordinal)
+        causes = ids.span_ids(connection_id[caused], ordinal[caused])
+    # A trace that nobody else started is named after the request that starts it.
+    high, low = ids.trace_ids(connection_id, ordinal)
     contexts = Contexts(
         high,
         low,
         span_id,
-        parent_span_id=np.zeros(count, np.uint64),
+        parent_span_id,
         flags=np.zeros(count, np.uint8),
+        called=np.zeros(count, bool),
+        caused=caused,
         marked=records["marked"] != 0,
     )
     # Most requests of most services carry none, and reading is the dearest part of a request that
@@ -103,6 +115,8 @@ def contexts_of(records: np.ndarray) -> Contexts:
     carrying = np.flatnonzero(records["traceparent_length"] >= _TRACEPARENT_LENGTH)
     if carrying.size:
         _read_carried(records[carrying], contexts, carrying)
+    if caused.any():
+        contexts.parent_span_id[caused] = causes
     marked = np.flatnonzero(contexts.marked)
     if marked.size:
         _read_marks(records[marked], contexts, marked)
@@ -114,7 +128,8 @@ def _read_marks(records: np.ndarray, contexts: Contexts, rows: np.ndarray) -> No
     trace_id = _big_endian(records["trace_id"])
     contexts.trace_id_high[rows] = trace_id[:, 0]
     contexts.trace_id_low[rows] = trace_id[:, 1]
-    contexts.span_id[rows] = _big_endian(records["span_id"])[:, 0]
+    own = ~contexts.caused[rows]
+    contexts.span_id[rows[own]] = _big_endian(records["span_id"][own])[:, 0]
     contexts.parent_span_id[rows] = _big_endian(records["parent_span_id"])[:, 0]
     contexts.flags[rows] = records["trace_flags"]
 
@@ -153,6 +168,7 @@ def _read_carried(records: np.ndarray, contexts: Contexts, rows: np.ndarray) -> 
     contexts.trace_id_low[rows] = low[valid]
     contexts.parent_span_id[rows] = parent[valid]
     contexts.flags[rows] = octets[valid, 25]
+    contexts.called[rows] = True
 
 
 @dataclass(frozen=True)
@@ -203,6 +219,6 @@ class Sampler:
         kept = np.ones(len(low), bool) if keep_all else low < np.uint64(self.bound)
         sampled = contexts.flags & _SAMPLED != 0
         if self.parent_based:
-            kept = np.where(contexts.parent_span_id != 0, sampled, kept)
+            kept = np.where(contexts.called, sampled, kept)
         # The two of them agree: the one's span is the other's parent.
         return np.where(contexts.marked, sampled, kept)

@@ -6,7 +6,7 @@ a request to an upstream can name its cause as its parent. Nobody outside can fo
 since a key that is drawn anew at each start goes into it.
 
 Source:
-    SipHash-2-4 of Aumasson and Bernstein, for whole arrays.
+    SipHash-1-3 of Aumasson and Bernstein, for whole arrays.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ import numpy as np
 
 _KEY_BYTES = 16
 _INITIAL = (0x736F6D6570736575, 0x646F72616E646F6D, 0x6C7967656E657261, 0x7465646279746573)
-_FINAL = 0xFF
 
 
 class _Use(IntEnum):
-    """What an id is for: those of one request are different numbers."""
+    """What an id is for: SipHash ends with the first of these, and goes on with the others."""
 
-    SPAN = 0
-    TRACE_HIGH = 1
-    TRACE_LOW = 2
+    SPAN = 0xFF
+    TRACE_HIGH = 0xEE
+    TRACE_LOW = 0xDD
 
 
 class Ids:
@@ -51,56 +50,67 @@ class Ids:
         Returns:
             (n,) uint64, none of them 0, which is no valid id.
         """
-        return self._of(_Use.SPAN, connection_ids, ordinals)
+        return _ids(self._state(connection_ids, ordinals), _Use.SPAN)
 
     def trace_ids(
         self, connection_ids: np.ndarray, ordinals: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """The ids (high half, low half) of the traces that n requests start; as span_ids()."""
-        return (
-            self._of(_Use.TRACE_HIGH, connection_ids, ordinals),
-            self._of(_Use.TRACE_LOW, connection_ids, ordinals),
+        state = self._state(connection_ids, ordinals)
+        return _ids(list(state), _Use.TRACE_HIGH), _ids(state, _Use.TRACE_LOW)
+
+    def _state(self, connection_ids: np.ndarray, ordinals: np.ndarray) -> list[np.ndarray]:
+        return siphash_state(
+            self._key, connection_ids.astype(np.uint64), ordinals.astype(np.uint64)
         )
 
-    def _of(self, use: _Use, connection_ids: np.ndarray, ordinals: np.ndarray) -> np.ndarray:
-        second = ordinals.astype(np.uint64) | np.uint64(use << 32)
-        ids = siphash(self._key, connection_ids.astype(np.uint64), second)
-        ids[ids == 0] = 1
-        return ids
+
+def _ids(state: list[np.ndarray], use: _Use) -> np.ndarray:
+    ids = siphash_end(state, use)
+    ids[ids == 0] = 1
+    return ids
 
 
-def siphash(key: tuple[int, int], first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """SipHash-2-4 of n messages of two words, 16 bytes, each.
+def siphash_state(
+    key: tuple[int, int], first: np.ndarray, second: np.ndarray
+) -> list[np.ndarray]:
+    """The state of SipHash-1-3 that has taken n messages of two words, 16 bytes, each.
 
     Args:
         key: its two words.
         first, second: (n,) uint64; the messages' words.
-    Returns:
-        (n,) uint64.
     """
     state = [
         np.full(len(first), initial ^ key[i % 2], np.uint64) for i, initial in enumerate(_INITIAL)
     ]
     # The last word tells the message's length, in its highest byte.
     for word in (first, second, np.uint64(16 << 56)):
-        state[3] ^= word
+        state[3] = state[3] ^ word
         _round(state)
-        _round(state)
-        state[0] ^= word
-    state[2] ^= np.uint64(_FINAL)
-    for _ in range(4):
+        state[0] = state[0] ^ word
+    return state
+
+
+def siphash_end(state: list[np.ndarray], end: int = _Use.SPAN) -> np.ndarray:
+    """The hash that the state ends in, (n,) uint64; the list is used up.
+
+    Args:
+        end: 0xff gives SipHash's own; another number another one.
+    """
+    state[2] = state[2] ^ np.uint64(end)
+    for _ in range(3):
         _round(state)
     return state[0] ^ state[1] ^ state[2] ^ state[3]
 
 
 def _round(v: list[np.ndarray]) -> None:
-    v[0] += v[1]
-    v[2] += v[3]
+    v[0] = v[0] + v[1]
+    v[2] = v[2] + v[3]
     v[1] = _rotate(v[1], 13) ^ v[0]
     v[3] = _rotate(v[3], 16) ^ v[2]
     v[0] = _rotate(v[0], 32)
-    v[2] += v[1]
-    v[0] += v[3]
+    v[2] = v[2] + v[1]
+    v[0] = v[0] + v[3]
     v[1] = _rotate(v[1], 17) ^ v[2]
     v[3] = _rotate(v[3], 21) ^ v[0]
     v[2] = _rotate(v[2], 32)

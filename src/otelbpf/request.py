@@ -6,6 +6,7 @@ from __future__ import annotations
 import ipaddress
 import itertools
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 
@@ -17,20 +18,25 @@ _LINE_MAX = REQUEST_RECORD["request_line"].itemsize
 #: Without one of these a ledger is not complete. `woken` and `running` are absent
 #: whenever the reader was running already, and last stamps whenever the first byte
 #: was the last one too.
-_EXPECTED = (
-    Stamp.NIC, Stamp.TC, Stamp.TCP, Stamp.QUEUED, Stamp.READ,
-    Stamp.WRITE, Stamp.TC_OUT, Stamp.ACKED,
+_EXPECTED_OF_EITHER = (
+    Stamp.NIC, Stamp.TC, Stamp.TCP, Stamp.QUEUED, Stamp.READ, Stamp.WRITE, Stamp.TC_OUT,
 )
 _MAY_BE_ABSENT = (Stamp.WOKEN, Stamp.RUNNING)
 
-#: How an exchange that was cut short ended, most telling first.
-_ENDINGS = (
-    (RequestFlag.PEER_RESET, "client_reset"),
-    (RequestFlag.LOCAL_RESET, "server_reset"),
-    (RequestFlag.LOCAL_CLOSED, "server_closed"),
-    (RequestFlag.PEER_CLOSED, "client_closed"),
-    (RequestFlag.IDLE_TIMEOUT, "idle_timeout"),
-)
+
+
+class Kind(StrEnum):
+    """What this side is to a request."""
+
+    SERVER = "server"
+    CLIENT = "client"
+
+
+_EXPECTED = {
+    Kind.SERVER: (*_EXPECTED_OF_EITHER, Stamp.ACKED),
+    Kind.CLIENT: _EXPECTED_OF_EITHER,
+}
+_PEER = {Kind.SERVER: Kind.CLIENT, Kind.CLIENT: Kind.SERVER}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +55,11 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request that the server handled, from its first byte to its last.
+    """One request that a server handled or a client sent, from its first byte to its last.
 
     Attributes:
+        kind: what this side was to it.
+        parent_is_local: its parent is another measured request, which caused it.
         stages: in order; each starts where the one before it ends.
         absent: stamps of the way that were not seen.
         complete: no stamp is absent that every request has.
@@ -59,14 +67,16 @@ class Request:
         path_cut: the path was longer than the kernel keeps.
         status: 0 where no response was seen.
         ended_by: how the exchange was cut short; empty: it was not.
-        pid, tid: of the reader; 0: nobody read the request.
+        pid, tid: of the server's reader, or of the client's writer; 0: unknown.
         request_retransmits, response_retransmits: segments that repeated bytes.
         out_of_order: segments that came before bytes that precede them.
     """
 
+    kind: Kind
     trace_id: int
     span_id: int
     parent_span_id: int
+    parent_is_local: bool
     trace_flags: int
     method: str
     path: str
@@ -172,10 +182,17 @@ def _split_request_line(line: str, cut: bool) -> tuple[str, str, str, bool]:
     return method, path, query, target_cut and not mark
 
 
-def _ended_by(flags: RequestFlag) -> str:
+def _ended_by(flags: RequestFlag, kind: Kind) -> str:
+    """How an exchange that was cut short ended, by what is most telling."""
     if flags & RequestFlag.REQUEST_ANSWERED:
         return ""
-    for flag, name in _ENDINGS:
+    for flag, name in (
+        (RequestFlag.PEER_RESET, f"{_PEER[kind]}_reset"),
+        (RequestFlag.LOCAL_RESET, f"{kind}_reset"),
+        (RequestFlag.LOCAL_CLOSED, f"{kind}_closed"),
+        (RequestFlag.PEER_CLOSED, f"{_PEER[kind]}_closed"),
+        (RequestFlag.IDLE_TIMEOUT, "idle_timeout"),
+    ):
         if flags & flag:
             return name
     return "connection_lost"
@@ -195,19 +212,22 @@ def requests_of(
     stamps = records["stamp_ktime_ns"].tolist()
     high, low = contexts.trace_id_high.tolist(), contexts.trace_id_low.tolist()
     span_ids, parents = contexts.span_id.tolist(), contexts.parent_span_id.tolist()
-    trace_flags = contexts.flags.tolist()
+    trace_flags, caused = contexts.flags.tolist(), contexts.caused.tolist()
     for i, record in enumerate(records):
         line_length = int(record["request_line_length"])
         line = _text(bytes(record["request_line"]), line_length)
         method, path, query, path_cut = _split_request_line(line, line_length > _LINE_MAX)
         flags = RequestFlag(int(record["flags"]))
-        missing = tuple(s.name.lower() for s in _EXPECTED if not stamps[i][s])
+        kind = Kind.CLIENT if flags & RequestFlag.CLIENT else Kind.SERVER
+        missing = tuple(s.name.lower() for s in _EXPECTED[kind] if not stamps[i][s])
         not_needed = tuple(s.name.lower() for s in _MAY_BE_ABSENT if not stamps[i][s])
         requests.append(
             Request(
+                kind=kind,
                 trace_id=high[i] << 64 | low[i],
                 span_id=span_ids[i],
                 parent_span_id=parents[i],
+                parent_is_local=caused[i],
                 trace_flags=trace_flags[i],
                 method=method,
                 path=path,
@@ -218,7 +238,7 @@ def requests_of(
                 user_agent=_text(bytes(record["user_agent"]), int(record["user_agent_length"])),
                 status=int(record["status"]),
                 flags=flags,
-                ended_by=_ended_by(flags),
+                ended_by=_ended_by(flags, kind),
                 peer_address=address_of(record["peer_address"].tobytes()),
                 peer_port=int(record["peer_port"]),
                 local_address=address_of(record["local_address"].tobytes()),

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""request -> span: OpenTelemetry's HTTP server span, and the stages below it.
+"""request -> span: OpenTelemetry's HTTP server or client span, and the stages below it.
 
 Source:
-    OpenTelemetry semantic conventions for HTTP server spans. What is ours
-    starts with `otelbpf.`.
+    OpenTelemetry semantic conventions for HTTP spans. What is ours starts with
+    `otelbpf.`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from opentelemetry.trace.status import Status, StatusCode
 
 from otelbpf.clock import ClockReading
 from otelbpf.records import RequestFlag
-from otelbpf.request import Request
+from otelbpf.request import Kind, Request
 from otelbpf.version import __version__
 
 SCOPE = InstrumentationScope("otelbpf", __version__)
@@ -29,6 +29,9 @@ _METHODS = frozenset(
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _UNSET = Status(StatusCode.UNSET)
 _PORT_MAX = 65_535
+_SPAN_KINDS = {Kind.SERVER: SpanKind.SERVER, Kind.CLIENT: SpanKind.CLIENT}
+#: What a server answers with 4xx was the client's error.
+_LEAST_ERROR = {Kind.SERVER: 500, Kind.CLIENT: 400}
 
 Attributes = dict[str, str | int | bool | tuple[str, ...]]
 
@@ -53,12 +56,8 @@ def _split_host(host: str, default_port: int) -> tuple[str, int]:
 def attributes_of(request: Request, clock: ClockReading, style: StageStyle) -> Attributes:
     """The attributes of the request's own span."""
     known = request.method in _METHODS
-    server_address, server_port = _split_host(
-        request.host or request.local_address, request.local_port
-    )
     attributes: Attributes = {
         "http.request.method": request.method if known else "_OTHER",
-        "url.path": request.path,
         "url.scheme": "http",
         "network.protocol.name": "http",
         "network.protocol.version": request.http_version,
@@ -66,10 +65,6 @@ def attributes_of(request: Request, clock: ClockReading, style: StageStyle) -> A
         "network.peer.port": request.peer_port,
         "network.local.address": request.local_address,
         "network.local.port": request.local_port,
-        "client.address": request.peer_address,
-        "client.port": request.peer_port,
-        "server.address": server_address,
-        "server.port": server_port,
         "http.request.size": request.request_bytes,
         "http.response.size": request.response_bytes,
         "otelbpf.ledger.complete": request.complete,
@@ -77,6 +72,7 @@ def attributes_of(request: Request, clock: ClockReading, style: StageStyle) -> A
         "otelbpf.clock.uncertainty_ns": clock.uncertainty_ns,
         "otelbpf.connection.request": request.ordinal,
     }
+    attributes |= _of_server(request) if request.kind is Kind.SERVER else _of_client(request)
     # Of a body that was cut short only its announced size is known, so none is given.
     if request.flags & RequestFlag.REQUEST_RECEIVED:
         attributes["http.request.body.size"] = request.request_body_bytes
@@ -86,8 +82,6 @@ def attributes_of(request: Request, clock: ClockReading, style: StageStyle) -> A
         attributes["http.request.method_original"] = request.method
     if request.path_cut:
         attributes["otelbpf.url.path.cut"] = True
-    if request.query:
-        attributes["url.query"] = request.query
     if request.user_agent:
         attributes["user_agent.original"] = request.user_agent
     if request.status:
@@ -111,11 +105,39 @@ def attributes_of(request: Request, clock: ClockReading, style: StageStyle) -> A
     return attributes
 
 
+def _of_server(request: Request) -> Attributes:
+    """What a server span says of the two sides and of the URL."""
+    address, port = _split_host(request.host or request.local_address, request.local_port)
+    attributes: Attributes = {
+        "url.path": request.path,
+        "client.address": request.peer_address,
+        "client.port": request.peer_port,
+        "server.address": address,
+        "server.port": port,
+    }
+    if request.query:
+        attributes["url.query"] = request.query
+    return attributes
+
+
+def _of_client(request: Request) -> Attributes:
+    """What a client span says of them: the server is the upstream, by the name it was asked by."""
+    peer = request.peer_address
+    authority = request.host or f"{f'[{peer}]' if ':' in peer else peer}:{request.peer_port}"
+    address, port = _split_host(authority, request.peer_port)
+    query = f"?{request.query}" if request.query else ""
+    return {
+        "url.full": f"http://{authority}{request.path}{query}",
+        "server.address": address,
+        "server.port": port,
+    }
+
+
 def error_type(request: Request) -> str:
-    """The conventions' error.type: how it was cut short, or a 5xx status; empty: no error."""
+    """The conventions' error.type: how it was cut short, or its status; empty: no error."""
     if request.ended_by:
         return request.ended_by
-    return str(request.status) if request.status >= 500 else ""
+    return str(request.status) if request.status >= _LEAST_ERROR[request.kind] else ""
 
 
 def _span_id() -> int:
@@ -136,7 +158,7 @@ def spans_of(
         parent = SpanContext(
             request.trace_id,
             request.parent_span_id,
-            is_remote=True,
+            is_remote=not request.parent_is_local,
             trace_flags=TraceFlags(request.trace_flags),
         )
     failed = error_type(request)
@@ -148,7 +170,7 @@ def spans_of(
             parent=parent,
             resource=resource,
             attributes=attributes_of(request, clock, style),
-            kind=SpanKind.SERVER,
+            kind=_SPAN_KINDS[request.kind],
             status=Status(StatusCode.ERROR) if failed else _UNSET,
             start_time=clock.unix_ns(request.start_ktime_ns),
             end_time=clock.unix_ns(request.end_ktime_ns),

@@ -37,8 +37,10 @@ class Sweeper:
         if not silent.size:
             return
         # An early answer waits, as an unanswered request does, for the rest of the body.
+        # An upstream's whole response waits for its reader, who may well take his time.
         whole = RequestFlag.REQUEST_RECEIVED | RequestFlag.REQUEST_ANSWERED
-        answered = self._table["record"]["flags"][silent] & whole == whole
+        flags = self._table["record"]["flags"][silent]
+        answered = flags & (whole | RequestFlag.CLIENT) == whole
         for slots, before_ktime_ns, flag in (
             (silent[answered], acknowledged_before, 0),
             (silent[~answered], idle_before, RequestFlag.IDLE_TIMEOUT),

@@ -4,18 +4,19 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from pathlib import Path
 from unittest import mock
 
-import numpy as np
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from otelbpf import context, spans
+from otelbpf import agent, spans
 from otelbpf.agent import Pipeline
 from otelbpf.clock import ClockReading
 from otelbpf.config import Config
 from otelbpf.context import Sampler
+from otelbpf.ids import Ids
 from otelbpf.reader import decode
 from otelbpf.records import REQUEST_RECORD
 
@@ -31,27 +32,12 @@ def layout() -> str:
     return hashlib.sha256(repr(REQUEST_RECORD.descr).encode()).hexdigest()[:16]
 
 
-class _Ids:
-    """1, 2, 3, ... in place of random ones."""
-
-    def __init__(self, first: int) -> None:
-        self._next = first
-
-    def one(self) -> int:
-        self._next += 1
-        return self._next - 1
-
-    def many(self, count: int) -> np.ndarray:
-        return np.array([self.one() for _ in range(count)], np.uint64)
-
-
 def replay(ring: bytes, config: Config, sampler: Sampler) -> tuple[Pipeline, list[ReadableSpan]]:
     """The spans of the records in `ring`, in the order in which they were exported."""
     exporter = InMemorySpanExporter()
-    requests, stages = _Ids(0xA000), _Ids(0xC000)
     with (
-        mock.patch.object(context, "new_ids", requests.many),
-        mock.patch.object(spans, "_span_id", stages.one),
+        mock.patch.object(agent, "Ids", lambda: Ids(bytes(16))),
+        mock.patch.object(spans, "_span_id", itertools.count(0xC000).__next__),
     ):
         pipeline = Pipeline(config, sampler, exporter)
         pipeline.clock = CLOCK

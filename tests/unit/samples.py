@@ -84,6 +84,8 @@ def contexts(n: int = 1, *, parent: int = 0, flags: int = 0) -> Contexts:
         span_id=np.full(n, 0xABC, np.uint64),
         parent_span_id=np.full(n, parent, np.uint64),
         flags=np.full(n, flags, np.uint8),
+        called=np.full(n, parent != 0),
+        caused=np.zeros(n, bool),
         marked=np.zeros(n, bool),
     )
 

@@ -9,21 +9,36 @@ from opentelemetry.trace import get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from samples import record
 
-from otelbpf import context
-from otelbpf.context import Contexts, contexts_of, new_ids
-from otelbpf.records import REQUEST_RECORD
+from otelbpf.context import Contexts, Sampler, contexts_of
+from otelbpf.ids import Ids
+from otelbpf.records import REQUEST_RECORD, RequestFlag
 
 TRACE_ID = 0x4BF92F3577B34DA6A3CE929D0E0E4736
 PARENT = 0x00F067AA0BA902B7
 VALID = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 ZEROS = b"0" * 32
+IDS = Ids(bytes(range(16)))
+CONNECTION = record()["connection_id"]
 HELD = REQUEST_RECORD["traceparent"].itemsize
 
 
 def contexts(*headers: bytes) -> Contexts:
+    """Of requests on one connection that carry these."""
     return contexts_of(
-        np.concatenate([record(traceparent=h, traceparent_length=len(h)) for h in headers])
+        np.concatenate(
+            [
+                record(traceparent=header, traceparent_length=len(header), ordinal=ordinal)
+                for ordinal, header in enumerate(headers)
+            ]
+        ),
+        IDS,
     )
+
+
+def started(ordinal: int) -> tuple[int, int, int]:
+    """What a request has that starts a trace: row of record()'s connection."""
+    high, low = IDS.trace_ids(CONNECTION, np.array([ordinal]))
+    return int(high[0]) << 64 | int(low[0]), 0, 0
 
 
 def rows(found: Contexts) -> list[tuple[int, int, int]]:
@@ -41,12 +56,6 @@ def by_the_sdk(header: bytes) -> tuple[int, int, int] | None:
     carrier = {"traceparent": header.decode("latin-1")}
     span = get_current_span(TraceContextTextMapPropagator().extract(carrier)).get_span_context()
     return (span.trace_id, span.span_id, int(span.trace_flags)) if span.is_valid else None
-
-
-@pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """New ids are 1, 2, 3, ... in each call."""
-    monkeypatch.setattr(context, "new_ids", lambda n: np.arange(1, n + 1, dtype=np.uint64))
 
 
 def test_a_valid_one_is_joined() -> None:
@@ -94,11 +103,11 @@ def test_accepted(header: bytes) -> None:
 
 
 @pytest.mark.parametrize("header", REFUSED.values(), ids=REFUSED)
-def test_refused(header: bytes, fresh: None) -> None:
-    assert rows(contexts(header)) == [(1 << 64 | 2, 0, 0)]
+def test_refused(header: bytes) -> None:
+    assert rows(contexts(header)) == [started(0)]
 
 
-def test_every_single_byte_corruption(fresh: None) -> None:
+def test_every_single_byte_corruption() -> None:
     """Each of the 55 bytes becomes each other byte: joined only as W3C Trace Context says."""
     headers = [
         VALID[:at] + bytes([byte]) + VALID[at + 1 :]
@@ -113,13 +122,13 @@ def test_every_single_byte_corruption(fresh: None) -> None:
     for i, header in enumerate(headers):
         at = next(k for k in range(55) if header[k] != VALID[k])
         if at in (2, 35, 52) or header[at] not in digits:
-            expected.append((i + 1 << 64 | n + i + 1, 0, 0))
+            expected.append(started(i))
         else:
             expected.append((int(header[3:35], 16), int(header[36:52], 16), int(header[53:], 16)))
     assert rows(contexts(*headers)) == expected
 
 
-def test_the_sdk_agrees(fresh: None) -> None:
+def test_the_sdk_agrees() -> None:
     """Differences are the SDK's leniency: it forgives white space around the header."""
     for name, header in {**ACCEPTED, **REFUSED, "valid": VALID}.items():
         if name == "not in the first column":
@@ -131,12 +140,12 @@ def test_the_sdk_agrees(fresh: None) -> None:
 def test_a_length_beyond_what_the_record_holds() -> None:
     longer = b"01" + VALID[2:] + b"-" + b"x" * 500
     made = record(traceparent=longer[:HELD], traceparent_length=len(longer))
-    assert rows(contexts_of(made)) == [(TRACE_ID, PARENT, 1)]
+    assert rows(contexts_of(made, IDS)) == [(TRACE_ID, PARENT, 1)]
 
 
-def test_bytes_left_behind_an_earlier_header_do_not_count(fresh: None) -> None:
+def test_bytes_left_behind_an_earlier_header_do_not_count() -> None:
     made = record(traceparent=VALID, traceparent_length=0)
-    assert rows(contexts_of(made)) == [(1 << 64 | 2, 0, 0)]
+    assert rows(contexts_of(made, IDS)) == [started(0)]
 
 
 def test_a_batch_keeps_its_order() -> None:
@@ -146,7 +155,7 @@ def test_a_batch_keeps_its_order() -> None:
 
 
 def test_no_records_no_contexts() -> None:
-    assert rows(contexts_of(np.empty(0, REQUEST_RECORD))) == []
+    assert rows(contexts_of(np.empty(0, REQUEST_RECORD), IDS)) == []
 
 
 def test_rows_of_contexts() -> None:
@@ -155,11 +164,60 @@ def test_rows_of_contexts() -> None:
     assert rows(found[slice(0, 1)]) == rows(found)[:1]
 
 
-def test_new_ids_are_never_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(context.os, "urandom", bytes)
-    assert new_ids(3).tolist() == [1, 1, 1]
-    assert new_ids(0).tolist() == []
+def upstream(cause: np.ndarray, **fields: object) -> np.ndarray:
+    """A request to an upstream that another one caused, whose trace context it therefore has."""
+    return record(
+        connection_id=8,
+        ordinal=3,
+        flags=RequestFlag.CLIENT | RequestFlag.CAUSED,
+        cause_connection_id=cause["connection_id"][0],
+        cause_ordinal=cause["ordinal"][0],
+        traceparent=cause["traceparent"][0],
+        **fields,
+    )
 
 
-def test_new_ids_differ() -> None:
-    assert len(set(new_ids(10_000).tolist())) == 10_000
+@pytest.mark.parametrize("header", [b"", VALID, VALID[:-2] + b"00"])
+def test_a_request_to_an_upstream_is_its_causes_child(header: bytes) -> None:
+    """In one batch or in two, and before the cause has come or after."""
+    cause = record(traceparent=header, ordinal=5)
+    child = upstream(cause)
+    (parent,) = contexts_of(cause, IDS).span_id
+    for batch in ((child,), (cause, child), (child, cause)):
+        found = contexts_of(np.concatenate(batch), IDS)
+        at = [each is child for each in batch].index(True)
+        assert rows(found)[at][0] == rows(contexts_of(cause, IDS))[0][0]
+        assert found.parent_span_id[at] == parent
+        assert found.span_id[at] not in (parent, 0)
+        assert found.caused.tolist() == [each is child for each in batch]
+
+
+@pytest.mark.parametrize("header", [b"", VALID, VALID[:-2] + b"00"])
+@pytest.mark.parametrize(
+    "name", ["always_on", "traceidratio", "parentbased_always_off", "parentbased_traceidratio"]
+)
+def test_the_sampler_agrees_about_a_cause_and_what_it_caused(name: str, header: bytes) -> None:
+    causes = [record(traceparent=header, ordinal=ordinal) for ordinal in range(200)]
+    sampler = Sampler.from_environment(
+        {"OTEL_TRACES_SAMPLER": name, "OTEL_TRACES_SAMPLER_ARG": "0.5"}
+    )
+    kept = sampler.keeps(contexts_of(np.concatenate(causes), IDS))
+    children = np.concatenate([upstream(cause) for cause in causes])
+    assert sampler.keeps(contexts_of(children, IDS)).tolist() == kept.tolist()
+
+
+def test_a_cause_that_the_application_spoke_of_is_called_as_it_said() -> None:
+    trace_id, span_id = bytes(range(1, 17)), bytes(range(21, 29))
+    cause = record(marked=1, trace_id=trace_id, span_id=span_id, trace_flags=1)
+    child = upstream(cause, marked=1, trace_id=trace_id, parent_span_id=span_id, trace_flags=1)
+    found = contexts_of(np.concatenate([cause, child]), IDS)
+    whole = int.from_bytes(trace_id, "big")
+    assert rows(found) == [(whole, 0, 1), (whole, int.from_bytes(span_id, "big"), 1)]
+    assert found.span_id[0] == int.from_bytes(span_id, "big")
+    assert found.span_id[1] == IDS.span_ids(np.array([8]), np.array([3]))[0]
+
+
+def test_a_request_to_an_upstream_that_carries_another_context_is_that_ones_child() -> None:
+    found = contexts_of(record(flags=RequestFlag.CLIENT, traceparent=VALID), IDS)
+    assert rows(found) == [(TRACE_ID, PARENT, 1)]
+    assert not found.caused.any()
