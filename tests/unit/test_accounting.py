@@ -69,11 +69,12 @@ def test_sums_do_not_change_afterwards() -> None:
 
 def test_json_has_all_that_counts() -> None:
     lost = {Lost.PARSER: 2, Lost.RING_FULL: 0, Lost.EXPORT_FAILED: 1}
-    sums = Sums(23, 15, 4, lost, {"opened": 5}, {"kprobe tcp_sendmsg_locked": 2})
+    sums = Sums(23, 15, 4, lost, {"opened": 5}, {"kprobe tcp_sendmsg_locked": 2}, 3)
     assert json.loads(sums.as_json()) == {
         "seen": 23, "exported": 15, "sampled_out": 4, "in_flight": 1,
         "lost": {"parser": 2, "export_failed": 1}, "connections": {"opened": 5},
         "missed": {"kprobe tcp_sendmsg_locked": 2},
+        "causes_ambiguous": 3,
     }
 
 

@@ -52,9 +52,14 @@ REFUSED = [
     ((), "the following arguments are required: command; see `otelbpf --help`"),
     (("walk",), "argument command: invalid choice: 'walk' (choose from "),
     (("--verbose", "check"), "unrecognized arguments: --verbose"),
-    (("run",), "the following arguments are required: --interface, --port"),
+    (("run",), "the following arguments are required: --interface"),
     (("run", "--port", "80"), "the following arguments are required: --interface"),
-    (("run", "--interface", "lo"), "the following arguments are required: --port"),
+    (("run", "--interface", "lo"), "nothing to measure: give a server's --port, or an --upstream"),
+    *(((*RUN, "--upstream", text), f"argument --upstream: {text!r} is no HOST:PORT")
+      for text in ("", "80", ":80", "[]:80", "::1:80", "fd00::1:80", "[::1:80")),
+    *(((*RUN, "--upstream", f"here:{port}"), f"argument --upstream: {port!r} is no TCP port")
+      for port in ("", "0", "65536", "http")),
+    ((*RUN, "--client-port", "0"), "argument --client-port: '0' is no TCP port"),
     ((*RUN, "--interface"), "argument --interface: expected one argument"),
     ((*RUN, "--dur", "1"), "unrecognized arguments: --dur 1"),  # no abbreviations
     ((*RUN, "more"), "unrecognized arguments: more"),
@@ -94,6 +99,24 @@ def test_refused(
     assert err.startswith("otelbpf: ")
     assert said in err
     assert ran == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "upstreams", "client_ports"),
+    [
+        (("--upstream", "10.0.0.1:80"), (("10.0.0.1", 80),), ()),
+        (("--upstream", "[fd00::1]:80", "--upstream", "here.example:81"),
+         (("fd00::1", 80), ("here.example", 81)), ()),
+        (("--upstream", "here:80", "--upstream", "here:80"), (("here", 80),), ()),
+        (("--client-port", "80", "--client-port", "81"), (), (80, 81)),
+    ],
+)
+def test_upstreams_need_no_port_of_a_server(
+    arguments: tuple[str, ...], upstreams: tuple[tuple[str, int], ...],
+    client_ports: tuple[int, ...], ran: list[Config], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert call(monkeypatch, "run", "--interface", "lo", *arguments) == 0
+    assert (ran[0].ports, ran[0].upstreams, ran[0].client_ports) == ((), upstreams, client_ports)
 
 
 @pytest.mark.parametrize(
