@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from lab import Lab, laboratory
-from meter import Meter, load
+from meter import Meter, load, load_gateway
 from strangers import Strangers, strangers
 
 
@@ -53,6 +53,25 @@ def unattached(_second_meter: Meter) -> Iterator[Meter]:
     yield _second_meter
     with _second_meter.attached():
         _second_meter.end()
+
+
+@pytest.fixture(scope="session")
+def _gateway_meter() -> Iterator[Meter]:
+    with laboratory() as lab:
+        meter = load_gateway(lab)
+        try:
+            with meter.attached(meter.interface, "lo"):
+                yield meter
+        finally:
+            meter.close()
+
+
+@pytest.fixture
+def gateway(_gateway_meter: Meter) -> Iterator[Meter]:
+    """The same for a lab of its own, whose client is measured: in front of the server."""
+    _gateway_meter.begin()
+    yield _gateway_meter
+    _gateway_meter.end()
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import itertools
 import mmap
 import subprocess
@@ -12,7 +13,18 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-from lab import DEADLINE_S, INTERFACE, PORT, SPARE_PORT, Lab, Pair, wait_until
+from lab import (
+    CLIENT_INTERFACE,
+    DEADLINE_S,
+    INTERFACE,
+    PORT,
+    SERVER_IPV4,
+    SERVER_IPV6,
+    SPARE_PORT,
+    Lab,
+    Pair,
+    wait_until,
+)
 from messages import OK, request
 
 from otelbpf import libbpf
@@ -24,9 +36,15 @@ from otelbpf.loader import Limits, Part, Programs
 from otelbpf.reader import RingReader
 from otelbpf.records import EXCHANGE, REQUEST_RECORD, Counter, ExchangeState, RequestFlag, Stamp
 from otelbpf.sweeper import ACK_WAIT_NS, Sweeper
+from otelbpf.upstreams import Upstreams
 
 #: Of a request that went as it should.
 WHOLE = RequestFlag.REQUEST_RECEIVED | RequestFlag.REQUEST_ANSWERED
+#: Of a request to an upstream that went as it should.
+OUTGOING = WHOLE | RequestFlag.CLIENT
+#: What the lab's client listens on as a gateway, and an upstream's port at whatever address.
+GATEWAY_PORT = 8090
+FREE_PORT = 8091
 LOSSES = tuple(counter for counter in Counter if counter.name.startswith("LOST_"))
 # Enough for every test, and quick to look through.
 SMALL = Limits(connections=4096, ring_bytes=4 << 20)
@@ -40,11 +58,15 @@ class Meter:
     """What the programs saw, from the moment that begin() was called.
 
     Args:
-        lab: whose server is measured.
+        side: of the lab, the one that is measured.
     """
 
-    def __init__(self, lab: Lab, choices: tuple[Choice, ...], programs: Programs) -> None:
+    def __init__(
+        self, lab: Lab, choices: tuple[Choice, ...], programs: Programs, side: str = "server"
+    ) -> None:
         self.lab = lab
+        self.netns = lab.server_netns if side == "server" else lab.client_netns
+        self.interface = INTERFACE if side == "server" else CLIENT_INTERFACE
         self.programs = programs
         self.choices = choices
         self.reader = RingReader(programs.map_fd("ring"), programs.limits.ring_bytes)
@@ -75,10 +97,9 @@ class Meter:
     @contextlib.contextmanager
     def attached(self, *names: str, handlers: tuple[Handler, ...] = ()) -> Iterator[list[str]]:
         """All programs attached, to the interfaces called so; gives what was attached where."""
-        netns = self.lab.server_netns
-        interfaces = find_interfaces(names or (INTERFACE,), netns)
+        interfaces = find_interfaces(names or (self.interface,), self.netns)
         with attached(
-            self.programs, self.choices, interfaces, netns, handlers
+            self.programs, self.choices, interfaces, self.netns, handlers
         ) as attachments:
             yield attachments.description
 
@@ -196,6 +217,29 @@ def load(lab: Lab, limits: Limits = SMALL, parts: frozenset[Part] = frozenset())
     meter = Meter(lab, choices, programs)
     meter.let_another_process_be_the_agent()
     return meter
+
+
+def load_gateway(lab: Lab) -> Meter:
+    """The same for the lab's client: what it asks of the server, and what it is asked itself."""
+    endpoints = (
+        *((address(host), PORT) for host in (SERVER_IPV4, SERVER_IPV6)),
+        (address("127.0.0.1"), GATEWAY_PORT),
+    )
+    with Btf.of_kernel() as btf:
+        choices = choose(btf)
+        programs = Programs(
+            btf, (GATEWAY_PORT,), lab.client_netns.cookie, choices, SMALL,
+            Upstreams(endpoints, (FREE_PORT,)),
+        )  # fmt: skip
+    meter = Meter(lab, choices, programs, "client")
+    meter.let_another_process_be_the_agent()
+    return meter
+
+
+def address(text: str) -> bytes:
+    """As a record has it: 16 bytes, IPv4 as IPv4-mapped IPv6."""
+    parsed = ipaddress.ip_address(text)
+    return parsed.packed if parsed.version == 6 else bytes(10) + b"\xff\xff" + parsed.packed
 
 
 def stamps(record: np.void) -> dict[Stamp, int]:
