@@ -19,6 +19,8 @@ class Conversation:
     frame: Frame
     #: position -> (CLOCK_MONOTONIC ns before it was first handed over, and after).
     handed_over: dict[int, tuple[int, int]] = field(default_factory=dict)
+    #: The same of what the server answers.
+    handed_back: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def asked(self, data: bytes, at: int, *, acknowledging: int = 0, flags: int = ACK) -> Frame:
         """The client's segment whose first byte is its byte number `at`, not handed over yet."""
@@ -39,6 +41,7 @@ class Conversation:
 
     def answer(self, data: bytes, at: int, *, acknowledging: int = 0, flags: int = ACK) -> None:
         """The server's segment whose first byte is its byte number `at`."""
+        before_ns = time.monotonic_ns()
         self.wire.emit(
             self.frame.turned(
                 payload=data,
@@ -47,6 +50,7 @@ class Conversation:
                 flags=flags,
             )
         )
+        self.handed_back.setdefault(at, (before_ns, time.monotonic_ns()))
 
 
 def cut(data: bytes, *places: int) -> list[tuple[int, bytes]]:

@@ -139,3 +139,16 @@ class Wire:
 
     def _run(self, program: str, expected: int, data: bytes) -> None:
         assert verdict(self._programs.fd(program), data) == expected
+
+
+class UpstreamWire(Wire):
+    """The same on the client's side: what the client sends leaves, and the answers arrive."""
+
+    def deliver(self, frame: Frame | bytes, *, length: int | None = None) -> None:
+        """A frame of the client's leaves."""
+        self._run_tc("tc_client_egress", bytes(frame)[:length])
+
+    def emit(self, frame: Frame | bytes, *, length: int | None = None) -> None:
+        """One of the upstream's arrives: at XDP, then at TC ingress."""
+        self._run("xdp_arrival", XDP_PASS, bytes(frame)[:length])
+        self._run_tc("tc_client_ingress", bytes(frame)[:length])
