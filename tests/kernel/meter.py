@@ -229,7 +229,7 @@ def load_gateway(lab: Lab) -> Meter:
         choices = choose(btf)
         programs = Programs(
             btf, (GATEWAY_PORT,), lab.client_netns.cookie, choices, SMALL,
-            Upstreams(endpoints, (FREE_PORT,)),
+            upstreams=Upstreams(endpoints, (FREE_PORT,)),
         )  # fmt: skip
     meter = Meter(lab, choices, programs, "client")
     meter.let_another_process_be_the_agent()
