@@ -25,6 +25,7 @@ COUNT = 23
 OTELBPF = Path(sys.executable).parent / "otelbpf"
 
 _numbers = itertools.count()
+_REQUESTS = (Kind.SERVER, Kind.CLIENT)
 _BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
 _BPF_PROG_GET_FD_BY_ID = 13
 _BPF_LINK_GET_FD_BY_ID = 30
@@ -227,6 +228,11 @@ class Measured:
         """The stages' names, in order."""
         return [stage.name for stage in self.stages]
 
+    @property
+    def clients_port(self) -> int:
+        """That of the one who asked."""
+        return self["network.peer.port" if self.span.kind is Kind.SERVER else "network.local.port"]
+
     def stage_ns(self, name: str) -> int:
         """How long the stage took; 0 if there is none of this name."""
         return sum(s.end_unix_ns - s.start_unix_ns for s in self.stages if s.name == name)
@@ -257,7 +263,8 @@ class Measured:
         assert self["otelbpf.ledger.complete"] is True, self.span
         assert set(self["otelbpf.ledger.absent"]) <= {"woken", "running"}, self.span
         stamps = {stamp for name in self.stage_names for stamp in name.split("_to_")}
-        assert stamps >= {"nic", "tc", "tcp", "queued", "read", "write", "tc_out", "acked"}
+        acked = {"acked"} if self.span.kind is Kind.SERVER else set()
+        assert stamps >= {"nic", "tc", "tcp", "queued", "read", "write", "tc_out"} | acked
 
 
 def measured(spans: Iterable[Span]) -> list[Measured]:
@@ -267,20 +274,20 @@ def measured(spans: Iterable[Span]) -> list[Measured]:
     for span in spans:
         if span.kind is Kind.INTERNAL:
             stages.setdefault(span.parent_span_id, []).append(span)
-    servers = [span for span in spans if span.kind is Kind.SERVER]
-    assert len(servers) + sum(map(len, stages.values())) == len(spans)
-    ids = {span.span_id for span in servers}
-    assert len(ids) == len(servers), "a request was exported twice"
+    asked = [span for span in spans if span.kind in _REQUESTS]
+    assert len(asked) + sum(map(len, stages.values())) == len(spans)
+    ids = {span.span_id for span in asked}
+    assert len(ids) == len(asked), "a request was exported twice"
     assert stages.keys() <= ids, "stages of an unknown request"
-    requests = (Measured(span, tuple(stages.get(span.span_id, ()))) for span in servers)
+    requests = (Measured(span, tuple(stages.get(span.span_id, ()))) for span in asked)
     return sorted(
-        requests, key=lambda each: (each["client.port"], each["otelbpf.connection.request"])
+        requests, key=lambda each: (each.clients_port, each["otelbpf.connection.request"])
     )
 
 
 def wait_for_requests(receiver: Receiver, count: int) -> list[Measured]:
     """Waits until `count` requests' spans have come."""
-    came = receiver.wait_for(count, DEADLINE_S, lambda span: span.kind is Kind.SERVER)
+    came = receiver.wait_for(count, DEADLINE_S, lambda span: span.kind in _REQUESTS)
     requests = measured(receiver.spans())
     assert came, f"{len(requests)} of {count} requests came"
     return requests
