@@ -308,6 +308,119 @@ def test_a_span_id_is_never_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [s.context.span_id for s in make(request())[1:]] == [1] * 9
 
 
+#: What a request to an upstream is stamped with; ns after the first.
+OUTGOING = {
+    Stamp.WRITE: 0, Stamp.TC_OUT: 9_000, Stamp.NIC: 400_000, Stamp.TC: 401_000,
+    Stamp.TCP: 403_000, Stamp.QUEUED: 404_000, Stamp.READ: 420_000,
+}  # fmt: skip
+
+
+def outgoing(stamps: dict[Stamp, int] = OUTGOING, **fields: object) -> Request:
+    """A request to an upstream at 198.51.100.7."""
+    flags = fields.pop("flags", WHOLE) | RequestFlag.CLIENT  # type: ignore[operator]
+    return request(
+        stamps, **{"peer_port": 9090, "local_port": 40_001, "flags": flags, **fields}
+    )  # type: ignore[arg-type]
+
+
+def test_a_small_get_to_an_upstream() -> None:
+    made = outgoing(host=b"shop.internal:9090")
+    assert attributes_of(made, CLOCK, StageStyle.SPANS) == {
+        http_attributes.HTTP_REQUEST_METHOD: "GET",
+        url_attributes.URL_FULL: "http://shop.internal:9090/items/7",
+        url_attributes.URL_SCHEME: "http",
+        network_attributes.NETWORK_PROTOCOL_NAME: "http",
+        network_attributes.NETWORK_PROTOCOL_VERSION: "1.1",
+        network_attributes.NETWORK_PEER_ADDRESS: "198.51.100.7",
+        network_attributes.NETWORK_PEER_PORT: 9090,
+        network_attributes.NETWORK_LOCAL_ADDRESS: "192.0.2.1",
+        network_attributes.NETWORK_LOCAL_PORT: 40_001,
+        server_attributes.SERVER_ADDRESS: "shop.internal",
+        server_attributes.SERVER_PORT: 9090,
+        http_attributes.HTTP_REQUEST_SIZE: 90,
+        http_attributes.HTTP_RESPONSE_SIZE: 150,
+        http_attributes.HTTP_REQUEST_BODY_SIZE: 0,
+        http_attributes.HTTP_RESPONSE_BODY_SIZE: 12,
+        http_attributes.HTTP_RESPONSE_STATUS_CODE: 200,
+        user_agent_attributes.USER_AGENT_ORIGINAL: "curl/8.1",
+        thread_attributes.THREAD_ID: 4242,
+        "otelbpf.ledger.complete": True,
+        "otelbpf.ledger.absent": ("woken", "running"),
+        "otelbpf.clock.uncertainty_ns": 37,
+        "otelbpf.connection.request": 0,
+    }
+    span, *stages = make(made)
+    assert (span.name, span.kind) == ("GET", SpanKind.CLIENT)
+    assert [stage.name for stage in stages] == [
+        "write_to_tc_out", "tc_out_to_nic", "nic_to_tc", "tc_to_tcp", "tcp_to_queued",
+        "queued_to_read",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "full", "server"),
+    [
+        ({"host": b"shop.internal"}, "http://shop.internal/items/7", ("shop.internal", 9090)),
+        ({"host": b""}, "http://198.51.100.7:9090/items/7", ("198.51.100.7", 9090)),
+        (
+            {"host": b"", "peer_address": address("fd00::7")},
+            "http://[fd00::7]:9090/items/7", ("fd00::7", 9090),
+        ),
+        (
+            {"host": b"proxied.example", "request_line": b"GET http://proxied.example/a HTTP/1.1"},
+            "http://proxied.example/a", ("proxied.example", 9090),
+        ),
+    ],
+)  # fmt: skip
+def test_where_an_upstream_is(
+    fields: dict[str, object], full: str, server: tuple[str, int]
+) -> None:
+    told = attributes_of(outgoing(**fields), CLOCK, StageStyle.SPANS)
+    assert told[url_attributes.URL_FULL] == full
+    assert (
+        told[server_attributes.SERVER_ADDRESS], told[server_attributes.SERVER_PORT]
+    ) == server  # fmt: skip
+
+
+def test_an_upstreams_query_only_when_captured() -> None:
+    for capture, full in ((False, "/items/7"), (True, "/items/7?token=s3cret")):
+        told = attributes_of(outgoing(capture_query=capture), CLOCK, StageStyle.SPANS)
+        assert str(told[url_attributes.URL_FULL]).endswith(full)
+        assert url_attributes.URL_QUERY not in told
+
+
+@pytest.mark.parametrize(("status", "error"), [(200, None), (399, None), (400, "400"), (503, "503")])
+def test_an_upstreams_4xx_is_an_error_of_the_client(status: int, error: str | None) -> None:
+    span = make(outgoing(status=status))[0]
+    assert span.attributes.get(error_attributes.ERROR_TYPE) == error
+    assert span.status.status_code is (StatusCode.ERROR if error else StatusCode.UNSET)
+
+
+@pytest.mark.parametrize(
+    ("flag", "error"),
+    [
+        (RequestFlag.PEER_RESET, "server_reset"), (RequestFlag.PEER_CLOSED, "server_closed"),
+        (RequestFlag.LOCAL_RESET, "client_reset"), (RequestFlag.LOCAL_CLOSED, "client_closed"),
+        (RequestFlag.IDLE_TIMEOUT, "idle_timeout"), (RequestFlag(0), "connection_lost"),
+    ],
+)  # fmt: skip
+def test_cut_short_by_an_upstream(flag: RequestFlag, error: str) -> None:
+    made = outgoing(flags=RequestFlag.REQUEST_RECEIVED | flag)
+    assert attributes_of(made, CLOCK, StageStyle.SPANS)[error_attributes.ERROR_TYPE] == error
+
+
+def test_an_upstreams_response_is_not_acknowledged_but_read() -> None:
+    assert outgoing().complete
+    assert not outgoing({stamp: at for stamp, at in OUTGOING.items() if stamp is not Stamp.READ}
+                        ).complete
+
+
+def test_a_cause_is_a_parent_on_this_machine() -> None:
+    span = make(dataclasses.replace(outgoing(parent=0xDEF), parent_is_local=True))[0]
+    assert span.parent is not None
+    assert (span.parent.span_id, span.parent.is_remote) == (0xDEF, False)
+
+
 def test_all_of_it_can_be_encoded() -> None:
     odd = bytes(range(128, 192))
     made = [request(), everything(), request(host=odd, user_agent=odd, request_line=odd)]

@@ -103,6 +103,16 @@ def test_without_an_answer_it_may_be_silent_for_longer(
     assert kernel.orders == [(3, NOW - IDLE_NS, RequestFlag.IDLE_TIMEOUT)]
 
 
+def test_an_upstreams_answer_waits_for_its_reader(kernel: Kernel, sweeper: Sweeper) -> None:
+    """Nothing acknowledges that it was read, and the reader may take his time."""
+    kernel.put(3, ANSWERED | RequestFlag.CLIENT, IDLE_NS - 1)
+    sweeper.sweep(NOW)
+    assert kernel.orders == []
+    kernel.put(3, ANSWERED | RequestFlag.CLIENT, IDLE_NS)
+    sweeper.sweep(NOW)
+    assert kernel.orders == [(3, NOW - IDLE_NS, RequestFlag.IDLE_TIMEOUT)]
+
+
 def test_a_whole_table(kernel: Kernel, sweeper: Sweeper) -> None:
     kernel.put(1, ANSWERED, 0)
     kernel.put(2, ANSWERED, 10 * IDLE_NS)
