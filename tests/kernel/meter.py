@@ -219,14 +219,23 @@ def load(lab: Lab, limits: Limits = SMALL, parts: frozenset[Part] = frozenset())
     return meter
 
 
-def load_gateway(lab: Lab) -> Meter:
-    """The same for the lab's client: what it asks of the server, and what it is asked itself."""
+def load_gateway(lab: Lab, *, tcx: bool = True) -> Meter:
+    """The same for the lab's client: what it asks of the server, and what it is asked itself.
+
+    Args:
+        tcx: False: as on a kernel that has no such links.
+    """
     endpoints = (
         *((address(host), PORT) for host in (SERVER_IPV4, SERVER_IPV6)),
         (address("127.0.0.1"), GATEWAY_PORT),
     )
     with Btf.of_kernel() as btf:
-        choices = choose(btf)
+        choices = tuple(
+            choice.without(candidate, "not in this test")
+            if (candidate := choice.hook.candidates[0]).target == "tcx" and not tcx
+            else choice
+            for choice in choose(btf)
+        )
         programs = Programs(
             btf, (GATEWAY_PORT,), lab.client_netns.cookie, choices, SMALL,
             upstreams=Upstreams(endpoints, (FREE_PORT,)),

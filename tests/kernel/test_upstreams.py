@@ -71,6 +71,7 @@ def assert_next_is_right(gateway: Meter, pair: Pair, ordinal: int) -> None:
     assert gateway.losses() == {}
 
 
+@pytest.mark.guest
 @pytest.mark.parametrize(
     ("server", "client"), [(SERVER_IPV4, CLIENT_IPV4), (SERVER_IPV6, CLIENT_IPV6)]
 )
