@@ -12,6 +12,7 @@ import pytest
 from lab import CLIENT_IPV4, Pair, Worker, prepare, receive
 from messages import OK, request, response
 from meter import GATEWAY_PORT, OUTGOING, Meter, flags
+from test_marks import JOINED, Mark
 
 from otelbpf.records import Counter, RequestFlag
 
@@ -192,6 +193,27 @@ def test_a_context_of_its_own_is_from_an_application_that_is_traced(
     _, (called,) = split(gateway.records(2))
     assert_not_caused(called)
     assert called["traceparent"] == ANOTHER.encode()
+
+
+@pytest.mark.parametrize("trace_flags", [0, 1])
+def test_what_the_application_said_of_the_cause_holds_for_what_it_caused(
+    gateway: Meter, front: Gateway, trace_flags: int
+) -> None:
+    """Its name for the cause's span, and whether the trace is kept."""
+    caller, upstream = front.connect(), front.upstream()
+    mark = Mark(trace_flags=trace_flags)
+    caller.ask(ASKED)
+    assert mark.tell(caller.server) == JOINED
+    with upstreams_answer(upstream):
+        call(upstream)
+    caller.answer(OK)
+    (handled,), (called,) = split(gateway.records(2))
+    assert_caused(called, handled)
+    assert called["marked"] == 1
+    assert bytes(called["trace_id"]) == mark.trace_id
+    assert bytes(called["parent_span_id"]) == bytes(handled["span_id"]) == mark.span_id
+    assert bytes(called["span_id"]) == bytes(8)
+    assert called["trace_flags"] == trace_flags
 
 
 def do_not_wait(caller: Pair, _: Gateway) -> None:
