@@ -28,7 +28,7 @@ class Upstreams:
         return bool(self.endpoints or self.ports)
 
     def macros(self) -> dict[str, str]:
-        """What bpf/ knows of them: macro -> C. `a` is the address as two words in memory's order."""
+        """What bpf/ knows of them: macro -> C. `a` is the address, two words in memory's order."""
         ports = dict.fromkeys((*self.ports, *(port for _, port in self.endpoints)))
         of_endpoints = (
             f"((p)=={port}&&(a)[0]=={int.from_bytes(address[:8], 'little')}ull"

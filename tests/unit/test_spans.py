@@ -389,7 +389,9 @@ def test_an_upstreams_query_only_when_captured() -> None:
         assert url_attributes.URL_QUERY not in told
 
 
-@pytest.mark.parametrize(("status", "error"), [(200, None), (399, None), (400, "400"), (503, "503")])
+@pytest.mark.parametrize(
+    ("status", "error"), [(200, None), (399, None), (400, "400"), (503, "503")]
+)
 def test_an_upstreams_4xx_is_an_error_of_the_client(status: int, error: str | None) -> None:
     span = make(outgoing(status=status))[0]
     assert span.attributes.get(error_attributes.ERROR_TYPE) == error
