@@ -135,7 +135,7 @@ def test_a_thread_for_each_request_gives_each_call_its_parent(
 def test_nginx_mingles_requests_so_none_gets_a_parent(
     net: Network, receiver: Receiver, tmp_path: Path
 ) -> None:
-    """One worker, many connections, kept ones to the upstream: better no parent than a wrong one."""
+    """One worker, many connections, kept ones to the upstream: no parent, not a wrong one."""
     with (
         python_server(net, tmp_path, "threading_server", BEHIND),
         nginx(net, tmp_path, PORT, upstream=BEHIND),
