@@ -46,7 +46,8 @@ class Sums:
         in_flight: neither finished nor lost yet, or finished and not yet read,
             queued or on their way to the collector; 0 once the agent has stopped.
         missed: how often a hook was passed and its program not run, by hook.
-        causes_ambiguous: requests to upstreams that got no parent, since it may be another.
+        joins: what was joined to a request, and what was not since that was not certain: marks
+            are applications' words, causes are the requests that those to upstreams were for.
     """
 
     seen: int
@@ -55,7 +56,7 @@ class Sums:
     lost: dict[Lost, int]
     connections: dict[str, int] = field(default_factory=dict)
     missed: dict[str, int] = field(default_factory=dict)
-    causes_ambiguous: int = 0
+    joins: dict[str, int] = field(default_factory=dict)
 
     @property
     def in_flight(self) -> int:
@@ -73,7 +74,7 @@ class Sums:
                 "in_flight": self.in_flight,
                 "connections": self.connections,
                 "missed": self.missed,
-                "causes_ambiguous": self.causes_ambiguous,
+                "joins": self.joins,
             }
         )
 
@@ -122,9 +123,16 @@ class Ledger:
                 sampled_out=self._sampled_out,
                 lost=lost,
                 connections={
-                    counter.name.removeprefix("CONNECTIONS_").lower(): counts[counter]
-                    for counter in Counter
-                    if counter.name.startswith("CONNECTIONS_")
+                    name.removeprefix("connections_"): count
+                    for name, count in _named(counts, "CONNECTIONS_").items()
                 },
-                causes_ambiguous=counts[Counter.CAUSES_AMBIGUOUS],
+                joins=_named(counts, "MARKS_", "CAUSES_"),
             )
+
+
+def _named(counts: dict[Counter, int], *prefixes: str) -> dict[str, int]:
+    return {
+        counter.name.lower(): counts[counter]
+        for counter in Counter
+        if counter.name.startswith(prefixes)
+    }

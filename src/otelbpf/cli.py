@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from otelbpf.config import Config
 
 _EXIT_REFUSED = 2
+# What was left apart, by its name in Sums.joins.
+_NOT_JOINED = {
+    "marks_unknown": "spans of applications have no request's span above them: they were not of a "
+    "request in flight, or not of the trace that it carries",
+    "marks_ambiguous": "spans of applications have no request's span above them: several requests "
+    "were in flight on the connection, so which one each was of is not known",
+    "causes_ambiguous": "requests to upstreams start traces of their own: their threads serve "
+    "several requests, so which one each was for is not known",
+}
 
 
 class _Stop:
@@ -246,10 +255,9 @@ def _run(arguments: argparse.Namespace) -> int:
             timer.start()
 
     sums = run(config, os.environ, stop, on_ready)
-    if sums.causes_ambiguous:
-        print(f"otelbpf: {sums.causes_ambiguous} requests to upstreams start traces of their own: "
-              "their threads serve several requests, so which one each was for is not known",
-              file=sys.stderr)
+    for name, meaning in _NOT_JOINED.items():
+        if sums.joins.get(name):
+            print(f"otelbpf: {sums.joins[name]} {meaning}", file=sys.stderr)
     print(f"otelbpf: {sums}", file=sys.stderr)
     for hook, count in sums.missed.items():
         print(f"otelbpf: {hook} missed {count} calls: another program was running on that "

@@ -92,7 +92,7 @@ def assert_told(called: Measured, host: str, path: str, executable: str) -> None
 
 def assert_ambiguous(ended: Ended, count: int) -> None:
     assert ended.sums is not None
-    assert ended.sums["causes_ambiguous"] == count
+    assert ended.sums["joins"]["causes_ambiguous"] == count
 
 
 def test_a_thread_for_each_request_gives_each_call_its_parent(

@@ -58,6 +58,13 @@ def test_connections_by_their_short_names() -> None:
     }
 
 
+def test_joins_are_told_by_name() -> None:
+    sums = Ledger().sums(counts(MARKS_JOINED=4, MARKS_AMBIGUOUS=2, CAUSES_AMBIGUOUS=1))
+    assert sums.joins == {
+        "marks_joined": 4, "marks_unknown": 0, "marks_ambiguous": 2, "causes_ambiguous": 1,
+    }  # fmt: skip
+
+
 def test_sums_do_not_change_afterwards() -> None:
     ledger = Ledger()
     before = ledger.sums(counts(SEEN=1))
@@ -69,12 +76,13 @@ def test_sums_do_not_change_afterwards() -> None:
 
 def test_json_has_all_that_counts() -> None:
     lost = {Lost.PARSER: 2, Lost.RING_FULL: 0, Lost.EXPORT_FAILED: 1}
-    sums = Sums(23, 15, 4, lost, {"opened": 5}, {"kprobe tcp_sendmsg_locked": 2}, 3)
+    missed = {"kprobe tcp_sendmsg_locked": 2}
+    sums = Sums(23, 15, 4, lost, {"opened": 5}, missed, {"marks_joined": 3})
     assert json.loads(sums.as_json()) == {
         "seen": 23, "exported": 15, "sampled_out": 4, "in_flight": 1,
         "lost": {"parser": 2, "export_failed": 1}, "connections": {"opened": 5},
         "missed": {"kprobe tcp_sendmsg_locked": 2},
-        "causes_ambiguous": 3,
+        "joins": {"marks_joined": 3},
     }
 
 
