@@ -97,7 +97,8 @@ ASKED = (
 ANSWERED = (
     response(body=bytes(60_000)),
     OK,
-    response(headers=CHUNKED) + chunks([bytes(700)] * 60),
+    # Fewer segments than are kept of one connection, some of them not full.
+    response(headers=CHUNKED) + chunks([bytes(700)] * 40),
     response(headers={"Padding": "p" * 3000}, body=bytes(5_000)),
 )
 EXCHANGES = list(itertools.islice(zip(itertools.cycle(ASKED), itertools.cycle(ANSWERED)), 24))
@@ -295,3 +296,21 @@ def test_a_response_that_ends_with_the_connection_in_disorder(gateway: Meter) ->
     assert flags(record) & OUTGOING == OUTGOING
     assert record["response_bytes"] == len(answered)
     assert record["out_of_order"] > 0
+
+
+@pytest.mark.parametrize("late", [0, 1, 7])
+def test_a_long_response_whose_segment_comes_last(
+    talk: Conversation, gateway: Meter, late: int
+) -> None:
+    """Nearly as many pieces as can be kept are read when it has come."""
+    answered = response(headers=CHUNKED) + chunks([bytes(700)] * 60)
+    segments = cut(answered, *range(1448, len(answered), 1448))
+    segments.append(segments.pop(late))
+    answer(talk, segments, answered)
+    at = len(OK + answered)
+    talk.ask(b"", 2 * len(ASK), acknowledging=at)
+    talk.ask(ASK, 2 * len(ASK), acknowledging=at)
+    talk.answer(OK, at, acknowledging=3 * len(ASK))
+    records = end(talk, gateway, 3)
+    assert records["response_bytes"].tolist() == [len(OK), len(answered), len(OK)]
+    assert gateway.losses() == {}
