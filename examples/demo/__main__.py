@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run the demo: ``python -m demo``, as root.
 
-topology -> services -> receiver -> agent -> load -> spans -> sums -> report
+topology -> receiver -> services -> agent -> load -> spans -> sums -> report
 """
 
 import argparse
@@ -11,29 +11,29 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
 
 from demo import ledgers, otlp
-from demo.check import Sums, problems
+from demo.check import Sums, calls, problems
 from demo.findings import Export, Findings, as_json
 from demo.load import Summary, requests_option
 from demo.look import UNICODE, counted, printable
 from demo.names import files
-from demo.plan import KEY, SMALL_KEY, SMALL_LIMIT
+from demo.plan import KEY, MAX_REQUESTS, SMALL_KEY, SMALL_LIMIT
 from demo.processes import Process, ProcessError, running, signals_as_exit
 from demo.receiver import Receiver
 from demo.report import render
-from demo.topology import Side, Topology, TopologyError, topology
+from demo.topology import GATEWAY_PORT, MODEL_PORTS, Side, Topology, TopologyError, topology
+from demo.traces import traces
 
 EXAMPLES = Path(__file__).resolve().parent.parent
 GATEWAY = EXAMPLES / "gateway"
-PORT = 8080
 
-READY_S = 15.0
+READY_S = 30.0
 AGENT_READY_S = 60.0  # compiling and loading the BPF programs
 LOAD_S = 60.0
 LOAD_S_PER_REQUEST = 0.02
@@ -94,22 +94,24 @@ def run(options: Options, console: Console) -> Findings:
         network = stack.enter_context(topology())
 
         step("starting the gateway and its two models")
-        for name, command in _services(network.server):
-            service = stack.enter_context(running(name, command, directory))
-            service.wait_until(Process.printed_line, READY_S)
+        # With those that send to it, in a network that nobody else is in.
+        receiver = stack.enter_context(network.server.call(Receiver))
+        names: dict[int, str] = {}
+        for service in _services(network.server, receiver):
+            process = stack.enter_context(
+                running(service.name, service.command, directory, service.environment)
+            )
+            process.wait_until(Process.printed_line, READY_S)
+            names[process.popen.pid] = service.name
 
         step("starting otelbpf")
-        receiver = stack.enter_context(Receiver())
         ready, sums_file = directory / "ready", directory / "sums.json"
         agent = stack.enter_context(
             running(
                 "otelbpf",
                 _agent(options.agent, network.server, ready, sums_file),
                 directory,
-                {
-                    "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.grpc_endpoint,
-                    "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
-                },
+                _to(receiver),
                 signal.SIGINT,
             )
         )
@@ -120,40 +122,75 @@ def run(options: Options, console: Console) -> Findings:
 
         step("waiting for the spans")
         # Whether they came in time or not, the report says what did come.
-        receiver.wait_for(load.completed, SPANS_S, lambda span: span.kind is otlp.Kind.SERVER)
+        receiver.wait_for(
+            _spans_owed(load), SPANS_S, lambda span: span.kind is not otlp.Kind.INTERNAL
+        )
 
         step("stopping otelbpf")
         code = agent.stop(signal.SIGINT)
         if code != 0:
             raise DemoError(f"otelbpf ended with exit code {code}{agent.said()}")
-        return _findings(load, receiver, _sums(sums_file, agent))
+        return _findings(load, receiver, _sums(sums_file, agent), names)
 
 
-def _services(server: Side) -> list[tuple[str, list[str]]]:
-    """The three services' names and commands; the models listen on the namespace's loopback."""
+@dataclass(frozen=True)
+class _Service:
+    name: str
+    command: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def _services(server: Side, receiver: Receiver) -> list[_Service]:
+    """The gateway, traced by OpenTelemetry's command, and the models, which know of no tracing.
+
+    The models listen on the namespace's loopback.
+    """
 
     def command(script: str, *arguments: str) -> list[str]:
-        return [*server.enter(), sys.executable, str(GATEWAY / script), *arguments]
+        return [sys.executable, str(GATEWAY / script), *arguments]
 
+    instrument = Path(sys.executable).with_name("opentelemetry-instrument")
+    gateway = command(
+        "gateway.py",
+        *("--host", server.ipv4, "--host", server.ipv6, "--port", str(GATEWAY_PORT)),
+        *("--key", f"{KEY}=1000000/1", "--key", f"{SMALL_KEY}={SMALL_LIMIT}/1000000"),
+    )
+    tracing = {
+        **_to(receiver),
+        "OTEL_SERVICE_NAME": "gateway",
+        "OTEL_PROPAGATORS": "tracecontext,baggage,otelbpf",
+        "OTEL_METRICS_EXPORTER": "none",
+        "OTEL_LOGS_EXPORTER": "none",
+        # Each span is looked for, so none may be dropped in a hurry.
+        "OTEL_BSP_MAX_QUEUE_SIZE": str(2 * MAX_REQUESTS),
+    }
+    json_port, stream_port = map(str, MODEL_PORTS)
     return [
-        ("upstream_json", command("upstream_json.py", "--port", "9001")),
-        ("upstream_stream", command("upstream_stream.py", "--port", "9002")),
-        (
-            "gateway",
-            command(
-                "gateway.py",
-                *("--host", server.ipv4, "--host", server.ipv6, "--port", str(PORT)),
-                *("--key", f"{KEY}=1000000/1", "--key", f"{SMALL_KEY}={SMALL_LIMIT}/1000000"),
-            ),
-        ),
+        _Service(name, [*server.enter(), *command], environment)
+        for name, command, environment in (
+            ("upstream_json", command("upstream_json.py", "--port", json_port), {}),
+            ("upstream_stream", command("upstream_stream.py", "--port", stream_port), {}),
+            ("gateway", [str(instrument), *gateway], tracing),
+        )
     ]
 
 
 def _agent(agent: Path, server: Side, ready: Path, sums: Path) -> list[str]:
-    return [
-        *(str(agent), "run", "--netns", server.netns, "--interface", server.interface),
-        *("--port", str(PORT), "--ready-file", str(ready), "--sums-file", str(sums)),
-    ]
+    """One agent for the gateway's port, what it asks of the models, and what they are asked."""
+    measured = ["--interface", server.interface, "--interface", "lo", "--port", str(GATEWAY_PORT)]
+    for port in MODEL_PORTS:
+        measured += ["--port", str(port), "--upstream", f"127.0.0.1:{port}"]
+    files = ["--ready-file", str(ready), "--sums-file", str(sums)]
+    return [*server.enter(), str(agent), "run", *measured, *files]
+
+
+def _to(receiver: Receiver) -> dict[str, str]:
+    """What has spans sent there, and soon."""
+    return {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.grpc_endpoint,
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+        "OTEL_BSP_SCHEDULE_DELAY": "200",
+    }
 
 
 def _load(network: Topology, count: int, stack: ExitStack, directory: Path) -> Summary:
@@ -162,9 +199,9 @@ def _load(network: Topology, count: int, stack: ExitStack, directory: Path) -> S
         *(*network.client.enter(), sys.executable, "-m", "demo.load"),
         *(
             "--ipv4",
-            f"http://{network.server.ipv4}:{PORT}",
+            f"http://{network.server.ipv4}:{GATEWAY_PORT}",
             "--ipv6",
-            f"http://[{network.server.ipv6}]:{PORT}",
+            f"http://[{network.server.ipv6}]:{GATEWAY_PORT}",
         ),
         *("--requests", str(count), "--timeout", str(timeout_s)),
     ]
@@ -184,18 +221,26 @@ def _sums(path: Path, agent: Process) -> Sums:
         raise DemoError(f"otelbpf's sums cannot be read: {error}") from error
 
 
-def _findings(load: Summary, receiver: Receiver, sums: Sums) -> Findings:
-    spans = [span for span in receiver.spans() if span.scope == ledgers.SCOPE]
+def _spans_owed(load: Summary) -> int:
+    """But for stages: each request has the kernel's and the application's, a call one more."""
+    return 2 * load.completed + 3 * calls(load).total()
+
+
+def _findings(load: Summary, receiver: Receiver, sums: Sums, names: dict[int, str]) -> Findings:
+    spans = receiver.spans()
     decoded = ledgers.decode(spans)
+    found = traces(spans, decoded.requests, names)
     services = {str(span.resource.get("service.name", "none")) for span in spans}
     export = Export(
         endpoint=receiver.grpc_endpoint,
         protocol="grpc",
         exports=len(receiver.exports()),
         spans=len(spans),
+        application=sum(span.scope != ledgers.SCOPE for span in spans),
         service=", ".join(sorted(services)),
     )
-    return Findings(decoded.requests, sums, export, load, tuple(problems(load, decoded, sums)))
+    missing = problems(load, decoded, found, sums)
+    return Findings(decoded, found, sums, export, load, tuple(missing))
 
 
 @contextmanager

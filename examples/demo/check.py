@@ -3,12 +3,15 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from demo.ledgers import Decoded
+from demo.links import broken_links
 from demo.load import Summary
 from demo.look import counted
+from demo.plan import reaches_a_model
+from demo.traces import Trace
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,16 @@ class Sums:
         }
 
 
-def problems(load: Summary, decoded: Decoded, sums: Sums) -> list[str]:
+def problems(
+    load: Summary, decoded: Decoded, found_traces: Sequence[Trace], sums: Sums
+) -> list[str]:
     """All that is missing or does not agree, each as a part of a sentence."""
-    return [*_of_load(load), *_of_spans(load, decoded), *_of_sums(load, decoded, sums)]
+    return [
+        *_of_load(load),
+        *_of_spans(load, decoded),
+        *_of_traces(load, found_traces),
+        *_of_sums(load, decoded, sums),
+    ]
 
 
 def _of_load(load: Summary) -> list[str]:
@@ -74,18 +84,30 @@ def _of_load(load: Summary) -> list[str]:
     return found
 
 
+def calls(load: Summary) -> Counter[tuple[str, str, int | None]]:
+    """What the gateway asked its models, as far as it answered: each is seen at both of its ends."""
+    return Counter(
+        {outcome: count for outcome, count in load.outcomes.items() if reaches_a_model(*outcome)}
+    )
+
+
 def _of_spans(load: Summary, decoded: Decoded) -> list[str]:
     found = []
     answered: Counter[tuple[str, str, int | None]] = Counter()
     answered.update(load.outcomes)
-    spans = Counter((request.method, request.path, request.status) for request in decoded.requests)
-    for (method, path, status), count in (answered - spans).items():
-        found.append(f"no span for {counted(count, 'request')} {method} {path} {status}")
-    for (method, path, status), count in (spans - answered).items():
-        what = f"{method} {path} {status or 'without a status'}"
-        found.append(f"no request for {counted(count, 'span')} {what}")
+    for where, requests, owed in (
+        ("", decoded.at_gateway, answered),
+        (" of the gateway to a model", decoded.calls, calls(load)),
+        (" at a model", decoded.at_models, calls(load)),
+    ):
+        spans = Counter((request.method, request.path, request.status) for request in requests)
+        for (method, path, status), count in (owed - spans).items():
+            found.append(f"no span for {counted(count, 'request')} {method} {path} {status}{where}")
+        for (method, path, status), count in (spans - owed).items():
+            what = f"{method} {path} {status or 'without a status'}{where}"
+            found.append(f"no request for {counted(count, 'span')} {what}")
 
-    joined = {(request.trace_id, request.parent_span_id) for request in decoded.requests}
+    joined = {(request.trace_id, request.parent_span_id) for request in decoded.at_gateway}
     alone = len(load.traceparents - joined)
     if alone:
         found.append(
@@ -99,10 +121,19 @@ def _of_spans(load: Summary, decoded: Decoded) -> list[str]:
     return found
 
 
+def _of_traces(load: Summary, found_traces: Sequence[Trace]) -> list[str]:
+    broken = Counter(
+        problem for trace in found_traces for problem in broken_links(trace, load.traceparents)
+    )
+    return [f"in {counted(count, 'trace')} {problem}" for problem, count in broken.items()]
+
+
 def _of_sums(load: Summary, decoded: Decoded, sums: Sums) -> list[str]:
     found = []
-    if sums.seen != load.completed:
-        found.append(f"the agent saw {sums.seen} of {load.completed} requests")
+    # The gateway's, and of each call both ends.
+    owed = load.completed + 2 * calls(load).total()
+    if sums.seen != owed:
+        found.append(f"the agent saw {sums.seen} of {owed} requests")
     if sums.accounted != sums.seen:
         found.append(f"the agent saw {sums.seen} requests but accounts for {sums.accounted}")
     if sums.exported != len(decoded.requests):

@@ -3,20 +3,23 @@
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from demo.otlp import Kind, Span, Value
+from demo.topology import GATEWAY_PORT
 
 SCOPE = "otelbpf"
 
 # The way of a request's first byte, and of the response's.
 STAMPS = (
     *("hw", "nic", "tc", "tcp", "queued", "woken", "running", "read"),
-    *("handler_start", "handler_end", "write", "tc_out", "acked"),
+    *("handler_start", "write", "tc_out", "acked"),
 )
-# The last byte may pass a point before the first passes the next, or long after.
-LAST_STAMPS = ("nic_last", "read_last", "write_last", "tc_out_last")
+# The last byte may pass a point before the first passes the next, or long after. So may a handler
+# end: one that streams does so when all is sent.
+LAST_STAMPS = ("nic_last", "read_last", "write_last", "tc_out_last", "handler_end")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Request:
     """One request as otelbpf told it.
 
     Attributes:
+        kind: SERVER where it was answered, CLIENT where it was asked.
+        port: the server's.
         status: None if no response was seen.
         parent_span_id: the caller's span; empty if the request started its trace.
         total_ns: from the first stamp to the last.
@@ -52,6 +57,8 @@ class Request:
         absent: the names of the stamps that it lacks.
     """
 
+    kind: Kind
+    port: int
     method: str
     path: str
     status: int | None
@@ -92,21 +99,40 @@ class Decoded:
     requests: tuple[Request, ...]
     orphans: tuple[Span, ...]
 
+    @property
+    def at_gateway(self) -> tuple[Request, ...]:
+        """Those that the gateway was asked."""
+        return tuple(each for each in self._answered if each.port == GATEWAY_PORT)
+
+    @property
+    def calls(self) -> tuple[Request, ...]:
+        """Those that the gateway asked, as seen where it did."""
+        return tuple(each for each in self.requests if each.kind is Kind.CLIENT)
+
+    @property
+    def at_models(self) -> tuple[Request, ...]:
+        """Those that the models were asked."""
+        return tuple(each for each in self._answered if each.port != GATEWAY_PORT)
+
+    @property
+    def _answered(self) -> Iterator[Request]:
+        return (each for each in self.requests if each.kind is Kind.SERVER)
+
 
 def decode(spans: Iterable[Span]) -> Decoded:
     """Put each stage under its request. Spans of other instrumentations are left alone."""
-    servers: list[Span] = []
+    asked: list[Span] = []
     children: dict[tuple[str, str], list[Span]] = defaultdict(list)
     for span in spans:
         if span.scope != SCOPE:
             continue
-        if span.kind is Kind.SERVER:
-            servers.append(span)
+        if span.kind in (Kind.SERVER, Kind.CLIENT):
+            asked.append(span)
         else:
             children[span.trace_id, span.parent_span_id].append(span)
-    servers.sort(key=lambda span: span.start_unix_ns)
+    asked.sort(key=lambda span: span.start_unix_ns)
     requests = tuple(
-        _request(span, children.pop((span.trace_id, span.span_id), [])) for span in servers
+        _request(span, children.pop((span.trace_id, span.span_id), [])) for span in asked
     )
     return Decoded(requests, tuple(span for group in children.values() for span in group))
 
@@ -123,9 +149,14 @@ def _request(span: Span, children: list[Span]) -> Request:
     stages.sort(key=lambda stage: (stage.offset_ns, stage.end_ns))
     status = span.attributes.get("http.response.status_code")
     absent = span.attributes.get("otelbpf.ledger.absent")
+    client = span.kind is Kind.CLIENT
+    port = span.attributes.get("network.peer.port" if client else "network.local.port")
+    url = str(span.attributes.get("url.full", ""))
     return Request(
+        kind=span.kind,
+        port=port if isinstance(port, int) else 0,
         method=str(span.attributes.get("http.request.method", span.name)),
-        path=str(span.attributes.get("url.path", "")),
+        path=urlsplit(url).path if client else str(span.attributes.get("url.path", "")),
         status=status if isinstance(status, int) else None,
         trace_id=span.trace_id,
         span_id=span.span_id,

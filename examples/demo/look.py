@@ -27,10 +27,15 @@ class Look:
     yes: str
     no: str
     ellipsis: str
+    branch: str  # to one of a tree's children
+    last: str  # to the last of them
+    trunk: str  # past what is below one of them, to the next
 
 
-UNICODE = Look("━", "╺", "╸", "›", "■ ", "─", "→", "×", "µ", "✓", "✗", "…")  # noqa: RUF001
-ASCII = Look("#", "#", "#", ">", "", "-", "->", "x", "u", "ok", "!!", "...")
+UNICODE = Look(
+    *("━", "╺", "╸", "›", "■ ", "─", "→", "×", "µ", "✓", "✗", "…", "├ ", "└ ", "│ ")  # noqa: RUF001
+)
+ASCII = Look(*("#", "#", "#", ">", "", "-", "->", "x", "u", "ok", "!!", "...", "|-", "`-", "| "))
 
 
 def look_of(console: Console) -> Look:
@@ -65,11 +70,18 @@ _OWNER_BY_STAMP = {
     **dict.fromkeys(("tc_out", "tc_out_last"), SEND),
     "acked": PEER,
 }
+# What was asked of others comes when they have it.
+_OWNER_BY_STAMP_OF_A_CALL = {**_OWNER_BY_STAMP, **dict.fromkeys(("nic", "nic_last"), PEER)}
 
 
-def owner_of(stage: str) -> Owner:
-    """Who had the request during a stage, by the name of its second stamp."""
-    return _OWNER_BY_STAMP.get(stage.partition("_to_")[2], OTHER)
+def owner_of(stage: str, call: bool = False) -> Owner:
+    """Who had the request during a stage, by the name of its second stamp.
+
+    Args:
+        call: it is one that was asked of others, so that it arrives with the answer.
+    """
+    owners = _OWNER_BY_STAMP_OF_A_CALL if call else _OWNER_BY_STAMP
+    return owners.get(stage.partition("_to_")[2], OTHER)
 
 
 def stage_label(stage: str, look: Look) -> str:

@@ -113,6 +113,11 @@ def plan(count: int) -> list[Planned]:
     return planned
 
 
+def reaches_a_model(method: str, path: str, status: int | None) -> bool:
+    """Whether the gateway asks a model, by what it answers: 401 and 429 are its own."""
+    return method == "POST" and path in (EMBEDDINGS, CHAT) and status not in (401, 429)
+
+
 def outcomes(planned: Iterable[Planned]) -> Counter[Outcome]:
     """How often each outcome is owed."""
     return Counter((request.method, request.path, request.status) for request in planned)

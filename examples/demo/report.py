@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's report on a terminal: overview, a waterfall per route, the slowest request, sums."""
+"""The demo's report on a terminal: overview, waterfalls of routes and of a request, a trace, sums."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,6 +13,7 @@ from rich.text import Text
 from demo.check import Sums
 from demo.findings import Export, Findings
 from demo.ledgers import Request, Route, quantile, routes
+from demo.links import broken_links
 from demo.look import (
     OWNERS,
     Axis,
@@ -29,6 +30,8 @@ from demo.look import (
     shortened,
     stage_label,
 )
+from demo.traces import Part, Trace, example
+from demo.tree import Line, lines
 
 # What is left at 80 columns, beside the times and beside a few statuses.
 ROUTE_WIDTH = 25
@@ -40,16 +43,18 @@ Fact = tuple[str, str | Text]  # its name and what it is
 def render(console: Console, findings: Findings) -> None:
     """Print the report."""
     look = look_of(console)
-    names = {stage.name for request in findings.requests for stage in request.stages}
+    requests = findings.decoded.at_gateway
+    names = {stage.name for request in requests for stage in request.stages}
     writer = _Writer(look, max([len(stage_label(name, look)) for name in names], default=0))
-    by_route = routes(findings.requests)
+    by_route = routes(requests)
     sections: list[RenderableType] = [writer.title(findings)]
     if by_route:
-        sections.append(writer.overview(by_route, findings.requests))
+        sections.append(writer.overview(by_route, requests))
         sections.extend(writer.route(route) for route in by_route)
-        sections.append(
-            writer.slowest(max(findings.requests, key=lambda request: request.total_ns))
-        )
+        sections.append(writer.slowest(max(requests, key=lambda request: request.total_ns)))
+    shown = example(findings.traces)
+    if shown is not None:
+        sections.append(writer.trace(shown))
     sections.append(writer.accounts(findings))
     sections.append(writer.verdict(findings))
     for section in sections:
@@ -141,7 +146,7 @@ class _Writer:
     def slowest(self, request: Request) -> RenderableType:
         """The slowest request's own waterfall, and whether its stages add up."""
         facts = self._facts(
-            ("request", f"{request.method} {request.path}, status {request.status or 'unknown'}"),
+            ("request", self._asked(request)),
             ("trace", request.trace_id),
             ("span", f"{request.span_id}, {self._parent(request)}"),
             ("client", self._client(request)),
@@ -172,6 +177,30 @@ class _Writer:
             self._sum(request),
         )
 
+    def trace(self, trace: Trace) -> RenderableType:
+        """One request's whole trace as a tree: the kernel's spans and the application's."""
+        asked = [
+            ("request", self._asked(node.request))
+            for node in trace.of(Part.GATEWAY)
+            if node.request is not None
+        ]
+        table = self._table("span", "takes")
+        self._add_bars(table, trace.total_ns)
+        for line in lines(trace, self.look):
+            table.add_row(*self._branch(line, trace.total_ns))
+        return Group(
+            self._heading("One request's whole trace", self._time(trace.total_ns)),
+            self._facts(*asked, ("trace", trace.trace_id)),
+            Text(),
+            table,
+        )
+
+    def _branch(self, line: Line, size: int) -> Iterator[RenderableType]:
+        yield Text.assemble((line.guide, "dim"), (line.label, "bold" if line.is_span else ""))
+        if line.begin_ns is not None and line.end_ns is not None:
+            yield self._time(line.end_ns - line.begin_ns, "bold" if line.is_span else "")
+            yield Bar(size, line.begin_ns, line.end_ns, line.style, self.look)
+
     def accounts(self, findings: Findings) -> RenderableType:
         """The ledger's sums, and where the OTLP went."""
         return Group(
@@ -179,7 +208,7 @@ class _Writer:
             self._facts(*self._sums(findings.sums), *self._ledgers(findings)),
             Text(),
             self._heading("OTLP"),
-            self._facts(*self._export(findings.export, len(findings.requests))),
+            self._facts(*self._export(findings.export, len(findings.decoded.requests))),
         )
 
     def _sums(self, sums: Sums) -> Iterator[Fact]:
@@ -193,7 +222,16 @@ class _Writer:
         yield "sum", self._check(total, sums.accounted == sums.seen)
 
     def _ledgers(self, findings: Findings) -> Iterator[Fact]:
-        requests = findings.requests
+        decoded = findings.decoded
+        requests = decoded.requests
+        at_gateway, calls, at_models = map(
+            len, (decoded.at_gateway, decoded.calls, decoded.at_models)
+        )
+        yield (
+            "requests",
+            f"{at_gateway:,} to the gateway; {calls:,} from it to its models, "
+            f"where {at_models:,} arrived",
+        )
         tiled = sum(request.tiled for request in requests)
         text = f"{tiled:,} of {len(requests):,} requests add up to the nanosecond"
         yield "stages", self._check(text, tiled == len(requests))
@@ -207,19 +245,25 @@ class _Writer:
         sent = findings.load.traceparents if findings.load is not None else frozenset()
         if sent:
             joined = len(
-                sent & {(request.trace_id, request.parent_span_id) for request in requests}
+                sent & {(each.trace_id, each.parent_span_id) for each in decoded.at_gateway}
             )
             text = f"{joined:,} of {len(sent):,} requests with a traceparent joined it"
-            yield "traces", self._check(text, joined == len(sent))
+            yield "callers", self._check(text, joined == len(sent))
+
+        whole = sum(not any(broken_links(trace, sent)) for trace in findings.traces)
+        text = f"{whole:,} of {len(findings.traces):,} are whole, each span below the right one"
+        yield "traces", self._check(text, whole == len(findings.traces))
 
     def _export(self, export: Export, requests: int) -> Iterator[Fact]:
+        stages = export.spans - export.application - requests
         yield "endpoint", export.endpoint
         yield "protocol", export.protocol
         yield "service", export.service
         yield (
             "received",
             f"{counted(export.spans, 'span')} in {counted(export.exports, 'export')}: "
-            f"{counted(requests, 'request')}, {counted(export.spans - requests, 'stage')}",
+            f"{counted(requests, 'request')}, {counted(stages, 'stage')}, "
+            f"{export.application:,} of the application",
         )
 
     def verdict(self, findings: Findings) -> RenderableType:
@@ -285,6 +329,9 @@ class _Writer:
             )
             for status, count in route.statuses.items()
         )
+
+    def _asked(self, request: Request) -> str:
+        return f"{request.method} {request.path}, status {request.status or 'unknown'}"
 
     def _parent(self, request: Request) -> str:
         if request.parent_span_id:

@@ -12,18 +12,28 @@ network, and two demos at once do not meet.
 """
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+from otelbpf.netns import find_netns
 
 from demo.names import leftovers, name_of
+
+# The gateway's, on the veth, and its models', on the server's loopback.
+GATEWAY_PORT = 8080
+MODEL_PORTS = (9001, 9002)
 
 NETNS_DIRECTORY = Path("/run/netns")
 
 # 198.18.0.0/15 is set aside for tests between hosts (RFC 2544), fd00::/8 for private networks.
 _IPV4 = "198.18.0.{}"
 _IPV6 = "fd00:6f74:656c::{}"
+
+
+T = TypeVar("T")
 
 
 class TopologyError(Exception):
@@ -42,6 +52,10 @@ class Side:
     def enter(self) -> list[str]:
         """The start of a command line that runs the rest inside this namespace."""
         return ["nsenter", f"--net={NETNS_DIRECTORY / self.netns}"]
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Call this inside the namespace: a socket that is made there stays there."""
+        return find_netns(self.netns).run(function)
 
 
 @dataclass(frozen=True)
