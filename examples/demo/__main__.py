@@ -18,7 +18,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from demo import ledgers, otlp
-from demo.check import Sums, calls, problems
+from demo.check import Sums, calls_owed, problems
 from demo.findings import Export, Findings, as_json
 from demo.load import Summary, requests_option
 from demo.look import UNICODE, counted, printable
@@ -223,7 +223,7 @@ def _sums(path: Path, agent: Process) -> Sums:
 
 def _spans_owed(load: Summary) -> int:
     """But for stages: each request has the kernel's and the application's, a call one more."""
-    return 2 * load.completed + 3 * calls(load).total()
+    return 2 * load.completed + 3 * calls_owed(load).total()
 
 
 def _findings(load: Summary, receiver: Receiver, sums: Sums, names: dict[int, str]) -> Findings:

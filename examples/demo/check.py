@@ -84,8 +84,8 @@ def _of_load(load: Summary) -> list[str]:
     return found
 
 
-def calls(load: Summary) -> Counter[tuple[str, str, int | None]]:
-    """What the gateway asked its models, as far as it answered: each is seen at both of its ends."""
+def calls_owed(load: Summary) -> Counter[tuple[str, str, int | None]]:
+    """What the gateway asked its models; each of these is seen at both of its ends."""
     return Counter(
         {outcome: count for outcome, count in load.outcomes.items() if reaches_a_model(*outcome)}
     )
@@ -97,8 +97,8 @@ def _of_spans(load: Summary, decoded: Decoded) -> list[str]:
     answered.update(load.outcomes)
     for where, requests, owed in (
         ("", decoded.at_gateway, answered),
-        (" of the gateway to a model", decoded.calls, calls(load)),
-        (" at a model", decoded.at_models, calls(load)),
+        (" of the gateway to a model", decoded.calls, calls_owed(load)),
+        (" at a model", decoded.at_models, calls_owed(load)),
     ):
         spans = Counter((request.method, request.path, request.status) for request in requests)
         for (method, path, status), count in (owed - spans).items():
@@ -131,7 +131,7 @@ def _of_traces(load: Summary, found_traces: Sequence[Trace]) -> list[str]:
 def _of_sums(load: Summary, decoded: Decoded, sums: Sums) -> list[str]:
     found = []
     # The gateway's, and of each call both ends.
-    owed = load.completed + 2 * calls(load).total()
+    owed = load.completed + 2 * calls_owed(load).total()
     if sums.seen != owed:
         found.append(f"the agent saw {sums.seen} of {owed} requests")
     if sums.accounted != sums.seen:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's report on a terminal: overview, waterfalls of routes and of a request, a trace, sums."""
+"""The demo's report on a terminal: overview, waterfalls, one request's whole trace, sums."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -33,9 +33,10 @@ from demo.look import (
 from demo.traces import Part, Trace, example
 from demo.tree import Line, lines
 
-# What is left at 80 columns, beside the times and beside a few statuses.
+# What is left at 80 columns: beside the times, beside a few statuses, beside a time and a bar.
 ROUTE_WIDTH = 25
 HEADING_WIDTH = 40
+TREE_WIDTH = 52
 
 Fact = tuple[str, str | Text]  # its name and what it is
 
@@ -196,9 +197,11 @@ class _Writer:
         )
 
     def _branch(self, line: Line, size: int) -> Iterator[RenderableType]:
-        yield Text.assemble((line.guide, "dim"), (line.label, "bold" if line.is_span else ""))
+        style = "bold" if line.is_span else ""
+        label = shortened(line.label, TREE_WIDTH - len(line.guide), self.look)
+        yield Text.assemble((line.guide, "dim"), (label, style))
         if line.begin_ns is not None and line.end_ns is not None:
-            yield self._time(line.end_ns - line.begin_ns, "bold" if line.is_span else "")
+            yield self._time(line.end_ns - line.begin_ns, style)
             yield Bar(size, line.begin_ns, line.end_ns, line.style, self.look)
 
     def accounts(self, findings: Findings) -> RenderableType:

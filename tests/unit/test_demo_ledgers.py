@@ -17,6 +17,8 @@ from demo.check import Sums, problems
 from demo.ledgers import Decoded, Figures, Request, Stage, decode, figures, quantile, routes
 from demo.load import Summary
 from demo.otlp import Kind, Span
+from demo.plan import EMBEDDINGS
+from demo.topology import GATEWAY_PORT, MODEL_PORTS
 
 pytestmark = pytest.mark.unit
 
@@ -30,6 +32,7 @@ def server_span(number: int, path: str = "/healthz", status: int | None = 200) -
         "http.request.method": "GET",
         "url.path": path,
         "otelbpf.ledger.complete": True,
+        "network.local.port": GATEWAY_PORT,
     }
     if status is not None:
         attributes["http.response.status_code"] = status
@@ -96,6 +99,8 @@ def test_a_request_says_what_its_span_says() -> None:
 
     assert decode([span]).requests == (
         Request(
+            kind=Kind.SERVER,
+            port=GATEWAY_PORT,
             method="GET",
             path="/v1/embeddings",
             status=503,
@@ -195,6 +200,9 @@ def test_routes_keep_stages_in_the_order_of_the_way() -> None:
         (("write_to_write_last", "write_last_to_tc_out", "tc_out_to_acked"), ""),
         (("write_to_tc_out", "tc_out_to_write_last", "write_last_to_tc_out_last"), "x_to_y"),
         (("tc_out_to_write_last", "write_last_to_tc_out_last", "tc_out_last_to_acked"), ""),
+        (("read_to_handler_start", "handler_start_to_handler_end", "handler_end_to_write"), ""),
+        (("write_to_tc_out", "tc_out_to_handler_end", "handler_end_to_acked"), ""),
+        (("write_to_tc_out", "tc_out_to_handler_end"), "handler_start_to_handler_end"),
     ],
 )
 def test_the_last_byte_has_its_place_where_most_requests_have_it(
@@ -241,27 +249,72 @@ SUMS = Sums(seen=23, exported=23, sampled_out=0, lost={"ring_full": 0})
 
 
 def test_nothing_is_missing() -> None:
-    assert problems(LOAD, decoded(23), SUMS) == []
+    assert problems(LOAD, decoded(23), (), SUMS) == []
 
 
 def test_a_missing_span_is_named() -> None:
-    assert problems(LOAD, decoded(22), SUMS) == [
+    assert problems(LOAD, decoded(22), (), SUMS) == [
         "no span for 1 request GET /healthz 200",
         "the agent exported 23 requests but 22 arrived",
     ]
 
 
 def test_a_span_too_many_is_named() -> None:
-    assert problems(LOAD, decoded(24), SUMS) == [
+    assert problems(LOAD, decoded(24), (), SUMS) == [
         "no request for 1 span GET /healthz 200",
         "the agent exported 23 requests but 24 arrived",
     ]
 
 
+def calls(count: int) -> tuple[Summary, Decoded]:
+    """That many requests which the gateway handed on to a model, with all that tells of them."""
+    outcome = ("POST", EMBEDDINGS, 200)
+    load = replace(LOAD, completed=count, outcomes=Counter({outcome: count}))
+    load = replace(load, sent=count, owed=load.outcomes)
+    spans = []
+    for number in range(1, count + 1):
+        at_gateway = server_span(number, EMBEDDINGS)
+        told = {**at_gateway.attributes, "http.request.method": "POST"}
+        at_gateway = replace(at_gateway, attributes=told)
+        url = {"url.full": f"http://127.0.0.1:9001{EMBEDDINGS}?x", "network.peer.port": 9001}
+        there = {**told, "network.local.port": MODEL_PORTS[0]}
+        call = replace(at_gateway, span_id=f"{number:015x}a", kind=Kind.CLIENT)
+        call = replace(call, attributes={**told, **url, "url.path": None})
+        at_model = replace(at_gateway, span_id=f"{number:015x}b", attributes=there)
+        spans += [at_gateway, call, at_model]
+    return load, decode([span for each in spans for span in (each, *stage_spans(each))])
+
+
+def test_requests_that_reach_a_model_are_seen_three_times() -> None:
+    load, found = calls(23)
+    assert [len(each) for each in (found.at_gateway, found.calls, found.at_models)] == [23] * 3
+    assert {(each.port, each.path) for each in found.calls} == {(MODEL_PORTS[0], EMBEDDINGS)}
+    assert problems(load, found, (), Sums(69, 69, 0, {})) == []
+
+
+def test_what_is_missing_of_a_call_is_named() -> None:
+    load, found = calls(23)
+    lost = replace(found, requests=tuple(r for r in found.requests if r not in found.calls[:2]))
+    assert problems(load, lost, (), Sums(67, 67, 0, {})) == [
+        "no span for 2 requests POST /v1/embeddings 200 of the gateway to a model",
+        "the agent saw 67 of 69 requests",
+    ]
+    lost = replace(found, requests=tuple(r for r in found.requests if r not in found.at_models[:1]))
+    assert problems(load, lost, (), Sums(68, 68, 0, {})) == [
+        "no span for 1 request POST /v1/embeddings 200 at a model",
+        "the agent saw 68 of 69 requests",
+    ]
+    refused = replace(load, outcomes=Counter({("POST", EMBEDDINGS, 429): 23}))
+    assert any(
+        "no request for 23 spans" in each and "at a model" in each
+        for each in problems(refused, found, (), Sums(69, 69, 0, {}))
+    )
+
+
 def test_a_wrong_status_is_named() -> None:
     found = decoded(23)
     wrong = replace(found.requests[0], status=None)
-    assert problems(LOAD, replace(found, requests=(wrong, *found.requests[1:])), SUMS) == [
+    assert problems(LOAD, replace(found, requests=(wrong, *found.requests[1:])), (), SUMS) == [
         "no span for 1 request GET /healthz 200",
         "no request for 1 span GET /healthz without a status",
     ]
@@ -270,14 +323,14 @@ def test_a_wrong_status_is_named() -> None:
 def test_a_load_that_was_not_answered_is_named() -> None:
     load = replace(LOAD, completed=22, outcomes=Counter({("GET", "/healthz", 200): 22}))
     load = replace(load, errors=("the load was not done after 60 s",))
-    assert problems(load, decoded(22), Sums(22, 22, 0, {})) == [
+    assert problems(load, decoded(22), (), Sums(22, 22, 0, {})) == [
         "the load completed 22 of 23 requests (the load was not done after 60 s)"
     ]
 
 
 def test_an_answer_that_is_not_owed_is_named() -> None:
     load = replace(LOAD, owed=Counter({("GET", "/healthz", 200): 22, ("GET", "/healthz", 503): 1}))
-    assert problems(load, decoded(23), SUMS) == [
+    assert problems(load, decoded(23), (), SUMS) == [
         "the gateway answered GET /healthz with 200 1 more times than it should"
     ]
 
@@ -288,7 +341,7 @@ def test_a_caller_whose_trace_was_not_joined_is_named() -> None:
     load = replace(LOAD, traceparents=frozenset((joined, apart)))
     found = decoded(23)
     first = replace(found.requests[0], parent_span_id=joined[1])
-    assert problems(load, replace(found, requests=(first, *found.requests[1:])), SUMS) == [
+    assert problems(load, replace(found, requests=(first, *found.requests[1:])), (), SUMS) == [
         "1 of 2 requests did not join their caller's trace"
     ]
 
@@ -296,14 +349,14 @@ def test_a_caller_whose_trace_was_not_joined_is_named() -> None:
 def test_stages_that_do_not_add_up_are_named() -> None:
     found = decoded(23)
     first = replace(found.requests[0], total_ns=TOTAL + 1)
-    assert problems(LOAD, replace(found, requests=(first, *found.requests[1:])), SUMS) == [
+    assert problems(LOAD, replace(found, requests=(first, *found.requests[1:])), (), SUMS) == [
         "the stages of 1 request do not add up to the whole"
     ]
 
 
 def test_stages_without_a_request_are_named() -> None:
     found = replace(decoded(23), orphans=tuple(stage_spans(server_span(99))))
-    assert problems(LOAD, found, SUMS) == ["no request for 3 stages"]
+    assert problems(LOAD, found, (), SUMS) == ["no request for 3 stages"]
 
 
 @pytest.mark.parametrize(
@@ -319,7 +372,7 @@ def test_stages_without_a_request_are_named() -> None:
     ],
 )
 def test_sums_that_do_not_agree_are_named(sums: Sums, found: list[str]) -> None:
-    assert problems(LOAD, decoded(23), sums) == found
+    assert problems(LOAD, decoded(23), (), sums) == found
 
 
 def test_sums_are_read_from_the_agents_file() -> None:

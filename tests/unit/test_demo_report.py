@@ -17,9 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 from demo.check import Sums
 from demo.findings import Export, Findings, as_json
-from demo.ledgers import Request, Stage
+from demo.ledgers import Decoded, Request, Stage
 from demo.load import Summary
+from demo.otlp import Kind
 from demo.report import render
+from demo.topology import GATEWAY_PORT
 
 pytestmark = pytest.mark.unit
 
@@ -56,6 +58,8 @@ def request(
         offset += duration_ns
     complete = not any("queued_to_read" in name for name, _ in stages)
     return Request(
+        kind=Kind.SERVER,
+        port=GATEWAY_PORT,
         method="GET" if path == "/healthz" else "POST",
         path=path,
         status=status,
@@ -92,9 +96,10 @@ LOAD = Summary(
     errors=(),
 )
 FINDINGS = Findings(
-    requests=REQUESTS,
+    decoded=Decoded(REQUESTS, ()),
+    traces=(),
     sums=Sums(23, 23, 0, {"ring_full": 0}),
-    export=Export("http://127.0.0.1:4317", "grpc", 2, 230, "gateway"),
+    export=Export("http://127.0.0.1:4317", "grpc", 2, 230, 23, "gateway"),
     load=LOAD,
 )
 
@@ -120,7 +125,7 @@ def lines(text: str) -> list[str]:
 def test_what_few_requests_had_does_not_stretch_the_scale() -> None:
     slow = request(30, (*QUICK[:-1], ("tc_out_to_acked", 90_000_000)), "/healthz")
     rare = replace(slow, stages=(*slow.stages[:-1], replace(slow.stages[-1], name="tc_out_to_x")))
-    text = on_paper(replace(FINDINGS, requests=(*REQUESTS[:22], rare)))
+    text = on_paper(replace(FINDINGS, decoded=Decoded((*REQUESTS[:22], rare), ())))
     row = next(line for line in text.splitlines() if line.startswith(" tc_out -> x"))
     assert re.fullmatch(r"1 90\.0 ms 90\.0 ms #+>", " ".join(row.split()[3:]))
     header = next(line for line in text.splitlines() if line.startswith(" stage"))
@@ -170,15 +175,16 @@ def test_it_has_everything_that_it_promises() -> None:
     assert "lost 0" in found
     assert "stages 23 of 23 requests add up to the nanosecond ok" in found
     assert "ledgers 22 of 23 complete; did not occur: woken 1, running 1" in found
-    assert "traces 1 of 1 requests with a traceparent joined it ok" in found
+    assert "callers 1 of 1 requests with a traceparent joined it ok" in found
     assert "endpoint http://127.0.0.1:4317" in found
-    assert "received 230 spans in 2 exports: 23 requests, 207 stages" in found
+    assert "received 230 spans in 2 exports: 23 requests, 184 stages, 23 of the" in found
+    assert "application" in found
     assert "ok every request is accounted for: 23 of 23" in found
 
 
 def test_bars_of_a_route_are_to_scale() -> None:
     """375 of 450 µs, from 25 µs on, over the 40 cells that 80 columns leave here."""
-    text = on_paper(replace(FINDINGS, requests=REQUESTS[:22]))
+    text = on_paper(replace(FINDINGS, decoded=Decoded(REQUESTS[:22], ())))
     bar = next(line for line in text.splitlines() if line.startswith(" read -> write"))
     header = next(line for line in text.splitlines() if line.startswith(" stage"))
     scale = header.index("0 ")
@@ -197,7 +203,7 @@ def test_waterfalls_begin_at_one_column() -> None:
 
 def test_stages_that_do_not_add_up_are_shown_as_such() -> None:
     broken = replace(REQUESTS[22], total_ns=REQUESTS[22].total_ns + 1)
-    found = lines(on_paper(replace(FINDINGS, requests=(*REQUESTS[:22], broken))))
+    found = lines(on_paper(replace(FINDINGS, decoded=Decoded((*REQUESTS[:22], broken), ()))))
     assert "9 stages: 76,078,601 ns is not 76,078,602 ns in all !!" in found
     assert "stages 22 of 23 requests add up to the nanosecond !!" in found
 
@@ -216,7 +222,9 @@ def test_what_is_missing_is_said() -> None:
 
 
 def test_with_no_request_at_all_there_is_still_a_report() -> None:
-    nothing = replace(FINDINGS, requests=(), sums=Sums(0, 0, 0, {}), load=None, problems=("none",))
+    nothing = replace(
+        FINDINGS, decoded=Decoded((), ()), sums=Sums(0, 0, 0, {}), load=None, problems=("none",)
+    )
     found = lines(on_paper(nothing))
     assert "sum 0 + 0 + 0 = 0 ok" in found
     assert "!! none" in found
@@ -229,7 +237,9 @@ def test_long_and_odd_paths_do_not_break_the_page() -> None:
         request(3, STREAM, "/päth/日本語日本語日本語日本語日本語日本語"),
     ]
     odd += [request(number, QUICK, "/many", 200 + number) for number in range(10, 30)]
-    findings = replace(FINDINGS, requests=tuple(odd), problems=("no span for GET /\x1b]0;x\x07",))
+    findings = replace(
+        FINDINGS, decoded=Decoded(tuple(odd), ()), problems=("no span for GET /\x1b]0;x\x07",)
+    )
     for text in (on_paper(findings), on_a_terminal(findings)):
         text = re.sub(r"\x1b\[[0-9;]*m", "", text)
         assert max(map(cell_len, text.splitlines())) <= 80
