@@ -56,7 +56,7 @@ RECEIVE = Owner("receive", "until queued", "blue")
 WAITING = Owner("waiting", "until read", "yellow")
 APPLICATION = Owner("app", "until write", "green")
 SEND = Owner("send", "until tc_out", "magenta")
-PEER = Owner("peer", "until acked", "cyan")
+PEER = Owner("peer", "until acked; of a call, until nic", "cyan")
 OTHER = Owner("other", "a stamp that is not known here", "white")
 OWNERS = (RECEIVE, WAITING, APPLICATION, SEND, PEER)
 

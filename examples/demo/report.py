@@ -100,16 +100,8 @@ class _Writer:
                 *(self._time(quantile([one[owner] for one in spent], 50)) for owner in OWNERS),
                 self._time(route.total.median_ns, "bold"),
             )
-        legend = (
-            Text("   ").join(
-                Text.assemble(
-                    (self.look.block, owner.style), (f"{owner.name}: {owner.until}", "dim")
-                )
-                for owner in owners
-            )
-            for owners in (OWNERS[:3], OWNERS[3:])
-        )
-        return Group(self._heading("Whose time it was, by medians"), table, Text(), *legend)
+        heading = self._heading("Whose time it was, by medians")
+        return Group(heading, table, Text(), *self._legend())
 
     def route(self, route: Route) -> RenderableType:
         """The route's waterfall, by medians."""
@@ -194,6 +186,8 @@ class _Writer:
             self._facts(*asked, ("trace", trace.trace_id)),
             Text(),
             table,
+            Text(),
+            *self._legend(),
         )
 
     def _branch(self, line: Line, size: int) -> Iterator[RenderableType]:
@@ -305,6 +299,15 @@ class _Writer:
     def _add_bars(self, table: Table, size: int) -> None:
         table.expand = True
         table.add_column(Axis(duration(size, self.look).strip()), ratio=1)
+
+    def _legend(self) -> Iterator[Text]:
+        for owners in (OWNERS[:3], OWNERS[3:]):
+            yield Text("   ").join(
+                Text.assemble(
+                    (self.look.block, owner.style), (f"{owner.name}: {owner.until}", "dim")
+                )
+                for owner in owners
+            )
 
     def _facts(self, *facts: Fact) -> Table:
         table = Table.grid(padding=(0, 2, 0, 0))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """An API gateway in front of two model services: keys, rate limits, routes, streams.
 
-It knows nothing of OpenTelemetry. It only passes the caller's headers on,
-``traceparent`` among them.
+It knows nothing of OpenTelemetry. It only passes the caller's headers on, ``traceparent`` among
+them; ``opentelemetry-instrument`` puts its own in that one's place.
 """
 
 import math

@@ -5,8 +5,8 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -21,6 +21,7 @@ import gateway
 import upstream_json
 import upstream_stream
 from demo import load, plan
+from demo.processes import Process, running
 from limits import Bucket, Plan, parse_plan
 
 pytestmark = pytest.mark.unit
@@ -192,6 +193,47 @@ def test_headers_reach_the_model_as_they_came_except_the_gateways_own() -> None:
     assert found["traceparent"] == f"00-{'a' * 32}-{'b' * 16}-01"
     assert (found["tracestate"], found["X-Demo-Delay"]) == ("x=y", "1")
     assert "Authorization" not in found
+
+
+def test_under_opentelemetry_the_model_gets_the_sdks_traceparent_and_no_other(
+    tmp_path: Path,
+) -> None:
+    """Started as the demo starts it; the model tells which headers came, each time they came."""
+    trace_id, caller = "a" * 32, "b" * 16
+
+    async def headers(request: web.Request) -> web.Response:
+        return web.json_response(list(request.headers.items()))
+
+    async def run(gateway_url: Callable[[str], str]) -> list[tuple[str, str]]:
+        app = web.Application()
+        app.router.add_post("/v1/embeddings", headers)
+        async with serving(app) as model, aiohttp.ClientSession() as session:
+            url = await asyncio.to_thread(gateway_url, model)
+            sent = {**KEY, "traceparent": f"00-{trace_id}-{caller}-01", "tracestate": "x=y"}
+            async with session.post(f"{url}/v1/embeddings", headers=sent) as response:
+                return [(name.lower(), value) for name, value in await response.json()]
+
+    with ExitStack() as stack:
+
+        def gateway_url(model: str) -> str:
+            instrument = Path(sys.executable).with_name("opentelemetry-instrument")
+            command = [instrument, sys.executable, gateway.__file__, "--port", "0"]
+            tracing = {
+                "OTEL_PROPAGATORS": "tracecontext,baggage,otelbpf",
+                **{f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")},
+            }
+            process = stack.enter_context(
+                running("gateway", [*command, "--json-upstream", model], tmp_path, tracing)
+            )
+            process.wait_until(Process.printed_line, 60)
+            return process.stdout.read_text().split()[-1]
+
+        found = asyncio.run(run(gateway_url))
+    (traceparent,) = (value for name, value in found if name == "traceparent")
+    version, told_trace_id, parent, flags = traceparent.split("-")
+    assert (version, told_trace_id, flags) == ("00", trace_id, "01")
+    assert parent != caller
+    assert [value for name, value in found if name == "tracestate"] == ["x=y"]
 
 
 @pytest.mark.parametrize(
