@@ -141,15 +141,10 @@ def example(found: Iterable[Trace]) -> Trace | None:
 
     Of the streams it is the one in the middle, rather one with a caller and one that is whole.
     """
-    streams, others = [], []
-    for trace in found:
-        for node in trace.of(Part.GATEWAY):
-            request = node.request
-            assert request is not None
-            stream = request.path == CHAT and request.status == 200
-            (streams if stream else others).append(trace)
+    requests = [trace for trace in found if trace.of(Part.GATEWAY)]
+    streams = [trace for trace in requests if _is_streamed(trace)]
     if not streams:
-        return max(others, key=lambda trace: trace.total_ns, default=None)
+        return max(requests, key=lambda trace: trace.total_ns, default=None)
 
     def worth(trace: Trace) -> tuple[bool, bool]:
         whole = len(trace.roots) == 1 and all(trace.of(part) for part in Part)
@@ -158,3 +153,8 @@ def example(found: Iterable[Trace]) -> Trace | None:
     best = max(map(worth, streams))
     middle = sorted((t for t in streams if worth(t) == best), key=lambda trace: trace.total_ns)
     return middle[len(middle) // 2]
+
+
+def _is_streamed(trace: Trace) -> bool:
+    requests = (node.request for node in trace.of(Part.GATEWAY))
+    return any(each and (each.path, each.status) == (CHAT, 200) for each in requests)
