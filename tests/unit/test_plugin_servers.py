@@ -27,7 +27,7 @@ from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.instrumentation.flask import FlaskInstrumentor
 from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware as WsgiMiddleware
 from opentelemetry.util.http import ExcludeList
-from plugin_lab import Kernel, Spans, ask_all, assert_each_is_its_own, kernel, plugin
+from plugin_lab import Kernel, Spans, ask_all, assert_each_is_its_own, kernel, plugin, sleeping
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse as StarletteResponse
@@ -36,7 +36,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 from otelbpf_plugin import OtelbpfInstrumentor
 
-__all__ = ["kernel", "plugin"]  # fixtures
+__all__ = ["kernel", "plugin", "sleeping"]  # fixtures
 
 Serving = contextlib.AbstractContextManager[int]
 

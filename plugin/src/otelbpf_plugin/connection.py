@@ -48,6 +48,8 @@ class Ends:
 
 
 Connection = Union[OwnSocket, Ends]
+#: The server's end of a connection: its socket, or the port alone; 0: that is not known.
+ServerEnd = Union[OwnSocket, int]
 
 
 def server_of(carrier: Any) -> Hashable:
@@ -68,6 +70,29 @@ def connection_of(carrier: Any) -> Connection | None:
     elif _is_aiohttp(carrier) and carrier.transport is not None:
         return _of_ends(carrier.transport.get_extra_info("peername"), _sockname(carrier))
     return None
+
+
+def end_of(connection: Connection) -> ServerEnd:
+    """The server's end of a connection."""
+    return connection if isinstance(connection, OwnSocket) else connection.local_port
+
+
+def server_end_of(carrier: Any) -> ServerEnd:
+    """The server's end of a request's connection.
+
+    That is known even where a middleware has put another client in place of the peer.
+    """
+    if isinstance(carrier, dict):
+        if "wsgi.version" in carrier:
+            connection = _of_wsgi(carrier)
+            return 0 if connection is None else end_of(connection)
+        return _port(carrier.get("server")) if "asgi" in carrier else 0
+    return _port(_sockname(carrier)) if _is_aiohttp(carrier) else 0
+
+
+def _port(name: Any) -> int:
+    """Of (host, port, …); a UNIX socket's name is something else."""
+    return (name[1] or 0) if isinstance(name, (tuple, list)) else 0
 
 
 def _is_aiohttp(carrier: Any) -> bool:
