@@ -35,6 +35,7 @@ from starlette.routing import Route
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from otelbpf_plugin import OtelbpfInstrumentor
+from otelbpf_plugin.watch import watch
 
 __all__ = ["kernel", "plugin", "sleeping"]  # fixtures
 
@@ -102,7 +103,7 @@ def waitresses(app: Any) -> Iterator[int]:
             server.asyncore.loop(timeout=0.01, map=sockets, count=1)
 
     with in_thread(run, stopping.set):
-        yield server.effective_port
+        yield int(server.effective_port)
     server.task_dispatcher.shutdown()
     server.close()
 
@@ -232,6 +233,18 @@ def test_each_request_s_mark_names_its_connection(
     with serve(spans) as port:
         ports = ask_all(port, {"X-Forwarded-For": "203.0.113.7"})
     assert_each_is_its_own(kernel, spans, ports)
+
+
+@pytest.mark.parametrize("serve", SERVERS.values(), ids=SERVERS)
+def test_a_request_to_each_wakes_it(
+    kernel: Kernel, sleeping: OtelbpfInstrumentor, serve: Callable[[Spans], Serving]
+) -> None:
+    spans = Spans()
+    with serve(spans) as port:
+        kernel.measured = {port}
+        ask_all(port, {"X-Forwarded-For": "203.0.113.7"})
+    assert watch.is_awake
+    assert set(kernel.asked) == {port}
 
 
 @pytest.mark.parametrize("serve", [flask, fastapi])

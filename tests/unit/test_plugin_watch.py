@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import io
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -113,13 +115,15 @@ def test_it_sleeps_when_nobody_has_been_measured_for_a_while(
 ) -> None:
     made = Spans()
     assert serve(made)
+    clock.now += 10 * LINGER_S
+    assert serve(made)
     kernel.measured = set()
     asleep_at = clock.now + LINGER_S
     while clock.now < asleep_at:
         assert not serve(made)
         assert is_in_place()
         clock.now += QUIET_S / 2
-    assert len(kernel.starts) - 1 == LINGER_S / QUIET_S
+    assert len(kernel.starts) - 2 == LINGER_S / QUIET_S
     assert not serve(made)
     assert not is_in_place()
     kernel.told.clear()
@@ -432,7 +436,73 @@ def test_what_is_imported_while_it_is_awake_is_wrapped_at_once() -> None:
     assert Owner().method() == "theirs"
 
 
-def test_threads_that_wake_it_and_put_it_to_sleep_leave_one_wrapper_or_none(
+class Two:
+    """Two methods, of which wrapping the second one takes as long as a test wants."""
+
+    def __init__(self) -> None:
+        class Owner:
+            def first(self) -> None: ...
+
+            def second(self) -> None: ...
+
+        self._owner = Owner
+        self._originals = (Owner.first, Owner.second)
+        self.started, self.go_on = threading.Event(), threading.Event()
+        self.wraps = 0
+        self.switch = Switch()
+        self.switch.add(Patch(Owner, "first", lambda _: lambda self: None))
+        self.switch.add(Patch(Owner, "second", self._slowly))
+
+    def _slowly(self, _: object) -> Any:
+        self.wraps += 1
+        self.started.set()
+        assert self.go_on.wait(30)
+        return lambda self: None
+
+    @property
+    def in_place(self) -> list[bool]:
+        now = (self._owner.first, self._owner.second)
+        return [mine is not its for mine, its in zip(now, self._originals, strict=True)]
+
+
+@pytest.mark.parametrize("then", ["on", "off", "close"])
+def test_a_thread_that_comes_while_another_one_wakes_it_waits(then: str) -> None:
+    two = Two()
+    waking = threading.Thread(target=two.switch.on)
+    waking.start()
+    assert two.started.wait(30)
+    other = threading.Thread(target=getattr(two.switch, then))
+    other.start()
+    other.join(0.1)
+    assert other.is_alive()
+    two.go_on.set()
+    waking.join()
+    other.join()
+    assert two.switch.is_on == (then == "on")
+    assert two.in_place == [then == "on"] * 2
+    assert two.wraps == 1
+
+
+FORK = """
+import os, signal
+from otelbpf_plugin.switch import Switch
+switch = Switch()
+switch._lock.acquire()  # as another thread may have it
+pid = os.fork()
+if pid == 0:
+    signal.alarm(10)
+    switch.on()
+    os._exit(0 if switch.is_on else 1)
+print(os.waitpid(pid, 0)[1])
+"""
+
+
+def test_a_process_forked_meanwhile_does_not_wait() -> None:
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "0\n", done.stderr
+
+
+def test_threads_that_ask_at_a_time_find_ours_in_place_once_or_not_at_all(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Owner:

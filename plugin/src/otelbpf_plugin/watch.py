@@ -70,23 +70,19 @@ class Watch:
             self.nobody_until = math.inf
             return
         now = monotonic()
-        # Before all else: requests that come meanwhile need not ask, too.
-        _keep(self._quiet_until, server, now + QUIET_S)
         fd, port = _place(end)
         if port and marker.ask(fd, port):
             self._note(server, port)
-            self._quiet_until.pop(server, None)
-            self.nobody_until = 0.0
             switch.on()
-        elif not switch.is_on:
+            return
+        _keep(self._quiet_until, server, now + QUIET_S)
+        if not switch.is_on:
             self.nobody_until = 0.0 if marker.ask(fd, marker.ANY_PORT) else now + QUIET_S
-        else:
-            self._ports.pop(server, None)
-            if any(marker.ask(marker.any_socket(), each) for each in set(self._ports.values())):
-                self._measured_at = now
-            elif now - self._measured_at >= LINGER_S:
-                self._ports.clear()
-                switch.off()
+        elif any(marker.ask(marker.any_socket(), each) for each in set(self._ports.values())):
+            self._measured_at = now
+        elif now - self._measured_at >= LINGER_S:
+            self._ports.clear()
+            switch.off()
 
     def hear(self, answer: int, server: Hashable, connection: Connection) -> None:
         """Of the kernel's answer to the mark of a request."""
