@@ -6,14 +6,15 @@
 A request is what an application has the plugin see of it: uvicorn's middleware (ASGI), the
 propagators, the server span's start and its end. Those are stand-ins that do nothing, so that what
 the SDK itself takes (about ten microseconds a span) does not drown the plugin's part. Each is timed
-with the plugin and without, in turns, in one process; the least of many rounds counts. `ask` is
-what the one request takes longer that asks, once a second.
+with the plugin and without, in turns, in one process; the median of many differences counts. `ask`
+is what the one request takes longer that asks, once a second.
 """
 
 from __future__ import annotations
 
 import contextlib
 import platform
+import statistics
 import timeit
 from collections.abc import Callable
 from typing import Any
@@ -122,8 +123,7 @@ def added(with_it: Callable[[], Any], without: Callable[[], Any]) -> float:
     """How many ns more the one takes than the other."""
     timers = (timeit.Timer(with_it), timeit.Timer(without))
     rounds = [[timer.timeit(CALLS) for timer in timers] for _ in range(ROUNDS)]
-    least = [min(times) for times in zip(*rounds, strict=True)]
-    return (least[0] - least[1]) / CALLS * 1e9
+    return statistics.median(ours - plain for ours, plain in rounds) / CALLS * 1e9
 
 
 def main() -> None:
