@@ -145,9 +145,14 @@ int marked_request(struct bpf_sockopt *ctx)
 	/* What is not for this agent may be for another one, whose program comes next. */
 	if (ctx->level != OTELBPF_MARK_LEVEL || ctx->optlen != sizeof(m) ||
 	    start + sizeof(m) > end || !ctx->sk || bpf_get_netns_cookie(ctx) != NETNS_COOKIE ||
-	    (ctx->optname != OTELBPF_MARK_START && ctx->optname != OTELBPF_MARK_END))
+	    ctx->optname < OTELBPF_MARK_START || ctx->optname > OTELBPF_MARK_ASK)
 		return SETSOCKOPT_GO_ON;
 	__builtin_memcpy(&m, start, sizeof(m));
+	if (ctx->optname == OTELBPF_MARK_ASK) {
+		if (!m.local_port || IS_MEASURED_PORT(m.local_port))
+			ctx->optlen = SETSOCKOPT_DONE;
+		return SETSOCKOPT_GO_ON;
+	}
 	if (marked_key(&m, ctx->sk, &key))
 		return SETSOCKOPT_GO_ON;
 	conn = find_connection(&key);

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,7 +20,11 @@ from network import DEADLINE_S, Network, wait_until
 from servers import Server, python_server
 from stack import OTELBPF, Agent, agent, assert_nothing_left, kernel_ids, to
 
+from otelbpf_plugin.watch import LINGER_S, QUIET_S
+
 REQUESTS, CONNECTIONS = 1000, 50
+#: The number of the request that wakes the plugin, and is not joined itself. Both keep it.
+WAKING = 999_999
 PORT = 8080
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d{:08x}", "00f067aa{:08x}"
 APPLICATIONS = {
@@ -42,15 +48,10 @@ def inside(net: Network) -> Iterator[Receiver]:
         yield running
 
 
-@contextlib.contextmanager
-def plugged(
-    net: Network,
-    directory: Path,
-    receiver: Receiver,
-    application: Sequence[str],
-    **sampling: str,
-) -> Iterator[tuple[Server, Agent]]:
-    """The application and the agent, both sending to `receiver`."""
+def serving(
+    net: Network, directory: Path, receiver: Receiver, application: Sequence[str], **sampling: str
+) -> contextlib.AbstractContextManager[Server]:
+    """The application."""
     environment = {
         **to(receiver),
         **sampling,
@@ -59,17 +60,36 @@ def plugged(
         "OTEL_BSP_MAX_QUEUE_SIZE": "8192",
     }
     name, *arguments = application
+    return python_server(net, directory, name, PORT, *arguments, environment=environment)
+
+
+@contextlib.contextmanager
+def measured(net: Network, directory: Path, receiver: Receiver) -> Iterator[Agent]:
+    """The agent, ready. It never samples by itself: what it drops, the application did not want."""
+    with agent(
+        directory, "--interface", net.server.interface, "--port", PORT,
+        under=net.server.enter(),
+        environment={**to(receiver), "OTEL_SERVICE_NAME": "kernel",
+                     "OTEL_TRACES_SAMPLER": "always_on"},
+    ) as measuring:  # fmt: skip
+        yield measuring.wait_ready()
+
+
+@contextlib.contextmanager
+def plugged(
+    net: Network,
+    directory: Path,
+    receiver: Receiver,
+    application: Sequence[str],
+    **sampling: str,
+) -> Iterator[tuple[Server, Agent]]:
+    """The application and the agent, both sending to `receiver`, and the plugin awake."""
     with (
-        python_server(net, directory, name, PORT, *arguments, environment=environment) as server,
-        # It never samples by itself: what is not exported, the application did not want.
-        agent(
-            directory, "--interface", net.server.interface, "--port", PORT,
-            under=net.server.enter(),
-            environment={**to(receiver), "OTEL_SERVICE_NAME": "kernel",
-                         "OTEL_TRACES_SAMPLER": "always_on"},
-        ) as measuring,
-    ):  # fmt: skip
-        measuring.wait_ready()
+        serving(net, directory, receiver, application, **sampling) as server,
+        measured(net, directory, receiver) as measuring,
+    ):
+        with Client.of(net, PORT) as client:
+            client.ask(f"/work/{WAKING}", headers={"traceparent": traceparent(WAKING, "01")})
         yield server, measuring
 
 
@@ -124,7 +144,7 @@ def ask_all(net: Network, flags: Sequence[str | None]) -> None:
 
 
 def by_number(receiver: Receiver, service: str) -> dict[int, Span]:
-    """The server spans of one of the two, by the request's number; each has one."""
+    """The server spans of one of the two, by the request's number; each has one, but WAKING."""
     spans = [
         span
         for span in receiver.spans()
@@ -135,7 +155,9 @@ def by_number(receiver: Receiver, service: str) -> dict[int, Span]:
     else:
         numbers = [int(str(span.attributes["test.number"])) for span in spans]
     assert len(set(numbers)) == len(numbers), "a request has two spans"
-    return dict(zip(numbers, spans, strict=True))
+    found = dict(zip(numbers, spans, strict=True))
+    found.pop(WAKING, None)
+    return found
 
 
 def assert_joined(numbers: set[int], receiver: Receiver, flags: Sequence[str | None]) -> None:
@@ -161,8 +183,10 @@ def test_each_request_is_joined_to_its_own(
     flags = ["01" if number // CONNECTIONS % 2 else None for number in range(REQUESTS)]
     with plugged(net, tmp_path, inside, application) as (_, measuring):
         ask_all(net, flags)
-        came = inside.wait_for(2 * REQUESTS, DEADLINE_S, lambda span: span.kind is Kind.SERVER)
-        measuring.stop().assert_clean(seen=REQUESTS)
+        came = inside.wait_for(
+            2 * (REQUESTS + 1), DEADLINE_S, lambda span: span.kind is Kind.SERVER
+        )
+        measuring.stop().assert_clean(seen=REQUESTS + 1)
     assert came, [len(by_number(inside, name)) for name in ("kernel", "application")]
     assert_joined(set(range(REQUESTS)), inside, flags)
 
@@ -183,13 +207,49 @@ def test_both_keep_the_same_requests(
         # The agent has sent all of its own; then the application's must come.
         assert inside.wait_for(2 * exported, DEADLINE_S, lambda span: span.kind is Kind.SERVER)
     kept = set(by_number(inside, "kernel"))
-    ended.assert_clean(seen=len(flags), sampled_out=len(flags) - len(kept))
+    ended.assert_clean(seen=len(flags) + 1, sampled_out=len(flags) - len(kept))
     wanted = {flag: {n for n, each in enumerate(flags) if each == flag} for flag in set(flags)}
     assert kept >= wanted["01"]
     assert not kept & wanted["00"]
     # Of 200, one in two: all or none would be no sampling.
     assert 0 < len(kept & wanted[None]) < len(wanted[None])
     assert_joined(kept, inside, flags)
+
+
+@pytest.mark.parametrize("application", ["flask", "fastapi"])
+def test_agents_come_and_go(
+    net: Network, inside: Receiver, tmp_path: Path, application: str
+) -> None:
+    """While the application runs: requests are joined within a second or so, and none breaks."""
+    numbers = itertools.count()
+
+    def ask() -> tuple[int, Span]:
+        """One more request; its number, and the application's span of it."""
+        number = next(numbers)
+        with Client.of(net, PORT) as client:
+            exchange = client.ask(f"/work/{number}")
+        assert (exchange.status, exchange.body) == (200, str(number).encode())
+        wait_until(lambda: number in by_number(inside, "application"), "its span has come")
+        return number, by_number(inside, "application")[number]
+
+    with serving(net, tmp_path, inside, APPLICATIONS[application]):
+        # The second agent finds the plugin awake still, the third one asleep again.
+        for alone_s in (0.0, LINGER_S + 2 * QUIET_S, 0.0):
+            with measured(net, tmp_path, inside) as measuring:
+                asked, ready = {}, time.monotonic()
+                while not asked or not asked[max(asked)].parent_span_id:
+                    assert time.monotonic() < ready + 2 * QUIET_S, "nothing is joined"
+                    asked.update([ask()])
+                joined = dict(ask() for _ in range(23))
+                measuring.stop().assert_clean(seen=len(asked) + len(joined))
+            kernel = by_number(inside, "kernel")
+            parents = {number: span.parent_span_id for number, span in joined.items()}
+            assert parents == {number: kernel[number].span_id for number in joined}
+            ended = time.monotonic()
+            without = [ask()[1] for _ in range(23)]
+            while time.monotonic() < ended + alone_s:
+                without.append(ask()[1])
+            assert {span.parent_span_id for span in without} == {""}
 
 
 def children_of(pid: int) -> list[int]:

@@ -20,13 +20,14 @@ from meter import Meter, stamps
 from otelbpf.records import Counter, Stamp
 
 # bpf/mark.h
-LEVEL, START, END = 0x6F74, 1, 2
+LEVEL, START, END, ASK = 0x6F74, 1, 2, 3
 _MARK = struct.Struct("=16s8s8s16s16sHHI")
 TRACE_ID = bytes.fromhex("4bf92f3577b34da6a3ce929d0e0e4736")
 CALLER = bytes.fromhex("00f067aa0ba902b7")
 TRACEPARENT = f"00-{TRACE_ID.hex()}-{CALLER.hex()}-01"
 NO_CALLER = bytes(8)
-JOINED, REFUSED, NOT_MEASURED = 0, errno.EPERM, errno.ENOPROTOOPT
+JOINED = MEASURED = 0
+REFUSED, NOT_MEASURED = errno.EPERM, errno.ENOPROTOOPT
 
 pytestmark = pytest.mark.guest
 
@@ -222,11 +223,11 @@ def test_an_end_that_comes_after_all_is_for_nothing(lab: Lab, meter: Meter) -> N
 def test_what_is_no_mark_is_the_kernel_s(lab: Lab, meter: Meter, count: int) -> None:
     pair = lab.connect()
     asked(pair)
-    for option in (START, END):
+    for option in (START, END, ASK):
         with pytest.raises(OSError) as refusal:
             pair.server.setsockopt(LEVEL, option, bytes(count))
         assert refusal.value.errno == NOT_MEASURED
-    assert Mark().tell(pair.server, option=3) == NOT_MEASURED
+    assert Mark().tell(pair.server, option=4) == NOT_MEASURED
     pair.answer(OK)
     assert meter.record()["marked"] == 0
 
@@ -242,6 +243,30 @@ def test_connections_that_are_not_measured(lab: Lab, meter: Meter) -> None:
     pair.ask(request())
     assert Mark().tell(server) == NOT_MEASURED
     listener.close()
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ipv4", "ipv6"])
+def test_whether_a_port_is_measured(lab: Lab, meter: Meter, family: socket.AddressFamily) -> None:
+    """On any TCP socket of the namespace, and without a trace of it."""
+    with lab.server_netns.run(lambda: socket.socket(family, socket.SOCK_STREAM)) as any_one:
+        for port, answer in ((PORT, MEASURED), (PORT + 7, NOT_MEASURED), (0, MEASURED)):
+            assert Mark(local=("::", port)).tell(any_one, ASK) == answer, port
+    with socket.socket(family, socket.SOCK_STREAM) as elsewhere:
+        for port in (PORT, 0):
+            assert Mark(local=("::", port)).tell(elsewhere, ASK) == NOT_MEASURED
+    assert meter.counted_all() == {}
+
+
+def test_asking_marks_no_request(lab: Lab, meter: Meter) -> None:
+    """Nor does it matter whose socket it is: the port that is asked about counts."""
+    pair = lab.connect()
+    asked(pair)
+    assert Mark(local=("::", PORT)).tell(pair.server, ASK) == MEASURED
+    assert Mark(local=("::", PORT + 7)).tell(pair.server, ASK) == NOT_MEASURED
+    assert Mark().tell(pair.server) == JOINED
+    pair.answer(OK)
+    assert meter.record()["marked"] == 1
+    assert (meter.counted(Counter.MARKS_JOINED), meter.counted(Counter.MARKS_UNKNOWN)) == (1, 0)
 
 
 def test_other_options_are_the_kernel_s(lab: Lab, meter: Meter) -> None:

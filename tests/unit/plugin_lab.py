@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import threading
@@ -20,6 +21,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler
 from opentelemetry.trace import SpanKind, format_span_id, format_trace_id
 
 from otelbpf_plugin import OtelbpfInstrumentor, log, marker
+from otelbpf_plugin.watch import watch
 
 COUNT = 23
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e{:04x}", "00f067aa0ba9{:04x}"
@@ -49,27 +51,39 @@ class Kernel:
     """Stands for the program that answers setsockopt().
 
     Attributes:
-        answer: to each START; 0: the request was found.
+        answer: to each START of a port that is measured; 0: the request was found.
+        measured: the ports, for all that have been told or asked about; None: each.
+        asked: the ports that it was asked about, but not that whether there is any.
     """
 
-    def __init__(self, answer: int = marker.JOINED) -> None:
-        self.answer = answer
+    def __init__(self) -> None:
+        self.answer = marker.JOINED
+        self.measured: set[int] | None = None
         self.told: list[Told] = []
+        self.asked: list[int] = []
+
+    def _measures(self, port: int) -> bool:
+        """As bpf/mark.c: port 0 stands for any."""
+        return self.measured is None or (port in self.measured if port else bool(self.measured))
 
     def tell(self, fd: int, option: int, mark: bytes) -> int:
-        trace_id, span_id, caller, peer, _, peer_port, _, flags = marker.MARK.unpack(mark)
+        trace_id, span_id, caller, peer, _, peer_port, port, flags = marker.MARK.unpack(mark)
+        if option == marker.ASK:
+            self.asked += [port] if port else []
+            return 0 if self._measures(port) else errno.ENOPROTOOPT
         if peer_port:
             address = socket.inet_ntop(socket.AF_INET6, peer).removeprefix("::ffff:")
         else:
             with socket.socket(fileno=os.dup(fd)) as own:
                 address, peer_port = own.getpeername()[:2]
+                port = own.getsockname()[1]
         self.told.append(
             Told(
                 option, trace_id.hex(), span_id.hex(), caller.hex(), flags,
                 (address.removeprefix("::ffff:"), peer_port), not any(peer), mark,
             )
         )  # fmt: skip
-        return self.answer
+        return self.answer if self._measures(port) else errno.ENOPROTOOPT
 
     @property
     def starts(self) -> list[Told]:
@@ -86,13 +100,12 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     made = Kernel()
     monkeypatch.setattr(marker, "tell", made.tell)
     monkeypatch.setattr(log, "_said", set())
-    monkeypatch.setattr(marker, "quiet_until", {})
     return made
 
 
 @pytest.fixture
-def plugin() -> Iterator[OtelbpfInstrumentor]:
-    """The plugin in this process, for the time of a test."""
+def sleeping(kernel: Kernel) -> Iterator[OtelbpfInstrumentor]:
+    """The plugin in this process, for the time of a test. Nothing has come yet."""
     instrumentor = OtelbpfInstrumentor()
     instrumentor.instrument()
     try:
@@ -100,6 +113,15 @@ def plugin() -> Iterator[OtelbpfInstrumentor]:
     finally:
         if instrumentor.is_instrumented_by_opentelemetry:
             instrumentor.uninstrument()
+
+
+@pytest.fixture
+def plugin(kernel: Kernel, sleeping: OtelbpfInstrumentor) -> OtelbpfInstrumentor:
+    """The same, woken."""
+    watch.ask("some server", 1)
+    assert watch.is_awake
+    kernel.asked.clear()
+    return sleeping
 
 
 class Spans:

@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
-from otelbpf_plugin.connection import CLIENT_KEY, Ends, OwnSocket, connection_of, server_of
+from otelbpf_plugin.connection import (
+    CLIENT_KEY,
+    Ends,
+    OwnSocket,
+    connection_of,
+    server_end_of,
+    server_of,
+)
 
 ENVIRON = {"wsgi.version": (1, 0), "SERVER_PROTOCOL": "HTTP/1.1", "SERVER_PORT": "8080"}
 SCOPE = {
@@ -134,4 +141,15 @@ def test_scopes_of_no_connection(changed: dict[str, Any]) -> None:
 ], ids=str)  # fmt: skip
 def test_other_carriers(carrier: object) -> None:
     assert connection_of(carrier) is None
+    assert server_end_of(carrier) == 0
     server_of(carrier)
+
+
+@pytest.mark.parametrize(("carrier", "end"), [
+    ({**ENVIRON, "gunicorn.socket": File(7)}, OwnSocket(7)),
+    (SCOPE, 8080), ({**SCOPE, "client": None}, 8080), ({**SCOPE, "client": ("", 0)}, 8080),
+    ({**SCOPE, "server": ["192.0.2.2", 8080]}, 8080), ({**SCOPE, "server": None}, 0),
+    ({**SCOPE, "server": ("/run/app.sock", None)}, 0),
+], ids=str)  # fmt: skip
+def test_the_server_s_end_is_known_whoever_the_client_is(carrier: Any, end: object) -> None:
+    assert server_end_of(carrier) == end

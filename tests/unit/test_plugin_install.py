@@ -15,10 +15,13 @@ import pytest
 PLUGIN = Path(__file__).resolve().parents[2] / "plugin"
 COMMAND = Path(sys.executable).parent / "opentelemetry-instrument"
 TELL = """
+import sys
 from opentelemetry import propagate
 from opentelemetry.sdk.trace import Tracer
 names = [type(each).__name__ for each in propagate.get_global_textmap()._propagators]
-print(names.count("OtelbpfPropagator"), len(names), hasattr(Tracer.start_span, "__wrapped__"))
+watch = sys.modules.get("otelbpf_plugin.watch")
+print(names.count("OtelbpfPropagator"), len(names), hasattr(Tracer.start_span, "__wrapped__"),
+      watch and watch.watch.nobody_until)  # 0.0: the first request asks; inf: none does
 """
 BY_HAND = """
 from otelbpf_plugin import OtelbpfInstrumentor
@@ -38,21 +41,21 @@ def say(*command: str | Path, **environment: str) -> str:
 
 
 @pytest.mark.parametrize(("environment", "expected"), [
-    ({}, "1 3 True"),
-    ({"OTEL_PROPAGATORS": "tracecontext,baggage,otelbpf"}, "1 3 True"),
-    ({"OTEL_PROPAGATORS": "otelbpf"}, "1 1 True"),
-    ({"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "otelbpf"}, "0 2 False"),
+    ({}, "1 3 False 0.0"),
+    ({"OTEL_PROPAGATORS": "tracecontext,baggage,otelbpf"}, "1 3 False 0.0"),
+    ({"OTEL_PROPAGATORS": "otelbpf"}, "1 1 False 0.0"),
+    ({"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "otelbpf"}, "0 2 False None"),
 ], ids=["default", "named", "alone", "disabled"])  # fmt: skip
 def test_under_opentelemetry_instrument(environment: dict[str, str], expected: str) -> None:
     assert say(COMMAND, sys.executable, "-c", TELL, **environment) == expected
 
 
 def test_by_hand() -> None:
-    assert say(sys.executable, "-c", BY_HAND + TELL) == "1 3 True"
+    assert say(sys.executable, "-c", BY_HAND + TELL) == "1 3 False 0.0"
 
 
 def test_the_propagator_alone_marks_nothing() -> None:
-    assert say(sys.executable, "-c", TELL, OTEL_PROPAGATORS="otelbpf") == "1 1 False"
+    assert say(sys.executable, "-c", TELL, OTEL_PROPAGATORS="otelbpf") == "1 1 False inf"
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mark is the struct of bpf/mark.h; what this kernel answers where nobody listens."""
+"""The mark is the struct of bpf/mark.h; what this kernel says where nobody listens."""
 
 from __future__ import annotations
 
@@ -12,19 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from otelbpf_plugin import marker, spans
+from otelbpf_plugin import marker
 
 HEADER = Path(__file__).resolve().parents[2] / "bpf/mark.h"
 # In the order of marker.MARK.
 FIELDS = ("trace_id", "span_id", "parent_span_id", "peer_address", "local_address", "peer_port",
           "local_port", "trace_flags")
-OWN_SOCKET = marker.MARK.pack(bytes(16), bytes(8), bytes(8), bytes(16), bytes(16), 0, 0, 0)
-ADDRESSED = marker.MARK.pack(bytes(16), bytes(8), bytes(8), bytes(16), bytes(16), 7, 7, 0)
-
-
-@pytest.fixture(autouse=True)
-def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(marker, "quiet_until", {})
 
 
 @pytest.fixture
@@ -60,73 +53,48 @@ def test_the_mark_is_the_kernel_s_struct(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "value"), [
     ("LEVEL", marker.LEVEL), ("START", marker.START), ("END", marker.END),
+    ("ASK", marker.ASK),
 ])  # fmt: skip
 def test_numbers_are_those_of_the_header(name: str, value: int) -> None:
     (found,) = re.findall(rf"#define OTELBPF_MARK_{name} (\w+)", HEADER.read_text())
     assert int(found, 0) == value
 
 
-def test_a_server_that_is_not_measured_is_left_alone_for_a_while(
-    connection: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(marker.time, "monotonic", lambda: 100.0)
-    assert marker.start("a", connection[1].fileno(), OWN_SOCKET) is False
-    assert marker.quiet_until == {"a": 101.0}
-    with socket.socket() as any_one:
-        assert marker.start("b", any_one.fileno(), ADDRESSED) is False
-    assert marker.quiet_until == {"a": 101.0, "b": 101.0}
+def test_nobody_answers_for_a_port_of_nobody() -> None:
+    """This kernel itself; 7 is another protocol's."""
+    assert marker.ask(marker.any_socket(), 7) is False
 
 
-def test_unix_sockets_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        assert marker.start("unix", ours.fileno(), OWN_SOCKET) is False
-    assert "unix" in marker.quiet_until
-
-
-def test_a_client_that_has_gone_says_nothing_of_the_server(
-    connection: tuple[socket.socket, socket.socket],
-) -> None:
-    """The kernel's answer is the same: its socket has no port any more."""
+def test_the_port_of_a_socket(connection: tuple[socket.socket, socket.socket]) -> None:
     client, server = connection
+    port = client.getpeername()[1]
+    assert marker.local_port(server.fileno()) == port
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     client.close()
     with pytest.raises(ConnectionResetError):
         server.recv(1)
-    assert marker.start("a", server.fileno(), OWN_SOCKET) is False
-    fd = server.fileno()
-    server.close()
-    assert marker.start("a", fd, OWN_SOCKET) is False
-    assert marker.quiet_until == {}
+    assert marker.local_port(server.fileno()) == port
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as six:
+        assert marker.local_port(six.fileno()) == six.getsockname()[1]
 
 
-@pytest.mark.parametrize("answer", [marker.JOINED, marker.UNKNOWN_REQUEST])
-def test_a_measured_server_is_asked_for_each_request(
-    monkeypatch: pytest.MonkeyPatch, answer: int
-) -> None:
-    monkeypatch.setattr(marker, "tell", lambda *_: answer)
-    assert marker.start("a", 0, ADDRESSED) is (answer == marker.JOINED)
-    assert marker.quiet_until == {}
-
-
-def test_what_clients_say_does_not_fill_the_memory() -> None:
-    """A server's port is a header's, where a middleware believes in those."""
-    with socket.socket() as any_one:
-        for number in range(1000):
-            marker.start(number, any_one.fileno(), ADDRESSED)
-    assert len(marker.quiet_until) <= 256
+def test_what_has_no_port(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(tmp_path / "app.sock"))
+        assert marker.local_port(unix.fileno()) == 0
+    assert marker.local_port(unix.fileno()) == 0
 
 
 def test_threads_share_the_one_socket(monkeypatch: pytest.MonkeyPatch) -> None:
     """None of them may have one that is closed again."""
     for _ in range(50):
-        monkeypatch.setattr(spans, "_sockets", {})
+        monkeypatch.setattr(marker, "_sockets", {})
         barrier = threading.Barrier(8)
         answers: list[int] = []
 
         def tell(barrier: threading.Barrier = barrier, answers: list[int] = answers) -> None:
             barrier.wait()
-            fd = spans._any_socket().fileno()
+            fd = marker.any_socket()
             barrier.wait()
             answers.append(fd)
 
@@ -135,4 +103,4 @@ def test_threads_share_the_one_socket(monkeypatch: pytest.MonkeyPatch) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        assert set(answers) == {spans._any_socket().fileno()}
+        assert set(answers) == {marker.any_socket()}

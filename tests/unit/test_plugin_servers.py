@@ -27,7 +27,7 @@ from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.instrumentation.flask import FlaskInstrumentor
 from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware as WsgiMiddleware
 from opentelemetry.util.http import ExcludeList
-from plugin_lab import Kernel, Spans, ask_all, assert_each_is_its_own, kernel, plugin
+from plugin_lab import Kernel, Spans, ask_all, assert_each_is_its_own, kernel, plugin, sleeping
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse as StarletteResponse
@@ -35,8 +35,9 @@ from starlette.routing import Route
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from otelbpf_plugin import OtelbpfInstrumentor
+from otelbpf_plugin.watch import watch
 
-__all__ = ["kernel", "plugin"]  # fixtures
+__all__ = ["kernel", "plugin", "sleeping"]  # fixtures
 
 Serving = contextlib.AbstractContextManager[int]
 
@@ -102,7 +103,7 @@ def waitresses(app: Any) -> Iterator[int]:
             server.asyncore.loop(timeout=0.01, map=sockets, count=1)
 
     with in_thread(run, stopping.set):
-        yield server.effective_port
+        yield int(server.effective_port)
     server.task_dispatcher.shutdown()
     server.close()
 
@@ -232,6 +233,18 @@ def test_each_request_s_mark_names_its_connection(
     with serve(spans) as port:
         ports = ask_all(port, {"X-Forwarded-For": "203.0.113.7"})
     assert_each_is_its_own(kernel, spans, ports)
+
+
+@pytest.mark.parametrize("serve", SERVERS.values(), ids=SERVERS)
+def test_a_request_to_each_wakes_it(
+    kernel: Kernel, sleeping: OtelbpfInstrumentor, serve: Callable[[Spans], Serving]
+) -> None:
+    spans = Spans()
+    with serve(spans) as port:
+        kernel.measured = {port}
+        ask_all(port, {"X-Forwarded-For": "203.0.113.7"})
+    assert watch.is_awake
+    assert set(kernel.asked) == {port}
 
 
 @pytest.mark.parametrize("serve", [flask, fastapi])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 from typing import Any
 
 import pytest
@@ -22,12 +23,13 @@ from opentelemetry.sdk.trace.sampling import (
 )
 from opentelemetry.trace import SpanKind, format_span_id, format_trace_id
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from plugin_lab import CALLER, TRACE, Kernel, Spans, ids, kernel, plugin, traceparent
+from plugin_lab import CALLER, TRACE, Kernel, Spans, ids, kernel, plugin, sleeping, traceparent
 
 from otelbpf_plugin import OtelbpfInstrumentor, OtelbpfPropagator, marker, propagator, spans
 from otelbpf_plugin.propagator import ARRIVAL_KEY
+from otelbpf_plugin.watch import watch
 
-__all__ = ["kernel", "plugin"]  # fixtures
+__all__ = ["kernel", "plugin", "sleeping"]  # fixtures
 
 SCOPE = {
     "type": "http", "asgi": {}, "client": ("192.0.2.1", 40_000), "server": ("192.0.2.2", 8080),
@@ -89,24 +91,6 @@ def test_a_request_that_was_not_found_is_as_without_the_plugin(
     assert len(kernel.starts) == 1
     assert not kernel.ends
     assert "end" not in vars(span)
-
-
-def test_a_server_that_is_not_measured_is_not_asked_again_at_once(
-    kernel: Kernel, plugin: OtelbpfInstrumentor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kernel.answer = errno.ENOPROTOOPT
-    made = Spans()
-    for _ in range(23):
-        serve(made, arrive())
-    assert len(kernel.starts) == 1
-    other = {**SCOPE, "server": ("192.0.2.2", 8081)}
-    kernel.answer = marker.JOINED
-    serve(made, arrive(scope=other))
-    assert len(kernel.starts) == 2
-    now = marker.quiet_until["192.0.2.2", 8080]
-    monkeypatch.setattr("otelbpf_plugin.propagator.monotonic", lambda: now)
-    serve(made, arrive())
-    assert len(kernel.starts) == 3
 
 
 @pytest.mark.parametrize(
@@ -261,8 +245,9 @@ def test_the_propagator_writes_nothing() -> None:
     assert OtelbpfPropagator().fields == set()
 
 
+@pytest.mark.parametrize("awake", [False, True], ids=["asleep", "awake"])
 def test_it_is_added_once_and_all_is_undone(
-    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, awake: bool
 ) -> None:
     before, start_span = propagate.get_global_textmap(), Tracer.start_span
     instrumentor = OtelbpfInstrumentor()
@@ -275,15 +260,21 @@ def test_it_is_added_once_and_all_is_undone(
         ):
             propagate.set_global_textmap(installed)
             instrumentor.instrument()
+            kernel.measured = None if awake else set()
+            if awake:
+                arrive()
             seen: list[object] = []
-            monkeypatch.setattr(propagator, "server_of", seen.append)
-            context = propagate.extract(SCOPE, getter=ScopeGetter({"traceparent": traceparent(1)}))
+            with monkeypatch.context() as patching:
+                patching.setattr(propagator, "server_of", seen.append)
+                getter = ScopeGetter({"traceparent": traceparent(1)})
+                context = propagate.extract(SCOPE, getter=getter)  # type: ignore[arg-type]
             assert seen == [SCOPE]
-            assert ARRIVAL_KEY in context
+            assert (ARRIVAL_KEY in context) == awake == (Tracer.start_span is not start_span)
             assert trace.get_current_span(context).get_span_context().is_valid
             instrumentor.uninstrument()
             assert propagate.get_global_textmap() is installed
             assert Tracer.start_span is start_span
+            assert watch.nobody_until == math.inf  # where the propagator stays, it does nothing
     finally:
         propagate.set_global_textmap(before)
 

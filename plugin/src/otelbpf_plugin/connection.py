@@ -48,6 +48,8 @@ class Ends:
 
 
 Connection = Union[OwnSocket, Ends]
+#: The server's end of a connection: its socket, or the port alone; 0: that is not known.
+ServerEnd = Union[OwnSocket, int]
 
 
 def server_of(carrier: Any) -> Hashable:
@@ -58,16 +60,44 @@ def server_of(carrier: Any) -> Hashable:
     return _sockname(carrier) if _is_aiohttp(carrier) else None
 
 
+def is_asgi(carrier: Any) -> bool:
+    """Is it an ASGI scope, in which a middleware may have put another client?"""
+    return isinstance(carrier, dict) and "asgi" in carrier
+
+
 def connection_of(carrier: Any) -> Connection | None:
     """The connection of a request. None: there is none, or it cannot be known for sure."""
     if isinstance(carrier, dict):
         if "wsgi.version" in carrier:
             return _of_wsgi(carrier)
-        if "asgi" in carrier and carrier.get("type") in ("http", "websocket"):
+        if is_asgi(carrier) and carrier.get("type") in ("http", "websocket"):
             return _of_asgi(carrier)
     elif _is_aiohttp(carrier) and carrier.transport is not None:
         return _of_ends(carrier.transport.get_extra_info("peername"), _sockname(carrier))
     return None
+
+
+def end_of(connection: Connection) -> ServerEnd:
+    """The server's end of a connection."""
+    return connection if isinstance(connection, OwnSocket) else connection.local_port
+
+
+def server_end_of(carrier: Any) -> ServerEnd:
+    """The server's end of a request's connection.
+
+    That is known even where a middleware has put another client in place of the peer.
+    """
+    if isinstance(carrier, dict):
+        if "wsgi.version" in carrier:
+            connection = _of_wsgi(carrier)
+            return 0 if connection is None else end_of(connection)
+        return _port(carrier.get("server")) if is_asgi(carrier) else 0
+    return _port(_sockname(carrier)) if _is_aiohttp(carrier) else 0
+
+
+def _port(name: Any) -> int:
+    """Of (host, port, …); a UNIX socket's name is something else."""
+    return (name[1] or 0) if isinstance(name, (tuple, list)) else 0
 
 
 def _is_aiohttp(carrier: Any) -> bool:

@@ -17,6 +17,8 @@ from opentelemetry.sdk.trace import Tracer
 from otelbpf_plugin import child_agent, proxies, spans
 from otelbpf_plugin.log import warn_once
 from otelbpf_plugin.propagator import OtelbpfPropagator
+from otelbpf_plugin.switch import Patch, Switch
+from otelbpf_plugin.watch import watch
 
 
 class OtelbpfInstrumentor(BaseInstrumentor):
@@ -36,7 +38,8 @@ class OtelbpfInstrumentor(BaseInstrumentor):
         if not spans.parent_can_be_set():
             warn_once("does nothing: a span of this version of the SDK cannot be given a parent")
         else:
-            self._undo = [_add_propagator(), _wrap_start_span(), _watch_uvicorn()]
+            self._undo = [_add_propagator(), watch.end]
+            watch.begin(_switch())
             child_agent.start_if_asked()
 
     def _uninstrument(self, **_: Any) -> None:
@@ -66,36 +69,18 @@ def _flat(propagator: TextMapPropagator) -> list[TextMapPropagator]:
     return [inner for each in propagator._propagators for inner in _flat(each)]
 
 
-def _wrap_start_span() -> Callable[[], None]:
-    before = Tracer.start_span
-    ours = spans.marking(before)
-    Tracer.start_span = ours  # type: ignore[method-assign]
+def _switch() -> Switch:
+    """Of what is wrapped while somebody measures."""
+    switch = Switch()
+    switch.add(Patch(Tracer, "start_span", spans.marking))
 
-    def undo() -> None:
-        # If another one's wrapper is around ours, both stay.
-        if Tracer.start_span is ours:
-            Tracer.start_span = before  # type: ignore[method-assign]
+    def add_uvicorn(module: ModuleType) -> None:
+        patch = Patch(module.ProxyHeadersMiddleware, "__call__", proxies.keeping_client)
+        switch.add(patch)
 
-    return undo
-
-
-def _watch_uvicorn() -> Callable[[], None]:
-    """Wraps uvicorn's middleware now, or when it is imported: it need not be installed."""
-    undos: list[Callable[[], None]] = []
-    wanted = True
-
-    def wrap(module: ModuleType) -> None:
-        if wanted:  # such a hook cannot be taken back
-            undos.append(proxies.keep_client(module))
-
-    def undo() -> None:
-        nonlocal wanted
-        wanted = False
-        for each in undos:
-            each()
-
-    wrapt.register_post_import_hook(wrap, proxies.MODULE)
-    return undo
+    # Now, or when it is imported: it need not be installed. Such a hook cannot be taken back.
+    wrapt.register_post_import_hook(add_uvicorn, proxies.MODULE)
+    return switch
 
 
 def _nothing() -> None:

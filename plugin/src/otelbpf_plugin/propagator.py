@@ -10,9 +10,15 @@ from typing import Any
 from opentelemetry.context import Context, create_key, set_value
 from opentelemetry.propagators import textmap
 
-from otelbpf_plugin import marker
-from otelbpf_plugin.connection import Connection, connection_of, server_of
+from otelbpf_plugin.connection import (
+    Connection,
+    connection_of,
+    is_asgi,
+    server_end_of,
+    server_of,
+)
 from otelbpf_plugin.log import warn_once
+from otelbpf_plugin.watch import watch
 
 #: Where a Context has its Arrival.
 ARRIVAL_KEY = create_key("otelbpf-arrival")
@@ -22,7 +28,7 @@ class Arrival:
     """A request that came on a connection.
 
     Attributes:
-        server: what marker.quiet_until knows its server by.
+        server: what `watch` knows its server by.
         used: a span was started for it; there is one for each request.
     """
 
@@ -46,19 +52,29 @@ class OtelbpfPropagator(textmap.TextMapPropagator):
         context: Context | None = None,
         getter: textmap.Getter[Any] = textmap.default_getter,
     ) -> Context:
-        """Notes the connection of a request, unless nobody measured its server just now.
+        """Notes the connection of a request, where its server is measured.
+
+        Else it has the kernel asked about that, but once a second.
 
         Args:
             carrier: what the server's instrumentation has of the request.
         Returns:
             The same context, or one with an Arrival more.
         """
+        # What comes first is all that a request costs while nobody is measured.
+        if monotonic() < watch.nobody_until:
+            return Context() if context is None else context
         if context is None:
             context = Context()
         try:
             server = server_of(carrier)
-            if marker.quiet_until.get(server, 0.0) > monotonic():
+            if watch.is_quiet(server):
                 return context
+            if not watch.is_awake:
+                watch.ask(server, server_end_of(carrier))
+                # Before, nobody watched who is put into a scope.
+                if not watch.is_awake or is_asgi(carrier):
+                    return context
             connection = connection_of(carrier)
             if connection is not None:
                 context = set_value(ARRIVAL_KEY, Arrival(connection, server), context)

@@ -7,7 +7,6 @@ Behind an API gateway, its middleware puts the gateway's client in place of the 
 from __future__ import annotations
 
 import functools
-from types import ModuleType
 from typing import Any, Callable
 
 from otelbpf_plugin.connection import CLIENT_KEY
@@ -15,14 +14,8 @@ from otelbpf_plugin.connection import CLIENT_KEY
 MODULE = "uvicorn.middleware.proxy_headers"
 
 
-def keep_client(module: ModuleType) -> Callable[[], None]:
-    """Wraps the middleware of uvicorn.middleware.proxy_headers.
-
-    Returns:
-        What undoes it.
-    """
-    middleware = module.ProxyHeadersMiddleware
-    call = middleware.__call__
+def keeping_client(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The middleware's __call__, that of uvicorn.middleware.proxy_headers."""
 
     # async as the wrapped one is: uvicorn asks what it is given whether it is.
     @functools.wraps(call)
@@ -31,10 +24,4 @@ def keep_client(module: ModuleType) -> Callable[[], None]:
             scope[CLIENT_KEY] = scope.get("client")
         return await call(self, scope, receive, send)
 
-    middleware.__call__ = wrapper
-
-    def undo() -> None:
-        if middleware.__call__ is wrapper:
-            middleware.__call__ = call
-
-    return undo
+    return wrapper

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import os
-import socket
 from typing import Any, Callable
 
 from opentelemetry.context import Context, get_current
@@ -20,10 +19,10 @@ from otelbpf_plugin import marker
 from otelbpf_plugin.connection import Connection, OwnSocket
 from otelbpf_plugin.log import warn_once
 from otelbpf_plugin.propagator import ARRIVAL_KEY, Arrival
+from otelbpf_plugin.watch import watch
 
 # Looking it up in the enumeration takes longer than all else here.
 _SERVER = SpanKind.SERVER
-_sockets: dict[str, socket.socket] = {}
 
 
 def parent_can_be_set() -> bool:
@@ -39,8 +38,7 @@ def parent_can_be_set() -> bool:
 def marking(start_span: Callable[..., Span]) -> Callable[..., Span]:
     """The SDK's Tracer.start_span, and then the mark of a request.
 
-    Not wrapt's wrapper, which costs each span half a microsecond: this has the arguments of the
-    API's `Tracer.start_span`, and hands on those that it may get later.
+    It has the arguments of the API's `Tracer.start_span`, and hands on those that it may get later.
     """
 
     @functools.wraps(start_span)
@@ -96,9 +94,15 @@ def _try_to_mark(span: Span, context: Context | None, arrival: Arrival) -> None:
         own.trace_flags,
     )
     # A span that is not recorded is told too: caller, kernel and application are to agree on it.
-    if marker.start(arrival.server, fd, mark) and span.is_recording():
+    answer = marker.tell(fd, marker.START, mark)
+    watch.hear(answer, arrival.server, arrival.connection)
+    if answer == marker.JOINED and span.is_recording():
         span._parent = SpanContext(  # type: ignore[attr-defined]
-            own.trace_id, int.from_bytes(span_id, "big"), True, own.trace_flags, own.trace_state
+            own.trace_id,
+            int.from_bytes(span_id, "big"),
+            is_remote=True,  # the kernel's span is another process's
+            trace_flags=own.trace_flags,
+            trace_state=own.trace_state,
         )
         _tell_end(span, fd, mark)
 
@@ -108,14 +112,7 @@ def _addressed(connection: Connection) -> tuple[int, tuple[bytes, bytes, int, in
     if isinstance(connection, OwnSocket):
         return connection.fd, (bytes(16), bytes(16), 0, 0)
     ends = (connection.peer, connection.local, connection.peer_port, connection.local_port)
-    return _any_socket().fileno(), ends
-
-
-def _any_socket() -> socket.socket:
-    """One of this network namespace; nothing is ever sent through it."""
-    kept = _sockets.get("any")
-    # One step: of two threads that come here first, the second one's own is closed, unused.
-    return kept or _sockets.setdefault("any", socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+    return marker.any_socket(), ends
 
 
 def _new_span_id() -> bytes:
@@ -134,7 +131,7 @@ def _tell_end(span: Span, fd: int, mark: bytes) -> None:
         try:
             # Only the first end counts, as in the SDK; nor does the span refer to itself any more.
             if vars(span).pop("end", None) is not None:
-                marker.end(fd, mark)
+                marker.tell(fd, marker.END, mark)
         except Exception as error:
             warn_once("cannot tell the end of a request", error)
         end(*arguments, **keywords)
