@@ -110,6 +110,23 @@ def test_the_next_request_after_the_one_that_asked_is_joined(
     assert len(kernel.starts) == len(kernel.ends) == 23
 
 
+def test_the_request_that_asked_is_joined_where_its_socket_tells(
+    kernel: Kernel, sleeping: OtelbpfInstrumentor
+) -> None:
+    made = Spans()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as server,
+    ):
+        kernel.measured = {server.getsockname()[1]}
+        context = propagate.extract({"wsgi.version": (1, 0), "gunicorn.socket": server})
+        made.tracer.start_span("GET /", context, SpanKind.SERVER).end()
+    assert is_in_place()
+    assert len(kernel.starts) == 1
+    assert ids(made.ended[-1])[1]
+
+
 def test_it_sleeps_when_nobody_has_been_measured_for_a_while(
     kernel: Kernel, plugin: OtelbpfInstrumentor, clock: Clock
 ) -> None:
