@@ -30,6 +30,7 @@ DEBUG_ROOT = Path("/usr/lib/debug")
 
 _MAGIC = b"\x7fELF"
 _PF_X = 1
+_PAGE = 4096
 _SHN_UNDEF = 0
 # The lower four bits of st_info, elf.h
 _STT_FUNC = 2
@@ -38,6 +39,11 @@ _VERSION_HIDDEN = 0x8000
 # The versions that stand for "local" and "without a version".
 _VERSION_RESERVED = 1
 
+_SHF_ALLOC = 2
+_DF_1_PIE = 0x08000000
+
+# Elf64_Rela, elf.h
+_RELOCATION = np.dtype([("place", "<u8"), ("kind", "<u4"), ("symbol", "<u4"), ("addend", "<i8")])
 # Elf64_Sym, elf.h
 _SYMBOL = np.dtype(
     [("name", "<u4"), ("info", "u1"), ("other", "u1"), ("section", "<u2"), ("address", "<u8"),
@@ -156,6 +162,25 @@ class Elf:
         return self._elf["e_type"] == "ET_DYN"
 
     @cached_property
+    def is_program(self) -> bool:
+        """Is it an executable? Those of older linkers are told by their interpreter alone."""
+        if not self.is_position_independent or any(self._elf.iter_segments("PT_INTERP")):
+            return True
+        return any(
+            tag["d_tag"] == "DT_FLAGS_1" and tag["d_val"] & _DF_1_PIE
+            for segment in self._elf.iter_segments("PT_DYNAMIC")
+            for tag in segment.iter_tags()
+        )
+
+    @property
+    def thread_local_size(self) -> int:
+        """Bytes that its thread-local variables take, their alignment included; 0: none."""
+        for segment in self._elf.iter_segments("PT_TLS"):
+            align = segment["p_align"] or 1
+            return -(-segment["p_memsz"] // align) * align
+        return 0
+
+    @cached_property
     def is_go(self) -> bool:
         """Did Go's linker write it?"""
         return any(self._section(name) for name in (".go.buildinfo", ".note.go.buildid"))
@@ -238,6 +263,20 @@ class Elf:
             "be probed; name another function"
         )
 
+    def moved_by(self, address: int, offset: int) -> int:
+        """How far from where it is linked a process has it.
+
+        Args:
+            address: where the process has mapped what is at `offset` in the file.
+        Raises:
+            UsageError: such a part is none that is mapped.
+        """
+        for segment in self._elf.iter_segments("PT_LOAD"):
+            start = segment["p_offset"]
+            if start & -_PAGE <= offset < start + segment["p_filesz"]:
+                return address - offset - (segment["p_vaddr"] - start)
+        raise UsageError(f"{self.name} has no part at {offset:#x} that could be mapped")
+
     def code_of(self, symbol: Symbol) -> Code:
         """The instructions of a function whose size is known; UsageError where they lie nowhere."""
         self._file.seek(self.offset_of(symbol.address))
@@ -266,12 +305,34 @@ class Elf:
             if note["n_name"] == "stapsdt"
         )
 
+    def dynamic_symbol(self, name: str) -> tuple[int, Symbol] | None:
+        """The number and the symbol of this name among those that libraries share."""
+        table = self._section(".dynsym")
+        # Of a large library this tells in no time what its symbols, one by one, do not.
+        wanted = name.encode() + b"\0"
+        if table is None or wanted not in self._elf.get_section(table["sh_link"]).data():
+            return None
+        return next(self._numbered(".dynsym", _pattern(re.escape(name.encode()))), None)
+
+    def relocations(self) -> np.ndarray:
+        """What is filled in when it is loaded.
+
+        Returns:
+            (n,): `place`, an address as linked; `kind`, R_X86_64_*; `symbol`, the number of a
+            dynamic one, 0: none; `addend`.
+        """
+        tables = [
+            np.frombuffer(section.data(), _RELOCATION)
+            for section in self._elf.iter_sections("SHT_RELA")
+            if section["sh_flags"] & _SHF_ALLOC
+        ]
+        return np.concatenate([np.empty(0, _RELOCATION), *tables])
+
     def _section(self, name: str) -> Section | None:
         return self._elf.get_section_by_name(name)
 
     def _matching(self, name: bytes) -> list[Symbol]:
-        # In the table of all symbols a version follows the name.
-        pattern = re.compile(rb"(?P<name>" + name + rb")(?:@@?(?P<version>[^\0]*))?\0")
+        pattern = _pattern(name)
         found = list(self._table(".dynsym", pattern))
         if not self.is_stripped:
             found += self._table(".symtab", pattern)
@@ -281,6 +342,11 @@ class Elf:
         return found
 
     def _table(self, section_name: str, pattern: re.Pattern[bytes]) -> Iterator[Symbol]:
+        return (symbol for _, symbol in self._numbered(section_name, pattern))
+
+    def _numbered(
+        self, section_name: str, pattern: re.Pattern[bytes]
+    ) -> Iterator[tuple[int, Symbol]]:
         section = self._section(section_name)
         if section is None or section["sh_type"] == "SHT_NOBITS":
             return
@@ -294,7 +360,7 @@ class Elf:
             row = rows[index]
             kind = int(row["info"]) & 0xF
             version = (match["version"] or b"").decode(errors="replace")
-            yield Symbol(
+            yield index, Symbol(
                 name=match["name"].decode(errors="replace"),
                 version=versions[index] if versions else version,
                 address=int(row["address"]),
@@ -316,6 +382,11 @@ class Elf:
         }
         indices = np.frombuffer(numbers.data(), "<u2") & ~np.uint16(_VERSION_HIDDEN)
         return [names.get(index, "") for index in indices.tolist()]
+
+
+def _pattern(name: bytes) -> re.Pattern[bytes]:
+    # In the table of all symbols a version follows the name.
+    return re.compile(rb"(?P<name>" + name + rb")(?:@@?(?P<version>[^\0]*))?\0")
 
 
 def _usdt_note(data: bytes, base: int | None) -> UsdtNote:

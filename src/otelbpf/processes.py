@@ -49,10 +49,14 @@ class MappedFile:
         path: as the process has it, which may be another file here or none.
         openable: the same file for this process, for as long as that one lives; None: it
             cannot be had without more rights.
+        address: where the process has the first of them.
+        offset: where in the file that one begins.
     """
 
     path: Path
     openable: Path | None
+    address: int
+    offset: int
 
 
 def mapped_files(pid: int) -> list[MappedFile]:
@@ -63,13 +67,18 @@ def mapped_files(pid: int) -> list[MappedFile]:
     """
     found: dict[tuple[str, str], MappedFile] = {}
     for line in (_PROC / str(pid) / "maps").read_text(errors="surrogateescape").splitlines():
-        addresses, permissions, _, device, inode, *name = line.split(maxsplit=5)
+        addresses, permissions, offset, device, inode, *name = line.split(maxsplit=5)
         file = (device, inode)
         if "x" not in permissions or not name or not name[0].startswith("/") or file in found:
             continue
         mapped = name[0].replace("\\012", "\n")
         path = Path(mapped.removesuffix(" (deleted)"))
-        found[file] = MappedFile(path, _openable(pid, mapped, path, addresses))
+        found[file] = MappedFile(
+            path,
+            _openable(pid, mapped, path, addresses),
+            int(addresses.partition("-")[0], 16),
+            int(offset, 16),
+        )
     return list(found.values())
 
 
