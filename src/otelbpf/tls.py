@@ -52,7 +52,7 @@ class ThreadLocal:
 
     Attributes:
         offset: from the thread's pointer on; if there is a module, from its block on.
-        module: whose block it is, by its number in the thread's table of them (glibc's dtv); 0: none.
+        module: whose block it is, by its number in the thread's table of them (glibc's dtv), or 0.
         generation: since which the table has the module.
     """
 
