@@ -99,14 +99,21 @@ static __always_inline bool find_cause(u32 tid, struct request_name *cause)
 static __always_inline void note_writer(struct connection *conn, u32 write_seq)
 {
 	u8 state = conn->outbound.state;
+	struct connection *server;
 	u64 pid_tgid;
 
 	if (write_seq != conn->outbound.next_seq ||
 	    (state != PARSER_BETWEEN && state != PARSER_LOST))
 		return;
 	pid_tgid = bpf_get_current_pid_tgid();
-	if (!find_cause((u32)pid_tgid, &conn->writer.cause))
+	if (find_cause((u32)pid_tgid, &conn->writer.cause)) {
+		/* Both are to be in one trace: what the thread says must be known by now. */
+		server = connection_at(conn->writer.cause.place);
+		if (server)
+			note_published(server);
+	} else {
 		conn->writer.cause.connection_id = 0;
+	}
 	conn->writer.pid_tgid = pid_tgid;
 	conn->writer.seq = write_seq;
 }

@@ -322,6 +322,13 @@ struct goroutine_key {
 	u32 unused;
 };
 
+/* Where each thread of a process has a variable. */
+struct thread_local {
+	s64 offset;		/* from the thread's pointer on, or from its block for the module */
+	u64 module;		/* its number in the thread's table of blocks; 0: of none */
+	u64 generation;		/* since which the table has the module */
+};
+
 struct settings {
 	u64 netns_pointer;	/* struct net of the measured namespace, once seen */
 	u32 agent_tgid;
@@ -347,6 +354,7 @@ BPF_ARRAY(python_sites, struct python_site, PYTHON_SITES);
 BPF_TABLE("lru_hash", struct goroutine_key, struct handling, goroutines, 16384);
 #endif
 BPF_ARRAY(settings, struct settings, 1);
+BPF_HASH(thread_locals, u32, struct thread_local, 1024);	/* otel_thread_ctx_v1, by tgid */
 BPF_HASH(connecting, u64, u8, 256);	/* the agent's own sockets, by sk */
 BPF_ARRAY(sweep_orders, struct sweep_order, 1);
 BPF_PERCPU_ARRAY(counters, u64, COUNT_COUNT);

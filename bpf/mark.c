@@ -83,7 +83,7 @@ static __always_inline bool join_mark(struct connection *conn, const struct otel
 		if (!before(ordinal, conn->begun))
 			break;
 		x = in_flight(conn, ordinal);
-		if (!x || x->record.marked || !x->record.stamp_ktime_ns[STAMP_READ])
+		if (!x || x->record.marked == SAID_BY_MARK || !x->record.stamp_ktime_ns[STAMP_READ])
 			continue;
 		request = ordinal;
 		found++;
@@ -111,7 +111,7 @@ static __always_inline bool join_mark(struct connection *conn, const struct otel
 		count(COUNT_MARKS_UNKNOWN);
 		return false;
 	}
-	x->record.marked = 1;
+	x->record.marked = SAID_BY_MARK;
 	count(COUNT_MARKS_JOINED);
 	return true;
 }
@@ -127,7 +127,8 @@ static __always_inline void end_mark(struct connection *conn, const struct otelb
 		if (!before(ordinal, conn->begun))
 			return;
 		x = in_flight(conn, ordinal);
-		if (x && x->record.marked && *(u64 *)x->record.span_id == *(u64 *)m->span_id) {
+		if (x && x->record.marked == SAID_BY_MARK &&
+		    *(u64 *)x->record.span_id == *(u64 *)m->span_id) {
 			if (!x->record.stamp_ktime_ns[STAMP_HANDLER_END])
 				x->record.stamp_ktime_ns[STAMP_HANDLER_END] = bpf_ktime_get_ns();
 			return;

@@ -58,6 +58,13 @@ enum request_flag {
 	CAUSED = 8192,			/* by the request cause_*, whose traceparent it has */
 };
 
+/* How an application said which trace a request belongs to. */
+enum said {
+	SAID_NOTHING = 0,
+	SAID_BY_MARK = 1,		/* bpf/mark.h */
+	SAID_BY_THREAD = 2,		/* bpf/thread_context.h */
+};
+
 /* One finished request: the only thing that the ring buffer carries. */
 struct request_record {
 	__u64 stamp_ktime_ns[STAMP_COUNT];	/* CLOCK_MONOTONIC; 0: absent */
@@ -76,7 +83,10 @@ struct request_record {
 	__u32 out_of_order;			/* segments that came before bytes that precede them */
 	__u32 cause_ordinal;
 	__u32 unused;
-	/* 1: the application said, of this request or of its cause, what the next four fields say. */
+	/*
+	 * enum said: how the application said, of this request or of its cause, what the next
+	 * fields say. By a thread, the span is one of the application's, and has no parent here.
+	 */
 	__u16 marked;
 	__u16 trace_flags;
 	__u8 trace_id[16];

@@ -135,6 +135,8 @@ static __always_inline int handle_write(u64 sk, enum access access)
 	write_seq = tcp_write_seq(tp, access);
 	if (is_clients(conn))
 		note_writer(conn, write_seq);
+	else if (begins_response(conn, write_seq))
+		note_published(conn);
 	mark(&conn->writes, write_seq, bpf_ktime_get_ns(), write_seq == conn->outbound.next_seq);
 	return 0;
 }

@@ -27,7 +27,8 @@ class Kind(Enum):
 class Span:
     """One span as it was received.
 
-    Ids are lower-case hex; ``parent_span_id`` is empty for the root of a trace.
+    Ids are lower-case hex; ``parent_span_id`` is empty for the root of a trace. ``links`` are trace
+    and span ids.
     """
 
     trace_id: str
@@ -40,6 +41,7 @@ class Span:
     attributes: Mapping[str, Value]
     scope: str
     resource: Mapping[str, Value]
+    links: tuple[tuple[str, str], ...] = ()
 
 
 def spans(exports: Iterable[ExportTraceServiceRequest]) -> Iterator[Span]:
@@ -86,4 +88,5 @@ def _span(span: trace_pb2.Span, scope: str, resource: Mapping[str, Value]) -> Sp
         attributes=attributes(span.attributes),
         scope=scope,
         resource=resource,
+        links=tuple((link.trace_id.hex(), link.span_id.hex()) for link in span.links),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -27,12 +27,14 @@ from otelbpf.hooks import choose, require, without
 from otelbpf.ids import Ids
 from otelbpf.loader import Part, Programs
 from otelbpf.netns import find_netns
+from otelbpf.processes import listening_processes
 from otelbpf.reader import RingReader
 from otelbpf.records import Stamp
 from otelbpf.request import Request, requests_of
 from otelbpf.resource import Resources
 from otelbpf.spans import StageStyle, spans_of
 from otelbpf.sweeper import Sweeper
+from otelbpf.thread_context import ThreadContexts
 from otelbpf.upstreams import resolve
 
 # How often the ring is looked at: a wake-up from the kernel for each record would cost the
@@ -103,6 +105,11 @@ class Agent:
         self._pipeline = pipeline
         self._reader = RingReader(programs.map_fd("ring"), programs.limits.ring_bytes)
         self._sweeper = Sweeper(programs, int(config.idle_timeout_s * 1e9))
+        self._thread_contexts = ThreadContexts(programs)
+
+    def know(self, pids: Iterable[int]) -> None:
+        """Measured servers that run already: their very first requests can be linked."""
+        self._thread_contexts.saw(pids, time.monotonic())
 
     def run(self, stop: Stop) -> None:
         """Reads until `stop` is set."""
@@ -113,6 +120,7 @@ class Agent:
             if time.monotonic() >= housekeeping_at:
                 self._pipeline.refresh()
                 self._sweeper.sweep(time.monotonic_ns())
+                self._thread_contexts.refresh(time.monotonic())
                 housekeeping_at = time.monotonic() + _HOUSEKEEPING_S
 
     def finish(self) -> None:
@@ -133,6 +141,7 @@ class Agent:
     def _read_batch(self) -> int:
         records = self._reader.read(_BATCH)
         if len(records):
+            self._thread_contexts.saw(np.unique(records["pid"]).tolist(), time.monotonic())
             self._pipeline.take(records)
         return len(records)
 
@@ -228,6 +237,7 @@ def run(
         stack.enter_context(contextlib.closing(programs))
         agent = stack.enter_context(contextlib.closing(Agent(programs, pipeline, config)))
         pipeline.sender.start()
+        agent.know(listening_processes(config.ports, netns))
         missed: dict[str, int] = {}
         if not stop.is_set():
             with attached(programs, choices, interfaces, netns, handlers) as attachments:

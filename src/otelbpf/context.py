@@ -18,7 +18,7 @@ import numpy as np
 
 from otelbpf.errors import UsageError
 from otelbpf.ids import Ids
-from otelbpf.records import REQUEST_RECORD, RequestFlag
+from otelbpf.records import REQUEST_RECORD, RequestFlag, Said
 
 _TRACEPARENT_LENGTH = 55
 _INVALID = 0xFF
@@ -56,6 +56,8 @@ class Contexts:
         called: (n,) bool; a caller's traceparent gave the trace, and the flags are its decision.
         caused: (n,) bool; the parent is another measured request, and so decides for this one.
         marked: (n,) bool; the application said all of these, and the flags are its decision.
+        linked_span_id: (n,) uint64; a span of the application's, in the same trace; 0: none known.
+        elsewhere: (n,) bool; the application's span is in another trace than the caller's.
         tracestate is not carried on: it stays with the application's own span.
     """
 
@@ -67,6 +69,8 @@ class Contexts:
     called: np.ndarray
     caused: np.ndarray
     marked: np.ndarray
+    linked_span_id: np.ndarray
+    elsewhere: np.ndarray
 
     def __getitem__(self, rows: np.ndarray | slice) -> Contexts:
         return Contexts(
@@ -78,6 +82,8 @@ class Contexts:
             self.called[rows],
             self.caused[rows],
             self.marked[rows],
+            self.linked_span_id[rows],
+            self.elsewhere[rows],
         )
 
 
@@ -108,7 +114,9 @@ def contexts_of(records: np.ndarray, ids: Ids) -> Contexts:
         flags=np.zeros(count, np.uint8),
         called=np.zeros(count, bool),
         caused=caused,
-        marked=records["marked"] != 0,
+        marked=records["marked"] == Said.BY_MARK,
+        linked_span_id=np.zeros(count, np.uint64),
+        elsewhere=np.zeros(count, bool),
     )
     # Most requests of most services carry none, and reading is the dearest part of a request that
     # is sampled out.
@@ -120,6 +128,9 @@ def contexts_of(records: np.ndarray, ids: Ids) -> Contexts:
     marked = np.flatnonzero(contexts.marked)
     if marked.size:
         _read_marks(records[marked], contexts, marked)
+    published = np.flatnonzero(records["marked"] == Said.BY_THREAD)
+    if published.size:
+        _read_published(records[published], contexts, published)
     return contexts
 
 
@@ -132,6 +143,23 @@ def _read_marks(records: np.ndarray, contexts: Contexts, rows: np.ndarray) -> No
     contexts.span_id[rows[own]] = _big_endian(records["span_id"][own])[:, 0]
     contexts.parent_span_id[rows] = _big_endian(records["parent_span_id"])[:, 0]
     contexts.flags[rows] = records["trace_flags"]
+
+
+def _read_published(records: np.ndarray, contexts: Contexts, rows: np.ndarray) -> None:
+    """Joins `rows` of `contexts` to what the threads that answered `records` have published.
+
+    What a caller said stands: then the application's span is linked where it is of that trace.
+    """
+    high, low = _big_endian(records["trace_id"]).T
+    free = ~contexts.called[rows]
+    contexts.trace_id_high[rows[free]] = high[free]
+    contexts.trace_id_low[rows[free]] = low[free]
+    same = (contexts.trace_id_high[rows] == high) & (contexts.trace_id_low[rows] == low)
+    # What was published is about the cause, not about what that has caused.
+    own = ~contexts.caused[rows]
+    span_id = _big_endian(records["span_id"])[:, 0]
+    contexts.linked_span_id[rows] = np.where(same & own, span_id, np.uint64(0))
+    contexts.elsewhere[rows] = ~same & own
 
 
 def _big_endian(octets: np.ndarray) -> np.ndarray:

@@ -29,6 +29,8 @@ _FIELDS = {
     "TCP_SOCK_COPIED_SEQ": ("tcp_sock", "copied_seq"),
     "TCP_SOCK_WRITE_SEQ": ("tcp_sock", "write_seq"),
     "TASK_STRUCT_PID": ("task_struct", "pid"),
+    "TASK_STRUCT_FLAGS": ("task_struct", "flags"),
+    "TASK_STRUCT_FSBASE": ("task_struct", "thread.fsbase"),
     "SK_BUFF_CB": ("sk_buff", "cb"),
     "NET_COOKIE": ("net", "net_cookie"),
 }

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import secrets
@@ -27,8 +28,8 @@ from otelbpf.upstreams import Upstreams, any_of
 # One text for BCC, in the order in which each builds on the ones before.
 _SOURCES = (
     "records.h", "mark.h", "maps.h", "kernel.h", "connections.h", "packet.h", "marks.h", "ledger.h",
-    "client.h", "words.h", "message.h", "head.h", "body.h", "disorder.h", "xdp.c", "tc.h", "tc.c",
-    "tc_client.c", "socket.c", "sched.c", "mark.c", "handler.c", "sweep.c",
+    "thread_context.h", "client.h", "words.h", "message.h", "head.h", "body.h", "disorder.h",
+    "xdp.c", "tc.h", "tc.c", "tc_client.c", "socket.c", "sched.c", "mark.c", "handler.c", "sweep.c",
 )
 _PAGE_BYTES = 4096
 # Connections in a set of them (bpf/connections.h); a power of two.
@@ -196,6 +197,27 @@ class Programs:
         """
         sites = self._bpf[b"python_sites"]
         sites[ctypes.c_int(index)] = sites.Leaf.from_buffer_copy(site)
+
+    def set_thread_local(self, pid: int, where: bytes) -> bool:
+        """Tells the programs where the threads of a process say which span they work on.
+
+        Args:
+            where: struct thread_local, bpf/maps.h.
+        Returns:
+            Is there room for it?
+        """
+        table = self._bpf[b"thread_locals"]
+        try:
+            table[table.Key(pid)] = table.Leaf.from_buffer_copy(where)
+        except Exception:  # BCC raises nothing else
+            return False
+        return True
+
+    def forget_thread_local(self, pid: int) -> None:
+        """Takes that back."""
+        table = self._bpf[b"thread_locals"]
+        with contextlib.suppress(KeyError):
+            del table[table.Key(pid)]
 
     def close(self) -> None:
         """Unloads everything that is not attached any more."""

@@ -5,10 +5,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from otelbpf.netns import Netns
+
 _PROC = Path("/proc")
+# TCP_LISTEN, as /proc/net/tcp writes it
+_LISTENING = "0A"
 
 
 def executable_name(pid: int) -> str:
@@ -27,6 +32,33 @@ def cgroup_directory() -> Path | None:
             # Blanks and the like are written as octal escapes.
             return Path(mounted.split()[4].encode().decode("unicode_escape"))
     return None
+
+
+def listening_processes(ports: Collection[int], netns: Netns) -> set[int]:
+    """The processes that have a socket which listens on one of these TCP ports; of all they see."""
+    sockets = netns.run(lambda: _listening_sockets(ports))
+    found = set()
+    for descriptors in _PROC.glob("[0-9]*/fd") if sockets else ():
+        with contextlib.suppress(OSError):  # it has just ended
+            for name in os.listdir(descriptors):
+                with contextlib.suppress(OSError):
+                    if os.readlink(descriptors / name) in sockets:
+                        found.add(int(descriptors.parent.name))
+                        break
+    return found
+
+
+def _listening_sockets(ports: Collection[int]) -> set[str]:
+    """As /proc/PID/fd names them; of this thread's network namespace."""
+    sockets = set()
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+            for line in (_PROC / "thread-self/net" / table).read_text().splitlines()[1:]:
+                fields = line.split()
+                port = int(fields[1].rpartition(":")[2], 16)
+                if fields[3] == _LISTENING and port in ports:
+                    sockets.add(f"socket:[{fields[9]}]")
+    return sockets
 
 
 def start_time(pid: int) -> int:

@@ -204,6 +204,14 @@ class RequestFlag(IntFlag):
     CAUSED = 8192
 
 
+class Said(IntEnum):
+    """enum said."""
+
+    NOTHING = 0
+    BY_MARK = 1
+    BY_THREAD = 2
+
+
 class ExchangeState(IntEnum):
     """enum exchange_state."""
 

@@ -60,6 +60,9 @@ class Request:
     Attributes:
         kind: what this side was to it.
         parent_is_local: its parent is another measured request, which caused it.
+        linked_span_id, linked_flags: a span of the application's, which it had in hand when it
+            began to answer; 0: none is known in this trace.
+        elsewhere_trace_id: of that span, where it is in another trace; 0: it is not.
         stages: in order; each starts where the one before it ends.
         absent: stamps of the way that were not seen.
         complete: no stamp is absent that every request has.
@@ -78,6 +81,9 @@ class Request:
     parent_span_id: int
     parent_is_local: bool
     trace_flags: int
+    linked_span_id: int
+    linked_flags: int
+    elsewhere_trace_id: int
     method: str
     path: str
     query: str
@@ -213,6 +219,7 @@ def requests_of(
     high, low = contexts.trace_id_high.tolist(), contexts.trace_id_low.tolist()
     span_ids, parents = contexts.span_id.tolist(), contexts.parent_span_id.tolist()
     trace_flags, caused = contexts.flags.tolist(), contexts.caused.tolist()
+    linked, elsewhere = contexts.linked_span_id.tolist(), contexts.elsewhere.tolist()
     for i, record in enumerate(records):
         line_length = int(record["request_line_length"])
         line = _text(bytes(record["request_line"]), line_length)
@@ -229,6 +236,11 @@ def requests_of(
                 parent_span_id=parents[i],
                 parent_is_local=caused[i],
                 trace_flags=trace_flags[i],
+                linked_span_id=linked[i],
+                linked_flags=int(record["trace_flags"]) if linked[i] else 0,
+                elsewhere_trace_id=(
+                    int.from_bytes(record["trace_id"].tobytes(), "big") if elsewhere[i] else 0
+                ),
                 method=method,
                 path=path,
                 query=query if capture_query else "",

@@ -14,7 +14,7 @@ from enum import StrEnum
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
+from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.status import Status, StatusCode
 
 from otelbpf.clock import ClockReading
@@ -99,6 +99,8 @@ def attributes_of(request: Request, clock: ClockReading, style: StageStyle) -> A
         )
     if request.out_of_order:
         attributes["otelbpf.tcp.out_of_order"] = request.out_of_order
+    if request.elsewhere_trace_id:
+        attributes["otelbpf.thread_context.trace_id"] = f"{request.elsewhere_trace_id:032x}"
     if style is StageStyle.ATTRIBUTES:
         for stage in request.stages:
             attributes[f"otelbpf.stage.{stage.name}"] = stage.end_ktime_ns - stage.start_ktime_ns
@@ -140,6 +142,14 @@ def error_type(request: Request) -> str:
     return str(request.status) if request.status >= _LEAST_ERROR[request.kind] else ""
 
 
+def _links_of(request: Request) -> tuple[Link, ...]:
+    """To the application's own span of the request, where it has told which that is."""
+    if not request.linked_span_id:
+        return ()
+    flags = TraceFlags(request.linked_flags)
+    return (Link(SpanContext(request.trace_id, request.linked_span_id, True, flags)),)
+
+
 def _span_id() -> int:
     return random.getrandbits(64) or 1
 
@@ -170,6 +180,7 @@ def spans_of(
             parent=parent,
             resource=resource,
             attributes=attributes_of(request, clock, style),
+            links=_links_of(request),
             kind=_SPAN_KINDS[request.kind],
             status=Status(StatusCode.ERROR) if failed else _UNSET,
             start_time=clock.unix_ns(request.start_ktime_ns),

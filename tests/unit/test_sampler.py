@@ -31,7 +31,8 @@ def some_contexts(bound: int) -> Contexts:
     flags = np.array([random_.getrandbits(8) for _ in range(COUNT)], np.uint8)
     flags[::3] = 0
     none = np.zeros(COUNT, bool)
-    return Contexts(ids[0], ids[1], ids[0], ids[2], flags, ids[2] != 0, none, none)
+    return Contexts(ids[0], ids[1], ids[0], ids[2], flags, ids[2] != 0, none, none,
+                    np.zeros(COUNT, np.uint64), none)
 
 
 def by_the_sdk(sampler: sampling.Sampler, contexts: Contexts) -> list[bool]:

@@ -6,6 +6,7 @@
 //   handler PORT epoll    one thread and an event loop, so that requests wait for one another
 //
 // cc -O2 -pthread handler.c -o handler
+// With -DPUBLISH and publish.c it also publishes a thread context while it answers.
 #define _GNU_SOURCE
 #include <netinet/in.h>
 #include <pthread.h>
@@ -17,6 +18,15 @@
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
+
+#ifdef PUBLISH
+void publish(const char *path);
+#else
+static void publish(const char *path)
+{
+	(void)path;
+}
+#endif
 
 enum { REQUEST_MAX = 1 << 16, EVENTS = 64 };
 
@@ -100,12 +110,14 @@ static int answer_one(struct connection *connection)
 	answer = malloc(sizeof(*answer));
 	if (!answer)
 		die("malloc");
+	publish(path + 1);
 	handle_request(path + 1, end + 4, body_size, answer);
 	sent = snprintf(head, sizeof(head), "HTTP/1.1 %d %s\r\nContent-Length: %zu\r\n\r\n",
 			answer->status, answer->status == 200 ? "OK" : "Not Found", answer->size);
 	sent = send_all(connection->fd, head, sent);
 	if (!sent && strncmp(connection->bytes, "HEAD ", 5))
 		sent = send_all(connection->fd, answer->body, answer->size);
+	publish(NULL);
 	free(answer);
 	connection->used -= size;
 	memmove(connection->bytes, connection->bytes + size, connection->used);
