@@ -8,6 +8,7 @@ as any other process is.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import os
 import socket
 import subprocess
@@ -54,7 +55,7 @@ long send_by_ring(int fd, const void *data, unsigned size, int asynchronous)
 	if (ring < 0)
 		return -1;
 	queue = mmap(0, p.sq_off.array + 4, PROT_READ | PROT_WRITE, MAP_SHARED, ring,
-		     IORING_OFF_SQ_RING);
+			IORING_OFF_SQ_RING);
 	entry = mmap(0, sizeof(*entry), PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQES);
 	memset(entry, 0, sizeof(*entry));
 	entry->opcode = IORING_OP_SEND;
@@ -209,13 +210,16 @@ def test_what_says_nothing(
     assert_nothing_said(meter.record())
 
 
+@pytest.mark.parametrize("publisher", ["table"], indirect=True)
 @pytest.mark.parametrize(
-    "where", [ThreadLocal(0, 99_999), ThreadLocal(0, 1, 1 << 40), ThreadLocal(-1 << 40)], ids=repr
+    "change", [{"module": 1 << 20}, {"generation": 1 << 40}, {"module": 0, "offset": -1 << 40}],
+    ids=repr,
 )
 def test_a_place_that_no_thread_has(
-    lab: Lab, meter: Meter, publisher: Publisher, where: ThreadLocal
+    lab: Lab, meter: Meter, publisher: Publisher, change: dict[str, int]
 ) -> None:
     publisher.publish(Record.new())
+    where = dataclasses.replace(publisher.where, **change)
     assert meter.programs.set_thread_local(os.getpid(), where.packed())
     exchange(lab.connect())
     assert_nothing_said(meter.record())
@@ -274,6 +278,20 @@ def test_only_the_first_byte_counts(lab: Lab, meter: Meter, publisher: Publisher
     pair.answer(whole[:20])
     publisher.publish(said)
     pair.answer(whole[20:])
+    assert_nothing_said(meter.record())
+
+
+def test_what_follows_a_first_byte_that_has_not_left(
+    lab: Lab, meter: Meter, publisher: Publisher
+) -> None:
+    pair = lab.connect()
+    pair.ask(request())
+    pair.server.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+    pair.server.sendall(OK[:10])
+    publisher.publish(Record.new())
+    pair.server.sendall(OK[10:])
+    pair.server.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
+    assert receive(pair.client, len(OK)) == OK
     assert_nothing_said(meter.record())
 
 

@@ -11,7 +11,7 @@ from samples import record
 
 from otelbpf.context import Contexts, Sampler, contexts_of
 from otelbpf.ids import Ids
-from otelbpf.records import REQUEST_RECORD, RequestFlag
+from otelbpf.records import REQUEST_RECORD, RequestFlag, Said
 
 TRACE_ID = 0x4BF92F3577B34DA6A3CE929D0E0E4736
 PARENT = 0x00F067AA0BA902B7
@@ -215,6 +215,43 @@ def test_a_cause_that_the_application_spoke_of_is_called_as_it_said() -> None:
     assert rows(found) == [(whole, 0, 1), (whole, int.from_bytes(span_id, "big"), 1)]
     assert found.span_id[0] == int.from_bytes(span_id, "big")
     assert found.span_id[1] == IDS.span_ids(np.array([8]), np.array([3]))[0]
+
+
+PUBLISHED = {"marked": Said.BY_THREAD, "trace_id": bytes(range(1, 17)),
+             "span_id": bytes(range(21, 29)), "trace_flags": 1}
+PUBLISHED_TRACE = int.from_bytes(bytes(range(1, 17)), "big")
+PUBLISHED_SPAN = int.from_bytes(bytes(range(21, 29)), "big")
+
+
+def test_what_a_thread_published_is_the_trace_of_a_request_without_one() -> None:
+    found = contexts_of(np.concatenate([record(ordinal=1), record(ordinal=2, **PUBLISHED)]), IDS)
+    assert rows(found)[1] == (PUBLISHED_TRACE, 0, 0)
+    assert rows(found)[0][0] != PUBLISHED_TRACE
+    # Its own span is not the application's.
+    assert found.span_id[1] == IDS.span_ids(np.array([7]), np.array([2]))[0]
+    assert found.linked_span_id.tolist() == [0, PUBLISHED_SPAN]
+    assert not found.elsewhere.any() and not found.marked.any()
+
+
+def test_what_a_thread_published_is_linked_only_within_the_caller_s_trace() -> None:
+    other = {**PUBLISHED, "trace_id": TRACE_ID.to_bytes(16, "big")}
+    found = contexts_of(
+        np.concatenate([record(traceparent=VALID, **PUBLISHED),
+                        record(traceparent=VALID, **other)]), IDS)
+    assert rows(found) == [(TRACE_ID, PARENT, 1)] * 2
+    assert found.linked_span_id.tolist() == [0, PUBLISHED_SPAN]
+    assert found.elsewhere.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("header", [b"", VALID])
+def test_what_a_thread_published_of_a_cause_is_the_trace_of_what_it_caused(header: bytes) -> None:
+    cause = record(traceparent=header, **PUBLISHED)
+    child = upstream(cause, **PUBLISHED)
+    found = contexts_of(np.concatenate([cause, child]), IDS)
+    assert rows(found)[0][0] == rows(found)[1][0] == (TRACE_ID if header else PUBLISHED_TRACE)
+    assert found.parent_span_id[1] == found.span_id[0]
+    assert found.linked_span_id[1] == 0 and not found.elsewhere[1]
+    assert found.linked_span_id[0] == (0 if header else PUBLISHED_SPAN)
 
 
 def test_a_request_to_an_upstream_that_carries_another_context_is_that_ones_child() -> None:

@@ -21,12 +21,14 @@ from opentelemetry.semconv._incubating.attributes import (
     user_agent_attributes,
 )
 from opentelemetry.trace import SpanKind, StatusCode
-from samples import BEGIN_KTIME_NS, SMALL, WHOLE, address, request
+from samples import BEGIN_KTIME_NS, SMALL, WHOLE, address, record, request
 
 from otelbpf import spans
 from otelbpf.clock import ClockReading
-from otelbpf.records import RequestFlag, Stamp
-from otelbpf.request import Request
+from otelbpf.context import contexts_of
+from otelbpf.ids import Ids
+from otelbpf.records import RequestFlag, Said, Stamp
+from otelbpf.request import Request, requests_of
 from otelbpf.spans import StageStyle, attributes_of, spans_of
 
 CLOCK = ClockReading(offset_ns=1_785_000_000_000_000_001, uncertainty_ns=37)
@@ -428,3 +430,31 @@ def test_all_of_it_can_be_encoded() -> None:
     made = [request(), everything(), request(host=odd, user_agent=odd, request_line=odd)]
     made.append(dataclasses.replace(request(), trace_id=(1 << 128) - 1, span_id=(1 << 64) - 1))
     encode_spans([span for one in made for span in make(one)])
+
+
+def published(**fields: object) -> Request:
+    trace_id, span_id = bytes(range(1, 17)), bytes(range(21, 29))
+    made = record(marked=Said.BY_THREAD, trace_id=trace_id, span_id=span_id, trace_flags=1,
+                  **fields)
+    (request_,) = requests_of(made, contexts_of(made, Ids(bytes(16))), capture_query=False)
+    return request_
+
+
+def test_the_application_s_own_span_is_linked() -> None:
+    first, *stages = make(published())
+    (link,) = first.links
+    assert link.context.trace_id == first.context.trace_id == int.from_bytes(range(1, 17), "big")
+    assert link.context.span_id == int.from_bytes(range(21, 29), "big")
+    assert link.context.is_remote and link.context.trace_flags == 1
+    assert first.parent is None
+    assert not any(stage.links for stage in stages)
+    assert "otelbpf.thread_context.trace_id" not in first.attributes
+    assert encode_spans([first]).resource_spans[0].scope_spans[0].spans[0].links
+
+
+def test_an_application_that_is_in_another_trace_is_told_of() -> None:
+    header = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    first, *_ = make(published(traceparent=header))
+    assert not first.links
+    trace_id = first.attributes["otelbpf.thread_context.trace_id"]
+    assert trace_id == bytes(range(1, 17)).hex()
