@@ -13,6 +13,7 @@ is what the one request takes longer that asks, once a second.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import platform
 import statistics
 import timeit
@@ -20,9 +21,15 @@ from collections.abc import Callable
 from typing import Any
 
 from opentelemetry.context import Context
+from opentelemetry.context.contextvars_context import ContextVarsRuntimeContext
 from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.propagators.textmap import TextMapPropagator
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    set_span_in_context,
+)
 
 from otelbpf_plugin import OtelbpfPropagator, proxies, spans
 from otelbpf_plugin.switch import Patch, Switch
@@ -126,6 +133,21 @@ def added(with_it: Callable[[], Any], without: Callable[[], Any]) -> float:
     return statistics.median(ours - plain for ours, plain in rounds) / CALLS * 1e9
 
 
+def publishing() -> float | None:
+    """Making a span the current one and back; None: the thread context is not installed."""
+    if importlib.util.find_spec("otelbpf_thread_context") is None:
+        return None
+    from otelbpf_thread_context.context import PublishingContext
+
+    span = NonRecordingSpan(SpanContext(1 << 127 | 1, 1 << 63 | 1, is_remote=False))
+    context = set_span_in_context(span, CONTEXT)
+
+    def there_and_back(current: ContextVarsRuntimeContext) -> Callable[[], None]:
+        return lambda: current.detach(current.attach(context))
+
+    return added(there_and_back(PublishingContext()), there_and_back(ContextVarsRuntimeContext()))
+
+
 def main() -> None:
     print(f"Python {platform.python_version()}, kernel {platform.release()}; ns that the plugin "
           "adds, no agent runs")
@@ -139,6 +161,9 @@ def main() -> None:
     print(f"  once a second, ask: {added(ours.ask, plain.extract):.0f}")
     if watch.is_awake:
         raise SystemExit("port 8080 is measured here: these are not the figures without an agent")
+    current = publishing()
+    said = "otelbpf-thread-context is not installed" if current is None else f"{current:.0f}"
+    print(f"  each span that is made the current one, published to the thread: {said}")
 
 
 if __name__ == "__main__":
