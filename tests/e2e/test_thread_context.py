@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import sys
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +15,10 @@ import pytest
 from client import Client
 from demo.receiver import Receiver
 from network import Network
-from servers import SOURCES, server
+from servers import SOURCES, python_server, server
 from stack import Agent, Measured, agent, to, wait_for_requests
 
+ROOT = Path(__file__).resolve().parents[2]
 PORT = 8080
 CONNECTIONS, EACH = 20, 10
 CALLER = "00f067aa0ba902b7"
@@ -165,3 +168,50 @@ def test_the_sampler_decides_on_the_published_trace(
     assert {request["url.path"] for request in requests} == set(paths[:10])
     for request in requests:
         assert_joined(request)
+
+
+@pytest.fixture(scope="module")
+def distribution(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where otelbpf-thread-context is installed, and nothing else."""
+    directory = tmp_path_factory.mktemp("thread-context")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "--quiet", "wheel", "--no-build-isolation", "--no-deps",
+         "--no-index", "--wheel-dir", directory, ROOT / "plugin/thread-context"], check=True,
+    )
+    (wheel,) = directory.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(directory)
+    return directory
+
+
+def test_python_threads(
+    net: Network, receiver: Receiver, tmp_path: Path, distribution: Path
+) -> None:
+    environment = {"PYTHONPATH": str(distribution), "OTEL_PYTHON_CONTEXT": "otelbpf"}
+    told: dict[str, str] = {}
+
+    def ask(number: int) -> None:
+        with Client.of(net, PORT) as client:
+            for turn in range(EACH):
+                path = f"/{number}/{turn}"
+                told[path] = client.ask(path).body.decode()
+
+    with (
+        python_server(net, tmp_path, "publishing_server", PORT, environment=environment),
+        agent(
+            tmp_path, "--interface", net.server.interface, "--port", PORT,
+            "--netns", net.server.netns, environment=to(receiver),
+        ) as running,
+    ):
+        running.wait_ready()
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(CONNECTIONS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        requests = wait_for_requests(receiver, CONNECTIONS * EACH)
+        running.stop().assert_clean(CONNECTIONS * EACH)
+    for request in requests:
+        trace_id, span_id = told[request["url.path"]].split()
+        assert request.span.trace_id == trace_id
+        assert request.span.links == ((trace_id, span_id),)
