@@ -355,6 +355,7 @@ BPF_TABLE("lru_hash", struct goroutine_key, struct handling, goroutines, 16384);
 #endif
 BPF_ARRAY(settings, struct settings, 1);
 BPF_HASH(thread_locals, u32, struct thread_local, 1024);	/* otel_thread_ctx_v1, by tgid */
+BPF_ARRAY(has_thread_locals, u32, 1);	/* spares most machines a look at them */
 BPF_HASH(connecting, u64, u8, 256);	/* the agent's own sockets, by sk */
 BPF_ARRAY(sweep_orders, struct sweep_order, 1);
 BPF_PERCPU_ARRAY(counters, u64, COUNT_COUNT);

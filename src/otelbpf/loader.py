@@ -211,6 +211,8 @@ class Programs:
             table[table.Key(pid)] = table.Leaf.from_buffer_copy(where)
         except Exception:  # BCC raises nothing else
             return False
+        has_any = self._bpf[b"has_thread_locals"]
+        has_any[ctypes.c_int(0)] = ctypes.c_uint(1)
         return True
 
     def forget_thread_local(self, pid: int) -> None:
