@@ -19,12 +19,12 @@ from otelbpf.attach import Attachments, attached, find_interfaces
 from otelbpf.btf import Btf
 from otelbpf.clock import ClockReading, read_clock
 from otelbpf.config import Config
-from otelbpf.context import Contexts, Sampler, contexts_of
+from otelbpf.context import Sampler, contexts_of
 from otelbpf.errors import UsageError
 from otelbpf.exporter import Sender, destination, exporter_name, make_exporter, require_endpoint
 from otelbpf.handlers import Handler, HandlerKind, find_handlers
 from otelbpf.hooks import choose, require, without
-from otelbpf.ids import Ids
+from otelbpf.ids import Ids, SamplingIds
 from otelbpf.loader import Part, Programs
 from otelbpf.netns import find_netns
 from otelbpf.processes import listening_processes
@@ -64,6 +64,7 @@ class Pipeline:
         self._sampler = sampler
         self._resources = Resources(config.service_name)
         self._ids = Ids()
+        self._sampling_ids = SamplingIds(self._ids if sampler.looks_at_ids else None)
         self.ledger = Ledger()
         self.clock: ClockReading = read_clock()
         spans_each = 1 + (_STAGES_MOST if config.stages is StageStyle.SPANS else 0)
@@ -76,15 +77,14 @@ class Pipeline:
 
     def take(self, records: np.ndarray) -> None:
         """Takes a batch of records: samples them, and queues those that are kept."""
-        contexts = contexts_of(records, self._ids)
-        kept = self._sampler.keeps(contexts)
+        kept = self._sampler.keeps(contexts_of(records, self._sampling_ids))
         self.ledger.sample_out(int((~kept).sum()))
-        self._queue(records[kept], contexts[kept])
+        self._queue(records[kept])
 
-    def _queue(self, records: np.ndarray, contexts: Contexts) -> None:
+    def _queue(self, records: np.ndarray) -> None:
         # What will not fit is dropped before the dear work is done on it.
-        admitted = slice(0, self.sender.admit(len(records)))
-        records, contexts = records[admitted], contexts[admitted]
+        records = records[: self.sender.admit(len(records))]
+        contexts = contexts_of(records, self._ids)
         self.sender.put(
             requests_of(records, contexts, capture_query=self._config.capture_query)
         )

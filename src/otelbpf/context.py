@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from otelbpf.errors import UsageError
-from otelbpf.ids import Ids
+from otelbpf.ids import Ids, SamplingIds
 from otelbpf.records import REQUEST_RECORD, RequestFlag, Said
 
 _TRACEPARENT_LENGTH = 55
@@ -72,22 +72,8 @@ class Contexts:
     linked_span_id: np.ndarray
     elsewhere: np.ndarray
 
-    def __getitem__(self, rows: np.ndarray | slice) -> Contexts:
-        return Contexts(
-            self.trace_id_high[rows],
-            self.trace_id_low[rows],
-            self.span_id[rows],
-            self.parent_span_id[rows],
-            self.flags[rows],
-            self.called[rows],
-            self.caused[rows],
-            self.marked[rows],
-            self.linked_span_id[rows],
-            self.elsewhere[rows],
-        )
 
-
-def contexts_of(records: np.ndarray, ids: Ids) -> Contexts:
+def contexts_of(records: np.ndarray, ids: Ids | SamplingIds) -> Contexts:
     """What applications said of the requests, else the contexts that these carried, else new ones.
 
     A request to an upstream that has a cause has what its cause has, and that for its parent.
@@ -239,6 +225,11 @@ class Sampler:
                 f"OTEL_TRACES_SAMPLER_ARG={argument} is no ratio: {name} takes a number from 0 to 1"
             )
         return cls(round(ratio * (1 << 64)), parent_based)
+
+    @property
+    def looks_at_ids(self) -> bool:
+        """Does it keep a part of the new traces, which their ids decide?"""
+        return 0 < self.bound < 1 << 64
 
     def keeps(self, contexts: Contexts) -> np.ndarray:
         """(n,) bool: which requests to keep."""

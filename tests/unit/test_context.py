@@ -10,7 +10,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from samples import record
 
 from otelbpf.context import Contexts, Sampler, contexts_of
-from otelbpf.ids import Ids
+from otelbpf.ids import Ids, SamplingIds
 from otelbpf.records import REQUEST_RECORD, RequestFlag, Said
 
 TRACE_ID = 0x4BF92F3577B34DA6A3CE929D0E0E4736
@@ -158,12 +158,6 @@ def test_no_records_no_contexts() -> None:
     assert rows(contexts_of(np.empty(0, REQUEST_RECORD), IDS)) == []
 
 
-def test_rows_of_contexts() -> None:
-    found = contexts(VALID, b"", VALID[:-2] + b"00")
-    assert rows(found[np.array([True, False, True])]) == [rows(found)[0], rows(found)[2]]
-    assert rows(found[slice(0, 1)]) == rows(found)[:1]
-
-
 def upstream(cause: np.ndarray, **fields: object) -> np.ndarray:
     """A request to an upstream that another one caused, whose trace context it therefore has."""
     return record(
@@ -258,3 +252,22 @@ def test_a_request_to_an_upstream_that_carries_another_context_is_that_ones_chil
     found = contexts_of(record(flags=RequestFlag.CLIENT, traceparent=VALID), IDS)
     assert rows(found) == [(TRACE_ID, PARENT, 1)]
     assert not found.caused.any()
+
+
+@pytest.mark.parametrize("name", ["always_on", "always_off", "traceidratio",
+                                  "parentbased_always_on", "parentbased_traceidratio"])
+def test_what_a_sampler_looks_at_is_enough_for_it(name: str) -> None:
+    """It decides the same whether or not the ids that it has no use for were made."""
+    sampler = Sampler.from_environment(
+        {"OTEL_TRACES_SAMPLER": name, "OTEL_TRACES_SAMPLER_ARG": "0.5"}
+    )
+    batch = [
+        record(connection_id=n, traceparent=VALID if n % 3 == 0 else b"", ordinal=n)
+        for n in range(1, 300)
+    ]
+    records = np.concatenate(batch)
+    enough = SamplingIds(IDS if sampler.looks_at_ids else None)
+    kept = sampler.keeps(contexts_of(records, IDS))
+    assert sampler.keeps(contexts_of(records, enough)).tolist() == kept.tolist()
+    if "ratio" in name:
+        assert 50 < kept.sum() < 250
