@@ -177,10 +177,12 @@ def _prepare(path: Path | None) -> None:
     """
     if path is None:
         return
+    # Not by the file itself: whoever waits for the ready file could see it.
+    probe = path.with_name(path.name + ".part")
     try:
         path.unlink(missing_ok=True)
-        path.touch()
-        path.unlink()
+        probe.touch()
+        probe.unlink()
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
 

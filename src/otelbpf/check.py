@@ -112,10 +112,10 @@ class Report:
             if finding.remedy:
                 lines.append(f"           -> {finding.remedy}")
         if self.choices:
-            lines += ["", f"  {'stamp':<20} {'hook':<38} passed over"]
+            lines += ["", f"  {'stamp':<26} {'hook':<38} passed over"]
         for choice in self.choices:
             stamps = ", ".join(choice.hook.stamps) or f"({choice.hook.name})"
-            lines.append(f"  {stamps:<20} {_describe(choice) or _nothing(choice):<38} "
+            lines.append(f"  {stamps:<26} {_describe(choice) or _nothing(choice):<38} "
                          + _passed_over(choice))
         lines += ["", "otelbpf can run here." if self.can_run else "otelbpf cannot run here."]
         return "\n".join(line.rstrip() for line in lines)

@@ -15,7 +15,7 @@ from test_run_refusals import AS_NOBODY
 
 STAMPS = {
     "nic", "nic_last", "tc", "tcp", "queued", "woken", "running", "read", "read_last",
-    "write", "write_last", "tc_out", "tc_out_last", "acked",
+    "handler_start", "handler_end", "write", "write_last", "tc_out", "tc_out_last", "acked",
 }
 
 
