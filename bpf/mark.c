@@ -44,27 +44,30 @@ static __always_inline int marked_key(const struct otelbpf_mark *m, const struct
 	return IS_MEASURED_PORT(key->local_port) ? 0 : -1;
 }
 
+/* Without a branch, of which the verifier would go both ways each time. */
 static __always_inline u32 hex_digit(u32 value)
 {
-	return value + (value < 10 ? '0' : 'a' - 10);
+	u32 is_letter = (9 - value) >> 31;
+
+	return value + '0' + is_letter * ('a' - '0' - 10);
 }
 
 /* Does the request carry the context that the application took from it? */
 static __always_inline bool carries_context(const struct exchange *x, const struct otelbpf_mark *m)
 {
 	const u8 *text = x->record.traceparent + 3;	/* after "00-" */
+	u32 i, at, difference = 0;
 	u8 ids[24];
-	u32 i, at;
 
 	__builtin_memcpy(ids, m->trace_id, 16);
 	__builtin_memcpy(ids + 16, m->parent_span_id, 8);
 	BOUNDED_LOOP
 	for (i = 0; i < sizeof(ids); i++) {
 		at = 2 * i + (i >= 16);		/* a dash lies between the two */
-		if (text[at] != hex_digit(ids[i] >> 4) || text[at + 1] != hex_digit(ids[i] & 15))
-			return false;
+		difference |= text[at] ^ hex_digit(ids[i] >> 4);
+		difference |= text[at + 1] ^ hex_digit(ids[i] & 15);
 	}
-	return true;
+	return !difference;
 }
 
 /*
