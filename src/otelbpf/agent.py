@@ -84,6 +84,8 @@ class Pipeline:
     def _queue(self, records: np.ndarray) -> None:
         # What will not fit is dropped before the dear work is done on it.
         records = records[: self.sender.admit(len(records))]
+        if not len(records):
+            return
         contexts = contexts_of(records, self._ids)
         self.sender.put(
             requests_of(records, contexts, capture_query=self._config.capture_query)
