@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -106,3 +107,22 @@ class Client:
         return Exchange(
             method, target, status, len(request), response_bytes, len(body), bytes(response)
         )
+
+
+def ask_at_once(network: Network, port: int, *, clients: int, each: int) -> None:
+    """Many connections, and on each a few requests, all at the same time.
+
+    They are for /MS/CONNECTION/TURN, where a server takes as long as the path's first part says.
+    """
+
+    def ask(number: int) -> None:
+        with Client.of(network, port) as client:
+            for turn in range(each):
+                ms = (number * 7 + turn * 13) % 30
+                assert client.ask(f"/{ms}/{number}/{turn}").status == 200
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

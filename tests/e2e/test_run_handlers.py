@@ -7,12 +7,11 @@ import itertools
 import os
 import shutil
 import subprocess
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from client import Client
+from client import Client, ask_at_once
 from demo.receiver import Receiver
 from network import Network
 from old_python import old_python
@@ -66,22 +65,6 @@ def by_path(requests: list[Measured]) -> dict[str, Measured]:
     return found
 
 
-def ask_at_once(net: Network, clients: int, each: int) -> None:
-    """Many connections, and on each a few requests of unlike length, all at the same time."""
-
-    def ask(number: int) -> None:
-        with Client.of(net, PORT) as client:
-            for turn in range(each):
-                ms = (number * 7 + turn * 13) % 30
-                assert client.ask(f"/{ms}/{number}/{turn}").status == 200
-
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
 @pytest.mark.parametrize("language", ["c", "go"])
 def test_each_request_has_its_own_handler(
     net: Network, receiver: Receiver, tmp_path: Path, build: Callable[[str], Path], language: str
@@ -98,7 +81,7 @@ def test_each_request_has_its_own_handler(
     ):
         running.wait_ready()
         assert f"uprobe {executable.name}:{function}" in running.stderr
-        ask_at_once(net, clients=20, each=10)
+        ask_at_once(net, PORT, clients=20, each=10)
         requests = by_path(wait_for_requests(receiver, 200))
         assert served.process.popen.poll() is None, "the server died"
         running.stop().assert_clean(200)
@@ -124,7 +107,7 @@ def test_an_event_loop_handles_one_request_after_another(
         ) as running,
     ):
         running.wait_ready()
-        ask_at_once(net, clients=10, each=5)
+        ask_at_once(net, PORT, clients=10, each=5)
         requests = wait_for_requests(receiver, 50)
         running.stop().assert_clean(50)
     spans = sorted(

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from client import Client
+from client import Client, ask_at_once
 from demo.receiver import Receiver
 from network import Network
 from servers import SOURCES, python_server, server
@@ -88,26 +88,12 @@ def assert_alone(request: Measured) -> None:
     assert request["otelbpf.thread_context.trace_id"] is None
 
 
-def ask_at_once(net: Network) -> None:
-    def ask(number: int) -> None:
-        with Client.of(net, PORT) as client:
-            for turn in range(EACH):
-                ms = (number * 7 + turn * 13) % 30
-                assert client.ask(f"/{ms}/{number}/{turn}").status == 200
-
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(CONNECTIONS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_each_request_is_joined_to_the_span_of_the_thread_that_answers_it(
     net: Network, receiver: Receiver, tmp_path: Path, flavour: str
 ) -> None:
     with measured_publisher(net, receiver, tmp_path, flavour) as running:
-        ask_at_once(net)
+        ask_at_once(net, PORT, clients=CONNECTIONS, each=EACH)
         requests = wait_for_requests(receiver, CONNECTIONS * EACH)
         running.stop().assert_clean(CONNECTIONS * EACH)
     assert len({request["url.path"] for request in requests}) == CONNECTIONS * EACH
@@ -117,7 +103,7 @@ def test_each_request_is_joined_to_the_span_of_the_thread_that_answers_it(
 
 def test_one_thread_for_all_of_them(net: Network, receiver: Receiver, tmp_path: Path) -> None:
     with measured_publisher(net, receiver, tmp_path, "executable", "epoll") as running:
-        ask_at_once(net)
+        ask_at_once(net, PORT, clients=CONNECTIONS, each=EACH)
         requests = wait_for_requests(receiver, CONNECTIONS * EACH)
         running.stop().assert_clean(CONNECTIONS * EACH)
     for request in requests:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
 import subprocess
@@ -29,7 +28,7 @@ from lab import (
     wait_until,
 )
 from messages import OK, request
-from meter import Meter, stages, stamps
+from meter import Meter, address, stages, stamps
 
 from otelbpf.records import Counter, RequestFlag, Stamp
 
@@ -59,12 +58,6 @@ def ask(pair: Pair, worker: Worker, count: int) -> None:
         worker.wait_until_blocked_in("recv")
         pair.client.sendall(REQUEST)
         assert receive(pair.client, len(OK)) == OK
-
-
-def address(text: str) -> bytes:
-    """As a record has it: 16 bytes, IPv4 as IPv4-mapped IPv6."""
-    parsed = ipaddress.ip_address(text)
-    return parsed.packed if parsed.version == 6 else bytes(10) + b"\xff\xff" + parsed.packed
 
 
 @pytest.mark.parametrize(

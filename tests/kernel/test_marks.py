@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
 import os
 import random
 import socket
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 from lab import PORT, SERVER_IPV4, SERVER_IPV6, Lab, Pair, receive, reset
 from messages import OK, request
-from meter import Meter, stamps
+from meter import Meter, address, stamps
 
 from otelbpf.records import Counter, Stamp
 
@@ -45,8 +44,8 @@ class Mark:
 
     def packed(self) -> bytes:
         return _MARK.pack(
-            self.trace_id, self.span_id, self.parent_span_id, _address(self.peer[0]),
-            _address(self.local[0]), self.peer[1], self.local[1], self.trace_flags,
+            self.trace_id, self.span_id, self.parent_span_id, address(self.peer[0]),
+            address(self.local[0]), self.peer[1], self.local[1], self.trace_flags,
         )  # fmt: skip
 
     def tell(self, sock: socket.socket, option: int = START) -> int:
@@ -56,11 +55,6 @@ class Mark:
         except OSError as error:
             return error.errno
         return 0
-
-
-def _address(text: str) -> bytes:
-    parsed = ipaddress.ip_address(text)
-    return parsed.packed if parsed.version == 6 else bytes(10) + b"\xff\xff" + parsed.packed
 
 
 def assert_has(record: np.void, mark: Mark) -> None:
