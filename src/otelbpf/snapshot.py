@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All requests in sums, at one moment: what metrics and tables are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from opentelemetry.sdk.resources import Resource
+
+from otelbpf.accounting import Sums
+from otelbpf.request import Kind
+
+#: OTLP's scale of the buckets: eight to each doubling, so that each is 9% wide.
+SCALE = 3
+_PER_OCTAVE = 1 << SCALE
+#: Up to here all durations are in the first bucket.
+SHORTEST_NS = 128
+_FIRST_OCTAVE = SHORTEST_NS.bit_length() - 1
+_OCTAVES = 36
+#: Bucket 0, and eight for each octave. The last has all that is longer, too: 2.4 hours.
+BUCKETS = 1 + _OCTAVES * _PER_OCTAVE
+#: OTLP's index of bucket 1, which holds (2**7, 2**(7 + 1/8)] ns.
+FIRST_INDEX = _FIRST_OCTAVE * _PER_OCTAVE
+#: (BUCKETS,) float64 ns: bucket i holds durations above upper[i - 1] and up to upper[i].
+UPPER_NS = 2.0 ** (_FIRST_OCTAVE + np.arange(BUCKETS) / _PER_OCTAVE)
+_LAST_WITHIN_NS = np.floor(UPPER_NS[:-1]).astype(np.int64)
+
+
+def buckets_of(durations_ns: np.ndarray) -> np.ndarray:
+    """(n,) the bucket of each duration; exact to the nanosecond, as bpf/series.h counts them."""
+    return np.searchsorted(_LAST_WITHIN_NS, durations_ns, side="left")
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """Durations.
+
+    Attributes:
+        sum_ns: of them all.
+        counts: (BUCKETS,) uint64.
+    """
+
+    sum_ns: int
+    counts: np.ndarray
+
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        return int(self.counts.sum())
+
+    def quantile_ns(self, q: float) -> float:
+        """The upper bound of the bucket in which the q-quantile is, 0 < q <= 1; 0: of nothing."""
+        if not self.count:
+            return 0.0
+        return float(UPPER_NS[np.searchsorted(self.counts.cumsum(), q * self.count)])
+
+
+def no_durations() -> Histogram:
+    """Of nothing."""
+    return Histogram(0, np.zeros(BUCKETS, np.uint64))
+
+
+@dataclass(frozen=True)
+class SeriesKey:
+    """What the requests of a series have in common.
+
+    Attributes:
+        kind: what this side is to them.
+        resource: of the service; it names no single process.
+        method: one that the conventions know, or `_OTHER`.
+        route: a template.
+        status_class: 2 for 2xx; 0: cut short before a response was whole.
+        server_port: this side's for a server, the upstream's for a client.
+        server_address: the upstream's; empty for a server.
+        overflow: of all for which there was no series left; of the rest only `kind` is said.
+    """
+
+    kind: Kind
+    resource: Resource
+    method: str = ""
+    route: str = ""
+    status_class: int = 0
+    server_port: int = 0
+    server_address: str = ""
+    overflow: bool = False
+
+
+@dataclass(frozen=True)
+class Exemplar:
+    """One request of a series that has become spans."""
+
+    trace_id: int
+    span_id: int
+    duration_ns: int
+    unix_ns: int
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """All requests that have the same key, since the agent was started.
+
+    Attributes:
+        request_bytes, response_bytes: on the wire, heads included.
+        retransmits: segments, of both directions.
+        out_of_order: segments that came early.
+        duration: from the first stamp to the last; its count is that of the requests.
+        stages: by name, as in `nic_to_tc`.
+        exemplars: the most recent ones.
+    """
+
+    key: SeriesKey
+    request_bytes: int
+    response_bytes: int
+    retransmits: int
+    out_of_order: int
+    duration: Histogram
+    stages: dict[str, Histogram]
+    exemplars: tuple[Exemplar, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Connections:
+    """The connections to one measured port, or to upstreams' ports, since the agent was started.
+
+    Attributes:
+        counts: by what became of them: opened, adopted (older than the agent), closed, reset,
+            refused, evicted, not_http.
+        handshake: from the SYN to the acknowledgement that ends it.
+        accept_queue: from there to the accept(); absent where the kernel offers no hook for it.
+    """
+
+    kind: Kind
+    counts: dict[str, int] = field(default_factory=dict)
+    handshake: Histogram | None = None
+    accept_queue: Histogram | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """Everything at one moment.
+
+    Attributes:
+        start_unix_ns: since when all is counted.
+        unix_ns: when it was taken.
+        resource: the agent's own, which its counters belong to.
+        sums: what became of all requests.
+    """
+
+    start_unix_ns: int
+    unix_ns: int
+    resource: Resource
+    series: tuple[Series, ...]
+    connections: tuple[Connections, ...]
+    sums: Sums
