@@ -24,7 +24,7 @@ static __always_inline void finish_read(struct connection *conn)
 		if (x) {
 			if (!(x->record.flags & REQUEST_RECEIVED))
 				return;
-			submit(x);
+			submit(x, FIRST_ONLY(i));
 		}
 		/* The reader and TC may both be here: neither must count the other's step. */
 		conn->finished = ordinal + 1;
@@ -170,5 +170,7 @@ static __always_inline void name_cause(const struct connection *conn, struct exc
 	x->record.trace_flags = cause->record.trace_flags;
 	__builtin_memcpy(x->record.trace_id, cause->record.trace_id, 16);
 	__builtin_memcpy(x->record.parent_span_id, cause->record.span_id, 8);
+	/* The two of them agree: the one's span is the other's parent. */
 	x->record.flags |= CAUSED;
+	set_sampled(x, cause->record.flags & SAMPLED);
 }

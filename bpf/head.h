@@ -425,6 +425,8 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 	if (!v->end)
 		return 0;
 	if (CARRIES_REQUESTS(flow)) {
+		if (SERIES && *x)
+			(*x)->record.route_hash = hash_route(&(*x)->record, &s->route, flow);
 		begin_request_body(conn, p, *x, flow);
 	} else {
 		remember_shape(s, &conn->shape);

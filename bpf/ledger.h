@@ -131,10 +131,29 @@ static __always_inline bool take_out_of_flight(struct exchange *x)
 	       == EXCHANGE_IN_USE;
 }
 
-static __always_inline void submit(struct exchange *x)
+/*
+ * How a request ended: only those that went as they should are added up here, and of
+ * several that end at once, which is rare, only the first: the verifier need not walk
+ * that way for each.
+ */
+enum ending { ORDERLY, IRREGULAR };
+#define FIRST_ONLY(turn) ((turn) ? IRREGULAR : ORDERLY)
+
+static __always_inline void submit(struct exchange *x, enum ending ending)
 {
+	bool slow = false;
+
 	if (!take_out_of_flight(x))
 		return;
+	if (SERIES && ending == ORDERLY && add_to_series(&x->record, &slow))
+		x->record.flags |= IN_SERIES;
+	if (x->record.flags & SAMPLED || slow || (KEEP_ERRORS && has_failed(&x->record))) {
+		x->record.flags |= KEPT;
+	} else if (!SERIES || x->record.flags & IN_SERIES) {
+		count(COUNT_SAMPLED_OUT);
+		x->state = EXCHANGE_FREE;
+		return;
+	}
 	/* The reader polls; waking it would cost each request more than all else. */
 	if (ring.ringbuf_output(&x->record, sizeof(x->record), BPF_RB_NO_WAKEUP))
 		count(COUNT_LOST_RING_FULL);
@@ -170,7 +189,7 @@ static __always_inline void acknowledge(struct connection *conn, u32 ack_seq, u6
 			/* Answered early: the rest of its body is still to come. */
 			if (!(x->record.flags & REQUEST_RECEIVED))
 				return;
-			submit(x);
+			submit(x, FIRST_ONLY(i));
 		}
 		conn->finished++;
 	}
@@ -190,7 +209,7 @@ static __always_inline void end_requests(struct connection *conn, bool framing_l
 		if (x) {
 			x->record.flags |= conn->flags;
 			if (framing_lost ? x->record.flags & REQUEST_ANSWERED : x->head_whole)
-				submit(x);
+				submit(x, IRREGULAR);
 			else
 				abandon(x, framing_lost ? COUNT_LOST_PARSER : COUNT_LOST_CLOSED);
 		}

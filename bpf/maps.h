@@ -4,7 +4,8 @@
  * flight on them, the tasks that read them, and counts.
  *
  * Set by the loader at compile time: CONNECTION_SETS, WAYS (a power of two),
- * SOCKET_SLOTS, MAX_EXCHANGES, RING_PAGES, CLIENTS (are there upstreams?).
+ * SOCKET_SLOTS, MAX_EXCHANGES, RING_PAGES, CLIENTS (are there upstreams?), SERIES (are all
+ * requests to be added up?), MAX_SERIES.
  */
 
 #define IN_FLIGHT_MAX 16	/* requests in flight on one connection; a power of two */
@@ -233,6 +234,13 @@ struct head_cursor {
 	u64 skip;
 };
 
+/* What the loop over a request line carries. Indices into the line. */
+struct route_cursor {
+	u64 in_path;
+	u64 start;		/* of the segment that is read */
+	u64 digits;		/* in it */
+};
+
 /* What the loop over chunks carries. Positions in the payload. */
 struct chunk_cursor {
 	u64 remaining;
@@ -276,6 +284,7 @@ struct scratch {
 	u32 early;		/* this run is to keep the segment */
 	u64 tcp_ktime_ns;	/* of the piece */
 	struct head_cursor head;
+	struct route_cursor route;
 	struct chunk_cursor chunks;
 	struct disorder_cursor disorder;
 	u64 found_at[FOUND_COUNT];
@@ -329,6 +338,9 @@ struct thread_local {
 	u64 generation;		/* since which the table has the module */
 };
 
+/* 1 + where the durations between two stamps are in struct series; 0: nowhere yet. */
+struct stage_places { u8 of[STAMP_COUNT * STAMP_COUNT]; };
+
 struct settings {
 	u64 netns_pointer;	/* struct net of the measured namespace, once seen */
 	u32 agent_tgid;
@@ -357,6 +369,12 @@ BPF_ARRAY(settings, struct settings, 1);
 BPF_HASH(thread_locals, u32, struct thread_local, 1024);	/* otel_thread_ctx_v1, by tgid */
 BPF_ARRAY(has_thread_locals, u32, 1);	/* spares most machines a look at them */
 BPF_HASH(connecting, u64, u8, 256);	/* the agent's own sockets, by sk */
+#if SERIES
+BPF_F_TABLE("array", u32, struct series, series, MAX_SERIES, BPF_F_MMAPABLE);
+BPF_TABLE("lru_hash", struct series_key, struct series_place, series_places, 16384);
+BPF_ARRAY(overflow_places, struct series_place, 2);	/* by is_client; once there is no other */
+BPF_F_TABLE("array", u32, struct stage_places, stage_places, 1, BPF_F_MMAPABLE);
+#endif
 BPF_ARRAY(sweep_orders, struct sweep_order, 1);
 BPF_PERCPU_ARRAY(counters, u64, COUNT_COUNT);
 BPF_RINGBUF_OUTPUT(ring, RING_PAGES);

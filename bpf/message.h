@@ -242,10 +242,12 @@ static __always_inline bool start_response(struct scratch *s, struct connection 
 static __always_inline void begin_request_body(struct connection *conn, struct parser *p,
 					       struct exchange *x, enum flow flow)
 {
-	if (x)
+	if (x) {
 		x->head_whole = 1;
-	if (x && IS_CLIENTS(flow))
-		name_cause(conn, x);
+		sample(x);
+		if (IS_CLIENTS(flow))
+			name_cause(conn, x);
+	}
 	if (p->message_flags & MESSAGE_CHUNKED) {
 		p->state = PARSER_CHUNK_SIZE;
 		p->remaining = 0;

@@ -56,6 +56,9 @@ enum request_flag {
 	AGENT_STOPPED = 2048,		/* ended because the agent stopped */
 	CLIENT = 4096,			/* a process of this machine sent it to an upstream */
 	CAUSED = 8192,			/* by the request cause_*, whose traceparent it has */
+	SAMPLED = 16384,		/* by the sampler's or the application's decision */
+	KEPT = 32768,			/* is to become spans: sampled, or too slow or failed */
+	IN_SERIES = 65536,		/* the kernel has added it to the sums of its series */
 };
 
 /* How an application said which trace a request belongs to. */
@@ -74,6 +77,7 @@ struct request_record {
 	__u64 response_bytes;
 	__u64 request_body_bytes;		/* content, without chunk framing */
 	__u64 response_body_bytes;
+	__u64 route_hash;			/* bpf/route.h; 0: not looked at */
 	__u32 ordinal;				/* of the request on its connection */
 	__u32 pid;				/* of who read it, or wrote it to an upstream; 0: unknown */
 	__u32 tid;
@@ -130,9 +134,51 @@ struct exchange {
 };
 
 /*
+ * Durations. Bucket 0 holds those up to 128 ns, bucket i those above 2^(7 + (i - 1) / 8) ns
+ * and up to 2^(7 + i / 8) ns; the last one all that are longer, too.
+ */
+#define HISTOGRAM_BUCKETS 289
+
+struct histogram {
+	__u64 sum_ns;
+	__u64 counts[HISTOGRAM_BUCKETS];
+};
+
+#define STAGE_PLACES 40
+
+/*
+ * The requests of one route, method, class of status, port and role in sums. The agent
+ * maps the table of them, and knows what each is called.
+ */
+struct series {
+	__u64 request_bytes;
+	__u64 response_bytes;
+	__u64 retransmits;
+	__u64 out_of_order;
+	struct histogram duration;
+	struct histogram stages[STAGE_PLACES];
+};
+
+/* Of which series a request is. */
+struct series_key {
+	__u64 route_hash;
+	__u16 port;			/* the server's */
+	__u8 status_class;		/* 2: 200 to 299 */
+	__u8 is_client;
+	__u32 unused;
+};
+
+/* Where that series is, and from when on its requests are slow. */
+struct series_place {
+	__u64 slow_ns;			/* ~0: never */
+	__u32 place;
+	__u32 in_use;
+};
+
+/*
  * What became of requests and packets. Each request that is counted in
- * COUNT_SEEN is counted exactly once more: in COUNT_SUBMITTED or in one of
- * COUNT_LOST_*.
+ * COUNT_SEEN is counted exactly once more: in COUNT_SUBMITTED, in
+ * COUNT_SAMPLED_OUT or in one of COUNT_LOST_*.
  */
 enum counter {
 	COUNT_SEEN = 0,
@@ -157,7 +203,8 @@ enum counter {
 	COUNT_MARKS_UNKNOWN = 19,		/* of no request that is known, or that fits */
 	COUNT_MARKS_AMBIGUOUS = 20,		/* of one of several */
 	COUNT_CAUSES_AMBIGUOUS = 21,		/* of requests to upstreams: they may have others */
-	COUNT_COUNT = 22,
+	COUNT_SAMPLED_OUT = 22,			/* and so not submitted */
+	COUNT_COUNT = 23,
 };
 
 #endif

@@ -25,7 +25,7 @@ int sweep(struct __sk_buff *skb)
 	if (conn && conn->id == x->record.connection_id)
 		x->record.flags |= conn->flags;
 	if (x->record.flags & REQUEST_ANSWERED) {
-		submit(x);
+		submit(x, IRREGULAR);
 	} else if (!conn || conn->id != x->record.connection_id) {
 		abandon(x, COUNT_LOST_EVICTED);
 	} else if (order->flag == AGENT_STOPPED) {
@@ -34,7 +34,7 @@ int sweep(struct __sk_buff *skb)
 		abandon(x, COUNT_LOST_CLOSED);
 	} else {
 		x->record.flags |= order->flag;
-		submit(x);
+		submit(x, IRREGULAR);
 	}
 	return 0;
 }

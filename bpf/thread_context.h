@@ -120,6 +120,7 @@ static __always_inline void note_published(struct connection *conn)
 	x->record.trace_flags = c.trace_flags;
 	asm volatile("" : : : "memory");
 	x->record.marked = SAID_BY_THREAD;
+	sample_published(x);
 }
 
 /* A response begins at `write_seq`, where all bytes written before have left. */

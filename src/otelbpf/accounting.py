@@ -103,7 +103,7 @@ class Ledger:
             self._exported += count
 
     def sample_out(self, count: int) -> None:
-        """`count` requests were left out by the sampler."""
+        """`count` requests that the kernel has handed over are not kept."""
         with self._lock:
             self._sampled_out += count
 
@@ -120,7 +120,7 @@ class Ledger:
             return Sums(
                 seen=counts[Counter.SEEN],
                 exported=self._exported,
-                sampled_out=self._sampled_out,
+                sampled_out=self._sampled_out + counts[Counter.SAMPLED_OUT],
                 lost=lost,
                 connections={
                     name.removeprefix("connections_"): count

@@ -19,19 +19,23 @@ from otelbpf.attach import Attachments, attached, find_interfaces
 from otelbpf.btf import Btf
 from otelbpf.clock import ClockReading, read_clock
 from otelbpf.config import Config
-from otelbpf.context import Sampler, contexts_of
+from otelbpf.context import contexts_of
 from otelbpf.errors import UsageError
 from otelbpf.exporter import Sender, destination, exporter_name, make_exporter, require_endpoint
 from otelbpf.handlers import Handler, HandlerKind, find_handlers
 from otelbpf.hooks import choose, require, without
-from otelbpf.ids import Ids, SamplingIds
+from otelbpf.ids import Ids
 from otelbpf.loader import Part, Programs
 from otelbpf.netns import find_netns
 from otelbpf.processes import listening_processes
 from otelbpf.reader import RingReader
-from otelbpf.records import Stamp
+from otelbpf.records import RequestFlag, Stamp
 from otelbpf.request import Request, requests_of
 from otelbpf.resource import Resources
+from otelbpf.routes import Routes
+from otelbpf.sampler import Sampler
+from otelbpf.series import SeriesTable
+from otelbpf.snapshot import Snapshot
 from otelbpf.spans import StageStyle, spans_of
 from otelbpf.sweeper import Sweeper
 from otelbpf.thread_context import ThreadContexts
@@ -52,19 +56,21 @@ class Pipeline:
 
     Args:
         exporter: an official span exporter; None throws spans away.
+        series: adds up what the kernel has not; None: nothing is added up.
     """
 
     def __init__(
         self,
         config: Config,
-        sampler: Sampler,
+        ids: Ids,
+        resources: Resources,
         exporter: SpanExporter | None,
+        series: SeriesTable | None = None,
     ) -> None:
         self._config = config
-        self._sampler = sampler
-        self._resources = Resources(config.service_name)
-        self._ids = Ids()
-        self._sampling_ids = SamplingIds(self._ids if sampler.looks_at_ids else None)
+        self._ids = ids
+        self.resources = resources
+        self._series = series
         self.ledger = Ledger()
         self.clock: ClockReading = read_clock()
         spans_each = 1 + (_STAGES_MOST if config.stages is StageStyle.SPANS else 0)
@@ -73,11 +79,14 @@ class Pipeline:
     def refresh(self) -> None:
         """Once a second: compares the clocks again, and forgets processes that ended."""
         self.clock = read_clock()
-        self._resources.forget_gone()
+        self.resources.forget_gone()
 
     def take(self, records: np.ndarray) -> None:
-        """Takes a batch of records: samples them, and queues those that are kept."""
-        kept = self._sampler.keeps(contexts_of(records, self._sampling_ids))
+        """Takes a batch of records: queues those that are kept, adds up what is yet to be."""
+        kept = records["flags"] & np.uint32(RequestFlag.KEPT) != 0
+        if self._series is not None:
+            left = np.flatnonzero(records["flags"] & np.uint32(RequestFlag.IN_SERIES) == 0)
+            kept[left] |= self._series.add(records[left])
         self.ledger.sample_out(int((~kept).sum()))
         self._queue(records[kept])
 
@@ -87,12 +96,13 @@ class Pipeline:
         if not len(records):
             return
         contexts = contexts_of(records, self._ids)
-        self.sender.put(
-            requests_of(records, contexts, capture_query=self._config.capture_query)
-        )
+        requests = requests_of(records, contexts, capture_query=self._config.capture_query)
+        if self._series is not None:
+            self._series.exemplify(records, requests, self.clock.offset_ns)
+        self.sender.put(requests)
 
     def _to_spans(self, request: Request) -> list[ReadableSpan]:
-        resource = self._resources.of_process(request.pid)
+        resource = self.resources.of_process(request.pid)
         return spans_of(request, self.clock, resource, self._config.stages)
 
 
@@ -102,9 +112,17 @@ class Agent:
     Make it, then run() it until `stop` is set.
     """
 
-    def __init__(self, programs: Programs, pipeline: Pipeline, config: Config) -> None:
+    def __init__(
+        self,
+        programs: Programs,
+        pipeline: Pipeline,
+        series: SeriesTable | None,
+        config: Config,
+    ) -> None:
         self._programs = programs
         self._pipeline = pipeline
+        self._series = series
+        self._started_unix_ns = time.time_ns()
         self._reader = RingReader(programs.map_fd("ring"), programs.limits.ring_bytes)
         self._sweeper = Sweeper(programs, int(config.idle_timeout_s * 1e9))
         self._thread_contexts = ThreadContexts(programs)
@@ -151,10 +169,27 @@ class Agent:
         """The sums so far."""
         return self._pipeline.ledger.sums(self._programs.counts())
 
+    def snapshot(self) -> Snapshot:
+        """All requests in sums, as they are now; from any thread."""
+        return Snapshot(
+            start_unix_ns=self._started_unix_ns,
+            unix_ns=time.time_ns(),
+            resource=self._pipeline.resources.of_agent(),
+            series=self._series.snapshot() if self._series is not None else (),
+            connections=(),
+            sums=self.sums(),
+        )
+
     def close(self) -> None:
         """Unmaps what was mapped."""
         self._reader.close()
         self._sweeper.close()
+
+
+def _sampler_of(config: Config, environment: Mapping[str, str]) -> Sampler:
+    sampler = config.sampler or Sampler.from_environment(environment)
+    # Whoever asks for the slow ones wants to see what goes wrong.
+    return replace(sampler, keep_errors=True) if config.slow else sampler
 
 
 def _parts(handlers: tuple[Handler, ...]) -> frozenset[Part]:
@@ -220,11 +255,12 @@ def run(
     """
     name = exporter_name(environment)
     require_endpoint(environment, name)
-    sampler = Sampler.from_environment(environment)
+    sampler = _sampler_of(config, environment)
+    routes = Routes((*config.routes, *(route for route, _ in config.slow.by_route)))
     for path in (config.ready_file, config.sums_file):
         _prepare(path)
     exporter = make_exporter(name, config.output)
-    pipeline = Pipeline(config, sampler, exporter)
+    ids, resources = Ids(), Resources(config.service_name)
     netns = find_netns(config.netns)
     interfaces = find_interfaces(config.interfaces, netns)
     handlers = tuple(handler for spec in config.handlers for handler in find_handlers(spec))
@@ -235,11 +271,18 @@ def run(
             choices = without(choices, "arrival", "it was asked to be left alone")
         require(choices)
         programs = Programs(
-            btf, config.ports, netns.cookie, choices, config.limits, _parts(handlers), upstreams
+            btf, config.ports, netns.cookie, choices, config.limits, _parts(handlers), upstreams,
+            sampler, ids,
         )
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(programs))
-        agent = stack.enter_context(contextlib.closing(Agent(programs, pipeline, config)))
+        series = None
+        if config.limits.series:
+            series = SeriesTable(programs, routes, resources, config.slow)
+            stack.enter_context(contextlib.closing(series))
+        pipeline = Pipeline(config, ids, resources, exporter, series)
+        agent = Agent(programs, pipeline, series, config)
+        stack.enter_context(contextlib.closing(agent))
         pipeline.sender.start()
         agent.know(listening_processes(config.ports, netns))
         missed: dict[str, int] = {}

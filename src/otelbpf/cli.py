@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -105,6 +106,33 @@ def _ring_bytes(text: str) -> int:
     return mebibytes << 20
 
 
+def _one_in(text: str) -> int:
+    one, _, n = text.partition("/")
+    if one != "1" or not _is_number(n) or not 1 <= int(n) <= 1_000_000_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share: one in a hundred is 1/100")
+    return int(n)
+
+
+_UNITS_NS = {"us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
+
+
+def _slow(text: str) -> tuple[str, int]:
+    """The route, or nothing, and ns."""
+    route, _, time = text.rpartition("=")
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(us|ms|s)", time, re.ASCII)
+    if not match or (route and not route.startswith("/")):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time, or no route and time: write 5ms, 1.5s, or /checkout=200ms"
+        )
+    return route, round(float(match[1]) * _UNITS_NS[match[2]])
+
+
+def _series(text: str) -> int:
+    if not _is_number(text) or not 8 <= int(text) <= 4096:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 8 to 4096")
+    return int(text)
+
+
 def _writable_path(text: str) -> Path:
     path = Path(text)
     if not path.absolute().parent.is_dir() or (path.exists() and not path.is_file()):
@@ -162,6 +190,18 @@ def _build_parser() -> _Parser:
                      "(PROVIDER:START,END); may be repeated")
     run.add_argument("--xdp", choices=("auto", "off"), default="auto",
                      help="off: leave the XDP slot alone, and do without the nic stamp")
+    run.add_argument("--sample", type=_one_in, metavar="1/N",
+                     help="keep one in N traces that no caller has decided about, and all errors "
+                     "(default: as OTEL_TRACES_SAMPLER says); metrics are of all requests")
+    run.add_argument("--slow", action="append", default=[], type=_slow, metavar="[ROUTE=]TIME",
+                     help="also keep requests that took this long (5ms, 1.5s), of this route or of "
+                     "all others, and all errors; may be repeated")
+    run.add_argument("--route", action="append", default=[], metavar="TEMPLATE",
+                     help="a route that metrics tell apart (/users/{name}, /static/*); for paths "
+                     "that fit none, segments that are ids are folded; may be repeated")
+    run.add_argument("--series", type=_series, default=256, metavar="N",
+                     help="how many combinations of service, route, method and class of status "
+                     "metrics tell apart (default: 256)")
     run.add_argument("--idle-timeout", type=_seconds, default=120.0, metavar="S",
                      help="end an unanswered request after S silent seconds (default: 120)")
     run.add_argument("--connections", type=_connections, default=65_536, metavar="N",
@@ -215,8 +255,10 @@ def _run(arguments: argparse.Namespace) -> int:
     from otelbpf.exporter import QueueLimits
     from otelbpf.hooks import Mechanism
     from otelbpf.loader import Limits
+    from otelbpf.sampler import Sampler, Slow
     from otelbpf.spans import StageStyle
 
+    slow = dict(arguments.slow)
     config = Config(
         interfaces=tuple(dict.fromkeys(arguments.interface)),
         ports=tuple(dict.fromkeys(arguments.port)),
@@ -231,10 +273,17 @@ def _run(arguments: argparse.Namespace) -> int:
         capture_query=arguments.capture_query,
         idle_timeout_s=arguments.idle_timeout,
         service_name=arguments.service_name,
+        sampler=Sampler.one_in(arguments.sample) if arguments.sample else None,
+        slow=Slow(slow.pop("", None), tuple(slow.items())),
+        routes=tuple(dict.fromkeys(arguments.route)),
         output=arguments.output,
         ready_file=arguments.ready_file,
         sums_file=arguments.sums_file,
-        limits=Limits(connections=arguments.connections, ring_bytes=arguments.ring_bytes),
+        limits=Limits(
+            connections=arguments.connections,
+            ring_bytes=arguments.ring_bytes,
+            series=arguments.series,
+        ),
         queue=QueueLimits.from_environment(os.environ),
     )
     stop = _Stop()

@@ -9,6 +9,7 @@ from pathlib import Path
 from otelbpf.exporter import QueueLimits
 from otelbpf.hooks import Mechanism
 from otelbpf.loader import Limits
+from otelbpf.sampler import Sampler, Slow
 from otelbpf.spans import StageStyle
 
 
@@ -29,6 +30,9 @@ class Config:
         xdp: attach to XDP; without it there is no `nic` stamp.
         idle_timeout_s: how long an unanswered request may be silent.
         service_name: of the spans; None: the standard variables or the process's name.
+        sampler: which requests become spans; None: as the standard variables say.
+        slow: from when on a request is kept since it was slow.
+        routes: templates, as otelbpf.routes says.
         output: where otlp_json_file writes.
         ready_file: made once everything is attached, removed when it no longer is.
         sums_file: gets the sums as JSON at the end.
@@ -47,6 +51,9 @@ class Config:
     capture_query: bool = False
     idle_timeout_s: float = 120.0
     service_name: str | None = None
+    sampler: Sampler | None = None
+    slow: Slow = field(default_factory=Slow)
+    routes: tuple[str, ...] = ()
     output: str | None = None
     ready_file: Path | None = None
     sums_file: Path | None = None

@@ -1,37 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which trace a request belongs to, and whether it is kept; for whole batches at once.
-
-A sampler of the SDK is asked once for each span, which Python cannot do for
-100,000 requests a second; these decide the same for arrays.
+"""Which trace a request belongs to; for whole batches at once.
 
 Source:
-    W3C Trace Context, level 1, section 3.2; the samplers of the OpenTelemetry
-    specification, of which TraceIdRatioBased as the Python SDK computes it.
+    W3C Trace Context, level 1, section 3.2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from otelbpf.errors import UsageError
-from otelbpf.ids import Ids, SamplingIds
+from otelbpf.ids import Ids
 from otelbpf.records import REQUEST_RECORD, RequestFlag, Said
 
 _TRACEPARENT_LENGTH = 55
 _INVALID = 0xFF
-_SAMPLED = 1
 _DASHES = (2, 35, 52)
-_SAMPLERS = (
-    "always_on",
-    "always_off",
-    "traceidratio",
-    "parentbased_always_on",
-    "parentbased_always_off",
-    "parentbased_traceidratio",
-)
 
 
 def _nibbles() -> np.ndarray:
@@ -53,9 +38,8 @@ class Contexts:
         span_id: (n,) uint64; for the request's own span.
         parent_span_id: (n,) uint64; the caller's or the cause's; 0 where there is neither.
         flags: (n,) uint8; the caller's trace flags, 0 where none are known.
-        called: (n,) bool; a caller's traceparent gave the trace, and the flags are its decision.
-        caused: (n,) bool; the parent is another measured request, and so decides for this one.
-        marked: (n,) bool; the application said all of these, and the flags are its decision.
+        called: (n,) bool; a caller's traceparent gave the trace.
+        caused: (n,) bool; the parent is another measured request.
         linked_span_id: (n,) uint64; a span of the application's, in the same trace; 0: none known.
         elsewhere: (n,) bool; the application's span is in another trace than the caller's.
         tracestate is not carried on: it stays with the application's own span.
@@ -68,12 +52,11 @@ class Contexts:
     flags: np.ndarray
     called: np.ndarray
     caused: np.ndarray
-    marked: np.ndarray
     linked_span_id: np.ndarray
     elsewhere: np.ndarray
 
 
-def contexts_of(records: np.ndarray, ids: Ids | SamplingIds) -> Contexts:
+def contexts_of(records: np.ndarray, ids: Ids) -> Contexts:
     """What applications said of the requests, else the contexts that these carried, else new ones.
 
     A request to an upstream that has a cause has what its cause has, and that for its parent.
@@ -100,18 +83,16 @@ def contexts_of(records: np.ndarray, ids: Ids | SamplingIds) -> Contexts:
         flags=np.zeros(count, np.uint8),
         called=np.zeros(count, bool),
         caused=caused,
-        marked=records["marked"] == Said.BY_MARK,
         linked_span_id=np.zeros(count, np.uint64),
         elsewhere=np.zeros(count, bool),
     )
-    # Most requests of most services carry none, and reading is the dearest part of a request that
-    # is sampled out.
+    # Most requests of most services carry none, and reading is dear.
     carrying = np.flatnonzero(records["traceparent_length"] >= _TRACEPARENT_LENGTH)
     if carrying.size:
         _read_carried(records[carrying], contexts, carrying)
     if caused.any():
         contexts.parent_span_id[caused] = causes
-    marked = np.flatnonzero(contexts.marked)
+    marked = np.flatnonzero(records["marked"] == Said.BY_MARK)
     if marked.size:
         _read_marks(records[marked], contexts, marked)
     published = np.flatnonzero(records["marked"] == Said.BY_THREAD)
@@ -183,61 +164,3 @@ def _read_carried(records: np.ndarray, contexts: Contexts, rows: np.ndarray) -> 
     contexts.parent_span_id[rows] = parent[valid]
     contexts.flags[rows] = octets[valid, 25]
     contexts.called[rows] = True
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """Decides which requests become spans.
-
-    Attributes:
-        bound: a new trace is kept if the low half of its id is below this, 2**64 keeps all.
-        parent_based: a caller's sampled flag decides instead, where there is one.
-    """
-
-    bound: int
-    parent_based: bool
-
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str]) -> Sampler:
-        """As OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG say.
-
-        Raises:
-            UsageError: an unknown sampler, or a ratio that is not within 0..1.
-        """
-        name = environment.get("OTEL_TRACES_SAMPLER", "").strip().lower()
-        name = name or "parentbased_always_on"
-        if name not in _SAMPLERS:
-            raise UsageError(
-                f"OTEL_TRACES_SAMPLER={name} is no sampler that otelbpf knows: it knows "
-                + ", ".join(_SAMPLERS)
-            )
-        parent_based = name.startswith("parentbased_")
-        kind = name.removeprefix("parentbased_")
-        if kind != "traceidratio":
-            return cls(1 << 64 if kind == "always_on" else 0, parent_based)
-        argument = environment.get("OTEL_TRACES_SAMPLER_ARG", "").strip() or "1.0"
-        try:
-            ratio = float(argument)
-        except ValueError:
-            ratio = -1.0
-        if not 0.0 <= ratio <= 1.0:
-            raise UsageError(
-                f"OTEL_TRACES_SAMPLER_ARG={argument} is no ratio: {name} takes a number from 0 to 1"
-            )
-        return cls(round(ratio * (1 << 64)), parent_based)
-
-    @property
-    def looks_at_ids(self) -> bool:
-        """Does it keep a part of the new traces, which their ids decide?"""
-        return 0 < self.bound < 1 << 64
-
-    def keeps(self, contexts: Contexts) -> np.ndarray:
-        """(n,) bool: which requests to keep."""
-        low = contexts.trace_id_low
-        keep_all = self.bound >= 1 << 64
-        kept = np.ones(len(low), bool) if keep_all else low < np.uint64(self.bound)
-        sampled = contexts.flags & _SAMPLED != 0
-        if self.parent_based:
-            kept = np.where(contexts.called, sampled, kept)
-        # The two of them agree: the one's span is the other's parent.
-        return np.where(contexts.marked, sampled, kept)

@@ -12,7 +12,6 @@ Source:
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -60,38 +59,14 @@ class Ids:
         state = self._state(connection_ids, ordinals)
         return _ids(list(state), _Use.TRACE_HIGH), _ids(state, _Use.TRACE_LOW)
 
-    def trace_ids_low(self, connection_ids: np.ndarray, ordinals: np.ndarray) -> np.ndarray:
-        """The low halves alone, which samplers look at."""
-        return _ids(self._state(connection_ids, ordinals), _Use.TRACE_LOW)
+    def macros(self) -> dict[str, str]:
+        """What bpf/sampling.h needs to make the low halves of trace ids, too: macro -> C."""
+        return {f"ID_KEY_{i}": f"{word}ull" for i, word in enumerate(self._key)}
 
     def _state(self, connection_ids: np.ndarray, ordinals: np.ndarray) -> list[np.ndarray]:
         return siphash_state(
             self._key, connection_ids.astype(np.uint64), ordinals.astype(np.uint64)
         )
-
-
-@dataclass(frozen=True)
-class SamplingIds:
-    """Of the ids of requests what a sampler may want to know; all else is 0, and costs nothing.
-
-    Attributes:
-        ids: None: not even the low halves of trace ids.
-    """
-
-    ids: Ids | None
-
-    def span_ids(self, connection_ids: np.ndarray, _ordinals: np.ndarray) -> np.ndarray:
-        """(n,) zeros."""
-        return np.zeros(len(connection_ids), np.uint64)
-
-    def trace_ids(
-        self, connection_ids: np.ndarray, ordinals: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Zeros, and the low halves where they are wanted."""
-        nothing = np.zeros(len(connection_ids), np.uint64)
-        if self.ids is None:
-            return nothing, nothing.copy()
-        return nothing, self.ids.trace_ids_low(connection_ids, ordinals)
 
 
 def _ids(state: list[np.ndarray], use: _Use) -> np.ndarray:

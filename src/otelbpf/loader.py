@@ -8,6 +8,7 @@ import ctypes
 import os
 import secrets
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,20 +22,24 @@ from otelbpf.btf import Btf
 from otelbpf.errors import KernelError
 from otelbpf.fields import field_offsets
 from otelbpf.hooks import Candidate, Choice, Mechanism
+from otelbpf.ids import Ids
 from otelbpf.records import Counter
+from otelbpf.sampler import Sampler
 from otelbpf.sources import bpf_directory
 from otelbpf.upstreams import Upstreams, any_of
 
 # One text for BCC, in the order in which each builds on the ones before.
 _SOURCES = (
-    "records.h", "mark.h", "maps.h", "kernel.h", "connections.h", "packet.h", "marks.h", "ledger.h",
-    "thread_context.h", "client.h", "words.h", "message.h", "head.h", "body.h", "disorder.h",
+    "records.h", "mark.h", "maps.h", "kernel.h", "connections.h", "packet.h", "marks.h", "words.h",
+    "route.h", "sampling.h", "series.h", "ledger.h", "thread_context.h", "client.h", "message.h",
+    "head.h", "body.h", "disorder.h",
     "xdp.c", "tc.h", "tc.c", "tc_client.c", "socket.c", "sched.c", "mark.c", "handler.c", "sweep.c",
 )
 _PAGE_BYTES = 4096
 # Connections in a set of them (bpf/connections.h); a power of two.
 _WAYS = 8
 _NO_UPSTREAMS = Upstreams()
+_KEEP_ALL = Sampler()
 # What a role's programs at traffic control are called.
 _SERVER, _CLIENT = "tc_", "tc_client_"
 # Programs that a hook's program continues into, for each role, in the order of enum continuation.
@@ -55,10 +60,19 @@ class Limits:
     Attributes:
         connections: the least recently used one goes first.
         ring_bytes: of the ring buffer; a power of two of pages.
+        series: whose requests are added up; 0: none are.
     """
 
     connections: int = 65_536
     ring_bytes: int = 32 << 20
+    series: int = 0
+
+
+def _route_hash() -> dict[str, str]:
+    return {
+        "ROUTE_HASH_START": f"{secrets.randbits(64)}ull",
+        "ROUTE_HASH_FACTOR": f"{secrets.randbits(64) | 1}ull",
+    }
 
 
 def _hash_factors() -> str:
@@ -107,6 +121,8 @@ class Programs:
         choices: what each hook got, from hooks.choose().
         parts: of bpf/ that not every run needs.
         upstreams: whose requests are measured as a client's.
+        sampler: decides which requests are kept.
+        ids: names the traces that start here; the sampler looks at that.
     Raises:
         KernelError: the compiler's, the verifier's or the kernel's refusal.
     """
@@ -120,11 +136,15 @@ class Programs:
         limits: Limits,
         parts: frozenset[Part] = frozenset(),
         upstreams: Upstreams = _NO_UPSTREAMS,
+        sampler: Sampler = _KEEP_ALL,
+        ids: Ids | None = None,
     ) -> None:
         self._bcc = import_bcc()
         self.limits = limits
         self._roles = (_SERVER,) * bool(ports) + (_CLIENT,) * bool(upstreams)
-        self._bpf = self._compile(btf, ports, netns_cookie, limits, parts, upstreams)
+        sampling = {**sampler.macros(), **(ids or Ids()).macros()}
+        macros = {**upstreams.macros(), **sampling, **dict.fromkeys(parts, 1)}
+        self._bpf = self._compile(btf, ports, netns_cookie, limits, macros)
         self._loaded: dict[_Load, int] = {}
         self._closing: list[int] = []
         self._target_ids = _target_ids(btf, choices)
@@ -189,6 +209,21 @@ class Programs:
         orders[ctypes.c_int(0)] = orders.Leaf(before_ktime_ns, slot, flag)
         libbpf.run_once(self.fd("sweep"), data=bytes(64))
 
+    def set_series_place(self, key: bytes, place: bytes) -> None:
+        """Tells the programs where a series is.
+
+        Args:
+            key: struct series_key, bpf/records.h.
+            place: struct series_place.
+        """
+        table = self._bpf[b"series_places"]
+        table[table.Key.from_buffer_copy(key)] = table.Leaf.from_buffer_copy(place)
+
+    def set_overflow_place(self, is_client: int, place: bytes) -> None:
+        """The same for those that have none."""
+        table = self._bpf[b"overflow_places"]
+        table[ctypes.c_int(is_client)] = table.Leaf.from_buffer_copy(place)
+
     def set_python_site(self, index: int, site: bytes) -> None:
         """Tells the programs of Python's handlers what a place is for.
 
@@ -234,8 +269,7 @@ class Programs:
         ports: tuple[int, ...],
         netns_cookie: int,
         limits: Limits,
-        parts: frozenset[Part],
-        upstreams: Upstreams,
+        macros: Mapping[str, object],
     ) -> Any:
         definitions = {
             **field_offsets(btf),
@@ -246,11 +280,13 @@ class Programs:
             "HASH_FACTOR(i)": _hash_factors(),
             "MAX_EXCHANGES": limits.connections,
             "RING_PAGES": limits.ring_bytes // _PAGE_BYTES,
+            "SERIES": int(bool(limits.series)),
+            "MAX_SERIES": limits.series,
+            **_route_hash(),
             "NETNS_COOKIE": f"{netns_cookie}ull",
             "SERVERS": int(bool(ports)),
             "IS_MEASURED_PORT(p)": any_of(f"(p)=={port}" for port in ports),
-            **dict.fromkeys(parts, 1),
-            **upstreams.macros(),
+            **macros,
         }
         cflags = [f"-D{name}={value}" for name, value in definitions.items()]
         # BCC takes its headers from here instead of from a kernel-headers package.

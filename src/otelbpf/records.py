@@ -11,7 +11,7 @@ from enum import IntEnum, IntFlag
 
 import numpy as np
 
-#: struct request_record, 704 bytes.
+#: struct request_record, 712 bytes.
 REQUEST_RECORD = np.dtype(
     {
         "names": [
@@ -22,6 +22,7 @@ REQUEST_RECORD = np.dtype(
             "response_bytes",
             "request_body_bytes",
             "response_body_bytes",
+            "route_hash",
             "ordinal",
             "pid",
             "tid",
@@ -53,6 +54,7 @@ REQUEST_RECORD = np.dtype(
         ],
         "formats": [
             ("u8", (16,)),
+            "u8",
             "u8",
             "u8",
             "u8",
@@ -97,7 +99,6 @@ REQUEST_RECORD = np.dtype(
             160,
             168,
             176,
-            180,
             184,
             188,
             192,
@@ -106,30 +107,32 @@ REQUEST_RECORD = np.dtype(
             204,
             208,
             212,
-            214,
             216,
-            232,
+            220,
+            222,
+            224,
             240,
             248,
-            264,
-            280,
-            282,
-            284,
-            286,
+            256,
+            272,
             288,
             290,
             292,
             294,
             296,
-            488,
-            552,
-            648,
+            298,
+            300,
+            302,
+            304,
+            496,
+            560,
+            656,
         ],
-        "itemsize": 704,
+        "itemsize": 712,
     }
 )
 
-#: struct exchange, 736 bytes.
+#: struct exchange, 744 bytes.
 EXCHANGE = np.dtype(
     {
         "names": [
@@ -159,7 +162,107 @@ EXCHANGE = np.dtype(
             28,
             32,
         ],
-        "itemsize": 736,
+        "itemsize": 744,
+    }
+)
+
+#: struct histogram, 2320 bytes.
+HISTOGRAM = np.dtype(
+    {
+        "names": [
+            "sum_ns",
+            "counts",
+        ],
+        "formats": [
+            "u8",
+            ("u8", (289,)),
+        ],
+        "offsets": [
+            0,
+            8,
+        ],
+        "itemsize": 2320,
+    }
+)
+
+#: struct series, 95152 bytes.
+SERIES = np.dtype(
+    {
+        "names": [
+            "request_bytes",
+            "response_bytes",
+            "retransmits",
+            "out_of_order",
+            "duration",
+            "stages",
+        ],
+        "formats": [
+            "u8",
+            "u8",
+            "u8",
+            "u8",
+            HISTOGRAM,
+            (HISTOGRAM, (40,)),
+        ],
+        "offsets": [
+            0,
+            8,
+            16,
+            24,
+            32,
+            2352,
+        ],
+        "itemsize": 95152,
+    }
+)
+
+#: struct series_key, 16 bytes.
+SERIES_KEY = np.dtype(
+    {
+        "names": [
+            "route_hash",
+            "port",
+            "status_class",
+            "is_client",
+            "unused",
+        ],
+        "formats": [
+            "u8",
+            "u2",
+            "u1",
+            "u1",
+            "u4",
+        ],
+        "offsets": [
+            0,
+            8,
+            10,
+            11,
+            12,
+        ],
+        "itemsize": 16,
+    }
+)
+
+#: struct series_place, 16 bytes.
+SERIES_PLACE = np.dtype(
+    {
+        "names": [
+            "slow_ns",
+            "place",
+            "in_use",
+        ],
+        "formats": [
+            "u8",
+            "u4",
+            "u4",
+        ],
+        "offsets": [
+            0,
+            8,
+            12,
+        ],
+        "itemsize": 16,
     }
 )
 
@@ -202,6 +305,9 @@ class RequestFlag(IntFlag):
     AGENT_STOPPED = 2048
     CLIENT = 4096
     CAUSED = 8192
+    SAMPLED = 16384
+    KEPT = 32768
+    IN_SERIES = 65536
 
 
 class Said(IntEnum):
@@ -245,3 +351,4 @@ class Counter(IntEnum):
     MARKS_UNKNOWN = 19
     MARKS_AMBIGUOUS = 20
     CAUSES_AMBIGUOUS = 21
+    SAMPLED_OUT = 22

@@ -141,12 +141,13 @@ def stages_of(stamps: list[int]) -> tuple[Stage, ...]:
         ktime_ns, stamp = present[0]
         return (Stage(stamp.name.lower(), ktime_ns, ktime_ns),)
     return tuple(
-        Stage(_stage_name(first, second), start, end)
+        Stage(stage_name(first, second), start, end)
         for (start, first), (end, second) in itertools.pairwise(present)
     )
 
 
-def _stage_name(first: Stamp, second: Stamp) -> str:
+def stage_name(first: int, second: int) -> str:
+    """What the stage between two stamps is called."""
     return _STAGE_NAMES[first, second]
 
 
@@ -155,6 +156,13 @@ _STAGE_NAMES = {
     for first in Stamp
     for second in Stamp
 }
+
+
+def method_and_path(record: np.void) -> tuple[str, str]:
+    """What a record's request line asks for; the path without its query."""
+    length = int(record["request_line_length"])
+    line = _text(bytes(record["request_line"]), length)
+    return _split_request_line(line, length > _LINE_MAX)[:2]
 
 
 def address_of(raw: bytes) -> str:

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import socket
 
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
 from otelbpf.processes import executable_name, start_time
+from otelbpf.version import __version__
 
 _UNKNOWN_SERVICE = "unknown_service"
+_OF_ONE_PROCESS = ("process.pid", "process.executable.name")
 
 
 class _SharedResource(Resource):
@@ -52,6 +55,11 @@ class Resources:
             },
         }
         self._by_pid: dict[int, tuple[int, Resource]] = {}
+        self._agent = _SharedResource(
+            {**self._machine, "process.pid": os.getpid(), "service.name": "otelbpf",
+             "service.version": __version__}
+        )
+        self._by_service: dict[str, Resource] = {}
         self._last_name = ""
 
     def of_process(self, pid: int) -> Resource:
@@ -64,6 +72,20 @@ class Resources:
         if known is None:
             known = self._by_pid[pid] = (start_time(pid), self._make(pid))
         return known[1]
+
+    def of_agent(self) -> Resource:
+        """The agent's own, which its counters belong to."""
+        return self._agent
+
+    def of_service(self, pid: int) -> Resource:
+        """The resource of all processes that are this service, as `pid` is."""
+        attributes = {
+            key: value
+            for key, value in self.of_process(pid).attributes.items()
+            if key not in _OF_ONE_PROCESS
+        }
+        name = str(attributes["service.name"])
+        return self._by_service.setdefault(name, _SharedResource(attributes))
 
     def forget_gone(self) -> None:
         """Forgets processes that have ended: their pids may come to mean others."""

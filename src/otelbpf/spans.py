@@ -23,7 +23,8 @@ from otelbpf.request import Kind, Request
 from otelbpf.version import __version__
 
 SCOPE = InstrumentationScope("otelbpf", __version__)
-_METHODS = frozenset(
+#: That the conventions know.
+METHODS = frozenset(
     ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY")
 )
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
@@ -55,7 +56,7 @@ def _split_host(host: str, default_port: int) -> tuple[str, int]:
 
 def attributes_of(request: Request, clock: ClockReading, style: StageStyle) -> Attributes:
     """The attributes of the request's own span."""
-    known = request.method in _METHODS
+    known = request.method in METHODS
     attributes: Attributes = {
         "http.request.method": request.method if known else "_OTHER",
         "url.scheme": "http",
@@ -172,7 +173,7 @@ def spans_of(
             trace_flags=TraceFlags(request.trace_flags),
         )
     failed = error_type(request)
-    name = request.method if request.method in _METHODS else "HTTP"
+    name = request.method if request.method in METHODS else "HTTP"
     spans = [
         ReadableSpan(
             name=name,

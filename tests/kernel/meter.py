@@ -32,9 +32,11 @@ from otelbpf.attach import attached, find_interfaces
 from otelbpf.btf import Btf
 from otelbpf.handlers import Handler
 from otelbpf.hooks import Choice, choose
+from otelbpf.ids import Ids
 from otelbpf.loader import Limits, Part, Programs
 from otelbpf.reader import RingReader
 from otelbpf.records import EXCHANGE, REQUEST_RECORD, Counter, ExchangeState, RequestFlag, Stamp
+from otelbpf.sampler import Sampler
 from otelbpf.sweeper import ACK_WAIT_NS, Sweeper
 from otelbpf.upstreams import Upstreams
 
@@ -45,9 +47,12 @@ OUTGOING = WHOLE | RequestFlag.CLIENT
 #: What the lab's client listens on as a gateway, and an upstream's port at whatever address.
 GATEWAY_PORT = 8090
 FREE_PORT = 8091
+#: What is decided about a record, and not what happened.
+FATE = RequestFlag.SAMPLED | RequestFlag.KEPT | RequestFlag.IN_SERIES
 LOSSES = tuple(counter for counter in Counter if counter.name.startswith("LOST_"))
 # Enough for every test, and quick to look through.
 SMALL = Limits(connections=4096, ring_bytes=4 << 20)
+KEEP_ALL = Sampler()
 
 _RUN_LEARN_AGENT = (
     "import sys; from otelbpf import libbpf; libbpf.run_once(int(sys.argv[1]), context=bytes(8))"
@@ -145,7 +150,8 @@ class Meter:
         """How many requests were seen and are neither submitted nor lost yet."""
         now = self.programs.counts()
         grown = {counter: now[counter] - self._baseline[counter] for counter in Counter}
-        return grown[Counter.SEEN] - grown[Counter.SUBMITTED] - sum(grown[c] for c in LOSSES)
+        ended = (Counter.SUBMITTED, Counter.SAMPLED_OUT, *LOSSES)
+        return grown[Counter.SEEN] - sum(grown[counter] for counter in ended)
 
     def slots_in_use(self) -> int:
         """How many slots of the table of requests in flight are taken."""
@@ -208,18 +214,26 @@ class Meter:
         self.sweeper.sweep(time.monotonic_ns() + ACK_WAIT_NS)
 
 
-def load(lab: Lab, limits: Limits = SMALL, parts: frozenset[Part] = frozenset()) -> Meter:
+def load(
+    lab: Lab,
+    limits: Limits = SMALL,
+    parts: frozenset[Part] = frozenset(),
+    sampler: Sampler = KEEP_ALL,
+    ids: Ids | None = None,
+) -> Meter:
     """Compiles and loads everything for one lab. Takes about two seconds."""
     with Btf.of_kernel() as btf:
         choices = choose(btf)
         cookie = lab.server_netns.cookie
-        programs = Programs(btf, (PORT, SPARE_PORT), cookie, choices, limits, parts)
+        programs = Programs(
+            btf, (PORT, SPARE_PORT), cookie, choices, limits, parts, sampler=sampler, ids=ids
+        )
     meter = Meter(lab, choices, programs)
     meter.let_another_process_be_the_agent()
     return meter
 
 
-def load_gateway(lab: Lab, *, tcx: bool = True) -> Meter:
+def load_gateway(lab: Lab, *, tcx: bool = True, limits: Limits = SMALL) -> Meter:
     """The same for the lab's client: what it asks of the server, and what it is asked itself.
 
     Args:
@@ -237,7 +251,7 @@ def load_gateway(lab: Lab, *, tcx: bool = True) -> Meter:
             for choice in choose(btf)
         )
         programs = Programs(
-            btf, (GATEWAY_PORT,), lab.client_netns.cookie, choices, SMALL,
+            btf, (GATEWAY_PORT,), lab.client_netns.cookie, choices, limits,
             upstreams=Upstreams(endpoints, (FREE_PORT,)),
         )  # fmt: skip
     meter = Meter(lab, choices, programs, "client")
@@ -265,7 +279,8 @@ def stages(record: np.void) -> dict[tuple[Stamp, Stamp], int]:
 
 
 def flags(record: np.void) -> RequestFlag:
-    return RequestFlag(int(record["flags"]))
+    """What happened to the request; what became of its record is left out."""
+    return RequestFlag(int(record["flags"])) & ~FATE
 
 
 def describe(records: np.ndarray) -> list[str]:

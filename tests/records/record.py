@@ -27,7 +27,6 @@ from replay import CLOCK, ORIGIN, RING, SPANS, as_json, layout, replay
 from otelbpf.attach import attached, find_interfaces
 from otelbpf.btf import Btf
 from otelbpf.config import Config
-from otelbpf.context import Sampler
 from otelbpf.hooks import choose
 from otelbpf.loader import Limits, Programs
 from otelbpf.netns import find_netns
@@ -179,7 +178,7 @@ def main() -> int:
     if os.geteuid():
         raise SystemExit("record: this needs root")
     records, said = record()
-    _, spans = replay(records.tobytes(), Config((), ()), Sampler.from_environment({}))
+    _, spans = replay(records.tobytes(), Config((), ()))
     origin = "\n".join(
         [
             "Made by: scripts/record --rewrite",

@@ -11,14 +11,14 @@ from unittest import mock
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from otelbpf import agent, spans
+from otelbpf import spans
 from otelbpf.agent import Pipeline
 from otelbpf.clock import ClockReading
 from otelbpf.config import Config
-from otelbpf.context import Sampler
 from otelbpf.ids import Ids
 from otelbpf.reader import decode
 from otelbpf.records import REQUEST_RECORD
+from otelbpf.resource import Resources
 
 RECORDS = Path(__file__).resolve().parents[1] / "records"
 RING = RECORDS / "requests.ring"
@@ -32,14 +32,11 @@ def layout() -> str:
     return hashlib.sha256(repr(REQUEST_RECORD.descr).encode()).hexdigest()[:16]
 
 
-def replay(ring: bytes, config: Config, sampler: Sampler) -> tuple[Pipeline, list[ReadableSpan]]:
+def replay(ring: bytes, config: Config) -> tuple[Pipeline, list[ReadableSpan]]:
     """The spans of the records in `ring`, in the order in which they were exported."""
     exporter = InMemorySpanExporter()
-    with (
-        mock.patch.object(agent, "Ids", lambda: Ids(bytes(16))),
-        mock.patch.object(spans, "_span_id", itertools.count(0xC000).__next__),
-    ):
-        pipeline = Pipeline(config, sampler, exporter)
+    with mock.patch.object(spans, "_span_id", itertools.count(0xC000).__next__):
+        pipeline = Pipeline(config, Ids(bytes(16)), Resources(config.service_name), exporter)
         pipeline.clock = CLOCK
         pipeline.take(decode(ring))
         pipeline.sender.start()

@@ -9,8 +9,8 @@ from opentelemetry.trace import get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from samples import record
 
-from otelbpf.context import Contexts, Sampler, contexts_of
-from otelbpf.ids import Ids, SamplingIds
+from otelbpf.context import Contexts, contexts_of
+from otelbpf.ids import Ids
 from otelbpf.records import REQUEST_RECORD, RequestFlag, Said
 
 TRACE_ID = 0x4BF92F3577B34DA6A3CE929D0E0E4736
@@ -171,35 +171,6 @@ def upstream(cause: np.ndarray, **fields: object) -> np.ndarray:
     )
 
 
-@pytest.mark.parametrize("header", [b"", VALID, VALID[:-2] + b"00"])
-def test_a_request_to_an_upstream_is_its_causes_child(header: bytes) -> None:
-    """In one batch or in two, and before the cause has come or after."""
-    cause = record(traceparent=header, ordinal=5)
-    child = upstream(cause)
-    (parent,) = contexts_of(cause, IDS).span_id
-    for batch in ((child,), (cause, child), (child, cause)):
-        found = contexts_of(np.concatenate(batch), IDS)
-        at = [each is child for each in batch].index(True)
-        assert rows(found)[at][0] == rows(contexts_of(cause, IDS))[0][0]
-        assert found.parent_span_id[at] == parent
-        assert found.span_id[at] not in (parent, 0)
-        assert found.caused.tolist() == [each is child for each in batch]
-
-
-@pytest.mark.parametrize("header", [b"", VALID, VALID[:-2] + b"00"])
-@pytest.mark.parametrize(
-    "name", ["always_on", "traceidratio", "parentbased_always_off", "parentbased_traceidratio"]
-)
-def test_the_sampler_agrees_about_a_cause_and_what_it_caused(name: str, header: bytes) -> None:
-    causes = [record(traceparent=header, ordinal=ordinal) for ordinal in range(200)]
-    sampler = Sampler.from_environment(
-        {"OTEL_TRACES_SAMPLER": name, "OTEL_TRACES_SAMPLER_ARG": "0.5"}
-    )
-    kept = sampler.keeps(contexts_of(np.concatenate(causes), IDS))
-    children = np.concatenate([upstream(cause) for cause in causes])
-    assert sampler.keeps(contexts_of(children, IDS)).tolist() == kept.tolist()
-
-
 def test_a_cause_that_the_application_spoke_of_is_called_as_it_said() -> None:
     trace_id, span_id = bytes(range(1, 17)), bytes(range(21, 29))
     cause = record(marked=1, trace_id=trace_id, span_id=span_id, trace_flags=1)
@@ -224,7 +195,7 @@ def test_what_a_thread_published_is_the_trace_of_a_request_without_one() -> None
     # Its own span is not the application's.
     assert found.span_id[1] == IDS.span_ids(np.array([7]), np.array([2]))[0]
     assert found.linked_span_id.tolist() == [0, PUBLISHED_SPAN]
-    assert not found.elsewhere.any() and not found.marked.any()
+    assert not found.elsewhere.any()
 
 
 def test_what_a_thread_published_is_linked_only_within_the_caller_s_trace() -> None:
@@ -252,22 +223,3 @@ def test_a_request_to_an_upstream_that_carries_another_context_is_that_ones_chil
     found = contexts_of(record(flags=RequestFlag.CLIENT, traceparent=VALID), IDS)
     assert rows(found) == [(TRACE_ID, PARENT, 1)]
     assert not found.caused.any()
-
-
-@pytest.mark.parametrize("name", ["always_on", "always_off", "traceidratio",
-                                  "parentbased_always_on", "parentbased_traceidratio"])
-def test_what_a_sampler_looks_at_is_enough_for_it(name: str) -> None:
-    """It decides the same whether or not the ids that it has no use for were made."""
-    sampler = Sampler.from_environment(
-        {"OTEL_TRACES_SAMPLER": name, "OTEL_TRACES_SAMPLER_ARG": "0.5"}
-    )
-    batch = [
-        record(connection_id=n, traceparent=VALID if n % 3 == 0 else b"", ordinal=n)
-        for n in range(1, 300)
-    ]
-    records = np.concatenate(batch)
-    enough = SamplingIds(IDS if sampler.looks_at_ids else None)
-    kept = sampler.keeps(contexts_of(records, IDS))
-    assert sampler.keeps(contexts_of(records, enough)).tolist() == kept.tolist()
-    if "ratio" in name:
-        assert 50 < kept.sum() < 250

@@ -8,6 +8,7 @@ import json
 import re
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind
@@ -15,14 +16,12 @@ from replay import CLOCK, ORIGIN, RING, SPANS, as_json, layout, replay
 
 from otelbpf.accounting import Lost, Sums
 from otelbpf.config import Config
-from otelbpf.context import Sampler
 from otelbpf.exporter import QueueLimits
 from otelbpf.reader import decode
-from otelbpf.records import Counter, Stamp
+from otelbpf.records import Counter, RequestFlag, Stamp
 from otelbpf.spans import StageStyle
 
 CONFIG = Config((), ())
-HONOUR_THE_CALLER = Sampler.from_environment({})
 COUNT = 8
 
 
@@ -56,7 +55,7 @@ def seen_by_curl() -> list[Seen]:
 
 
 def spans_of(ring: bytes, config: Config = CONFIG) -> list[ReadableSpan]:
-    return replay(ring, config, HONOUR_THE_CALLER)[1]
+    return replay(ring, config)[1]
 
 
 def by_request(spans: list[ReadableSpan]) -> list[tuple[ReadableSpan, list[ReadableSpan]]]:
@@ -139,10 +138,8 @@ def test_stages_as_attributes_say_the_same(ring: bytes) -> None:
         assert attributes == {**(same.attributes or {}), **lengths}
 
 
-def sums(
-    ring: bytes, config: Config = CONFIG, sampler: Sampler = HONOUR_THE_CALLER
-) -> tuple[Sums, list[ReadableSpan]]:
-    pipeline, spans = replay(ring, config, sampler)
+def sums(ring: bytes, config: Config = CONFIG) -> tuple[Sums, list[ReadableSpan]]:
+    pipeline, spans = replay(ring, config)
     counts = {counter: COUNT if counter is Counter.SEEN else 0 for counter in Counter}
     return pipeline.ledger.sums(counts), spans
 
@@ -152,12 +149,12 @@ def test_all_is_accounted_for(ring: bytes) -> None:
     assert (found.exported, found.sampled_out, found.in_flight) == (COUNT, 0, 0)
 
 
-def test_only_what_the_caller_samples(ring: bytes) -> None:
-    sampler = Sampler.from_environment({"OTEL_TRACES_SAMPLER": "parentbased_always_off"})
-    found, spans = sums(ring, sampler=sampler)
+def test_only_what_the_kernel_keeps_becomes_spans(ring: bytes) -> None:
+    records = decode(ring).copy()
+    records["flags"][1:] &= ~np.uint32(RequestFlag.KEPT)
+    found, spans = sums(records.tobytes())
     assert (found.exported, found.sampled_out, found.in_flight) == (1, COUNT - 1, 0)
-    ((span, stages),) = by_request(spans)
-    assert f"{span.context.trace_id:032x}" == "4bf92f3577b34da6a3ce929d0e0e4736"
+    ((_, stages),) = by_request(spans)
     assert len(stages) == len(spans) - 1
 
 

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All requests in sums by series, whatever becomes of them.
+
+The kernel adds requests to the series that they are of (bpf/series.h). What has no place there
+yet, or did not end as it should, comes here as a record, and is added up here by the same
+rule; a new series or a new stage then gets its place. A snapshot is the sum of both.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from otelbpf.loader import Programs
+from otelbpf.records import SERIES, SERIES_KEY, SERIES_PLACE, RequestFlag, Stamp
+from otelbpf.request import Kind, Request, address_of, method_and_path, stage_name
+from otelbpf.resource import Resources
+from otelbpf.routes import Routes
+from otelbpf.sampler import Slow
+from otelbpf.snapshot import Exemplar, Histogram, Series, SeriesKey, buckets_of
+from otelbpf.spans import METHODS
+
+_STAMPS = len(Stamp)
+_STAMP_BITS = 4
+_STAGE_PLACES = SERIES["stages"].shape[0]
+#: Where the stages are for which there was no place left.
+_OTHER_STAGES = 0
+OTHER_STAGES = "other"
+_KINDS = (Kind.SERVER, Kind.CLIENT)
+# Keys whose place is remembered; the kernel remembers as many.
+_KEYS_MOST = 16_384
+_EXEMPLARS_EACH = 4
+_COUNTS = ("request_bytes", "response_bytes", "retransmits", "out_of_order")
+
+
+class SeriesTable:
+    """The kernel's sums and ours.
+
+    Args:
+        programs: whose limits have room for at least three series.
+        slow: from when on requests are kept since they were slow.
+    """
+
+    def __init__(
+        self, programs: Programs, routes: Routes, resources: Resources, slow: Slow
+    ) -> None:
+        self._lock = threading.Lock()
+        self._programs = programs
+        self._routes = routes
+        self._resources = resources
+        self._slow = slow
+        self._most = programs.limits.series
+        size = self._most * SERIES.itemsize
+        self._map = mmap.mmap(programs.map_fd("series"), size, prot=mmap.PROT_READ)
+        self._kernels = np.frombuffer(self._map, SERIES, self._most)
+        self._ours = np.zeros(self._most, SERIES)
+        self._stage_map = mmap.mmap(programs.map_fd("stage_places"), mmap.PAGESIZE)
+        #: 1 + the place of a stage, by its first stamp and its second.
+        self._stage_places = np.frombuffer(self._stage_map, np.uint8, _STAMPS * _STAMPS)
+        self._stage_names = [OTHER_STAGES]
+        # Those for which there is no other place come first, in the order of _KINDS.
+        self._keys: list[SeriesKey] = []
+        self._places: dict[SeriesKey, int] = {}
+        self._known: dict[bytes, tuple[int, int]] = {}
+        self._exemplars: dict[int, list[Exemplar]] = {}
+
+    def add(self, records: np.ndarray) -> np.ndarray:
+        """Adds requests that the kernel has not added.
+
+        Args:
+            records: (n,) REQUEST_RECORD without RequestFlag.IN_SERIES.
+        Returns:
+            (n,) bool: which of them were slow.
+        """
+        if not len(records):
+            return np.zeros(0, bool)
+        with self._lock:
+            return self._add(records)
+
+    def _add(self, records: np.ndarray) -> np.ndarray:
+        if not self._keys:
+            self._begin(int(records["pid"][0]))
+        places, slow_ns = self._places_of(records)
+        ours = self._ours
+        for name in ("request_bytes", "response_bytes", "out_of_order"):
+            np.add.at(ours[name], places, records[name])
+        for name in ("request_retransmits", "response_retransmits"):
+            np.add.at(ours["retransmits"], places, records[name])
+
+        keys = _sorted_stamps(records)
+        times = keys >> _STAMP_BITS
+        rows, at = np.nonzero(keys[:, :-1])
+        stages = self._stages_of(keys[rows, at] & _STAMPS - 1, keys[rows, at + 1] & _STAMPS - 1)
+        lengths = times[rows, at + 1] - times[rows, at]
+        np.add.at(ours["stages"]["sum_ns"], (places[rows], stages), lengths.astype(np.uint64))
+        np.add.at(ours["stages"]["counts"], (places[rows], stages, buckets_of(lengths)), 1)
+
+        first = np.argmax(keys != 0, axis=1)
+        durations = times[:, -1] - times[np.arange(len(times)), first]
+        np.add.at(ours["duration"]["sum_ns"], places, durations.astype(np.uint64))
+        np.add.at(ours["duration"]["counts"], (places, buckets_of(durations)), 1)
+        return durations.astype(np.uint64) >= slow_ns
+
+    def exemplify(self, records: np.ndarray, requests: Sequence[Request], offset_ns: int) -> None:
+        """Remembers, for each series, the last ones of these requests, which became spans.
+
+        Args:
+            records: (n,) REQUEST_RECORD of the n `requests`.
+            offset_ns: from CLOCK_MONOTONIC to Unix time.
+        """
+        with self._lock:
+            self._exemplify(_keys_of(records), requests, offset_ns)
+
+    def _exemplify(self, keys: np.ndarray, requests: Sequence[Request], offset_ns: int) -> None:
+        seen: dict[int, int] = {}
+        for row in range(len(requests) - 1, -1, -1):
+            known = self._known.get(keys[row].tobytes())
+            if known is None or seen.get(known[0], 0) >= _EXEMPLARS_EACH:
+                continue
+            place, request = known[0], requests[row]
+            seen[place] = seen.get(place, 0) + 1
+            exemplar = Exemplar(
+                request.trace_id,
+                request.span_id,
+                request.end_ktime_ns - request.start_ktime_ns,
+                request.end_ktime_ns + offset_ns,
+            )
+            self._exemplars[place] = [exemplar, *self._exemplars.get(place, ())][:_EXEMPLARS_EACH]
+
+    def snapshot(self) -> tuple[Series, ...]:
+        """All series that have requests; from any thread."""
+        with self._lock:
+            return tuple(self._series())
+
+    def _series(self) -> Iterator[Series]:
+        for place, key in enumerate(self._keys):
+            kernels, ours = self._kernels[place], self._ours[place]
+            duration = _histogram(kernels["duration"], ours["duration"])
+            if not duration.count:
+                continue
+            both = kernels["stages"]["counts"] + ours["stages"]["counts"]
+            sums = kernels["stages"]["sum_ns"] + ours["stages"]["sum_ns"]
+            stages = {
+                name: Histogram(int(sums[i]), both[i])
+                for i, name in enumerate(self._stage_names)
+                if both[i].any()
+            }
+            counts = {name: int(kernels[name]) + int(ours[name]) for name in _COUNTS}
+            exemplars = tuple(self._exemplars.get(place, ()))
+            yield Series(key, **counts, duration=duration, stages=stages, exemplars=exemplars)
+
+    def close(self) -> None:
+        """Unmaps what was mapped."""
+        del self._kernels, self._stage_places
+        self._map.close()
+        self._stage_map.close()
+
+    # ---- places ----
+
+    def _begin(self, pid: int) -> None:
+        resource = self._resources.of_service(pid)
+        self._keys = [SeriesKey(kind, resource, overflow=True) for kind in _KINDS]
+
+    def _places_of(self, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The place of each record's series, and from how many ns on it is slow."""
+        keys, firsts, inverse = np.unique(
+            _keys_of(records).view(f"V{SERIES_KEY.itemsize}"),
+            return_index=True,
+            return_inverse=True,
+        )
+        found = [
+            self._known.get(key.tobytes()) or self._name(key.tobytes(), records[first])
+            for key, first in zip(keys, firsts, strict=True)
+        ]
+        places, slow_ns = zip(*found, strict=True)
+        inverse = inverse.reshape(-1)
+        return np.array(places)[inverse], np.array(slow_ns, np.uint64)[inverse]
+
+    def _name(self, key: bytes, record: np.void) -> tuple[int, int]:
+        """Gives the series a place, and tells the kernel of it."""
+        series_key = self._series_key(np.frombuffer(key, SERIES_KEY)[0], record)
+        place = self._places.get(series_key)
+        if place is None and len(self._keys) < self._most:
+            place = self._places[series_key] = len(self._keys)
+            self._keys.append(series_key)
+            if len(self._keys) == self._most:
+                self._send_the_rest_to_overflow()
+        if place is None:
+            place = _KINDS.index(series_key.kind)
+        slow_ns = self._slow.of(series_key.route)
+        if len(self._known) >= _KEYS_MOST:
+            self._known.clear()
+        self._known[key] = place, slow_ns
+        if series_key.status_class and place >= len(_KINDS):
+            self._programs.set_series_place(key, _series_place(place, slow_ns))
+        return place, slow_ns
+
+    def _send_the_rest_to_overflow(self) -> None:
+        for place in range(len(_KINDS)):
+            self._programs.set_overflow_place(place, _series_place(place, self._slow.of("")))
+
+    def _series_key(self, key: np.void, record: np.void) -> SeriesKey:
+        kind = _KINDS[key["is_client"]]
+        method, path = method_and_path(record)
+        return SeriesKey(
+            kind,
+            self._resources.of_service(int(record["pid"])),
+            method if method in METHODS else "_OTHER",
+            self._routes.template(path),
+            int(key["status_class"]),
+            int(key["port"]),
+            address_of(record["peer_address"].tobytes()) if kind is Kind.CLIENT else "",
+        )
+
+    def _stages_of(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """The places of n stages; new ones get one."""
+        pairs = first * _STAMPS + second
+        for pair in np.unique(pairs[self._stage_places[pairs] == 0]):
+            place = _OTHER_STAGES
+            if len(self._stage_names) < _STAGE_PLACES:
+                place = len(self._stage_names)
+                self._stage_names.append(stage_name(*divmod(int(pair), _STAMPS)))
+            self._stage_places[pair] = 1 + place
+        return self._stage_places[pairs].astype(np.int64) - 1
+
+
+def _keys_of(records: np.ndarray) -> np.ndarray:
+    """(n,) SERIES_KEY, as place_of() of bpf/series.h makes them; no class: it was cut short."""
+    keys = np.zeros(len(records), SERIES_KEY)
+    is_client = records["flags"] & np.uint32(RequestFlag.CLIENT) != 0
+    answered = records["flags"] & np.uint32(RequestFlag.REQUEST_ANSWERED) != 0
+    keys["route_hash"] = records["route_hash"]
+    keys["port"] = np.where(is_client, records["peer_port"], records["local_port"])
+    keys["status_class"] = np.where(answered, records["status"] // 100, 0)
+    keys["is_client"] = is_client
+    return keys
+
+
+def _sorted_stamps(records: np.ndarray) -> np.ndarray:
+    """(n, 16) int64: in order of time, each number below its time; the absent ones, 0, first."""
+    times = records["stamp_ktime_ns"].astype(np.int64)
+    return np.sort(np.where(times != 0, times << _STAMP_BITS | np.arange(_STAMPS), 0), axis=1)
+
+
+def _series_place(place: int, slow_ns: int) -> bytes:
+    return np.array((slow_ns, place, 1), SERIES_PLACE).tobytes()
+
+
+def _histogram(kernels: np.void, ours: np.void) -> Histogram:
+    return Histogram(
+        int(kernels["sum_ns"]) + int(ours["sum_ns"]), kernels["counts"] + ours["counts"]
+    )

@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All requests in sums: the kernel's own, and those of what it leaves to the agent."""
+
+from __future__ import annotations
+
+from collections import Counter as Multiset
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+from lab import PORT, SERVER_IPV4, SERVER_IPV6, Pair, laboratory, receive, reset, wait_until
+from messages import CHUNKED, OK, chunks, request, response
+from meter import SMALL, Meter, load, load_gateway
+
+from otelbpf.loader import Limits
+from otelbpf.records import Counter, RequestFlag
+from otelbpf.request import Kind, stages_of
+from otelbpf.resource import Resources
+from otelbpf.routes import Routes
+from otelbpf.sampler import Sampler, Slow
+from otelbpf.series import SeriesTable
+from otelbpf.snapshot import UPPER_NS, Series, SeriesKey
+
+pytestmark = pytest.mark.guest
+
+LIMITS = Limits(SMALL.connections, SMALL.ring_bytes, series=64)
+FEW = Limits(SMALL.connections, SMALL.ring_bytes, series=8)
+TEMPLATES = ("/files/{name}", "/slow")
+NEVER = Slow()
+
+
+class Sums:
+    """A meter whose programs add up, and the table of the sums."""
+
+    def __init__(self, meter: Meter, slow: Slow = NEVER) -> None:
+        self.meter = meter
+        self.table = SeriesTable(
+            meter.programs, Routes(TEMPLATES), Resources("tested"), slow
+        )
+
+    def take(self, count: int) -> np.ndarray:
+        """`count` records; those that the kernel has not added up are added."""
+        records = self.meter.records(count)
+        self.slow = self.table.add(records[~in_series(records)])
+        return records
+
+    def found(self, **like: object) -> list[Series]:
+        """The series whose keys have these attributes."""
+        return [
+            series
+            for series in self.table.snapshot()
+            if all(getattr(series.key, name) == value for name, value in like.items())
+        ]
+
+    def close(self) -> None:
+        self.table.close()
+        self.meter.close()
+
+
+def in_series(records: np.ndarray) -> np.ndarray:
+    return records["flags"] & np.uint32(RequestFlag.IN_SERIES) != 0
+
+
+@pytest.fixture(scope="module")
+def _loaded() -> Iterator[Sums]:
+    with laboratory() as lab:
+        sums = Sums(load(lab, LIMITS))
+        try:
+            with sums.meter.attached():
+                yield sums
+        finally:
+            sums.close()
+
+
+@pytest.fixture
+def sums(_loaded: Sums) -> Iterator[Sums]:
+    _loaded.meter.begin()
+    yield _loaded
+    _loaded.meter.end()
+
+
+def assert_adds_up(series: Series, records: np.ndarray) -> None:
+    """It has just these requests, each stage of them in the bucket where it belongs."""
+    by_hand = [stages_of(record["stamp_ktime_ns"].tolist()) for record in records]
+    assert series.duration.count == len(records)
+    lengths = [stages[-1].end_ktime_ns - stages[0].start_ktime_ns for stages in by_hand]
+    assert_holds(series.duration.counts, lengths)
+    assert series.duration.sum_ns == sum(lengths)
+    assert series.request_bytes == records["request_bytes"].sum()
+    assert series.response_bytes == records["response_bytes"].sum()
+    by_name: dict[str, list[int]] = {}
+    for stage in (stage for stages in by_hand for stage in stages):
+        by_name.setdefault(stage.name, []).append(stage.end_ktime_ns - stage.start_ktime_ns)
+    assert series.stages.keys() == by_name.keys()
+    for name, lengths in by_name.items():
+        assert series.stages[name].sum_ns == sum(lengths), name
+        assert_holds(series.stages[name].counts, lengths)
+
+
+def assert_holds(counts: np.ndarray, lengths: Sequence[int]) -> None:
+    """One by one, by the buckets' bounds and not by how the bucket was found."""
+    assert counts.sum() == len(lengths)
+    for length in lengths:
+        (bucket,) = (i for i, upper in enumerate(UPPER_NS)
+                     if length <= upper and (i == 0 or length > UPPER_NS[i - 1]))
+        assert counts[bucket], f"{length} ns is not in bucket {bucket}"
+    assert np.count_nonzero(counts) == len(
+        {int(np.searchsorted(UPPER_NS, length)) for length in lengths}
+    )
+
+
+def test_the_sums_are_those_of_the_records(sums: Sums) -> None:
+    """Half of them by the agent, that knows a new series first, half by the kernel."""
+    pair = sums.meter.lab.connect()
+    taken = []
+    for number in range(200):
+        pair.exchange(request(target="/sums"), response(200, body=b"x" * (number % 7)))
+        taken.append(sums.take(1))
+    records = np.concatenate(taken)
+    # A stage that is new keeps a request from the kernel's sums, and none of them does for long.
+    assert not in_series(records)[0]
+    assert in_series(records)[-100:].sum() >= 90
+    (series,) = sums.found(route="/sums")
+    assert series.key == SeriesKey(
+        Kind.SERVER, series.key.resource, "GET", "/sums", 2, int(records["local_port"][0])
+    )
+    assert_adds_up(series, records)
+
+
+def test_bodies_whose_last_byte_comes_before_the_first_is_read(sums: Sums) -> None:
+    """Stamps that are not in the order of the way are sorted by the kernel as by the agent."""
+    taken = []
+    for _ in range(30):
+        pair = sums.meter.lab.connect()
+        asked = request("POST", "/upload", body=b"b" * 9_000)
+        pair.client.sendall(asked[:100])
+        pair.client.sendall(asked[100:])
+        receive(pair.server, len(asked))
+        pair.answer(response(201, CHUNKED) + chunks([b"one", b"two"]))
+        taken.append(sums.take(1))
+    records = np.concatenate(taken)
+    assert in_series(records).any()
+    (series,) = sums.found(route="/upload")
+    assert series.key.method == "POST"
+    assert_adds_up(series, records)
+
+
+@pytest.mark.parametrize(
+    ("targets", "route"),
+    [
+        (["/users/12/orders", "/users/7/orders?page=3", "/users/f47ac10b/orders"],
+         "/users/{id}/orders"),
+        (["/v1/chat", "/v1/chat?x=1"], "/v1/chat"),
+        (["/v2beta1/oauth2/s3", "/v2beta1/oauth2/s3"], "/v2beta1/oauth2/s3"),
+        (["/99", "/1"], "/{id}"),
+        (["/a/1/", "/a/22/"], "/a/{id}/"),
+        (["/v123456789", "/v99999999x"], "/{id}"),
+        (["//", "//?"], "//"),
+    ],
+)  # fmt: skip
+def test_paths_of_one_route_have_one_number(sums: Sums, targets: list[str], route: str) -> None:
+    pair = sums.meter.lab.connect()
+    before = sum(series.duration.count for series in sums.found(route=route, method="PUT"))
+    for target in targets:
+        pair.exchange(request("PUT", target), OK)
+    records = sums.take(len(targets))
+    assert len(set(records["route_hash"].tolist())) == 1
+    (series,) = sums.found(route=route, method="PUT")
+    assert series.duration.count == before + len(targets)
+
+
+def test_paths_of_other_routes_have_other_numbers(sums: Sums) -> None:
+    targets = ["/", "/a", "/a/", "/a/b", "/ab", "/a/1", "/1/a", "/a/b/1", "/v1", "/v2", "/a1",
+               "/{id}", "/x" * 94, "/x" * 93, "*", "http://host/a"]  # fmt: skip
+    pair = sums.meter.lab.connect()
+    for target in targets:
+        pair.exchange(request("PUT", target), OK)
+    pair.exchange(request("PATCH", "/a"), OK)
+    records = sums.take(len(targets) + 1)
+    assert len(set(records["route_hash"].tolist())) == len(targets) + 1
+
+
+def test_a_template_gathers_paths_that_the_kernel_tells_apart(sums: Sums) -> None:
+    pair = sums.meter.lab.connect()
+    for target in ("/files/alpha", "/files/beta", "/files/alpha"):
+        pair.exchange(request(target=target), OK)
+        sums.take(1)
+    (series,) = sums.found(route="/files/{name}")
+    assert series.duration.count == 3
+
+
+def test_each_class_of_status_is_a_series(sums: Sums) -> None:
+    pair = sums.meter.lab.connect()
+    for status in (200, 404, 500, 204, 503, 302):
+        body = None if status == 204 else b""
+        pair.exchange(request(target="/classes"), response(status, body=body))
+    sums.take(6)
+    by_class = {s.key.status_class: s.duration.count for s in sums.found(route="/classes")}
+    assert by_class == {2: 2, 3: 1, 4: 1, 5: 2}
+
+
+def test_requests_cut_short_are_a_series_of_their_own(sums: Sums) -> None:
+    for _ in range(2):
+        pair = sums.meter.lab.connect()
+        pair.ask(request(target="/cut"))
+        reset(pair.server)
+        record = sums.take(1)
+        assert not in_series(record).any()
+    (series,) = sums.found(route="/cut")
+    assert series.key.status_class == 0
+    assert series.duration.count == 2
+
+
+def test_methods_that_nobody_knows_are_one(sums: Sums) -> None:
+    pair = sums.meter.lab.connect()
+    for method in ("BREW", "WHEN"):
+        pair.exchange(request(method, "/pot"), OK)
+    sums.take(2)
+    (series,) = sums.found(route="/pot")
+    assert (series.key.method, series.duration.count) == ("_OTHER", 2)
+
+
+@pytest.fixture(scope="module")
+def _sampled_out() -> Iterator[Sums]:
+    """Nothing is kept but what fails or is slow: a second, or a tenth for /slow."""
+    with laboratory() as lab:
+        meter = load(lab, FEW, sampler=Sampler(0, keep_errors=True))
+        sums = Sums(meter, Slow(1_000_000_000, (("/slow", 100_000_000),)))
+        try:
+            with sums.meter.attached():
+                yield sums
+        finally:
+            sums.close()
+
+
+@pytest.fixture
+def sampled_out(_sampled_out: Sums) -> Iterator[Sums]:
+    _sampled_out.meter.begin()
+    yield _sampled_out
+    _sampled_out.meter.end()
+
+
+def all_ended(sums: Sums) -> None:
+    wait_until(lambda: not sums.meter.in_flight(), "every request had ended")
+
+
+def slowly(pair: Pair, target: str, seconds: float) -> None:
+    """An exchange whose response is that late."""
+    pair.ask(request(target=target))
+    with pytest.raises(TimeoutError):
+        pair.client.settimeout(seconds)
+        pair.client.recv(1)
+    pair.client.settimeout(10)
+    pair.answer(OK)
+
+
+def test_what_is_sampled_out_is_in_the_sums_and_not_in_the_ring(sampled_out: Sums) -> None:
+    pair = sampled_out.meter.lab.connect()
+    # Each stage is new once; the agent then knows them all.
+    learned = 0
+    for _ in range(100):
+        pair.exchange(request(target="/unsampled"), OK)
+        all_ended(sampled_out)
+        learned += len(sampled_out.table.add(sampled_out.meter.reader.read()))
+    assert 1 <= learned < 40
+    assert sampled_out.meter.counted(Counter.SAMPLED_OUT) == 100 - learned
+    (series,) = sampled_out.found(route="/unsampled")
+    assert series.duration.count == 100
+
+
+def test_errors_and_slow_ones_are_kept_all_the_same(sampled_out: Sums) -> None:
+    pair = sampled_out.meter.lab.connect()
+    asked: list[tuple[str, bytes, float]] = [
+        ("/slow", OK, 0.0), ("/slow", OK, 0.2), ("/other", OK, 0.2),
+        ("/other", response(500, body=b""), 0.0), ("/other", response(404, body=b""), 0.0),
+    ]  # fmt: skip
+    for turn in range(3):
+        kept: Multiset[tuple[bytes, int]] = Multiset()
+        for target, answer, seconds in asked:
+            if seconds:
+                slowly(pair, target, seconds)
+            else:
+                pair.exchange(request(target=target), answer)
+            all_ended(sampled_out)
+            for record in sampled_out.meter.reader.read().reshape(-1, 1):
+                by_kernel = bool(record["flags"][0] & RequestFlag.KEPT)
+                added = bool(in_series(record)[0])
+                if by_kernel or (not added and sampled_out.table.add(record)[0]):
+                    kept[bytes(record["request_line"][0]), int(record["status"][0])] += 1
+        assert kept == {(b"GET /slow HTTP/1.1", 200): 1, (b"GET /other HTTP/1.1", 500): 1}, turn
+
+
+def test_beyond_the_last_series_all_is_overflow(sampled_out: Sums) -> None:
+    pair = sampled_out.meter.lab.connect()
+    for number in range(30):
+        pair.exchange(request(target="/over" + "x" * number), OK)
+        all_ended(sampled_out)
+        sampled_out.table.add(sampled_out.meter.reader.read())
+    named = sampled_out.found(overflow=False)
+    (overflow,) = sampled_out.found(overflow=True)
+    assert len(named) == FEW.series - 2
+    assert overflow.key.kind is Kind.SERVER
+    over = [s for s in named if s.key.route.startswith("/over")]
+    assert sum(s.duration.count for s in over) + overflow.duration.count == 30
+
+
+def test_upstreams_are_told_apart_by_address_and_are_of_another_kind() -> None:
+    with laboratory() as lab:
+        sums = Sums(load_gateway(lab, limits=LIMITS))
+        try:
+            with sums.meter.attached():
+                sums.meter.begin()
+                taken = {}
+                for host in (SERVER_IPV4, SERVER_IPV6):
+                    pair = lab.connect(host)
+                    records = []
+                    for _ in range(40):
+                        pair.ask(request(target="/up/1"))
+                        pair.answer(OK)
+                        records.append(sums.take(1))
+                    taken[host] = np.concatenate(records)
+                for host, records in taken.items():
+                    assert in_series(records).any()
+                    (series,) = sums.found(server_address=host)
+                    assert (series.key.kind, series.key.route) == (Kind.CLIENT, "/up/{id}")
+                    assert series.key.server_port == PORT
+                    assert_adds_up(series, records)
+                sums.meter.end()
+        finally:
+            sums.close()
