@@ -14,7 +14,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from importlib.metadata import entry_points
+from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
@@ -25,12 +27,32 @@ from otelbpf.request import Request
 
 _log = logging.getLogger(__name__)
 
-_GROUP = "opentelemetry_traces_exporter"
 _BY_PROTOCOL = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
 _BACK_OFF_FIRST_S = 1.0
 # How long an export under way is waited for once the exporter was shut down.
 _LAST_EXPORT_S = 2.0
 _BACK_OFF_LONGEST_S = 8.0
+
+
+class Signal(StrEnum):
+    """What is exported, as it is called in the names of variables and of entry points."""
+
+    TRACES = "traces"
+    METRICS = "metrics"
+
+
+def whole_number(environment: Mapping[str, str], name: str, default: float) -> float:
+    """The number that the variable `name` has; `default` where it is not set.
+
+    Raises:
+        UsageError: it is no whole number, or none from 1 to 999999999.
+    """
+    text = environment.get(name, "").strip()
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
+        raise UsageError(f"{name}={text} is no whole number from 1 to 999999999")
+    return int(text)
 
 
 @dataclass(frozen=True)
@@ -60,12 +82,7 @@ class QueueLimits:
         """
 
         def number(name: str, default: float) -> float:
-            text = environment.get(name, "").strip()
-            if not text:
-                return default
-            if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
-                raise UsageError(f"{name}={text} is no whole number from 1 to 999999999")
-            return int(text)
+            return whole_number(environment, name, default)
 
         return cls(
             requests=int(number("OTEL_BSP_MAX_QUEUE_SIZE", cls.requests)),
@@ -75,25 +92,30 @@ class QueueLimits:
         )
 
 
-def exporter_name(environment: Mapping[str, str]) -> str:
+def _variables(signal: Signal, what: str) -> tuple[str, str]:
+    """The variable for one signal, and the one for all, which it goes before."""
+    return f"OTEL_EXPORTER_OTLP_{signal.upper()}_{what}", f"OTEL_EXPORTER_OTLP_{what}"
+
+
+def exporter_name(environment: Mapping[str, str], signal: Signal = Signal.TRACES) -> str:
     """Which exporter OTEL_TRACES_EXPORTER and OTEL_EXPORTER_OTLP_PROTOCOL ask for.
 
+    Args:
+        signal: for METRICS it is OTEL_METRICS_EXPORTER.
     Raises:
         UsageError: more than one, or a protocol that OTLP does not have.
     """
-    name = environment.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
+    variable = f"OTEL_{signal.upper()}_EXPORTER"
+    name = environment.get(variable, "").strip() or "otlp"
     if "," in name:
         raise UsageError(
-            f"OTEL_TRACES_EXPORTER={name} names several exporters: otelbpf sends to one; let an "
+            f"{variable}={name} names several exporters: otelbpf sends to one; let an "
             "OpenTelemetry collector send on to others"
         )
     if name != "otlp":
         return name
-    protocol = (
-        environment.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "").strip()
-        or environment.get("OTEL_EXPORTER_OTLP_PROTOCOL", "").strip()
-        or "grpc"
-    )
+    given = (environment.get(name, "").strip() for name in _variables(signal, "PROTOCOL"))
+    protocol = next(filter(None, given), "grpc")
     if protocol not in _BY_PROTOCOL:
         raise UsageError(
             f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol} is not supported: "
@@ -102,11 +124,18 @@ def exporter_name(environment: Mapping[str, str]) -> str:
     return _BY_PROTOCOL[protocol]
 
 
-def require_endpoint(environment: Mapping[str, str], name: str) -> None:
+def is_otlp(name: str) -> bool:
+    """Is this exporter one that sends OTLP over a network?"""
+    return name in _BY_PROTOCOL.values()
+
+
+def require_endpoint(
+    environment: Mapping[str, str], name: str, signal: Signal = Signal.TRACES
+) -> None:
     """Raises UsageError for an endpoint that the exporter would take for something else."""
-    if name not in _BY_PROTOCOL.values():
+    if not is_otlp(name):
         return
-    for variable in ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"):
+    for variable in _variables(signal, "ENDPOINT"):
         endpoint = environment.get(variable, "").strip()
         insecure = environment.get("OTEL_EXPORTER_OTLP_INSECURE", "").strip().lower() == "true"
         if not endpoint or endpoint.startswith(("http://", "https://")):
@@ -119,22 +148,20 @@ def require_endpoint(environment: Mapping[str, str], name: str) -> None:
         )
 
 
-def destination(environment: Mapping[str, str], name: str) -> str:
-    """Where the spans go, for people."""
-    if name not in _BY_PROTOCOL.values():
+def destination(
+    environment: Mapping[str, str], name: str, signal: Signal = Signal.TRACES
+) -> str:
+    """Where the spans or the metrics go, for people."""
+    if not is_otlp(name):
         return name
     protocol = next(key for key, value in _BY_PROTOCOL.items() if value == name)
     default = "http://localhost:4317" if protocol == "grpc" else "http://localhost:4318"
-    endpoint = (
-        environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-        or environment.get("OTEL_EXPORTER_OTLP_ENDPOINT")
-        or default
-    )
-    return f"{endpoint} ({protocol})"
+    given = map(environment.get, _variables(signal, "ENDPOINT"))
+    return f"{next(filter(None, given), default)} ({protocol})"
 
 
 def make_exporter(name: str, output: str | None = None) -> SpanExporter | None:
-    """Makes the exporter that an entry point calls `name`; None for "none".
+    """Makes the span exporter that an entry point calls `name`; None for "none".
 
     Args:
         output: the file that otlp_json_file appends to; None: standard output.
@@ -145,19 +172,33 @@ def make_exporter(name: str, output: str | None = None) -> SpanExporter | None:
         raise UsageError("--output goes with OTEL_TRACES_EXPORTER=otlp_json_file only")
     if name == "none":
         return None
-    found = {point.name: point for point in entry_points(group=_GROUP)}
+    arguments = {} if output is None else {"path": output}
+    return load_exporter(name, Signal.TRACES, ("otlp", "none"), arguments)
+
+
+def load_exporter(
+    name: str, signal: Signal, others: Sequence[str], arguments: Mapping[str, Any]
+) -> Any:
+    """Makes the exporter that an entry point calls `name`.
+
+    Args:
+        others: what else the signal's variable may say, for the error.
+        arguments: of the exporter.
+    Raises:
+        UsageError: no such exporter, or it refuses its configuration.
+    """
+    found = {point.name: point for point in entry_points(group=f"opentelemetry_{signal}_exporter")}
     if name not in found:
         raise UsageError(
-            f"OTEL_TRACES_EXPORTER={name} is not installed: there are otlp, none, "
-            + ", ".join(sorted(found))
+            f"OTEL_{signal.upper()}_EXPORTER={name} is not installed: there are "
+            + ", ".join((*others, *sorted(found)))
         )
-    arguments = {} if output is None else {"path": output}
     try:
         return found[name].load()(**arguments)
     except Exception as error:
         raise UsageError(
             f"exporter {name} cannot start ({error}): check the OTEL_EXPORTER_OTLP_* variables"
-            + (" and --output" if output else "")
+            + (" and --output" if "path" in arguments else "")
         ) from error
 
 
