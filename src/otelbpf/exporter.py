@@ -173,7 +173,8 @@ def make_exporter(name: str, output: str | None = None) -> SpanExporter | None:
     if name == "none":
         return None
     arguments = {} if output is None else {"path": output}
-    return load_exporter(name, Signal.TRACES, ("otlp", "none"), arguments)
+    exporter: SpanExporter = load_exporter(name, Signal.TRACES, ("otlp", "none"), arguments)
+    return exporter
 
 
 def load_exporter(
@@ -191,7 +192,7 @@ def load_exporter(
     if name not in found:
         raise UsageError(
             f"OTEL_{signal.upper()}_EXPORTER={name} is not installed: there are "
-            + ", ".join((*others, *sorted(found)))
+            + ", ".join(dict.fromkeys((*others, *sorted(found))))
         )
     try:
         return found[name].load()(**arguments)

@@ -32,7 +32,7 @@ _UNSET = Status(StatusCode.UNSET)
 _PORT_MAX = 65_535
 _SPAN_KINDS = {Kind.SERVER: SpanKind.SERVER, Kind.CLIENT: SpanKind.CLIENT}
 #: What a server answers with 4xx was the client's error.
-_LEAST_ERROR = {Kind.SERVER: 500, Kind.CLIENT: 400}
+LEAST_ERROR = {Kind.SERVER: 500, Kind.CLIENT: 400}
 
 Attributes = dict[str, str | int | bool | tuple[str, ...]]
 
@@ -140,7 +140,7 @@ def error_type(request: Request) -> str:
     """The conventions' error.type: how it was cut short, or its status; empty: no error."""
     if request.ended_by:
         return request.ended_by
-    return str(request.status) if request.status >= _LEAST_ERROR[request.kind] else ""
+    return str(request.status) if request.status >= LEAST_ERROR[request.kind] else ""
 
 
 def _links_of(request: Request) -> tuple[Link, ...]:

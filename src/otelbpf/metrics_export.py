@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""metrics -> exporter: at intervals through an official OpenTelemetry exporter, or when scraped."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol, TypeVar
+
+from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult
+
+from otelbpf.errors import UsageError
+from otelbpf.exporter import (
+    Signal,
+    destination,
+    exporter_name,
+    is_otlp,
+    load_exporter,
+    require_endpoint,
+    whole_number,
+)
+from otelbpf.metrics import MetricStyle, Temporality, metrics_of
+from otelbpf.metrics_points import HistogramStyle
+from otelbpf.metrics_prometheus import PrometheusEndpoint
+from otelbpf.snapshot import Snapshot
+
+_log = logging.getLogger(__name__)
+
+_INTERVAL = "OTEL_METRIC_EXPORT_INTERVAL"
+_TIMEOUT = "OTEL_METRIC_EXPORT_TIMEOUT"
+_HISTOGRAMS = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION"
+_TEMPORALITY = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
+_HOST = "OTEL_EXPORTER_PROMETHEUS_HOST"
+_PORT = "OTEL_EXPORTER_PROMETHEUS_PORT"
+# Collectors refuse gRPC messages above 4 MiB; a point with 28 buckets takes 0.8 KiB.
+_BATCH_POINTS = 2_000
+# How long stopping waits for a collector that has not taken metrics lately, and for an export that
+# was told to give up.
+_LAST_EXPORT_S = 2.0
+# What says in the exporters' words that an export failed; each time, and we say it once.
+_EXPORTERS_LOGGERS = (
+    "opentelemetry.exporter.otlp.proto.grpc.exporter",
+    "opentelemetry.exporter.otlp.proto.http.metric_exporter",
+)
+
+TakeSnapshot = Callable[[], Snapshot]
+_Choice = TypeVar("_Choice", bound=StrEnum)
+
+
+class MetricsExport(Protocol):
+    """A way for metrics out of the agent.
+
+    Make it by metrics_export() while settings are checked; start() it once everything is
+    attached; stop() it when no request is in flight any more, while snapshots can still be taken.
+
+    Attributes:
+        destination: where the metrics go, for people.
+    """
+
+    destination: str
+
+    def start(self, take_snapshot: TakeSnapshot) -> None:
+        """Starts asking for snapshots, from one other thread at a time.
+
+        Raises:
+            UsageError: an address cannot be listened on.
+        """
+
+    def stop(self) -> None:
+        """Exports once more, where it is for the agent to begin, and ends. May be called twice."""
+
+
+def metrics_export(environment: Mapping[str, str]) -> MetricsExport:
+    """What OTEL_METRICS_EXPORTER and the variables of the exporter that it names ask for.
+
+    Raises:
+        UsageError: one of them has a value that it cannot have.
+    """
+    name = exporter_name(environment, Signal.METRICS)
+    require_endpoint(environment, name, Signal.METRICS)
+    if name == "none":
+        return _Nowhere()
+    if name == "prometheus":
+        return _Scraped(environment)
+    schedule = Schedule.from_environment(environment)
+    style = MetricStyle(
+        histograms=_choice(environment, _HISTOGRAMS, HistogramStyle.EXPLICIT),
+        temporality=_choice(environment, _TEMPORALITY, Temporality.CUMULATIVE),
+    )
+    arguments: dict[str, Any] = {}
+    if is_otlp(name):
+        arguments["max_export_batch_size"] = _BATCH_POINTS
+        # Else they have theirs, of OTEL_EXPORTER_OTLP_TIMEOUT.
+        if environment.get(_TIMEOUT, "").strip():
+            arguments["timeout"] = schedule.timeout_s
+    others = ("otlp", "prometheus", "none")
+    exporter = load_exporter(name, Signal.METRICS, others, arguments)
+    return Periodic(exporter, style, schedule, destination(environment, name, Signal.METRICS))
+
+
+def _choice(environment: Mapping[str, str], name: str, default: _Choice) -> _Choice:
+    text = environment.get(name, "").strip().lower()
+    kind = type(default)
+    if not text:
+        return default
+    if text not in list(kind):
+        raise UsageError(f"{name}={text} is not supported: it is one of {', '.join(kind)}")
+    return kind(text)
+
+
+class _Nowhere:
+    """OTEL_METRICS_EXPORTER=none."""
+
+    destination = "none"
+
+    def start(self, take_snapshot: TakeSnapshot) -> None:
+        """Does nothing."""
+
+    def stop(self) -> None:
+        """Does nothing."""
+
+
+class _Scraped:
+    """OTEL_METRICS_EXPORTER=prometheus; explicit buckets, since the start."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        host = environment.get(_HOST, "").strip() or "localhost"
+        port = int(whole_number(environment, _PORT, 9464))
+        if port > 65_535:
+            raise UsageError(f"{_PORT}={port} is no TCP port: it is a number from 1 to 65535")
+        self._endpoint = PrometheusEndpoint(host, port)
+        authority = f"[{host}]" if ":" in host else host
+        self.destination = f"http://{authority}:{port}/metrics (Prometheus)"
+
+    def start(self, take_snapshot: TakeSnapshot) -> None:
+        """Listens for scrapes."""
+        self._endpoint.start(lambda: metrics_of(take_snapshot()))
+
+    def stop(self) -> None:
+        """Ends it; a scraper has what it asked for in time."""
+        self._endpoint.stop()
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When metrics are exported.
+
+    Attributes:
+        interval_s: from one export to the next (OTEL_METRIC_EXPORT_INTERVAL).
+        timeout_s: the longest that one may take (OTEL_METRIC_EXPORT_TIMEOUT).
+    """
+
+    interval_s: float = 60.0
+    timeout_s: float = 30.0
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Schedule:
+        """The defaults, changed by the OTEL_METRIC_EXPORT_* variables, which are in ms.
+
+        Raises:
+            UsageError: one of them is no whole number, or none from 1 to 999999999.
+        """
+        return cls(
+            whole_number(environment, _INTERVAL, cls.interval_s * 1000) / 1000,
+            whole_number(environment, _TIMEOUT, cls.timeout_s * 1000) / 1000,
+        )
+
+
+class Periodic:
+    """Exports at intervals, in a thread of its own, and at the end.
+
+    An export that fails loses nothing: the next one tells of all since the start or, of what is
+    told since the last export, since the last one that was taken.
+    """
+
+    def __init__(
+        self, exporter: MetricExporter, style: MetricStyle, schedule: Schedule, destination: str
+    ) -> None:
+        self.destination = destination
+        self._exporter = exporter
+        self._style = style
+        self._schedule = schedule
+        self._take_snapshot: TakeSnapshot | None = None
+        self._told: Snapshot | None = None
+        self._failed = 0
+        self._failing = False
+        self._stopping = threading.Event()
+        self._taking = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="otelbpf-metrics", daemon=True)
+
+    def start(self, take_snapshot: TakeSnapshot) -> None:
+        """Starts exporting; the first time after one interval."""
+        self._take_snapshot = take_snapshot
+        for name in _EXPORTERS_LOGGERS:
+            logging.getLogger(name).addFilter(self._is_news)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Exports for the last time, and waits for that as long as an export may take."""
+        if self._take_snapshot is None or self._stopping.is_set():
+            return
+        patience_s = _LAST_EXPORT_S if self._failing else self._schedule.timeout_s
+        self._stopping.set()
+        self._thread.join(patience_s)
+        # Wakes an export that waits to try again; one under way may not hear it.
+        self._exporter.shutdown()
+        self._thread.join(_LAST_EXPORT_S)
+        # A thread that still hangs shall take no snapshot of what is about to be closed.
+        with self._taking:
+            self._take_snapshot = None
+        for name in _EXPORTERS_LOGGERS:
+            logging.getLogger(name).removeFilter(self._is_news)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._schedule.interval_s):
+            self._export()
+        self._export()
+
+    def _export(self) -> None:
+        if self._is_told():
+            if self._failing:
+                _log.warning("%s takes metrics again", self.destination)
+            self._failing = False
+            return
+        self._failed += 1
+        if not self._failing:
+            self._failing = True
+            _log.warning(
+                "%s does not take metrics; what it misses will be in what it takes next",
+                self.destination,
+            )
+
+    def _is_told(self) -> bool:
+        """Tries to tell of all that is new."""
+        try:
+            with self._taking:
+                if self._take_snapshot is None:
+                    return True
+                snapshot = self._take_snapshot()
+            metrics = metrics_of(snapshot, self._told, self._style, self._failed)
+            result = self._exporter.export(metrics, self._schedule.timeout_s * 1000)
+        except Exception:
+            if not self._failing:
+                _log.exception("the exporter of metrics failed")
+            return False
+        if result is not MetricExportResult.SUCCESS:
+            return False
+        self._told = snapshot
+        if self._style.temporality is Temporality.DELTA:
+            self._failed = 0
+        return True
+
+    def _is_news(self, record: logging.LogRecord) -> bool:
+        """Keeps the exporters' words on the first failure, and on all of other threads."""
+        return not (self._failing and record.thread == self._thread.ident)

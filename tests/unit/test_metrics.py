@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which metrics there are, what they are called, and whose they are."""
+
+from __future__ import annotations
+
+import pytest
+from opentelemetry.sdk.metrics.export import AggregationTemporality
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.semconv.metrics.http_metrics import (
+    HTTP_CLIENT_REQUEST_DURATION,
+    HTTP_SERVER_REQUEST_DURATION,
+)
+from snapshots import (
+    AGENT,
+    SHOP,
+    START_UNIX_NS,
+    by_name,
+    key,
+    points,
+    series,
+    snapshot,
+    sums,
+    values,
+)
+
+from otelbpf.accounting import Lost
+from otelbpf.metrics import MetricStyle, Temporality, metrics_of
+from otelbpf.metrics_points import HistogramStyle
+from otelbpf.request import Kind
+from otelbpf.snapshot import SeriesKey
+
+CUMULATIVE, DELTA, LOWMEMORY = Temporality
+EXPLICIT = HistogramStyle.EXPLICIT
+SERVER_DURATION = "http.server.request.duration"
+
+OF_SERVICES = {
+    "http.server.request.duration": "s",
+    "otelbpf.stage.duration": "s",
+    "otelbpf.http.request.size": "By",
+    "otelbpf.http.response.size": "By",
+    "otelbpf.tcp.retransmits": "{segment}",
+    "otelbpf.tcp.out_of_order": "{segment}",
+}
+OF_THE_AGENT = {
+    "otelbpf.connections.opened": "{connection}",
+    "otelbpf.connections.closed": "{connection}",
+    "otelbpf.connections.reset": "{connection}",
+    "otelbpf.connections.refused": "{connection}",
+    "otelbpf.connections.own": "{connection}",
+    "otelbpf.connection.handshake.duration": "s",
+    "otelbpf.connection.accept_queue.duration": "s",
+    "otelbpf.requests.seen": "{request}",
+    "otelbpf.requests.exported": "{request}",
+    "otelbpf.requests.sampled_out": "{request}",
+    "otelbpf.requests.lost": "{request}",
+    "otelbpf.requests.in_flight": "{request}",
+    "otelbpf.joins": "{join}",
+    "otelbpf.hooks.missed": "{call}",
+    "otelbpf.metrics.exports.failed": "{export}",
+}
+
+
+@pytest.mark.parametrize(("resource", "expected"), [(SHOP, OF_SERVICES), (AGENT, OF_THE_AGENT)])
+def test_names_units_and_whose(resource: Resource, expected: dict[str, str]) -> None:
+    metrics = by_name(metrics_of(snapshot()), resource)
+    assert {name: metric.unit for name, metric in metrics.items()} == expected
+    assert all(metric.description for metric in metrics.values())
+
+
+def test_durations_are_called_as_the_conventions_have_it() -> None:
+    assert SERVER_DURATION == HTTP_SERVER_REQUEST_DURATION
+    client = metrics_of(snapshot(series(key(Kind.CLIENT))))
+    assert HTTP_CLIENT_REQUEST_DURATION in by_name(client)
+
+
+def test_services_are_told_apart() -> None:
+    bank = Resource({"service.name": "bank"})
+    data = metrics_of(snapshot(series(), series(key(resource=bank), [1, 2, 3])))
+    counts = {
+        str(of.resource.attributes["service.name"]): by_name(data, of.resource)
+        for of in data.resource_metrics
+    }
+    assert counts.keys() == {"shop", "bank", "otelbpf"}
+    (point,) = counts["bank"][SERVER_DURATION].data.data_points
+    assert point.count == 3
+
+
+COMMON = {"http.request.method": "GET", "url.scheme": "http", "network.protocol.name": "http"}
+OF_CLASS = "otelbpf.http.response.status_class"
+
+
+@pytest.mark.parametrize(
+    ("of", "expected"),
+    [
+        (key(), {"http.route": "/items/{id}", "server.port": 8080, OF_CLASS: "2xx"}),
+        (key(status_class=4), {"http.route": "/items/{id}", "server.port": 8080, OF_CLASS: "4xx"}),
+        (key(status_class=5), {"http.route": "/items/{id}", "server.port": 8080, OF_CLASS: "5xx",
+                               "error.type": "5xx"}),
+        (key(status_class=0), {"http.route": "/items/{id}", "server.port": 8080,
+                               "error.type": "cut_short"}),
+        (key(Kind.CLIENT, status_class=4),
+         {"url.template": "/items/{id}", "server.address": "models", "server.port": 9000,
+          OF_CLASS: "4xx", "error.type": "4xx"}),
+    ],
+)
+def test_attributes(of: SeriesKey, expected: dict[str, object]) -> None:
+    """What a server answers with 4xx was the client's error."""
+    (point,) = points(metrics_of(snapshot(series(of))), f"http.{of.kind}.request.duration")
+    assert point.attributes == {**COMMON, **expected}
+
+
+def test_stages_and_counters_have_the_attributes_of_the_total_and_their_kind() -> None:
+    data = metrics_of(snapshot())
+    (total,) = points(data, SERVER_DURATION)
+    with_kind = {**total.attributes, "otelbpf.kind": "server"}
+    stages = points(data, "otelbpf.stage.duration")
+    assert [stage.attributes for stage in stages] == [
+        {**with_kind, "otelbpf.stage": "nic_to_read"},
+        {**with_kind, "otelbpf.stage": "read_to_acked"},
+    ]
+    assert sum(stage.sum for stage in stages) == pytest.approx(total.sum)
+    for name, value in (("request.size", 200), ("response.size", 2_000)):
+        (point,) = points(data, f"otelbpf.http.{name}")
+        assert (point.attributes, point.value) == (with_kind, value)
+    assert values(data, "otelbpf.tcp.retransmits") == 1
+
+
+def test_overflow() -> None:
+    """The specification's attribute, and nothing that only some of its requests have."""
+    of = SeriesKey(Kind.SERVER, SHOP, overflow=True)
+    data = metrics_of(snapshot(series(), series(of)))
+    assert points(data, SERVER_DURATION)[1].attributes == {"otel.metric.overflow": True}
+    assert points(data, "otelbpf.stage.duration")[2].attributes == {
+        "otel.metric.overflow": True, "otelbpf.kind": "server", "otelbpf.stage": "nic_to_read",
+    }
+
+
+def test_connections() -> None:
+    data = metrics_of(snapshot())
+    for name, count in (("opened", 4), ("closed", 3), ("reset", 1), ("refused", 2)):
+        assert values(data, f"otelbpf.connections.{name}", "otelbpf.kind") == {"server": count}
+    # Of no kind in particular, and counted elsewhere only.
+    (own,) = points(data, "otelbpf.connections.own")
+    assert (own.attributes, own.value) == ({}, 1)
+    (handshake,) = points(data, "otelbpf.connection.handshake.duration")
+    assert (handshake.count, handshake.sum) == (3, pytest.approx(90e-6))
+    (queue,) = points(data, "otelbpf.connection.accept_queue.duration")
+    assert (queue.count, queue.attributes) == (1, {"otelbpf.kind": "server"})
+
+
+def test_the_agents_own_counters() -> None:
+    data = metrics_of(snapshot(), exports_failed=2)
+    assert values(data, "otelbpf.requests.seen") == 10
+    assert values(data, "otelbpf.requests.exported") == 4
+    assert values(data, "otelbpf.requests.sampled_out") == 3
+    assert values(data, "otelbpf.requests.in_flight") == 1
+    lost = values(data, "otelbpf.requests.lost", "otelbpf.reason")
+    assert lost == {**{reason.value: 0 for reason in Lost}, "ring_full": 2}
+    assert values(data, "otelbpf.joins", "otelbpf.join") == {"marks_joined": 6, "marks_unknown": 1}
+    assert values(data, "otelbpf.hooks.missed", "otelbpf.hook") == {"tracepoint tcp_probe": 5}
+    assert values(data, "otelbpf.metrics.exports.failed") == 2
+
+
+def test_what_can_fall_is_no_counter() -> None:
+    metrics = by_name(metrics_of(snapshot()))
+    assert [
+        name
+        for name, metric in metrics.items()
+        if not getattr(metric.data, "is_monotonic", True)
+    ] == ["otelbpf.requests.in_flight"]
+
+
+@pytest.mark.parametrize(
+    ("temporality", "recent"),
+    [
+        (CUMULATIVE, set()),
+        (LOWMEMORY, {SERVER_DURATION}),
+        (DELTA, {SERVER_DURATION, "otelbpf.requests.seen", "otelbpf.http.request.size"}),
+    ],
+)
+def test_temporalities(temporality: Temporality, recent: set[str]) -> None:
+    """What each counts, since when, and that it says so."""
+    early = snapshot(series(durations_ns=[1_000]), seconds=10)
+    late = snapshot(series(durations_ns=[1_000, 2_000, 3_000]), seconds=20, sums=sums(seen=17))
+    data = metrics_of(late, early, MetricStyle(EXPLICIT, temporality))
+    since_start = {
+        SERVER_DURATION: 3,
+        "otelbpf.requests.seen": 17,
+        "otelbpf.http.request.size": 300,
+        "otelbpf.requests.in_flight": 1,
+    }
+    since_last = {
+        SERVER_DURATION: 2, "otelbpf.requests.seen": 7, "otelbpf.http.request.size": 200
+    }
+    for name, of_all in since_start.items():
+        metric = by_name(data)[name]
+        (point,) = metric.data.data_points
+        value = point.count if name == SERVER_DURATION else point.value
+        is_recent = name in recent
+        assert value == (since_last[name] if is_recent else of_all), name
+        start = early.unix_ns if is_recent else START_UNIX_NS
+        assert (point.start_time_unix_nano, point.time_unix_nano) == (start, late.unix_ns), name
+        assert metric.data.aggregation_temporality is (
+            AggregationTemporality.DELTA if is_recent else AggregationTemporality.CUMULATIVE
+        ), name
+
+
+def test_the_first_export_of_deltas_is_of_all_since_the_start() -> None:
+    data = metrics_of(snapshot(), None, MetricStyle(EXPLICIT, DELTA))
+    (point,) = points(data, SERVER_DURATION)
+    assert (point.count, point.start_time_unix_nano) == (2, START_UNIX_NS)
+
+
+def test_deltas_with_nothing_new_are_left_out() -> None:
+    data = metrics_of(snapshot(seconds=20), snapshot(), MetricStyle(EXPLICIT, DELTA))
+    assert SERVER_DURATION not in by_name(data)
+    assert values(data, "otelbpf.requests.seen") == 0
