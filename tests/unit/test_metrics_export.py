@@ -1,0 +1,406 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which way metrics go, how often, and what becomes of an export that fails."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import (
+    OTLPMetricExporter as GrpcMetricExporter,
+)
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import (
+    OTLPMetricExporter as HttpMetricExporter,
+)
+from opentelemetry.sdk.metrics.export import (
+    ConsoleMetricExporter,
+    MetricExporter,
+    MetricExportResult,
+    MetricsData,
+)
+from snapshots import START_UNIX_NS, key, points, series, snapshot, values
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
+
+from demo.receiver import Behaviour, Receiver
+
+from otelbpf.errors import UsageError
+from otelbpf.metrics import MetricStyle, Temporality
+from otelbpf.metrics_export import Periodic, Schedule, metrics_export
+from otelbpf.metrics_points import HistogramStyle
+from otelbpf.snapshot import Snapshot
+
+DEADLINE_S = 30.0
+OFTEN = Schedule(interval_s=0.001, timeout_s=5.0)
+SELDOM = Schedule(interval_s=3_600.0, timeout_s=5.0)
+DURATION = "http.server.request.duration"
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("", "_METRICS"):
+        for what in ("PROTOCOL", "ENDPOINT", "HEADERS", "COMPRESSION", "CERTIFICATE", "TIMEOUT"):
+            monkeypatch.delenv(f"OTEL_EXPORTER_OTLP{name}_{what}", raising=False)
+
+
+class Exporter(MetricExporter):
+    """Keeps what it gets; each export ends as `results` says, or well once they are used up."""
+
+    def __init__(self, *results: MetricExportResult | Exception) -> None:
+        super().__init__()
+        self._results = list(results)
+        self._changed = threading.Condition()
+        self.exports: list[MetricsData] = []
+        self.timeouts_ms: set[float] = set()
+        self.shutdowns = 0
+
+    def export(
+        self, metrics_data: MetricsData, timeout_millis: float = 10_000, **_: Any
+    ) -> MetricExportResult:
+        with self._changed:
+            self.exports.append(metrics_data)
+            self.timeouts_ms.add(timeout_millis)
+            self._changed.notify_all()
+            result = self._results.pop(0) if self._results else MetricExportResult.SUCCESS
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def wait_for(self, count: int) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.exports) >= count, DEADLINE_S)
+
+    def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None:
+        self.shutdowns += 1
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        return True
+
+
+class Moments:
+    """A snapshot each time it is asked, each with a request and a second more than the last."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def __call__(self) -> Snapshot:
+        self.taken += 1
+        return snapshot(series(durations_ns=[1_000] * self.taken), seconds=self.taken)
+
+
+def periodic(
+    exporter: MetricExporter, schedule: Schedule, temporality: Temporality = Temporality.CUMULATIVE
+) -> Periodic:
+    return Periodic(exporter, MetricStyle(HistogramStyle.EXPLICIT, temporality), schedule, "there")
+
+
+def counts(exporter: Exporter) -> list[tuple[int, int]]:
+    """Of each export, how many requests it told of, and of how many seconds."""
+    told = [points(data, DURATION)[0] for data in exporter.exports]
+    return [
+        (point.count, (point.time_unix_nano - point.start_time_unix_nano) // 10**9)
+        for point in told
+    ]
+
+
+@pytest.mark.parametrize(
+    ("environment", "kind", "destination"),
+    [
+        ({}, GrpcMetricExporter, "http://localhost:4317 (grpc)"),
+        ({"OTEL_METRICS_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+          "OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:1"},
+         HttpMetricExporter, "http://a:1 (http/protobuf)"),
+        ({"OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": "http/protobuf",
+          "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://b:2/v1/metrics",
+          "OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:1", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
+         HttpMetricExporter, "http://b:2/v1/metrics (http/protobuf)"),
+        ({"OTEL_METRICS_EXPORTER": "console"}, ConsoleMetricExporter, "console"),
+    ],
+)
+def test_exporters_are_the_official_ones(
+    environment: dict[str, str], kind: type, destination: str
+) -> None:
+    export = metrics_export(environment)
+    assert isinstance(export, Periodic)
+    assert type(export._exporter) is kind
+    assert export.destination == destination
+
+
+def test_none() -> None:
+    export = metrics_export({"OTEL_METRICS_EXPORTER": "none"})
+    assert export.destination == "none"
+    export.start(lambda: pytest.fail("nobody wants a snapshot"))
+    export.stop()
+
+
+@pytest.mark.parametrize(
+    ("environment", "destination"),
+    [
+        ({}, "http://localhost:9464/metrics (Prometheus)"),
+        ({"OTEL_EXPORTER_PROMETHEUS_HOST": "::", "OTEL_EXPORTER_PROMETHEUS_PORT": "99"},
+         "http://[::]:99/metrics (Prometheus)"),
+    ],
+)
+def test_prometheus(environment: dict[str, str], destination: str) -> None:
+    export = metrics_export({"OTEL_METRICS_EXPORTER": "prometheus", **environment})
+    assert export.destination == destination
+    export.stop()
+
+
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        ({"OTEL_METRICS_EXPORTER": "otlp,console"},
+         "OTEL_METRICS_EXPORTER=otlp,console names several exporters: otelbpf sends to one; let an "
+         "OpenTelemetry collector send on to others"),
+        ({"OTEL_METRICS_EXPORTER": "statsd"},
+         "OTEL_METRICS_EXPORTER=statsd is not installed: there are otlp, prometheus, none, "
+         "console, otlp_json_file, otlp_proto_grpc, otlp_proto_http"),
+        ({"OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": "thrift"},
+         "OTEL_EXPORTER_OTLP_PROTOCOL=thrift is not supported: it is one of grpc, http/protobuf"),
+        ({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "collector:4317"},
+         "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT=collector:4317 does not say whether to use TLS: "
+         "write http://collector:4317, or https:// for TLS"),
+        ({"OTEL_METRIC_EXPORT_INTERVAL": "1s"},
+         "OTEL_METRIC_EXPORT_INTERVAL=1s is no whole number from 1 to 999999999"),
+        ({"OTEL_METRIC_EXPORT_TIMEOUT": "0"},
+         "OTEL_METRIC_EXPORT_TIMEOUT=0 is no whole number from 1 to 999999999"),
+        ({"OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": "absolute"},
+         "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE=absolute is not supported: it is one "
+         "of cumulative, delta, lowmemory"),
+        ({"OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION": "summary"},
+         "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION=summary is not supported: it is "
+         "one of explicit_bucket_histogram, base2_exponential_bucket_histogram"),
+        ({"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": "65536"},
+         "OTEL_EXPORTER_PROMETHEUS_PORT=65536 is no TCP port: it is a number from 1 to 65535"),
+        ({"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": "http"},
+         "OTEL_EXPORTER_PROMETHEUS_PORT=http is no whole number from 1 to 999999999"),
+    ],
+)
+def test_refusals(environment: dict[str, str], sentence: str) -> None:
+    with pytest.raises(UsageError) as refusal:
+        metrics_export(environment)
+    assert str(refusal.value) == sentence
+
+
+def test_settings() -> None:
+    assert Schedule.from_environment({}) == Schedule(60.0, 30.0)
+    export = metrics_export({
+        "OTEL_METRICS_EXPORTER": "console",
+        "OTEL_METRIC_EXPORT_INTERVAL": "250",
+        "OTEL_METRIC_EXPORT_TIMEOUT": "1500",
+        "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": "Delta",
+        "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION":
+            "base2_exponential_bucket_histogram",
+    })
+    assert isinstance(export, Periodic)
+    assert export._schedule == Schedule(0.25, 1.5)
+    assert export._style == MetricStyle(HistogramStyle.EXPONENTIAL, Temporality.DELTA)
+
+
+def test_at_intervals_and_at_the_end() -> None:
+    """A long interval leaves the end only."""
+    exporter, moments = Exporter(), Moments()
+    export = periodic(exporter, OFTEN)
+    export.start(moments)
+    exporter.wait_for(3)
+    export.stop()
+    export.stop()
+    assert counts(exporter) == [(n, n) for n in range(1, moments.taken + 1)]
+    assert exporter.shutdowns == 1
+    assert exporter.timeouts_ms == {5_000.0}
+    exporter = Exporter()
+    export = periodic(exporter, SELDOM)
+    export.start(Moments())
+    export.stop()
+    assert counts(exporter) == [(1, 1)]
+
+
+def test_one_that_was_never_started_can_be_stopped() -> None:
+    exporter = Exporter()
+    periodic(exporter, OFTEN).stop()
+    assert exporter.exports == []
+
+
+@pytest.mark.parametrize("failure", [MetricExportResult.FAILURE, RuntimeError("broken")])
+def test_deltas_make_up_for_exports_that_failed(
+    failure: MetricExportResult | Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is told twice, nothing is left out; it is said once, and counted."""
+    exporter = Exporter(MetricExportResult.SUCCESS, failure, failure)
+    export = periodic(exporter, OFTEN, Temporality.DELTA)
+    with caplog.at_level(logging.WARNING):
+        export.start(Moments())
+        exporter.wait_for(5)
+        export.stop()
+    assert counts(exporter)[:5] == [(1, 1), (1, 1), (2, 2), (3, 3), (1, 1)]
+    failed = [values(data, "otelbpf.metrics.exports.failed") for data in exporter.exports]
+    assert failed[:5] == [0, 0, 1, 2, 0]
+    said = [record.getMessage() for record in caplog.records if record.exc_info is None]
+    assert said == [
+        "there does not take metrics; what it misses will be in what it takes next",
+        "there takes metrics again",
+    ]
+
+
+def test_cumulative_metrics_count_failures_since_the_start() -> None:
+    exporter = Exporter(MetricExportResult.FAILURE)
+    export = periodic(exporter, OFTEN)
+    export.start(Moments())
+    exporter.wait_for(4)
+    export.stop()
+    failed = [values(data, "otelbpf.metrics.exports.failed") for data in exporter.exports]
+    assert failed[:4] == [0, 1, 1, 1]
+    assert counts(exporter)[:4] == [(1, 1), (2, 2), (3, 3), (4, 4)]
+
+
+def test_a_snapshot_that_cannot_be_taken_is_a_failed_export() -> None:
+    exporter, moments = Exporter(), Moments()
+    broken = iter([True])
+
+    def take() -> Snapshot:
+        if next(broken, False):
+            raise OSError("no such map")
+        return moments()
+
+    export = periodic(exporter, OFTEN)
+    export.start(take)
+    exporter.wait_for(1)
+    export.stop()
+    assert values(exporter.exports[0], "otelbpf.metrics.exports.failed") == 1
+
+
+def test_no_snapshot_is_taken_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exporter that hangs is left behind, and what it does then does no harm."""
+    monkeypatch.setattr("otelbpf.metrics_export._LAST_EXPORT_S", 0.01)
+    entered, leave = threading.Event(), threading.Event()
+
+    class Hanging(Exporter):
+        def export(self, *arguments: Any, **others: Any) -> MetricExportResult:
+            entered.set()
+            leave.wait(DEADLINE_S)
+            return super().export(*arguments, **others)
+
+    exporter, moments = Hanging(), Moments()
+    export = periodic(exporter, Schedule(interval_s=0.001, timeout_s=0.01))
+    export.start(moments)
+    assert entered.wait(DEADLINE_S)
+    export.stop()
+    taken = moments.taken
+    leave.set()
+    export._thread.join(DEADLINE_S)
+    assert not export._thread.is_alive()
+    assert (moments.taken, len(exporter.exports)) == (taken, 1)
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as running:
+        yield running
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+@pytest.mark.parametrize("style", HistogramStyle)
+def test_otlp(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, protocol: str, style: HistogramStyle
+) -> None:
+    """What a collector gets, by the official exporters, as the variables say."""
+    grpc = protocol == "grpc"
+    endpoint = receiver.grpc_endpoint if grpc else f"http://127.0.0.1:{receiver.http_port}"
+    environment = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+        "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+        "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION": style.value,
+    }
+    for name, text in environment.items():
+        monkeypatch.setenv(name, text)
+    export = metrics_export(environment)
+    export.start(Moments())
+    export.stop()
+    (message,) = receiver.metrics()
+    shop, agent = message.resource_metrics
+    assert [a.value.string_value for a in agent.resource.attributes if a.key == "service.name"] == [
+        "otelbpf"
+    ]
+    (scope,) = shop.scope_metrics
+    assert scope.scope.name == "otelbpf"
+    (metric,) = (metric for metric in scope.metrics if metric.name == DURATION)
+    data = (
+        metric.histogram if style is HistogramStyle.EXPLICIT else metric.exponential_histogram
+    )
+    assert data.data_points[0].count == 1
+    assert data.data_points[0].start_time_unix_nano == START_UNIX_NS
+
+
+def test_many_series_go_in_several_messages(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each below what collectors take over gRPC."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.grpc_endpoint)
+    export = metrics_export({"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.grpc_endpoint})
+    routes = [f"/a/rather/long/route/as/they/may/be/{number}" for number in range(1_000)]
+    export.start(lambda: snapshot(*(series(key(route=route)) for route in routes)))
+    export.stop()
+    messages = receiver.metrics()
+    assert len(messages) > 1
+    assert max(message.ByteSize() for message in messages) < 4 << 20
+    told = [
+        attribute.value.string_value
+        for message in messages
+        for of_resource in message.resource_metrics
+        for scope in of_resource.scope_metrics
+        for metric in scope.metrics
+        if metric.name == DURATION
+        for point in metric.histogram.data_points
+        for attribute in point.attributes
+        if attribute.key == "http.route"
+    ]
+    assert sorted(told) == sorted(routes)
+
+
+def test_a_collector_that_refuses_is_complained_of_once(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the exporter, which knows why, and by us; and once more when it takes metrics again."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.grpc_endpoint)
+    receiver.behave(Behaviour(refuse=True, retryable=False))
+    export = metrics_export({
+        "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.grpc_endpoint, "OTEL_METRIC_EXPORT_INTERVAL": "1",
+    })
+    tries = threading.Semaphore(0)
+    moments = Moments()
+
+    def take() -> Snapshot:
+        tries.release()
+        return moments()
+
+    with caplog.at_level(logging.WARNING):
+        export.start(take)
+        for _ in range(5):
+            assert tries.acquire(timeout=DEADLINE_S)
+        receiver.behave(Behaviour())
+        assert receiver.wait_until(lambda each: bool(each.metrics()), DEADLINE_S)
+        export.stop()
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 3, said
+    assert said[0].startswith("Failed to export metrics to ")
+    assert "does not take metrics" in said[1]
+    assert "takes metrics again" in said[2]
+
+
+def test_console(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON, as the SDK writes it; nothing in it that JSON does not know."""
+    output = io.StringIO()
+    export = periodic(ConsoleMetricExporter(out=output), SELDOM)
+    export.start(snapshot)
+    export.stop()
+    shop, agent = json.loads(output.getvalue())["resource_metrics"]
+    assert shop["resource"]["attributes"]["service.name"] == "shop"
+    assert agent["resource"]["attributes"]["service.name"] == "otelbpf"

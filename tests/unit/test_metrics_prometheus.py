@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The endpoint that Prometheus scrapes: names, labels, exemplars, and when it cannot listen."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+from opentelemetry.sdk.resources import Resource
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from snapshots import EXEMPLAR, key, series, snapshot
+
+from otelbpf.errors import UsageError
+from otelbpf.metrics import metrics_of
+from otelbpf.metrics_prometheus import PrometheusEndpoint, families
+from otelbpf.request import Kind
+from otelbpf.snapshot import Exemplar, SeriesKey, Snapshot
+from otelbpf.version import __version__
+
+OPENMETRICS = "application/openmetrics-text;version=1.0.0"
+
+
+def of(now: Snapshot) -> dict[str, Family]:
+    return {family.name: family for family in families(metrics_of(now))}
+
+
+def value(family: Family, name: str, **labels: str) -> float:
+    """That of the only sample with this name and, among others, these labels."""
+    (found,) = (
+        sample.value
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+    return found
+
+
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def get(port: int, accept: str) -> tuple[str, str]:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": accept})
+    with urllib.request.urlopen(request, timeout=10) as response:
+        return response.headers["Content-Type"], response.read().decode()
+
+
+@pytest.fixture
+def endpoint() -> Iterator[tuple[PrometheusEndpoint, int]]:
+    port = unused_port()
+    made = PrometheusEndpoint("127.0.0.1", port)
+    yield made, port
+    made.stop()
+
+
+def test_names_and_types() -> None:
+    assert {name: family.type for name, family in of(snapshot()).items()} == {
+        "target_info": "gauge",
+        "http_server_request_duration_seconds": "histogram",
+        "otelbpf_stage_duration_seconds": "histogram",
+        "otelbpf_http_request_size_bytes": "counter",
+        "otelbpf_http_response_size_bytes": "counter",
+        "otelbpf_tcp_retransmits": "counter",
+        "otelbpf_tcp_out_of_order": "counter",
+        "otelbpf_connections_opened": "counter",
+        "otelbpf_connections_closed": "counter",
+        "otelbpf_connections_reset": "counter",
+        "otelbpf_connections_refused": "counter",
+        "otelbpf_connections_own": "counter",
+        "otelbpf_connection_handshake_duration_seconds": "histogram",
+        "otelbpf_connection_accept_queue_duration_seconds": "histogram",
+        "otelbpf_requests_seen": "counter",
+        "otelbpf_requests_exported": "counter",
+        "otelbpf_requests_sampled_out": "counter",
+        "otelbpf_requests_lost": "counter",
+        "otelbpf_requests_in_flight": "gauge",
+        "otelbpf_joins": "counter",
+        "otelbpf_hooks_missed": "counter",
+        "otelbpf_metrics_exports_failed": "counter",
+    }
+
+
+def test_labels() -> None:
+    (sample, *_) = of(snapshot())["otelbpf_http_request_size_bytes"].samples
+    assert sample.name == "otelbpf_http_request_size_bytes_total"
+    assert sample.labels == {
+        "job": "shop", "instance": "shop-1",
+        "otel_scope_name": "otelbpf", "otel_scope_version": __version__,
+        "http_request_method": "GET", "http_route": "/items/{id}", "url_scheme": "http",
+        "network_protocol_name": "http", "server_port": "8080",
+        "otelbpf_http_response_status_class": "2xx", "otelbpf_kind": "server",
+    }
+    overflow = snapshot(series(SeriesKey(Kind.SERVER, key().resource, overflow=True)))
+    (sample, *_) = of(overflow)["otelbpf_http_request_size_bytes"].samples
+    assert sample.labels["otel_metric_overflow"] == "true"
+
+
+def test_histograms_add_up_from_bucket_to_bucket() -> None:
+    durations_ns = [1_000, 3_000_000, 3_500_000, 20_000_000, 100_000_000_000]
+    family = of(snapshot(series(durations_ns=durations_ns)))["http_server_request_duration_seconds"]
+    name = family.name
+    for bound, count in (("1.024e-06", 1), ("0.002097152", 1), ("0.004194304", 3),
+                         ("0.033554432", 4), ("68.719476736", 4), ("+Inf", 5)):
+        assert value(family, f"{name}_bucket", le=bound) == count, bound
+    assert value(family, f"{name}_count") == 5
+    assert value(family, f"{name}_sum") == pytest.approx(sum(durations_ns) / 1e9)
+
+
+def test_services_share_a_family() -> None:
+    """One that has no instance has no target_info: nothing would say which series it is of."""
+    bank = Resource({"service.name": "bank", "service.namespace": "money"})
+    named = of(snapshot(series(), series(key(resource=bank), [1, 2, 3])))
+    durations = named["http_server_request_duration_seconds"]
+    assert value(durations, f"{durations.name}_count", job="shop") == 2
+    assert value(durations, f"{durations.name}_count", job="money/bank") == 3
+    jobs = {sample.labels["job"]: sample.labels for sample in named["target_info"].samples}
+    assert jobs.keys() == {"shop", "otelbpf"}
+    assert jobs["shop"] == {"job": "shop", "instance": "shop-1", "host_name": "till"}
+
+
+def test_each_bucket_has_its_latest_exemplar() -> None:
+    later = Exemplar(5, 6, EXEMPLAR.duration_ns + 1, EXEMPLAR.unix_ns + 1)
+    longer = Exemplar(7, 8, 5_000_000, EXEMPLAR.unix_ns - 1)
+    exemplars = (later, EXEMPLAR, longer)
+    family = of(snapshot(series(exemplars=exemplars)))["http_server_request_duration_seconds"]
+    found = {s.labels["le"]: s.exemplar for s in family.samples if s.exemplar is not None}
+    assert {le: exemplar.labels for le, exemplar in found.items()} == {
+        "0.004194304": {"trace_id": f"{5:032x}", "span_id": f"{6:016x}"},
+        "0.008388608": {"trace_id": f"{7:032x}", "span_id": f"{8:016x}"},
+    }
+    assert found["0.004194304"].value == pytest.approx(0.003, rel=1e-5)
+    assert found["0.004194304"].timestamp == pytest.approx(later.unix_ns / 1e9)
+
+
+def test_a_scrape(endpoint: tuple[PrometheusEndpoint, int]) -> None:
+    """Text for whoever does not ask; each answers for its own moment."""
+    made, port = endpoint
+    moments = iter([snapshot(), snapshot(series(durations_ns=[1] * 5))])
+    made.start(lambda: metrics_of(next(moments)))
+    for count in (2, 5):
+        kind, text = get(port, "text/plain")
+        assert kind.startswith("text/plain; version=0.0.4")
+        assert "trace_id" not in text
+        (line,) = (
+            line for line in text.splitlines()
+            if line.startswith("http_server_request_duration_seconds_count{")
+        )
+        assert line.endswith(f"}} {count}.0")
+
+
+def test_openmetrics_has_exemplars(endpoint: tuple[PrometheusEndpoint, int]) -> None:
+    made, port = endpoint
+    made.start(lambda: metrics_of(snapshot()))
+    kind, text = get(port, OPENMETRICS)
+    assert kind.startswith("application/openmetrics-text; version=1.0.0")
+    exemplars = [
+        sample.exemplar
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.exemplar
+    ]
+    assert [each.labels for each in exemplars] == [
+        {"trace_id": f"{EXEMPLAR.trace_id:032x}", "span_id": f"{EXEMPLAR.span_id:016x}"}
+    ]
+
+
+def test_scrapes_at_once_take_turns(endpoint: tuple[PrometheusEndpoint, int]) -> None:
+    made, port = endpoint
+    inside = 0
+
+    def collect() -> object:
+        nonlocal inside
+        inside += 1
+        assert inside == 1
+        data = metrics_of(snapshot())
+        inside -= 1
+        return data
+
+    made.start(collect)  # type: ignore[arg-type]
+    threads = [threading.Thread(target=get, args=(port, OPENMETRICS)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_no_snapshot_is_taken_after_the_end() -> None:
+    port = unused_port()
+    made = PrometheusEndpoint("127.0.0.1", port)
+    made.start(lambda: metrics_of(snapshot()))
+    made.stop()
+    made.stop()
+    assert made.collect() == []
+    with pytest.raises(OSError, match="refused"):
+        get(port, OPENMETRICS)
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(UsageError) as refusal:
+            PrometheusEndpoint("127.0.0.1", port).start(lambda: metrics_of(snapshot()))
+    assert str(refusal.value) == (
+        f"cannot listen on 127.0.0.1:{port} for Prometheus (Address already in use): give another "
+        "address by OTEL_EXPORTER_PROMETHEUS_HOST and OTEL_EXPORTER_PROMETHEUS_PORT"
+    )
+
+
+def test_a_host_that_is_none() -> None:
+    with pytest.raises(UsageError, match=r"^cannot listen on no\.such\.host\.invalid:1 "):
+        PrometheusEndpoint("no.such.host.invalid", 1).start(lambda: metrics_of(snapshot()))
