@@ -73,6 +73,8 @@ def _counter(name: str, unit: str, description: str) -> Instrument:
     return Instrument(_Type.COUNTER, name, unit, description)
 
 
+# What the conventions ask for, and all requests have in common: not told with each stage.
+_OF_ALL = {"url.scheme": "http", "network.protocol.name": "http"}
 _DURATION = {
     Kind.SERVER: _histogram("http.server.request.duration", "Duration of HTTP server requests."),
     Kind.CLIENT: _histogram("http.client.request.duration", "Duration of HTTP client requests."),
@@ -251,13 +253,11 @@ class _Told:
 
 
 def _attributes_of(key: SeriesKey) -> dict[str, str | int | bool]:
-    """What the requests of a series have in common, by the conventions."""
+    """What the requests of a series have in common."""
     if key.overflow:
         return {"otel.metric.overflow": True}
     attributes: dict[str, str | int | bool] = {
         "http.request.method": key.method,
-        "url.scheme": "http",
-        "network.protocol.name": "http",
         "http.route" if key.kind is Kind.SERVER else "url.template": key.route,
         "server.port": key.server_port,
     }
@@ -276,7 +276,10 @@ def _tell_series(told: _Told, snapshot: Snapshot) -> None:
     for series in snapshot.series:
         resource, kind = series.key.resource, series.key.kind
         attributes = _attributes_of(series.key)
-        told.histogram(resource, _DURATION[kind], series.duration, attributes, series.exemplars)
+        duration_attributes = attributes if series.key.overflow else {**attributes, **_OF_ALL}
+        told.histogram(
+            resource, _DURATION[kind], series.duration, duration_attributes, series.exemplars
+        )
         attributes["otelbpf.kind"] = kind.value
         for name, stage in series.stages.items():
             told.histogram(resource, _STAGE, stage, {**attributes, "otelbpf.stage": name})

@@ -85,7 +85,7 @@ def test_services_are_told_apart() -> None:
     assert point.count == 3
 
 
-COMMON = {"http.request.method": "GET", "url.scheme": "http", "network.protocol.name": "http"}
+OF_ALL = {"url.scheme": "http", "network.protocol.name": "http"}
 OF_CLASS = "otelbpf.http.response.status_class"
 
 
@@ -106,13 +106,15 @@ OF_CLASS = "otelbpf.http.response.status_class"
 def test_attributes(of: SeriesKey, expected: dict[str, object]) -> None:
     """What a server answers with 4xx was the client's error."""
     (point,) = points(metrics_of(snapshot(series(of))), f"http.{of.kind}.request.duration")
-    assert point.attributes == {**COMMON, **expected}
+    assert point.attributes == {"http.request.method": "GET", **OF_ALL, **expected}
 
 
 def test_stages_and_counters_have_the_attributes_of_the_total_and_their_kind() -> None:
+    """All but those that are the same for all: there are a dozen stages for each total."""
     data = metrics_of(snapshot())
     (total,) = points(data, SERVER_DURATION)
     with_kind = {**total.attributes, "otelbpf.kind": "server"}
+    assert {name: with_kind.pop(name) for name in OF_ALL} == OF_ALL
     stages = points(data, "otelbpf.stage.duration")
     assert [stage.attributes for stage in stages] == [
         {**with_kind, "otelbpf.stage": "nic_to_read"},

@@ -92,8 +92,7 @@ def test_labels() -> None:
     assert sample.labels == {
         "job": "shop", "instance": "shop-1",
         "otel_scope_name": "otelbpf", "otel_scope_version": __version__,
-        "http_request_method": "GET", "http_route": "/items/{id}", "url_scheme": "http",
-        "network_protocol_name": "http", "server_port": "8080",
+        "http_request_method": "GET", "http_route": "/items/{id}", "server_port": "8080",
         "otelbpf_http_response_status_class": "2xx", "otelbpf_kind": "server",
     }
     overflow = snapshot(series(SeriesKey(Kind.SERVER, key().resource, overflow=True)))
