@@ -9,7 +9,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from demo.check import calls_owed
 from demo.load import Summary
+from demo.otlp import Kind, Span
 from demo.plan import KEY, SMALL_KEY, SMALL_LIMIT
 from demo.processes import Process, running
 from demo.topology import GATEWAY_PORT, MODEL_PORTS
@@ -92,3 +94,13 @@ def send(net: Network, directory: Path, count: int) -> Summary:
     name = f"load-{next(_numbers)}"
     with running(name, command, directory, {"PYTHONPATH": str(_EXAMPLES)}) as load:
         return Summary.from_json(load.finish(DEADLINE_S + 5))
+
+
+def owed_spans(load: Summary) -> int:
+    """How many spans but for stages: two of each request; of a call to a model three more."""
+    return 2 * load.completed + 3 * calls_owed(load).total()
+
+
+def is_no_stage(span: Span) -> bool:
+    """Is it a request's or a call's?"""
+    return span.kind is not Kind.INTERNAL

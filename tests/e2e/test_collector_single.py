@@ -5,11 +5,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from collector_stack import OTLP_GRPC_PORT, Collector, Jaeger, collector, jaeger
+from collector_stack import OTLP_GRPC_PORT, Collector, collector, jaeger
 from demo import ledgers, otlp
-from demo.check import Sums, calls_owed, problems
+from demo.check import Sums, problems
 from demo.traces import traces
-from gateway_traffic import SERVICE, gateway_with_models, measured_options, send
+from gateway_traffic import (
+    SERVICE,
+    gateway_with_models,
+    is_no_stage,
+    measured_options,
+    owed_spans,
+    send,
+)
 from network import Network, wait_until
 from stack import agent, measured
 
@@ -34,11 +41,10 @@ def test_jaeger_has_the_gateways_requests_whole(net: Network, tmp_path: Path) ->
     ):
         otelbpf.wait_ready()
         load = send(net, tmp_path, COUNT)
-        # The kernel's and the application's span of each request; of a call three more.
-        owed = 2 * load.completed + 3 * calls_owed(load).total()
+        owed = owed_spans(load)
         spans = storage.wait_for(
             SERVICE,
-            lambda found: sum(s.kind is not otlp.Kind.INTERNAL for s in found) >= owed,
+            lambda found: sum(map(is_no_stage, found)) >= owed,
             f"{owed} spans but for stages came",
         )
         ended = otelbpf.stop()
