@@ -27,6 +27,7 @@ ENDPOINT = f"http://127.0.0.1:{OTLP_GRPC_PORT}"
 COUNT = 115
 # Every tenth request or so: the gateway's model is asked to take 40 ms.
 SLOW_MS = 30
+COMMIT_S = 2.0
 SLOW_STAGE_NS = 10_000_000
 # A session that ends, partitions that move, a replay, and the wait for the decision.
 AFTER_KILL_S = 90.0
@@ -146,6 +147,11 @@ def test_a_killed_collector_costs_no_trace_and_no_part_of_one(
             state=lambda: [len(witness.spans()), *map(read, two)],
         )
         assert read(victim) > 0
+        # Longer than the receiver's default is between two commits, by the victim's own clock.
+        read_at = total(victim, "process_uptime")
+        wait_until(
+            lambda: total(victim, "process_uptime") > read_at + COMMIT_S, "it could have committed"
+        )
         undecided = worth_keeping(witness.spans()).keys() - kept(storage).keys()
         assert undecided, "all was decided on before the kill, which then proves nothing"
         victim.kill()
