@@ -43,8 +43,8 @@ def built(script: str) -> Path:
     Raises:
         RuntimeError: it failed; with what it said.
     """
-    # Go may be the one that scripts/setup installed beside Python.
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
+    # Where the machine's Go is too old, scripts/setup has installed one beside Python.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     done = subprocess.run(
         ["nice", "-n", "5", COLLECTOR / script], capture_output=True, text=True,
         timeout=_BUILD_S, env={**os.environ, "PATH": path},
@@ -186,7 +186,9 @@ def once(spans: list[Span]) -> list[Span]:
 @contextlib.contextmanager
 def jaeger(side: Side, directory: Path) -> Iterator[Jaeger]:
     """Runs Jaeger with its storage in memory."""
-    command = [*side.enter(), built("build-jaeger"), "--config", COLLECTOR / "jaeger.yaml"]
+    command: list[str | Path] = [
+        *side.enter(), built("build-jaeger"), "--config", COLLECTOR / "jaeger.yaml"
+    ]
     # It would trace its own answers, see jaeger.yaml.
     environment = {"OTEL_TRACES_SAMPLER": "always_off"}
     with running(f"jaeger-{next(_numbers)}", command, directory, environment) as process:

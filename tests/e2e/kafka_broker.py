@@ -56,8 +56,10 @@ def jars() -> Path:
         if whole.exists():
             return whole
         shutil.rmtree(part, ignore_errors=True)
-        command = ["mvn", "--batch-mode", "--quiet", "--file", _POM,
-                   "dependency:copy-dependencies", f"-DoutputDirectory={part}"]
+        command: list[str | Path] = [
+            "mvn", "--batch-mode", "--quiet", "--file", _POM,
+            "dependency:copy-dependencies", f"-DoutputDirectory={part}",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_FETCH_S)
         if done.returncode:
             raise RuntimeError(f"Maven cannot fetch Kafka {version}: {done.stdout[-4000:]}")
