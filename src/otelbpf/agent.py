@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -236,18 +236,33 @@ def _file_while(path: Path | None) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class Running:
+    """An agent that has begun.
+
+    Attributes:
+        attachments: what was attached.
+        destination: where the spans go, for people.
+        snapshot: all requests in sums, as they are when it is called; from any thread, until
+            run() returns.
+    """
+
+    attachments: Attachments
+    destination: str
+    snapshot: Callable[[], Snapshot]
+
+
 def run(
     config: Config,
     environment: Mapping[str, str],
     stop: Stop,
-    on_ready: Callable[[Attachments, str], None],
+    on_ready: Callable[[Running], None],
 ) -> Sums:
     """Runs the agent until `stop` is set.
 
     Args:
         environment: the OTEL_* variables.
-        on_ready: called once everything is attached, with what was attached and
-            where the spans go.
+        on_ready: called once everything is attached.
     Returns:
         the sums at the end; nothing is in flight any more.
     Raises:
@@ -288,7 +303,7 @@ def run(
         missed: dict[str, int] = {}
         if not stop.is_set():
             with attached(programs, choices, interfaces, netns, handlers) as attachments:
-                on_ready(attachments, destination(environment, name))
+                on_ready(Running(attachments, destination(environment, name), agent.snapshot))
                 with _file_while(config.ready_file):
                     agent.run(stop)
                 missed = attachments.missed()

@@ -249,8 +249,7 @@ def _run(arguments: argparse.Namespace) -> int:
         )
     check.require_rights()
     # Imported late: these take half a second, and bad options should not wait for them.
-    from otelbpf.agent import run
-    from otelbpf.attach import Attachments
+    from otelbpf.agent import Running, run
     from otelbpf.config import Config
     from otelbpf.exporter import QueueLimits
     from otelbpf.hooks import Mechanism
@@ -289,8 +288,9 @@ def _run(arguments: argparse.Namespace) -> int:
     stop = _Stop()
     stop.on_signals()
 
-    def on_ready(attachments: Attachments, destination: str) -> None:
-        print(f"otelbpf: measuring {_measured(config)}; spans go to {destination}",
+    def on_ready(running: Running) -> None:
+        attachments = running.attachments
+        print(f"otelbpf: measuring {_measured(config)}; spans go to {running.destination}",
               file=sys.stderr)
         print(f"otelbpf: attached: {', '.join(attachments.description)}", file=sys.stderr)
         for fallback in attachments.fallbacks:

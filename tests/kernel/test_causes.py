@@ -207,6 +207,9 @@ def test_what_the_application_said_of_the_cause_holds_for_what_it_caused(
     with upstreams_answer(upstream):
         call(upstream)
     caller.answer(OK)
+    if not trace_flags:
+        gateway.wait_for(Counter.SAMPLED_OUT, 2)
+        return
     (handled,), (called,) = split(gateway.records(2))
     assert_caused(called, handled)
     assert called["marked"] == 1

@@ -28,7 +28,7 @@ from lab import (
     wait_until,
 )
 from messages import OK, request
-from meter import Meter, flags, address, stages, stamps
+from meter import Meter, address, flags, stages, stamps
 
 from otelbpf.records import Counter, RequestFlag, Stamp
 

@@ -110,7 +110,7 @@ def test_an_applications_word_stands_against_the_samplers_and_the_callers(meter:
     pair = meter.lab.connect()
     for flags, header in ((0, traceparent(1, 1)), (0, ""), (1, traceparent(2, 0)), (1, "")):
         pair.ask(request(target=f"/{flags}", headers={"traceparent": header} if header else {}))
-        assert Mark(trace_flags=flags).start(pair.server) == JOINED
+        assert Mark(trace_flags=flags).tell(pair.server) == JOINED
         pair.answer(OK)
     records = meter.records(2)
     assert records["request_line"].tolist() == [b"GET /1 HTTP/1.1"] * 2

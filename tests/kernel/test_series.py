@@ -224,7 +224,7 @@ def test_methods_that_nobody_knows_are_one(sums: Sums) -> None:
 def _sampled_out() -> Iterator[Sums]:
     """Nothing is kept but what fails or is slow: a second, or a tenth for /slow."""
     with laboratory() as lab:
-        meter = load(lab, FEW, sampler=Sampler(0, keep_errors=True))
+        meter = load(lab, LIMITS, sampler=Sampler(0, keep_errors=True))
         sums = Sums(meter, Slow(1_000_000_000, (("/slow", 100_000_000),)))
         try:
             with sums.meter.attached():
@@ -290,18 +290,28 @@ def test_errors_and_slow_ones_are_kept_all_the_same(sampled_out: Sums) -> None:
         assert kept == {(b"GET /slow HTTP/1.1", 200): 1, (b"GET /other HTTP/1.1", 500): 1}, turn
 
 
-def test_beyond_the_last_series_all_is_overflow(sampled_out: Sums) -> None:
-    pair = sampled_out.meter.lab.connect()
-    for number in range(30):
-        pair.exchange(request(target="/over" + "x" * number), OK)
-        all_ended(sampled_out)
-        sampled_out.table.add(sampled_out.meter.reader.read())
-    named = sampled_out.found(overflow=False)
-    (overflow,) = sampled_out.found(overflow=True)
-    assert len(named) == FEW.series - 2
-    assert overflow.key.kind is Kind.SERVER
-    over = [s for s in named if s.key.route.startswith("/over")]
-    assert sum(s.duration.count for s in over) + overflow.duration.count == 30
+def test_beyond_the_last_series_all_is_overflow() -> None:
+    with laboratory() as lab:
+        sums = Sums(load(lab, FEW, sampler=Sampler(0)))
+        try:
+            with sums.meter.attached():
+                sums.meter.begin()
+                pair = lab.connect()
+                for number in range(30):
+                    pair.exchange(request(target="/over" + "x" * number), OK)
+                    all_ended(sums)
+                    sums.table.add(sums.meter.reader.read())
+                named = sums.found(overflow=False)
+                (overflow,) = sums.found(overflow=True)
+                assert len(named) == FEW.series - 2
+                assert overflow.key.kind is Kind.SERVER
+                assert {series.duration.count for series in named} == {1}
+                assert overflow.duration.count == 30 - len(named)
+                # The kernel asks no more.
+                assert sums.meter.counted(Counter.SUBMITTED) < 30
+                sums.meter.end()
+        finally:
+            sums.close()
 
 
 def test_upstreams_are_told_apart_by_address_and_are_of_another_kind() -> None:
