@@ -167,7 +167,8 @@ def agent(net: Topology, port: int, *options: str, **environment: str) -> Iterat
             "--interface", net.server.interface, "--port", str(port),
             "--ready-file", str(ready), "--sums-file", str(sums), *options,
         ]
-        env = {"OTEL_TRACES_EXPORTER": "none", **environment}
+        none = {"OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "none"}
+        env = {**none, **environment}
         started = time.monotonic()
         with running("agent", command, Path(directory), env) as process:
             process.wait_until(lambda _: ready.exists(), _READY_TIMEOUT_S)

@@ -64,7 +64,7 @@ class Sums:
         return self.seen - self.exported - self.sampled_out - sum(self.lost.values())
 
     def as_json(self) -> str:
-        """One JSON object; reasons that lost nothing are left out."""
+        """One JSON object; reasons that lost nothing and hooks that missed nothing are left out."""
         return json.dumps(
             {
                 "seen": self.seen,
@@ -73,7 +73,7 @@ class Sums:
                 "lost": {reason.value: count for reason, count in self.lost.items() if count},
                 "in_flight": self.in_flight,
                 "connections": self.connections,
-                "missed": self.missed,
+                "missed": {hook: count for hook, count in self.missed.items() if count},
                 "joins": self.joins,
             }
         )

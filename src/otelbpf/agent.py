@@ -26,6 +26,7 @@ from otelbpf.handlers import Handler, HandlerKind, find_handlers
 from otelbpf.hooks import choose, require, without
 from otelbpf.ids import Ids
 from otelbpf.loader import Part, Programs
+from otelbpf.metrics_export import metrics_export
 from otelbpf.netns import find_netns
 from otelbpf.processes import listening_processes
 from otelbpf.reader import RingReader
@@ -126,13 +127,18 @@ class Agent:
         self._reader = RingReader(programs.map_fd("ring"), programs.limits.ring_bytes)
         self._sweeper = Sweeper(programs, int(config.idle_timeout_s * 1e9))
         self._thread_contexts = ThreadContexts(programs)
+        self._missed: dict[str, int] = {}
 
     def know(self, pids: Iterable[int]) -> None:
         """Measured servers that run already: their very first requests can be linked."""
         self._thread_contexts.saw(pids, time.monotonic())
 
-    def run(self, stop: Stop) -> None:
-        """Reads until `stop` is set."""
+    def run(self, stop: Stop, missed: Callable[[], dict[str, int]]) -> None:
+        """Reads until `stop` is set.
+
+        Args:
+            missed: tells how often each hook was passed and its program not run.
+        """
         housekeeping_at = time.monotonic() + _HOUSEKEEPING_S
         while not stop.is_set():
             if self._read_batch() < _BATCH:
@@ -141,7 +147,9 @@ class Agent:
                 self._pipeline.refresh()
                 self._sweeper.sweep(time.monotonic_ns())
                 self._thread_contexts.refresh(time.monotonic())
+                self._missed = missed()
                 housekeeping_at = time.monotonic() + _HOUSEKEEPING_S
+        self._missed = missed()
 
     def finish(self) -> None:
         """After the programs were detached: drains what they left, and sends it."""
@@ -167,7 +175,7 @@ class Agent:
 
     def sums(self) -> Sums:
         """The sums so far."""
-        return self._pipeline.ledger.sums(self._programs.counts())
+        return replace(self._pipeline.ledger.sums(self._programs.counts()), missed=self._missed)
 
     def snapshot(self) -> Snapshot:
         """All requests in sums, as they are now; from any thread."""
@@ -243,12 +251,14 @@ class Running:
     Attributes:
         attachments: what was attached.
         destination: where the spans go, for people.
+        metrics_destination: where the metrics go.
         snapshot: all requests in sums, as they are when it is called; from any thread, until
             run() returns.
     """
 
     attachments: Attachments
     destination: str
+    metrics_destination: str
     snapshot: Callable[[], Snapshot]
 
 
@@ -270,6 +280,7 @@ def run(
     """
     name = exporter_name(environment)
     require_endpoint(environment, name)
+    metrics = metrics_export(environment)
     sampler = _sampler_of(config, environment)
     routes = Routes((*config.routes, *(route for route, _ in config.slow.by_route)))
     for path in (config.ready_file, config.sums_file):
@@ -300,13 +311,14 @@ def run(
         stack.enter_context(contextlib.closing(agent))
         pipeline.sender.start()
         agent.know(listening_processes(config.ports, netns))
-        missed: dict[str, int] = {}
         if not stop.is_set():
             with attached(programs, choices, interfaces, netns, handlers) as attachments:
-                on_ready(Running(attachments, destination(environment, name), agent.snapshot))
+                metrics.start(agent.snapshot)
+                # Before what snapshots are taken of is closed.
+                stack.callback(metrics.stop)
+                spans_to = destination(environment, name)
+                on_ready(Running(attachments, spans_to, metrics.destination, agent.snapshot))
                 with _file_while(config.ready_file):
-                    agent.run(stop)
-                missed = attachments.missed()
+                    agent.run(stop, attachments.missed)
         agent.finish()
-        sums = replace(agent.sums(), missed=missed)
-    return sums
+        return agent.sums()

@@ -148,8 +148,7 @@ class Attachments:
 
         That happens where a program of the same kind was running on that processor already.
         """
-        missed = {str(probe.candidate): probe.missed() for probe in self._probes}
-        return {name: count for name, count in missed.items() if count}
+        return {str(probe.candidate): probe.missed() for probe in self._probes}
 
     def attach_all(
         self,

@@ -290,8 +290,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     def on_ready(running: Running) -> None:
         attachments = running.attachments
-        print(f"otelbpf: measuring {_measured(config)}; spans go to {running.destination}",
-              file=sys.stderr)
+        print(f"otelbpf: measuring {_measured(config)}; spans go to {running.destination}, "
+              f"metrics to {running.metrics_destination}", file=sys.stderr)
         print(f"otelbpf: attached: {', '.join(attachments.description)}", file=sys.stderr)
         for fallback in attachments.fallbacks:
             print(f"otelbpf: passed over for {fallback}", file=sys.stderr)
@@ -309,6 +309,8 @@ def _run(arguments: argparse.Namespace) -> int:
             print(f"otelbpf: {sums.joins[name]} {meaning}", file=sys.stderr)
     print(f"otelbpf: {sums}", file=sys.stderr)
     for hook, count in sums.missed.items():
+        if not count:
+            continue
         print(f"otelbpf: {hook} missed {count} calls: another program was running on that "
               "processor; their stamps are absent", file=sys.stderr)
     if config.sums_file is not None:

@@ -37,9 +37,11 @@ _HOST = "OTEL_EXPORTER_PROMETHEUS_HOST"
 _PORT = "OTEL_EXPORTER_PROMETHEUS_PORT"
 # Collectors refuse gRPC messages above 4 MiB; a point with 28 buckets takes 0.8 KiB.
 _BATCH_POINTS = 2_000
-# How long stopping waits for a collector that has not taken metrics lately, and for an export that
-# was told to give up.
-_LAST_EXPORT_S = 2.0
+# The longest that stopping waits for the last export: one that is taken takes no second.
+_LAST_EXPORT_S = 5.0
+# How long it waits where the collector has not taken metrics lately, and for an export that was
+# told to give up.
+_GIVING_UP_S = 1.0
 # What says in the exporters' words that an export failed; each time, and we say it once.
 _EXPORTERS_LOGGERS = (
     "opentelemetry.exporter.otlp.proto.grpc.exporter",
@@ -199,15 +201,15 @@ class Periodic:
         self._thread.start()
 
     def stop(self) -> None:
-        """Exports for the last time, and waits for that as long as an export may take."""
+        """Exports for the last time, and waits for that, but not for long."""
         if self._take_snapshot is None or self._stopping.is_set():
             return
-        patience_s = _LAST_EXPORT_S if self._failing else self._schedule.timeout_s
+        patience_s = _GIVING_UP_S if self._failing else _LAST_EXPORT_S
         self._stopping.set()
-        self._thread.join(patience_s)
+        self._thread.join(min(patience_s, self._schedule.timeout_s))
         # Wakes an export that waits to try again; one under way may not hear it.
         self._exporter.shutdown()
-        self._thread.join(_LAST_EXPORT_S)
+        self._thread.join(_GIVING_UP_S)
         # A thread that still hangs shall take no snapshot of what is about to be closed.
         with self._taking:
             self._take_snapshot = None

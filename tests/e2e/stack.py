@@ -179,7 +179,8 @@ def agent(
 
     Args:
         directory: for its files.
-        environment: its OTEL_* variables, beside short delays.
+        environment: its OTEL_* variables, beside short delays; without metrics if it says nothing
+            of them.
         under: a command that starts it.
     """
     files = directory / f"agent-{next(_numbers)}"
@@ -188,7 +189,9 @@ def agent(
         *under, OTELBPF, "run", *map(str, arguments),
         "--ready-file", files / "ready", "--sums-file", files / "sums.json",
     ]
-    environment = {"OTEL_BSP_SCHEDULE_DELAY": "50", **(environment or {})}
+    environment = {
+        "OTEL_BSP_SCHEDULE_DELAY": "50", "OTEL_METRICS_EXPORTER": "none", **(environment or {})
+    }
     with running("otelbpf", command, files, environment) as process:
         yield Agent(process, files)
 

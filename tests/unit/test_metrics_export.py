@@ -279,7 +279,7 @@ def test_a_snapshot_that_cannot_be_taken_is_a_failed_export() -> None:
 
 def test_no_snapshot_is_taken_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exporter that hangs is left behind, and what it does then does no harm."""
-    monkeypatch.setattr("otelbpf.metrics_export._LAST_EXPORT_S", 0.01)
+    monkeypatch.setattr("otelbpf.metrics_export._GIVING_UP_S", 0.01)
     entered, leave = threading.Event(), threading.Event()
 
     class Hanging(Exporter):
