@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from collector_stack import built
 from collectors import HOST, unused_port
 from demo.processes import running
 from network import DEADLINE_S, wait_until
@@ -28,7 +29,6 @@ from otelbpf.metrics_export import MetricsExport, metrics_export
 from otelbpf.request import Kind
 from otelbpf.snapshot import SeriesKey, Snapshot
 
-ROOT = Path(__file__).resolve().parents[2]
 _COLLECTOR = """
 receivers:
   otlp:
@@ -111,7 +111,7 @@ def test_prometheus_scrapes_it(endpoint: tuple[int, Snapshot], tmp_path: Path) -
 def samples(text: str) -> tuple[dict[str, str], dict[object, float]]:
     """Each family's type, and each sample's value by its name and labels.
 
-    An empty label is none, as Prometheus has it; what comes first is not part of a scrape.
+    An empty label is none, as Prometheus has it.
     """
     parsed = list(text_string_to_metric_families(text))
     types = {family.name: family.type for family in parsed}
@@ -123,14 +123,6 @@ def samples(text: str) -> tuple[dict[str, str], dict[object, float]]:
         if not sample.name.endswith("_created")
     }
     return types, values
-
-
-def otelcol() -> Path:
-    """The program of the collector that this repository builds."""
-    built = subprocess.run(
-        [ROOT / "collector/build"], capture_output=True, text=True, timeout=900, check=True
-    )
-    return Path(built.stdout.splitlines()[-1])
 
 
 def test_a_collector_gives_the_same_names(
@@ -146,14 +138,13 @@ def test_a_collector_gives_the_same_names(
     def theirs() -> str:
         return scrape(scraped, OPENMETRICS)
 
-    with running("otelcol", [otelcol(), "--config", config], tmp_path) as collector:
+    with running("otelcol", [built("build"), "--config", config], tmp_path) as collector:
         collector.wait_until(
             lambda process: "Everything is ready" in process.stderr.read_text(), DEADLINE_S
         )
         export: MetricsExport = metrics_export({})
         export.start(lambda: now)
         export.stop()
-        # It answers as soon as it has been told, which it says when it has taken the export.
         wait_until(lambda: "otelbpf_joins" in theirs(), "the collector has our metrics")
         their_types, their_values = samples(theirs())
     our_types, our_values = samples(scrape(port, OPENMETRICS))
