@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dashboard's structure, and that it asks for metrics and labels that there are.
+
+What it shows is asked of a real Prometheus in tests/e2e/test_metrics_dashboard.py.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from dashboard import Query, load, queries
+from snapshots import key, series, snapshot
+
+from otelbpf.metrics import metrics_of
+from otelbpf.metrics_prometheus import families
+from otelbpf.request import Kind
+from otelbpf.snapshot import SeriesKey
+
+DASHBOARD = load()
+PANELS = DASHBOARD["panels"]
+WITH_DATA = [panel for panel in PANELS if panel["type"] != "row"]
+# What Grafana has of its own.
+BUILT_IN = {"__rate_interval", "__range"}
+_WIDTH = 24
+_LABELS = re.compile(r"\{([^{}]*)\}")
+_MATCHER = re.compile(r'(\w+)\s*(?:=~|!~|!=|=)\s*"')
+_BY = re.compile(r"\b(?:by|ignoring|group_left)\s*\(([^()]*)\)")
+_METRIC = re.compile(r"\b((?:http|otelbpf)_\w+?)(?=[\[{)])")
+
+
+def title(panel: dict[str, Any]) -> str:
+    name: str = panel["title"]
+    return name
+
+
+def everything() -> tuple[set[str], set[str]]:
+    """The names of all samples, and of all their labels."""
+    made = metrics_of(
+        snapshot(
+            series(), series(key(status_class=5)), series(key(Kind.CLIENT)),
+            series(SeriesKey(Kind.SERVER, key().resource, overflow=True)),
+        )
+    )
+    samples = [sample for family in families(made) for sample in family.samples]
+    return {s.name for s in samples}, {label for s in samples for label in s.labels}
+
+
+def test_what_grafana_needs_to_take_it() -> None:
+    """Its uid stays, so that a newer version replaces it; its id is the server's to give."""
+    assert DASHBOARD["id"] is None
+    assert DASHBOARD["uid"] == "otelbpf-requests"
+    assert DASHBOARD["schemaVersion"] == 39
+    assert DASHBOARD["title"] and DASHBOARD["description"]
+    assert DASHBOARD["time"] == {"from": "now-1h", "to": "now"}
+
+
+def test_panels_have_ids_of_their_own_and_do_not_overlap() -> None:
+    ids = [panel["id"] for panel in PANELS]
+    assert len(set(ids)) == len(ids)
+    taken: set[tuple[int, int]] = set()
+    for panel in PANELS:
+        at = panel["gridPos"]
+        assert at["x"] >= 0 and at["w"] > 0 and at["h"] > 0
+        assert at["x"] + at["w"] <= _WIDTH
+        cells = {
+            (x, y)
+            for x in range(at["x"], at["x"] + at["w"])
+            for y in range(at["y"], at["y"] + at["h"])
+        }
+        assert not cells & taken, title(panel)
+        taken |= cells
+    # Without holes, too.
+    assert len(taken) == _WIDTH * (1 + max(y for _, y in taken))
+
+
+@pytest.mark.parametrize("panel", WITH_DATA, ids=title)
+def test_a_panel(panel: dict[str, Any]) -> None:
+    assert panel["type"] in ("timeseries", "stat", "table")
+    assert panel["description"]
+    defaults, overrides = panel["fieldConfig"]["defaults"], panel["fieldConfig"]["overrides"]
+    assert "unit" in defaults or overrides
+    refs = [target["refId"] for target in panel["targets"]]
+    assert refs == list("ABCDEFGHIJ"[: len(refs)])
+    assert refs
+    for each in (panel, *panel["targets"]):
+        assert each["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+    for target in panel["targets"]:
+        assert target["instant"] is (panel["type"] == "table") is not target["range"]
+        assert target["expr"].count("(") == target["expr"].count(")")
+
+
+def test_a_tables_columns_are_those_of_its_queries() -> None:
+    (table,) = (panel for panel in PANELS if panel["type"] == "table")
+    (organize,) = (t for t in table["transformations"] if t["id"] == "organize")
+    names = organize["options"]["renameByName"]
+    values = {f"Value #{target['refId']}" for target in table["targets"]}
+    assert names.keys() == values | {"otelbpf_stage"}
+    shown = {override["matcher"]["options"] for override in table["fieldConfig"]["overrides"]}
+    assert shown == {name for column, name in names.items() if column in values}
+    assert {each["displayName"] for each in table["options"]["sortBy"]} <= shown
+
+
+def test_variables() -> None:
+    """A data source, then the services it has, then the routes of those."""
+    source, service, route = DASHBOARD["templating"]["list"]
+    assert (source["type"], source["query"]) == ("datasource", "prometheus")
+    assert (service["name"], route["name"]) == ("service", "route")
+    for variable in (service, route):
+        assert variable["multi"] and variable["includeAll"]
+        # Not the list of all: what has no such label belongs to "All", too.
+        assert variable["allValue"] == ".*"
+        assert variable["query"]["query"] == variable["definition"]
+    assert '{job=~"$service"}' in route["definition"]
+
+
+@pytest.mark.parametrize("query", queries(), ids=str)
+def test_it_asks_for_what_there_is(query: Query) -> None:
+    """Metrics, labels and variables."""
+    names, labels = everything()
+    asked = set(_METRIC.findall(_BY.sub("", query.expression)))
+    assert asked
+    assert asked <= names
+    matched = {
+        label for inside in _LABELS.findall(query.expression) for label in _MATCHER.findall(inside)
+    }
+    kept = {
+        label.strip() for inside in _BY.findall(query.expression) for label in inside.split(",")
+    }
+    assert matched | (kept - {""}) <= labels
+    variables = {name: "" for name in (*BUILT_IN, "service", "route")}
+    assert "$" not in query.with_values(variables)
