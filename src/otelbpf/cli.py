@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -257,7 +258,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from otelbpf.sampler import Sampler, Slow
     from otelbpf.spans import StageStyle
 
-    slow = dict(arguments.slow)
+    slow = Slow.of_times(arguments.slow)
     config = Config(
         interfaces=tuple(dict.fromkeys(arguments.interface)),
         ports=tuple(dict.fromkeys(arguments.port)),
@@ -273,7 +274,7 @@ def _run(arguments: argparse.Namespace) -> int:
         idle_timeout_s=arguments.idle_timeout,
         service_name=arguments.service_name,
         sampler=Sampler.one_in(arguments.sample) if arguments.sample else None,
-        slow=Slow(slow.pop("", None), tuple(slow.items())),
+        slow=slow,
         routes=tuple(dict.fromkeys(arguments.route)),
         output=arguments.output,
         ready_file=arguments.ready_file,
@@ -281,7 +282,7 @@ def _run(arguments: argparse.Namespace) -> int:
         limits=Limits(
             connections=arguments.connections,
             ring_bytes=arguments.ring_bytes,
-            series=arguments.series,
+            series=arguments.series if slow or _has_metrics(os.environ) else 0,
         ),
         queue=QueueLimits.from_environment(os.environ),
     )
@@ -316,6 +317,10 @@ def _run(arguments: argparse.Namespace) -> int:
     if config.sums_file is not None:
         _write_whole(config.sums_file, sums.as_json() + "\n")
     return 0
+
+
+def _has_metrics(environment: Mapping[str, str]) -> bool:
+    return environment.get("OTEL_METRICS_EXPORTER", "").strip() != "none"
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -8,7 +8,7 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from otelbpf.errors import UsageError
@@ -95,6 +95,12 @@ class Slow:
     by_route: tuple[tuple[str, int], ...] = ()
 
     _NEVER = (1 << 64) - 1
+
+    @classmethod
+    def of_times(cls, times: Iterable[tuple[str, int]]) -> Slow:
+        """Of (route, ns), of which the last one counts; an empty route means all others."""
+        by_route = dict(times)
+        return cls(by_route.pop("", None), tuple(by_route.items()))
 
     def __bool__(self) -> bool:
         return self.ns is not None or bool(self.by_route)

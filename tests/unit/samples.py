@@ -86,7 +86,6 @@ def contexts(n: int = 1, *, parent: int = 0, flags: int = 0) -> Contexts:
         flags=np.full(n, flags, np.uint8),
         called=np.full(n, parent != 0),
         caused=np.zeros(n, bool),
-        marked=np.zeros(n, bool),
         linked_span_id=np.zeros(n, np.uint64),
         elsewhere=np.zeros(n, bool),
     )

@@ -16,6 +16,7 @@ from otelbpf.config import Config
 from otelbpf.errors import KernelError, UsageError
 from otelbpf.exporter import QueueLimits
 from otelbpf.loader import Limits
+from otelbpf.sampler import Sampler, Slow
 from otelbpf.spans import StageStyle
 from otelbpf.version import __version__
 
@@ -186,7 +187,8 @@ def test_the_defaults(
     ran: list[Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, *RUN) == 0
-    assert ran == [Config(interfaces=("lo",), ports=(80,), limits=Limits(65_536, 32 << 20))]
+    limits = Limits(65_536, 32 << 20, series=256)
+    assert ran == [Config(interfaces=("lo",), ports=(80,), limits=limits)]
     out, err = capsys.readouterr()
     assert out == ""
     assert err == "otelbpf: seen 23 = exported 20 + sampled out 2 + lost 1 (parser 1)\n"
@@ -201,7 +203,8 @@ def test_every_option_arrives(
         "--netns", "blue", "--duration", "1.5", "--stages", "attributes", "--capture-query",
         "--service-name", "shop", "--xdp", "off", "--idle-timeout", "0.5", "--connections", "16",
         "--ring-mib", "1024", "--output", "spans.jsonl", "--ready-file", str(tmp_path / "ready"),
-        "--sums-file", str(tmp_path / "sums"),
+        "--sums-file", str(tmp_path / "sums"), "--sample", "1/4", "--slow", "5ms", "--slow",
+        "/up=1.5s", "--route", "/a/{b}", "--series", "8",
     )
     assert call(monkeypatch, *RUN, *arguments) == 0
     assert ran == [
@@ -209,7 +212,9 @@ def test_every_option_arrives(
             interfaces=("lo", "eth1"), ports=(80, 65_535), netns="blue", duration_s=1.5, xdp=False,
             stages=StageStyle.ATTRIBUTES, capture_query=True, idle_timeout_s=0.5,
             service_name="shop", output="spans.jsonl", ready_file=tmp_path / "ready",
-            sums_file=tmp_path / "sums", limits=Limits(16, 1 << 30),
+            sums_file=tmp_path / "sums", limits=Limits(16, 1 << 30, series=8),
+            sampler=Sampler(1 << 62, keep_errors=True), routes=("/a/{b}",),
+            slow=Slow(5_000_000, (("/up", 1_500_000_000),)),
             queue=QueueLimits(requests=77),
         )
     ]
