@@ -65,12 +65,14 @@ class Pipeline:
         config: Config,
         ids: Ids,
         resources: Resources,
+        routes: Routes,
         exporter: SpanExporter | None,
         series: SeriesTable | None = None,
     ) -> None:
         self._config = config
         self._ids = ids
         self.resources = resources
+        self._routes = routes
         self._series = series
         self.ledger = Ledger()
         self.clock: ClockReading = read_clock()
@@ -97,7 +99,9 @@ class Pipeline:
         if not len(records):
             return
         contexts = contexts_of(records, self._ids)
-        requests = requests_of(records, contexts, capture_query=self._config.capture_query)
+        requests = requests_of(
+            records, contexts, self._routes, capture_query=self._config.capture_query
+        )
         if self._series is not None:
             self._series.exemplify(records, requests, self.clock.offset_ns)
         self.sender.put(requests)
@@ -306,7 +310,7 @@ def run(
         if config.limits.series:
             series = SeriesTable(programs, routes, resources, config.slow)
             stack.enter_context(contextlib.closing(series))
-        pipeline = Pipeline(config, ids, resources, exporter, series)
+        pipeline = Pipeline(config, ids, resources, routes, exporter, series)
         agent = Agent(programs, pipeline, series, config)
         stack.enter_context(contextlib.closing(agent))
         pipeline.sender.start()

@@ -12,6 +12,7 @@ import numpy as np
 
 from otelbpf.context import Contexts
 from otelbpf.records import REQUEST_RECORD, RequestFlag, Stamp
+from otelbpf.routes import Routes
 
 _LINE_MAX = REQUEST_RECORD["request_line"].itemsize
 
@@ -67,6 +68,7 @@ class Request:
         absent: stamps of the way that were not seen.
         complete: no stamp is absent that every request has.
         path: without the query; empty where the request line was no such thing.
+        route: the template that was given for the path; empty: none was.
         path_cut: the path was longer than the kernel keeps.
         status: 0 where no response was seen.
         ended_by: how the exchange was cut short; empty: it was not.
@@ -86,6 +88,7 @@ class Request:
     elsewhere_trace_id: int
     method: str
     path: str
+    route: str
     query: str
     path_cut: bool
     http_version: str
@@ -213,13 +216,14 @@ def _ended_by(flags: RequestFlag, kind: Kind) -> str:
 
 
 def requests_of(
-    records: np.ndarray, contexts: Contexts, *, capture_query: bool
+    records: np.ndarray, contexts: Contexts, routes: Routes, *, capture_query: bool
 ) -> list[Request]:
     """Puts records into words.
 
     Args:
         records: (n,) REQUEST_RECORD.
         contexts: of the same n requests.
+        routes: names the paths for which templates were given.
         capture_query: keep the part of the target after `?`.
     """
     requests = []
@@ -251,6 +255,7 @@ def requests_of(
                 ),
                 method=method,
                 path=path,
+                route="" if path_cut else routes.given(path),
                 query=query if capture_query else "",
                 path_cut=path_cut,
                 http_version=f"1.{int(record['http_minor'])}",

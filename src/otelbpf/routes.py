@@ -53,10 +53,14 @@ class Routes:
 
     def template(self, path: str) -> str:
         """The route of a path; the path without its query."""
+        return self.given(path) or fold(path)
+
+    def given(self, path: str) -> str:
+        """The template that was given for it; empty: none was."""
         for template, expression in self._templates:
             if expression.fullmatch(path):
                 return template
-        return fold(path)
+        return ""
 
 
 def _expression(template: str) -> re.Pattern[str]:

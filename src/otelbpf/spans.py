@@ -120,6 +120,8 @@ def _of_server(request: Request) -> Attributes:
     }
     if request.query:
         attributes["url.query"] = request.query
+    if request.route:
+        attributes["http.route"] = request.route
     return attributes
 
 
@@ -129,11 +131,14 @@ def _of_client(request: Request) -> Attributes:
     authority = request.host or f"{f'[{peer}]' if ':' in peer else peer}:{request.peer_port}"
     address, port = _split_host(authority, request.peer_port)
     query = f"?{request.query}" if request.query else ""
-    return {
+    attributes: Attributes = {
         "url.full": f"http://{authority}{request.path}{query}",
         "server.address": address,
         "server.port": port,
     }
+    if request.route:
+        attributes["url.template"] = request.route
+    return attributes
 
 
 def error_type(request: Request) -> str:
@@ -173,10 +178,10 @@ def spans_of(
             trace_flags=TraceFlags(request.trace_flags),
         )
     failed = error_type(request)
-    name = request.method if request.method in METHODS else "HTTP"
+    method = request.method if request.method in METHODS else "HTTP"
     spans = [
         ReadableSpan(
-            name=name,
+            name=f"{method} {request.route}" if request.route else method,
             context=context,
             parent=parent,
             resource=resource,

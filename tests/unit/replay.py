@@ -19,6 +19,7 @@ from otelbpf.ids import Ids
 from otelbpf.reader import decode
 from otelbpf.records import REQUEST_RECORD
 from otelbpf.resource import Resources
+from otelbpf.routes import Routes
 
 RECORDS = Path(__file__).resolve().parents[1] / "records"
 RING = RECORDS / "requests.ring"
@@ -36,7 +37,9 @@ def replay(ring: bytes, config: Config) -> tuple[Pipeline, list[ReadableSpan]]:
     """The spans of the records in `ring`, in the order in which they were exported."""
     exporter = InMemorySpanExporter()
     with mock.patch.object(spans, "_span_id", itertools.count(0xC000).__next__):
-        pipeline = Pipeline(config, Ids(bytes(16)), Resources(config.service_name), exporter)
+        pipeline = Pipeline(
+            config, Ids(bytes(16)), Resources(config.service_name), Routes(config.routes), exporter
+        )
         pipeline.clock = CLOCK
         pipeline.take(decode(ring))
         pipeline.sender.start()

@@ -11,6 +11,7 @@ import numpy as np
 from otelbpf.context import Contexts
 from otelbpf.records import REQUEST_RECORD, RequestFlag, Stamp
 from otelbpf.request import Request, requests_of
+from otelbpf.routes import Routes
 
 WHOLE = RequestFlag.REQUEST_RECEIVED | RequestFlag.REQUEST_ANSWERED
 #: CLOCK_MONOTONIC ns of the first stamp.
@@ -95,6 +96,7 @@ def request(
     stamps: dict[Stamp, int] | None = None,
     *,
     capture_query: bool = False,
+    templates: tuple[str, ...] = (),
     parent: int = 0,
     parent_flags: int = 0,
     **fields: object,
@@ -103,6 +105,7 @@ def request(
     (made,) = requests_of(
         record(stamps, **fields),
         contexts(parent=parent, flags=parent_flags),
+        Routes(templates),
         capture_query=capture_query,
     )
     return made

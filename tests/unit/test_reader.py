@@ -139,7 +139,7 @@ def test_what_was_read_is_a_copy(make: Make) -> None:
     ring, reader = make(PAGE)
     ring.produce(1)
     records = reader.read()
-    for i in range(2, 8):  # the fifth begins to overwrite the first
+    for i in range(2, 8):  # the sixth begins to overwrite the first
         ring.produce(i)
         reader.read()
     assert ordinals(records) == [1]

@@ -11,6 +11,7 @@ from samples import SMALL, WHOLE, address, contexts, record, request
 
 from otelbpf.records import REQUEST_RECORD, RequestFlag, Stamp
 from otelbpf.request import address_of, requests_of
+from otelbpf.routes import Routes
 
 LINE_MAX = REQUEST_RECORD["request_line"].itemsize
 
@@ -160,7 +161,7 @@ def test_a_batch_keeps_its_order() -> None:
     n = 23
     records = np.concatenate([record(ordinal=i, status=200 + i) for i in range(n)])
     numbered = dataclasses.replace(contexts(n), span_id=np.arange(100, 100 + n, dtype=np.uint64))
-    made = requests_of(records, numbered, capture_query=False)
+    made = requests_of(records, numbered, Routes(), capture_query=False)
     assert [(r.ordinal, r.status, r.span_id, r.trace_id) for r in made] == [
         (i, 200 + i, 100 + i, 1 << 64 | i) for i in range(n)
     ]

@@ -29,6 +29,7 @@ from otelbpf.context import contexts_of
 from otelbpf.ids import Ids
 from otelbpf.records import RequestFlag, Said, Stamp
 from otelbpf.request import Request, requests_of
+from otelbpf.routes import Routes
 from otelbpf.spans import StageStyle, attributes_of, spans_of
 
 CLOCK = ClockReading(offset_ns=1_785_000_000_000_000_001, uncertainty_ns=37)
@@ -436,7 +437,9 @@ def published(**fields: object) -> Request:
     trace_id, span_id = bytes(range(1, 17)), bytes(range(21, 29))
     made = record(marked=Said.BY_THREAD, trace_id=trace_id, span_id=span_id, trace_flags=1,
                   **fields)
-    (request_,) = requests_of(made, contexts_of(made, Ids(bytes(16))), capture_query=False)
+    (request_,) = requests_of(
+        made, contexts_of(made, Ids(bytes(16))), Routes(), capture_query=False
+    )
     return request_
 
 
@@ -458,3 +461,16 @@ def test_an_application_that_is_in_another_trace_is_told_of() -> None:
     assert not first.links
     trace_id = first.attributes["otelbpf.thread_context.trace_id"]
     assert trace_id == bytes(range(1, 17)).hex()
+
+
+@pytest.mark.parametrize(
+    ("flag", "key"), [(RequestFlag(0), "http.route"), (RequestFlag.CLIENT, "url.template")]
+)
+def test_a_route_that_was_given_is_in_the_name(flag: RequestFlag, key: str) -> None:
+    whole = RequestFlag.REQUEST_RECEIVED | RequestFlag.REQUEST_ANSWERED | flag
+    line = {"request_line": b"GET /users/bob?x=1 HTTP/1.1", "flags": whole}
+    span = make(request(templates=("/users/{name}",), **line))[0]
+    assert (span.name, span.attributes[key]) == ("GET /users/{name}", "/users/{name}")
+    for templates in ((), ("/others/{name}",)):
+        span = make(request(templates=templates, **line))[0]
+        assert (span.name, key in span.attributes) == ("GET", False)
