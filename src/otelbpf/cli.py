@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from otelbpf.errors import OtelbpfError, UsageError
+from otelbpf.routes import Routes
 from otelbpf.version import __version__
 
 if TYPE_CHECKING:
@@ -121,11 +122,19 @@ def _slow(text: str) -> tuple[str, int]:
     """The route, or nothing, and ns."""
     route, _, time = text.rpartition("=")
     match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(us|ms|s)", time, re.ASCII)
-    if not match or (route and not route.startswith("/")):
+    if not match or text.startswith("="):
         raise argparse.ArgumentTypeError(
             f"{text!r} is no time, or no route and time: write 5ms, 1.5s, or /checkout=200ms"
         )
-    return route, round(float(match[1]) * _UNITS_NS[match[2]])
+    return route and _route(route), round(float(match[1]) * _UNITS_NS[match[2]])
+
+
+def _route(text: str) -> str:
+    try:
+        Routes((text,))
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def _series(text: str) -> int:
@@ -197,9 +206,9 @@ def _build_parser() -> _Parser:
     run.add_argument("--slow", action="append", default=[], type=_slow, metavar="[ROUTE=]TIME",
                      help="also keep requests that took this long (5ms, 1.5s), of this route or of "
                      "all others, and all errors; may be repeated")
-    run.add_argument("--route", action="append", default=[], metavar="TEMPLATE",
-                     help="a route that metrics tell apart (/users/{name}, /static/*); for paths "
-                     "that fit none, segments that are ids are folded; may be repeated")
+    run.add_argument("--route", action="append", default=[], type=_route, metavar="TEMPLATE",
+                     help="a route that metrics and the names of spans tell apart (/users/{name}, "
+                     "/static/*); metrics fold the ids in paths that fit none; may be repeated")
     run.add_argument("--series", type=_series, default=256, metavar="N",
                      help="how many combinations of service, route, method and class of status "
                      "metrics tell apart (default: 256)")

@@ -80,6 +80,15 @@ REFUSED = [
     *(((*RUN, option, path), f"argument {option}: {path!r} cannot be written")
       for option in ("--ready-file", "--sums-file")
       for path in ("/missing/file", "/", ".")),
+    *(((*RUN, "--sample", n), f"argument --sample: {n!r} is no share: one in a hundred is 1/100")
+      for n in ("0", "1", "0.1", "2/3", "1/0", "1/", "1/x", "1/-1", "1/9999999999", "10%", "")),
+    *(((*RUN, "--slow", time), f"argument --slow: {time!r} is no time, or no route and time")
+      for time in ("5", "ms", "5m", "1e3ms", "5 ms", "=5ms", "/a=", "/a=5", "", "²ms")),
+    *(((*RUN, option, value), f"argument {option}: 'users' is no route: it begins with a slash")
+      for option, value in (("--slow", "users=5ms"), ("--route", "users"))),
+    ((*RUN, "--route", "/{}"), "argument --route: '/{}' is no route"),
+    *(((*RUN, "--series", n), f"argument --series: {n!r} is no number from 8 to 4096")
+      for n in ("7", "4097", "many", "")),
     (("check", "--port", "80"), "unrecognized arguments: --port 80"),
 ]
 
