@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import socket
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+STATUS = {"missing": 404, "broken": 500}
+LATE_S = 0.3
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -18,7 +22,9 @@ class Handler(BaseHTTPRequestHandler):
         else:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         body = f"{self.path}\n".encode() + body
-        self.send_response(404 if self.path.endswith("/missing") else 200)
+        if self.path.endswith("/late"):
+            time.sleep(LATE_S)
+        self.send_response(STATUS.get(self.path.rpartition("/")[2], 200))
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
