@@ -313,7 +313,7 @@ def test_otlp(
 ) -> None:
     """What a collector gets, by the official exporters, as the variables say."""
     grpc = protocol == "grpc"
-    endpoint = receiver.grpc_endpoint if grpc else f"http://127.0.0.1:{receiver.http_port}"
+    endpoint = receiver.grpc_endpoint if grpc else receiver.http_endpoint
     environment = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
         "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
@@ -365,14 +365,20 @@ def test_many_series_go_in_several_messages(
     assert sorted(told) == sorted(routes)
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 def test_a_collector_that_refuses_is_complained_of_once(
-    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    protocol: str,
 ) -> None:
     """By the exporter, which knows why, and by us; and once more when it takes metrics again."""
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.grpc_endpoint)
+    endpoint = receiver.grpc_endpoint if protocol == "grpc" else receiver.http_endpoint
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
     receiver.behave(Behaviour(refuse=True, retryable=False))
     export = metrics_export({
-        "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.grpc_endpoint, "OTEL_METRIC_EXPORT_INTERVAL": "1",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+        "OTEL_METRIC_EXPORT_INTERVAL": "1",
     })
     tries = threading.Semaphore(0)
     moments = Moments()
@@ -390,7 +396,7 @@ def test_a_collector_that_refuses_is_complained_of_once(
         export.stop()
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 3, said
-    assert said[0].startswith("Failed to export metrics to ")
+    assert said[0].startswith("Failed to export metrics ")
     assert "does not take metrics" in said[1]
     assert "takes metrics again" in said[2]
 
