@@ -290,8 +290,8 @@ def run(
     for path in (config.ready_file, config.sums_file):
         _prepare(path)
     exporter = make_exporter(name, config.output)
-    ids, resources = Ids(), Resources(config.service_name)
     netns = find_netns(config.netns)
+    ids, resources = Ids(), Resources(config.service_name, str(netns.cookie))
     interfaces = find_interfaces(config.interfaces, netns)
     handlers = tuple(handler for spec in config.handlers for handler in find_handlers(spec))
     upstreams = resolve(config.upstreams, config.client_ports, netns)

@@ -300,8 +300,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
     def on_ready(running: Running) -> None:
         attachments = running.attachments
-        print(f"otelbpf: measuring {_measured(config)}; spans go to {running.destination}, "
-              f"metrics to {running.metrics_destination}", file=sys.stderr)
+        spans_to, metrics_to = running.destination, running.metrics_destination
+        print(f"otelbpf: measuring {_measured(config)}; "
+              + (f"spans and metrics go to {spans_to}" if spans_to == metrics_to
+                 else f"spans go to {spans_to}, metrics to {metrics_to}"), file=sys.stderr)
         print(f"otelbpf: attached: {', '.join(attachments.description)}", file=sys.stderr)
         for fallback in attachments.fallbacks:
             print(f"otelbpf: passed over for {fallback}", file=sys.stderr)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import platform
 import socket
+import uuid
 
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
@@ -13,6 +14,8 @@ from otelbpf.processes import executable_name, start_time
 from otelbpf.version import __version__
 
 _UNKNOWN_SERVICE = "unknown_service"
+# Of ids that are made from what tells instances apart, by OpenTelemetry's semantic conventions.
+_INSTANCES = uuid.UUID("4d63009a-8d0f-11ee-aad7-4c796ed8e320")
 _OF_ONE_PROCESS = ("process.pid", "process.executable.name")
 
 
@@ -33,10 +36,12 @@ class Resources:
     Args:
         service_name: of all of them; None: OTEL_SERVICE_NAME, then
             OTEL_RESOURCE_ATTRIBUTES, then the process's own name.
+        place: tells the measured network namespace from others of this host.
     """
 
-    def __init__(self, service_name: str | None) -> None:
+    def __init__(self, service_name: str | None, place: str = "") -> None:
         self._service_name = service_name
+        self._place = place
         # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES.
         self._from_environment = dict(OTELResourceDetector().detect().attributes)
         self._machine = {
@@ -57,7 +62,7 @@ class Resources:
         self._by_pid: dict[int, tuple[int, Resource]] = {}
         self._agent = _SharedResource(
             {**self._machine, "process.pid": os.getpid(), "service.name": "otelbpf",
-             "service.version": __version__}
+             "service.version": __version__, "service.instance.id": str(uuid.uuid4())}
         )
         self._by_service: dict[str, Resource] = {}
         self._last_name = ""
@@ -78,13 +83,18 @@ class Resources:
         return self._agent
 
     def of_service(self, pid: int) -> Resource:
-        """The resource of all processes that are this service, as `pid` is."""
+        """The resource of all processes here that are this service, as `pid` is.
+
+        Collectors tell hosts apart by its instance, which is all of these processes together.
+        """
         attributes = {
             key: value
             for key, value in self.of_process(pid).attributes.items()
             if key not in _OF_ONE_PROCESS
         }
         name = str(attributes["service.name"])
+        instance = uuid.uuid5(_INSTANCES, f"{self._machine['host.name']}/{self._place}/{name}")
+        attributes.setdefault("service.instance.id", str(instance))
         return self._by_service.setdefault(name, _SharedResource(attributes))
 
     def forget_gone(self) -> None:

@@ -23,7 +23,7 @@ PLAIN_TEXT = "text/plain;version=0.0.4"
 # honor_labels: the job and the instance are those of the measured services, not of this scrape.
 _CONFIG = """
 global:
-  scrape_interval: 200ms
+  scrape_interval: {interval_ms}ms
 scrape_configs:
 """
 _JOB = """
@@ -97,15 +97,18 @@ class Prometheus:
 
 
 @contextlib.contextmanager
-def prometheus(directory: Path, targets: Mapping[str, int]) -> Iterator[Prometheus]:
-    """Starts one that scrapes five times a second, and keeps exemplars.
+def prometheus(
+    directory: Path, targets: Mapping[str, int], interval_ms: int = 200
+) -> Iterator[Prometheus]:
+    """Starts one that keeps exemplars; it takes up to 5 s until it scrapes for the first time.
 
     Args:
         targets: ports of this machine, by the name of the job.
+        interval_ms: from one scrape to the next; a scrape that takes longer fails.
     """
     config = directory / "prometheus.yaml"
     jobs = (_JOB.format(name=name, host=HOST, port=port) for name, port in targets.items())
-    config.write_text(_CONFIG + "".join(jobs))
+    config.write_text(_CONFIG.format(interval_ms=interval_ms) + "".join(jobs))
     port = unused_port()
     command = [
         "prometheus", f"--config.file={config}", f"--storage.tsdb.path={directory / 'tsdb'}",

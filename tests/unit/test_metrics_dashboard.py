@@ -115,7 +115,7 @@ def test_variables() -> None:
     assert '{job=~"$service"}' in route["definition"]
 
 
-@pytest.mark.parametrize("query", queries(), ids=str)
+@pytest.mark.parametrize("query", list(queries()), ids=str)
 def test_it_asks_for_what_there_is(query: Query) -> None:
     """Metrics, labels and variables."""
     names, labels = everything()

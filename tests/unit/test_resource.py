@@ -157,3 +157,22 @@ def test_a_pid_used_again_is_another_process() -> None:
         first.kill()
     resources.forget_gone()
     assert "process.executable.name" not in resources.of_process(first.pid).attributes
+
+
+def test_a_service_is_no_process_and_an_instance(
+    environment: pytest.MonkeyPatch, processes: Path
+) -> None:
+    """The same one each time in this namespace of this host; collectors would mix them up."""
+    instance = service_attributes.SERVICE_INSTANCE_ID
+    here, there = Resources(None, "1"), Resources(None, "2")
+    nginx = here.of_service(11)
+    assert not {key for key in nginx.attributes if key.startswith("process.")}
+    assert nginx.attributes[NAME] == "nginx"
+    assert Resources(None, "1").of_service(11).attributes[instance] == nginx.attributes[instance]
+    others = {
+        each.attributes[instance]
+        for each in (nginx, there.of_service(11), here.of_service(12), here.of_agent())
+    }
+    assert len(others) == 4
+    environment.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.instance.id=till-7")
+    assert Resources(None).of_service(11).attributes[instance] == "till-7"
