@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The dashboard's structure, and that it asks for metrics and labels that there are.
 
-What it shows is asked of a real Prometheus in tests/e2e/test_metrics_dashboard.py.
+What it shows is asked of a real Prometheus in tests/e2e/test_metrics_panels.py.
 """
 
 from __future__ import annotations
