@@ -145,7 +145,7 @@ static __always_inline void submit(struct exchange *x, enum ending ending)
 
 	if (!take_out_of_flight(x))
 		return;
-	if (SERIES && ending == ORDERLY && add_to_series(&x->record, &slow))
+	if (SERIES && ending == ORDERLY && add_to_series(x, &slow))
 		x->record.flags |= IN_SERIES;
 	if (x->record.flags & SAMPLED || slow || (KEEP_ERRORS && has_failed(&x->record))) {
 		x->record.flags |= KEPT;

@@ -131,6 +131,7 @@ struct exchange {
 	__u32 outbound_end;		/* of the other message, once that is whole */
 	__u32 head_whole;		/* the request's whole head was read */
 	struct request_record record;
+	__u64 stamps[STAMP_COUNT];	/* of bpf/series.h, in order of time */
 };
 
 /*

@@ -5,70 +5,60 @@
  * that was not an orderly one), adds that up itself, and gives it a place.
  */
 
-#define STAMP_BITS 4	/* of a key of sort_stamps() are the stamp's number */
+#define STAMP_BITS 4	/* of a word of exchange.stamps are the stamp's number */
 
 /*
- * Words on the stack that are read and written at places unknown to the verifier, which
- * takes them for anything then. Else it would follow every way to fill them.
- */
-struct opaque_words {
-	u64 of[STAMP_COUNT];
-	u32 hidden;		/* 0, which the verifier does not know */
-};
-
-static __always_inline volatile u64 *opaque(struct opaque_words *words, u32 at)
-{
-	return &words->of[(at + words->hidden) & (STAMP_COUNT - 1)];
-}
-
-/*
- * The stamps in order of time, each with its number below its time; those of the same
- * nanosecond keep the order of the way. In place of an absent stamp its neighbour is
+ * Puts the stamps in order of time, each with its number below its time; those of the
+ * same nanosecond keep the order of the way. In place of an absent stamp its neighbour is
  * repeated; 0 where there is none before it.
+ *
+ * They lie in the exchange, not on the stack, as what is loaded from there is unknown to
+ * the verifier: else it would follow every way to fill them.
  */
-static __always_inline void sort_stamps(const struct request_record *r, struct opaque_words *keys)
+static __always_inline void sort_stamps(struct exchange *x)
 {
-	u64 key, before, last = 0;
+	u64 *sorted = x->stamps, time, key, before, last = 0;
 	u32 i, j;
 
 	BOUNDED_LOOP
 	for (i = 0; i < STAMP_COUNT; i++) {
-		key = r->stamp_ktime_ns[i];
-		key = key ? key << STAMP_BITS | i : last;
-		/* Most are in order already. */
+		time = x->record.stamp_ktime_ns[i];
+		if (!time) {
+			sorted[i] = last;
+			continue;
+		}
+		key = time << STAMP_BITS | i;
+		if (last < key) {	/* as it mostly is */
+			sorted[i] = key;
+			last = key;
+			continue;
+		}
 		BOUNDED_LOOP
 		for (j = i; j > 0; j--) {
-			before = *opaque(keys, j - 1);
+			before = sorted[j - 1];
 			if (before <= key)
 				break;
-			*opaque(keys, j) = before;
+			sorted[j] = before;
 		}
-		*opaque(keys, j) = key;
-		last = *opaque(keys, i);
+		sorted[j] = key;
 	}
-}
-
-/* 1 where n is not 0. Without a branch, for the verifier would go both ways each time. */
-static __always_inline u64 is_nonzero(u64 n)
-{
-	u64 negative = -n;
-
-	asm volatile("" : "+r"(negative));
-	return (n | negative) >> 63;
 }
 
 /* By halves, since BPF has no instruction for it; n is not 0. */
 static __always_inline u64 highest_bit(u64 n)
 {
-	u64 bit = 0, shift;
+	u64 bit = 0;
 
 #pragma unroll
-	for (u32 step = 32; step > 1; step /= 2) {
-		shift = is_nonzero(n >> step) * step;
-		n >>= shift;
-		bit += shift;
+	for (u32 step = 32; step; step /= 2) {
+		if (n >= 1ULL << step) {
+			n >>= step;
+			bit += step;
+		}
+		/* Else the compiler makes it a tangle of twice the length. */
+		asm volatile("" : "+r"(n), "+r"(bit));
 	}
-	return bit + (n >> 1);
+	return bit;
 }
 
 #define SHORTEST_NS_BIT 7	/* the first bucket's end, as a power of two */
@@ -80,14 +70,20 @@ static __always_inline u64 highest_bit(u64 n)
 	 (n) == 5 ? 0xc5672a115506dadeULL : (n) == 6 ? 0xd744fccad69d6af5ULL :	\
 		    0xeac0c6e7dd24392fULL)
 
-/* The bucket of a duration; its upper bound belongs to it. */
-static __always_inline u64 bucket_of(u64 ns)
+/*
+ * The bucket of a duration; its upper bound belongs to it.
+ *
+ * Args: memory: of a map; what comes back from there may be anything to the verifier, so
+ * that it need not go on with each octave on its own.
+ */
+static __always_inline u64 bucket_of(u64 ns, volatile u64 *memory)
 {
 	u64 octave, eighth, mantissa;
 
 	if (ns <= 1ULL << SHORTEST_NS_BIT)
 		return 0;
-	octave = highest_bit(ns) & 63;
+	*memory = highest_bit(ns);
+	octave = *memory & 63;
 	mantissa = ns << (63 - octave);
 	if (mantissa >= EIGHTH(4))
 		eighth = mantissa >= EIGHTH(6) ? 6 + (mantissa >= EIGHTH(7))
@@ -100,10 +96,10 @@ static __always_inline u64 bucket_of(u64 ns)
 					      (mantissa != 1ULL << 63));
 }
 
-static __always_inline void add_duration(struct histogram *h, u64 ns)
+static __always_inline void add_duration(struct histogram *h, u64 ns, volatile u64 *memory)
 {
 	__sync_fetch_and_add(&h->sum_ns, ns);
-	__sync_fetch_and_add(&h->counts[bucket_of(ns)], 1);
+	__sync_fetch_and_add(&h->counts[bucket_of(ns, memory)], 1);
 }
 
 #if SERIES
@@ -123,79 +119,85 @@ static __always_inline struct series_place *place_of(const struct request_record
 	return at && at->in_use ? at : NULL;
 }
 
-#define PLACE_BITS 8	/* of a word of find_stages() are 1 + the stage's place */
-
-/* Puts each stage's length and place where its last stamp is. False: one has no place yet. */
-static __always_inline bool find_stages(struct opaque_words *keys, struct opaque_words *stages)
+/* 1 + the place of the stage between two words of exchange.stamps; 0: it has none yet. */
+static __always_inline u32 stage_place(const struct stage_places *places, u64 first, u64 second)
 {
-	u64 before = *opaque(keys, 0), key, place;
-	struct stage_places *places;
-	int zero = 0;
+	return places->of[(first & (STAMP_COUNT - 1)) * STAMP_COUNT + (second & (STAMP_COUNT - 1))];
+}
+
+/* Has every stage a place? */
+static __always_inline bool stages_are_known(const u64 *sorted, const struct stage_places *places)
+{
+	u64 first = sorted[0], second;
 	u32 i;
 
-	places = stage_places.lookup(&zero);
-	if (!places)
-		return false;
 	BOUNDED_LOOP
-	for (i = 1; i < STAMP_COUNT; i++, before = key) {
-		key = *opaque(keys, i);
-		*opaque(stages, i) = 0;
-		if (!before || key == before)
-			continue;
-		place = places->of[(before & (STAMP_COUNT - 1)) * STAMP_COUNT +
-				   (key & (STAMP_COUNT - 1))];
-		if (!place)
+	for (i = 1; i < STAMP_COUNT; i++, first = second) {
+		second = sorted[i];
+		if (second != first && first && !stage_place(places, first, second))
 			return false;
-		*opaque(stages, i) = ((key >> STAMP_BITS) - (before >> STAMP_BITS)) << PLACE_BITS |
-				     place;
 	}
 	return true;
 }
 
-/* Adds what was found, and gives the request's length. */
-static __always_inline u64 add_stages(struct series *s, struct opaque_words *stages)
+/* Adds all stages; uses up the first word. */
+static __always_inline void add_stages(struct series *s, u64 *sorted,
+				       const struct stage_places *places)
 {
-	volatile u64 *total = opaque(stages, 0);
-	u64 stage, place;
-	u32 i;
-
-	*total = 0;
+	u64 first = sorted[0], second;
+	u32 i, place;
 
 	BOUNDED_LOOP
-	for (i = 1; i < STAMP_COUNT; i++) {
-		stage = *opaque(stages, i);
-		place = (stage & ((1 << PLACE_BITS) - 1)) - 1;
-		stage >>= PLACE_BITS;
-		*total += stage;
+	for (i = 1; i < STAMP_COUNT; i++, first = second) {
+		second = sorted[i];
+		if (second == first || !first)
+			continue;
+		place = stage_place(places, first, second) - 1;
 		if (place < STAGE_PLACES)
-			add_duration(&s->stages[place], stage);
+			add_duration(&s->stages[place],
+				     (second >> STAMP_BITS) - (first >> STAMP_BITS), sorted);
 	}
-	stage = *total;
-	add_duration(&s->duration, stage);
-	return stage;
+}
+
+/* From the first stamp to the last. */
+static __always_inline u64 length_of(const u64 *sorted)
+{
+	u64 first = 0;
+	u32 i;
+
+	BOUNDED_LOOP
+	for (i = 0; i < STAMP_COUNT && !first; i++)
+		first = sorted[i];
+	return (sorted[STAMP_COUNT - 1] >> STAMP_BITS) - (first >> STAMP_BITS);
 }
 
 /*
- * Adds a request that was answered to its series, and says whether it was slow. False:
- * nothing was added, since there is no place for it yet.
+ * Adds a request that was answered, and is nobody else's any more, to its series, and
+ * says whether it was slow. False: nothing was added, since there is no place for it yet.
  */
-static __always_inline bool add_to_series(const struct request_record *r, bool *slow)
+static __always_inline bool add_to_series(struct exchange *x, bool *slow)
 {
-	struct opaque_words keys = { .hidden = r->unused }, stages = { .hidden = r->unused };
+	const struct request_record *r = &x->record;
 	const struct series_place *at = place_of(r);
+	const struct stage_places *places;
 	struct series *s;
+	int zero = 0;
 	u32 place;
+	u64 length;
 
-	if (!at)
+	places = stage_places.lookup(&zero);
+	if (!at || !places)
 		return false;
 	place = at->place;
 	s = series.lookup(&place);
 	if (!s)
 		return false;
-	sort_stamps(r, &keys);
-	if (!find_stages(&keys, &stages))
+	sort_stamps(x);
+	if (!stages_are_known(x->stamps, places))
 		return false;
-	*slow = add_stages(s, &stages) >= at->slow_ns;
+	length = length_of(x->stamps);
+	add_stages(s, x->stamps, places);
+	add_duration(&s->duration, length, x->stamps);
 	__sync_fetch_and_add(&s->request_bytes, r->request_bytes);
 	__sync_fetch_and_add(&s->response_bytes, r->response_bytes);
 	if (r->request_retransmits | r->response_retransmits)
@@ -203,10 +205,11 @@ static __always_inline bool add_to_series(const struct request_record *r, bool *
 				     r->request_retransmits + r->response_retransmits);
 	if (r->out_of_order)
 		__sync_fetch_and_add(&s->out_of_order, r->out_of_order);
+	*slow = length >= at->slow_ns;
 	return true;
 }
 #else
-static __always_inline bool add_to_series(const struct request_record *r, bool *slow)
+static __always_inline bool add_to_series(struct exchange *x, bool *slow)
 {
 	return false;
 }

@@ -132,7 +132,7 @@ REQUEST_RECORD = np.dtype(
     }
 )
 
-#: struct exchange, 744 bytes.
+#: struct exchange, 872 bytes.
 EXCHANGE = np.dtype(
     {
         "names": [
@@ -143,6 +143,7 @@ EXCHANGE = np.dtype(
             "outbound_end",
             "head_whole",
             "record",
+            "stamps",
         ],
         "formats": [
             "u8",
@@ -152,6 +153,7 @@ EXCHANGE = np.dtype(
             "u4",
             "u4",
             REQUEST_RECORD,
+            ("u8", (16,)),
         ],
         "offsets": [
             0,
@@ -161,8 +163,9 @@ EXCHANGE = np.dtype(
             24,
             28,
             32,
+            744,
         ],
-        "itemsize": 744,
+        "itemsize": 872,
     }
 )
 
