@@ -166,6 +166,17 @@ def test_it_is_told_what_to_measure_and_where_to_send(lab: Lab) -> None:
     assert not left_out & environment.keys()
 
 
+@pytest.mark.parametrize(
+    ("of_the_application", "of_the_agent"),
+    [("otlp", "otlp"), ("none", "none"), ("prometheus", "none"), ("otlp, prometheus", "none")],
+)
+def test_the_address_for_prometheus_stays_the_applications(
+    of_the_application: str, of_the_agent: str
+) -> None:
+    handed_on = child_agent._environment({"OTEL_METRICS_EXPORTER": of_the_application})
+    assert handed_on == {"OTEL_METRICS_EXPORTER": of_the_agent}
+
+
 @needs_root
 def test_one_for_all_processes_of_an_application(lab: Lab) -> None:
     """Neither a forked worker nor one that was started anew has another one, or ends this one."""

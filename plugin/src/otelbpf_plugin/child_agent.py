@@ -182,8 +182,12 @@ def _interfaces() -> list[str]:
 
 def _environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The application's, so that both send to the same place by the same name."""
-    return {
+    handed_on = {
         name: value
         for name, value in environment.items()
         if name not in _NOT_HANDED_ON and not name.startswith("OTEL_PYTHON_")
     }
+    # Where it is scraped by Prometheus, the address is its own.
+    if "prometheus" in _listed(environment.get("OTEL_METRICS_EXPORTER", "")):
+        handed_on["OTEL_METRICS_EXPORTER"] = "none"
+    return handed_on
