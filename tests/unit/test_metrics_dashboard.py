@@ -6,11 +6,16 @@ What it shows is asked of a real Prometheus in tests/e2e/test_metrics_panels.py.
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from dashboard import Query, load, queries
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 from snapshots import key, series, snapshot
 
 from otelbpf.metrics import metrics_of
@@ -45,6 +50,28 @@ def everything() -> tuple[set[str], set[str]]:
     )
     samples = [sample for family in families(made) for sample in family.samples]
     return {s.name for s in samples}, {label for s in samples for label in s.labels}
+
+
+def left_out(said: Any, read: Any, path: str = "") -> Iterator[str]:
+    """Where what was said is not in what was read."""
+    if isinstance(said, dict):
+        for name, value in said.items():
+            yield from left_out(value, (read or {}).get(name), f"{path}/{name}")
+    elif isinstance(said, list):
+        for number, value in enumerate(said):
+            known = read is not None and number < len(read)
+            yield from left_out(value, read[number] if known else None, f"{path}/{number}")
+    elif said != read and said not in (None, "", False):
+        yield path
+
+
+def test_grafanas_own_types_hold_all_that_it_says() -> None:
+    """Generated from Grafana 11.6, which writes `definition` itself without a type for it."""
+    register_default_plugins()
+    read = json.loads(json.dumps(Dashboard.from_json(DASHBOARD), cls=JSONEncoder))
+    unknown = list(left_out(DASHBOARD, read))
+    assert [path for path in unknown if not path.endswith("/definition")] == []
+    assert len(unknown) == 2
 
 
 def test_what_grafana_needs_to_take_it() -> None:
