@@ -134,8 +134,11 @@ class Agent:
         self._missed: dict[str, int] = {}
 
     def know(self, pids: Iterable[int]) -> None:
-        """Measured servers that run already: their very first requests can be linked."""
+        """Measured servers that run already: their very first requests can be linked and named."""
+        pids = tuple(pids)
         self._thread_contexts.saw(pids, time.monotonic())
+        for pid in pids:
+            self._pipeline.resources.of_process(pid)
 
     def run(self, stop: Stop, missed: Callable[[], dict[str, int]]) -> None:
         """Reads until `stop` is set.

@@ -115,20 +115,22 @@ class SeriesTable:
             self._exemplify(_keys_of(records), requests, offset_ns)
 
     def _exemplify(self, keys: np.ndarray, requests: Sequence[Request], offset_ns: int) -> None:
-        seen: dict[int, int] = {}
-        for row in range(len(requests) - 1, -1, -1):
-            known = self._known.get(keys[row].tobytes())
-            if known is None or seen.get(known[0], 0) >= _EXEMPLARS_EACH:
+        newest: dict[int, list[Exemplar]] = {}
+        for key, request in zip(keys[::-1], reversed(requests), strict=True):
+            known = self._known.get(key.tobytes())
+            if known is None or len(newest.setdefault(known[0], [])) == _EXEMPLARS_EACH:
                 continue
-            place, request = known[0], requests[row]
-            seen[place] = seen.get(place, 0) + 1
-            exemplar = Exemplar(
-                request.trace_id,
-                request.span_id,
-                request.end_ktime_ns - request.start_ktime_ns,
-                request.end_ktime_ns + offset_ns,
+            newest[known[0]].append(
+                Exemplar(
+                    request.trace_id,
+                    request.span_id,
+                    request.end_ktime_ns - request.start_ktime_ns,
+                    request.end_ktime_ns + offset_ns,
+                )
             )
-            self._exemplars[place] = [exemplar, *self._exemplars.get(place, ())][:_EXEMPLARS_EACH]
+        for place, exemplars in newest.items():
+            exemplars += self._exemplars.get(place, ())
+            self._exemplars[place] = exemplars[:_EXEMPLARS_EACH]
 
     def snapshot(self) -> tuple[Series, ...]:
         """All series that have requests; from any thread."""
@@ -172,15 +174,27 @@ class SeriesTable:
             return_inverse=True,
         )
         found = [
-            self._known.get(key.tobytes()) or self._name(key.tobytes(), records[first])
+            self._place_of(key.tobytes(), records[first])
             for key, first in zip(keys, firsts, strict=True)
         ]
         places, slow_ns = zip(*found, strict=True)
         inverse = inverse.reshape(-1)
         return np.array(places)[inverse], np.array(slow_ns, np.uint64)[inverse]
 
-    def _name(self, key: bytes, record: np.void) -> tuple[int, int]:
-        """Gives the series a place, and tells the kernel of it."""
+    def _place_of(self, key: bytes, record: np.void) -> tuple[int, int]:
+        known = self._known.get(key)
+        if known is None:
+            if len(self._known) >= _KEYS_MOST:
+                self._known.clear()
+            known = self._known[key] = self._find_place(key, record)
+        place, slow_ns = known
+        # Also where it was told before: it may have forgotten, to make room for others.
+        if place >= len(_KINDS) and np.frombuffer(key, SERIES_KEY)["status_class"][0]:
+            self._programs.set_series_place(key, _series_place(place, slow_ns))
+        return known
+
+    def _find_place(self, key: bytes, record: np.void) -> tuple[int, int]:
+        """The series' place, a new one if there is one left, and its threshold."""
         series_key = self._series_key(np.frombuffer(key, SERIES_KEY)[0], record)
         place = self._places.get(series_key)
         if place is None and len(self._keys) < self._most:
@@ -190,13 +204,7 @@ class SeriesTable:
                 self._send_the_rest_to_overflow()
         if place is None:
             place = _KINDS.index(series_key.kind)
-        slow_ns = self._slow.of(series_key.route)
-        if len(self._known) >= _KEYS_MOST:
-            self._known.clear()
-        self._known[key] = place, slow_ns
-        if series_key.status_class and place >= len(_KINDS):
-            self._programs.set_series_place(key, _series_place(place, slow_ns))
-        return place, slow_ns
+        return place, self._slow.of(series_key.route)
 
     def _send_the_rest_to_overflow(self) -> None:
         for place in range(len(_KINDS)):

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent does with requests that the kernel has not added up; the kernel is made up."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from samples import SMALL, numbered, record
+
+from otelbpf.loader import Limits
+from otelbpf.records import SERIES, SERIES_KEY, SERIES_PLACE, RequestFlag
+from otelbpf.resource import Resources
+from otelbpf.routes import Routes
+from otelbpf.sampler import Slow
+from otelbpf.series import OTHER_STAGES, SeriesTable
+from otelbpf.snapshot import buckets_of
+
+MOST = 8
+WHOLE = RequestFlag.REQUEST_RECEIVED | RequestFlag.REQUEST_ANSWERED
+LENGTH_NS = max(SMALL.values()) - min(SMALL.values())
+
+
+class Kernel:
+    """The maps of otelbpf.loader.Programs, and what was put into them."""
+
+    limits = Limits(series=MOST)
+
+    def __init__(self) -> None:
+        self.files = {
+            "series": os.memfd_create("series"), "stage_places": os.memfd_create("stage_places")
+        }  # fmt: skip
+        os.ftruncate(self.files["series"], MOST * SERIES.itemsize)
+        os.ftruncate(self.files["stage_places"], mmap.PAGESIZE)
+        self.told: list[tuple[np.void, np.void]] = []
+        self.overflow: dict[int, np.void] = {}
+
+    def map_fd(self, name: str) -> int:
+        return self.files[name]
+
+    def set_series_place(self, key: bytes, place: bytes) -> None:
+        self.told.append(
+            (np.frombuffer(key, SERIES_KEY)[0], np.frombuffer(place, SERIES_PLACE)[0])
+        )
+
+    def set_overflow_place(self, is_client: int, place: bytes) -> None:
+        self.overflow[is_client] = np.frombuffer(place, SERIES_PLACE)[0]
+
+    def adds(self, place: int, name: str, count: int) -> None:
+        """The kernel adds something of its own."""
+        os.pwrite(
+            self.files["series"], count.to_bytes(8, "little"),
+            place * SERIES.itemsize + SERIES.fields[name][1],
+        )  # fmt: skip
+
+    def close(self) -> None:
+        for fd in self.files.values():
+            os.close(fd)
+
+
+@pytest.fixture
+def kernel() -> Iterator[Kernel]:
+    kernel = Kernel()
+    yield kernel
+    kernel.close()
+
+
+@pytest.fixture
+def table(kernel: Kernel) -> Iterator[SeriesTable]:
+    slow = Slow(LENGTH_NS + 1, (("/slow", LENGTH_NS),))
+    table = SeriesTable(kernel, Routes(), Resources("tested"), slow)  # type: ignore[arg-type]
+    yield table
+    table.close()
+
+
+def one(path: str, route_hash: int, **fields: object) -> np.ndarray:
+    fields = {"status": 200, "flags": WHOLE, "local_port": 80, "pid": os.getpid(), **fields}
+    line = f"GET {path} HTTP/1.1".encode()
+    return record(SMALL, request_line=line, route_hash=route_hash, **fields)
+
+
+def test_a_new_series_gets_a_place_and_the_kernel_is_told(
+    kernel: Kernel, table: SeriesTable
+) -> None:
+    assert table.snapshot() == ()
+    slow = table.add(np.concatenate([one("/a/1", 11), one("/slow", 12), one("/a/2", 11)]))
+    assert slow.tolist() == [False, True, False]
+    by_route = {series.key.route: series for series in table.snapshot()}
+    assert {route: series.duration.count for route, series in by_route.items()} == {
+        "/a/{id}": 2, "/slow": 1
+    }  # fmt: skip
+    assert by_route["/slow"].duration.sum_ns == LENGTH_NS
+    assert np.flatnonzero(by_route["/slow"].duration.counts).tolist() == [buckets_of(LENGTH_NS)]
+    assert {
+        (int(key["route_hash"]), int(key["status_class"]), int(key["port"]), int(at["slow_ns"]))
+        for key, at in kernel.told
+    } == {(11, 2, 80, LENGTH_NS + 1), (12, 2, 80, LENGTH_NS)}
+    assert len({int(place["place"]) for _, place in kernel.told}) == 2
+
+
+def test_the_kernel_is_told_again_since_it_may_have_forgotten(
+    kernel: Kernel, table: SeriesTable
+) -> None:
+    for _ in range(3):
+        table.add(one("/a", 11))
+    assert len(kernel.told) == 3
+    assert len({bytes(place) for _, place in kernel.told}) == 1
+
+
+def test_the_kernels_sums_and_ours_are_one(kernel: Kernel, table: SeriesTable) -> None:
+    table.add(one("/a", 11, request_bytes=5))
+    (_, place), = kernel.told
+    kernel.adds(int(place["place"]), "request_bytes", 100)
+    (series,) = table.snapshot()
+    assert series.request_bytes == 105
+
+
+def test_the_kernel_is_not_told_of_what_it_will_not_ask_for(
+    kernel: Kernel, table: SeriesTable
+) -> None:
+    """One that was cut short has no class, whatever its status was to be."""
+    table.add(one("/a", 11, flags=RequestFlag.REQUEST_RECEIVED | RequestFlag.PEER_RESET))
+    (series,) = table.snapshot()
+    assert series.key.status_class == 0
+    assert kernel.told == []
+
+
+def test_when_all_places_are_taken(kernel: Kernel, table: SeriesTable) -> None:
+    for number in range(MOST + 3):
+        table.add(one("/" + "x" * number, 100 + number))
+        assert bool(kernel.overflow) == (number >= MOST - 3)
+    assert len(kernel.told) == MOST - 2
+    (overflow,) = (series for series in table.snapshot() if series.key.overflow)
+    assert overflow.duration.count == 5
+    assert {kind: int(at["slow_ns"]) for kind, at in kernel.overflow.items()} == {
+        0: LENGTH_NS + 1, 1: LENGTH_NS + 1
+    }  # fmt: skip
+
+
+def test_more_stages_than_there_are_places(table: SeriesTable) -> None:
+    """Every two stamps are a stage of some request: 120 of them."""
+    times = [record({first: 1_000, second: 2_000}, flags=WHOLE, status=200)
+             for first in range(16) for second in range(first + 1, 16)]  # fmt: skip
+    table.add(np.concatenate(times))
+    (series,) = table.snapshot()
+    assert len(series.stages) == SERIES["stages"].shape[0]
+    assert series.stages[OTHER_STAGES].count == 120 - len(series.stages) + 1
+    assert sum(stage.count for stage in series.stages.values()) == 120
+
+
+def test_the_last_of_those_that_became_spans_are_exemplars(table: SeriesTable) -> None:
+    records = np.concatenate([one("/a", 11) for _ in range(6)])
+    requests = numbered(6)
+    table.add(records)
+
+    def exemplars() -> list[int]:
+        (series,) = table.snapshot()
+        return [exemplar.span_id for exemplar in series.exemplars]
+
+    table.exemplify(records[:2], requests[:2], offset_ns=0)
+    assert exemplars() == [2, 1]
+    table.exemplify(records[2:3], requests[2:3], offset_ns=7)
+    assert exemplars() == [3, 2, 1]
+    latest = table.snapshot()[0].exemplars[0]
+    assert latest.trace_id == requests[2].trace_id
+    assert latest.duration_ns == LENGTH_NS
+    assert latest.unix_ns == requests[2].end_ktime_ns + 7
+    table.exemplify(records, requests, offset_ns=0)
+    assert exemplars() == [6, 5, 4, 3]
+    # A series that nobody has named has none.
+    table.exemplify(one("/b", 99), requests[:1], offset_ns=0)
+    assert len(table.snapshot()) == 1
