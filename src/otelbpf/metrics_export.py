@@ -213,6 +213,8 @@ class Periodic:
         # A thread that still hangs shall take no snapshot of what is about to be closed.
         with self._taking:
             self._take_snapshot = None
+        if self._failing or self._thread.is_alive():
+            _log.warning("%s has not taken the last metrics", self.destination)
         for name in _EXPORTERS_LOGGERS:
             logging.getLogger(name).removeFilter(self._is_news)
 

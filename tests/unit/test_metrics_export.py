@@ -261,6 +261,16 @@ def test_cumulative_metrics_count_failures_since_the_start() -> None:
     assert counts(exporter)[:4] == [(1, 1), (2, 2), (3, 3), (4, 4)]
 
 
+def test_metrics_that_are_lost_at_the_end_are_not_lost_in_silence(
+    caplog: pytest.LogCaptureFixture
+) -> None:
+    export = periodic(Exporter(MetricExportResult.FAILURE), SELDOM)
+    with caplog.at_level(logging.WARNING):
+        export.start(Moments())
+        export.stop()
+    assert caplog.messages[-1] == "there has not taken the last metrics"
+
+
 def test_a_snapshot_that_cannot_be_taken_is_a_failed_export() -> None:
     exporter, moments = Exporter(), Moments()
     broken = iter([True])
