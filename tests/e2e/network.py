@@ -26,7 +26,7 @@ from typing import TypeVar
 from otelbpf.netns import find_netns
 
 # Long enough that only a broken test waits for it.
-DEADLINE_S = 150.0
+DEADLINE_S = 30.0
 
 _NAMES = re.compile(r"otelbpf-e2e-(\d+)-\d+-(server|client)")
 _numbers = itertools.count()
