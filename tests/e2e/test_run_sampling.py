@@ -4,17 +4,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from client import Client
 from demo.receiver import Receiver
 from network import Network
-from servers import Server
+from servers import Server, python_server
 from stack import agent, measured, to
 
 SAMPLED, UNSAMPLED = (f"00-{7:032x}-{9:016x}-{flags}" for flags in ("01", "00"))
 # One in a billion: of some hundred requests, none but by a chance that nobody will live to see.
 NONE = "1/1000000000"
+
+
+@pytest.fixture(scope="module")
+def server(net: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One that is late, or fails, where it is asked to."""
+    with python_server(net, tmp_path_factory.mktemp("server"), "threading_server", 8080) as running:
+        yield running
 
 
 def options(net: Network, server: Server) -> tuple[str | int, ...]:
