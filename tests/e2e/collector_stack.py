@@ -36,6 +36,12 @@ _BUILD_S = 1500.0
 _numbers = itertools.count()
 
 
+def go_environment() -> dict[str, str]:
+    """Where the machine's Go is too old, scripts/setup has installed one beside Python."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {**os.environ, "PATH": path}
+
+
 @functools.cache
 def built(script: str) -> Path:
     """Builds with collector/SCRIPT, where that is not done yet.
@@ -43,11 +49,9 @@ def built(script: str) -> Path:
     Raises:
         RuntimeError: it failed; with what it said.
     """
-    # Where the machine's Go is too old, scripts/setup has installed one beside Python.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     done = subprocess.run(
         ["nice", "-n", "5", COLLECTOR / script], capture_output=True, text=True,
-        timeout=_BUILD_S, env={**os.environ, "PATH": path},
+        timeout=_BUILD_S, env=go_environment(),
     )
     if done.returncode:
         raise RuntimeError(f"collector/{script} failed ({done.returncode}):\n{done.stderr[-4000:]}")

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is deployed without us: files that their own tools accept, and that say what is tested.
+
+No container is started here. The capabilities are tried for what they are: a bounding set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from client import Client
+from collector_stack import COLLECTOR, built, go_environment
+from demo.receiver import Receiver
+from network import Network
+from servers import Server
+from stack import COUNT, Agent, agent, otelbpf, to, wait_for_requests
+
+ROOT = COLLECTOR.parent
+DEPLOY = ROOT / "deploy"
+_COMPOSE = Path(__file__).resolve().parent / "compose"
+_BUILD_S = 300.0
+
+DAEMONSET = yaml.safe_load((DEPLOY / "daemonset.yaml").read_text())
+AGENT, BESIDE = DAEMONSET["spec"]["template"]["spec"]["containers"]
+CAPABILITIES = AGENT["securityContext"]["capabilities"]["add"]
+
+
+def output(*command: str | Path, cwd: Path = ROOT) -> str:
+    done = subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, timeout=_BUILD_S, env=go_environment()
+    )
+    assert done.returncode == 0, f"{command}:\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "configurations",
+    [["single-machine"], ["agent"], ["agent", "agent-kafka"], ["fleet"]],
+    ids=" ".join,
+)
+def test_the_collector_accepts_its_configurations(configurations: list[str]) -> None:
+    files = [f"--config={COLLECTOR / name}.yaml" for name in configurations]
+    output(built("build"), "validate", *files)
+
+
+@pytest.mark.parametrize("configuration", ["jaeger", "jaeger-cassandra"])
+def test_jaeger_accepts_its_configurations(configuration: str) -> None:
+    output(built("build-jaeger"), "validate", f"--config={COLLECTOR / configuration}.yaml")
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What compose makes of its file: it knows every key, and fills in what is left out."""
+    program = tmp_path_factory.mktemp("compose") / "compose"
+    output("go", "build", "-o", program, ".", cwd=_COMPOSE)
+    return json.loads(output(program, COLLECTOR / "compose.yaml"))["services"]
+
+
+def mounts(service: dict[str, Any]) -> dict[str, Path]:
+    """Where in the container -> which of our files."""
+    return {
+        mount["target"]: Path(mount["source"])
+        for mount in service["volumes"] if mount["type"] == "bind"
+    }
+
+
+def test_compose_starts_what_is_tested(services: dict[str, Any]) -> None:
+    assert services.keys() == {"collector", "jaeger", "prometheus", "grafana"}
+    version = yaml.safe_load((COLLECTOR / "builder.yaml").read_text())["dist"]["version"]
+    assert services["collector"]["image"].endswith(f"collector-contrib:{version}")
+    single = COLLECTOR / "single-machine.yaml"
+    for name, option, ours in (
+        ("collector", services["collector"]["command"][-1], single),
+        ("prometheus", services["prometheus"]["command"][0], COLLECTOR / "prometheus.yaml"),
+    ):
+        assert mounts(services[name])[option.rpartition("=")[2]] == ours
+    # The variables that are set are those that the configuration asks for.
+    assert set(re.findall(r"\$\{env:(\w+)", single.read_text())) == (
+        services["collector"]["environment"].keys()
+    )
+
+
+def test_compose_publishes_on_the_loopback_interface_only(services: dict[str, Any]) -> None:
+    published = {
+        (service, port["target"]): port["host_ip"]
+        for service, each in services.items() for port in each.get("ports", ())
+    }
+    assert published.keys() >= {("collector", 4317), ("jaeger", 16686), ("grafana", 3000)}
+    assert set(published.values()) == {"127.0.0.1"}
+
+
+def test_compose_mounts_what_is_there(services: dict[str, Any]) -> None:
+    for service in services.values():
+        if service.get("volumes"):
+            for path in mounts(service).values():
+                assert path.exists(), path
+
+
+def test_grafana_finds_its_sources_and_its_dashboard(services: dict[str, Any]) -> None:
+    provisioning = COLLECTOR / "grafana/provisioning"
+    sources = yaml.safe_load((provisioning / "datasources/otelbpf.yaml").read_text())
+    by_uid = {source["uid"]: source for source in sources["datasources"]}
+    for source in by_uid.values():
+        host = source["url"].removeprefix("http://").partition(":")[0]
+        assert host in services
+        for link in source.get("jsonData", {}).get("exemplarTraceIdDestinations", ()):
+            assert link["datasourceUid"] in by_uid
+    boards = yaml.safe_load((provisioning / "dashboards/otelbpf.yaml").read_text())
+    directory = boards["providers"][0]["options"]["path"]
+    mounted = mounts(services["grafana"])
+    assert mounted["/etc/grafana/provisioning"] == provisioning
+    (target,) = (path for path in mounted if path.startswith(directory + "/"))
+    assert mounted[target] == COLLECTOR / "grafana/otelbpf.json"
+    home = services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert home == target
+
+
+def test_prometheus_accepts_its_configuration() -> None:
+    output("promtool", "check", "config", COLLECTOR / "prometheus.yaml")
+
+
+@pytest.mark.parametrize("name", ["daemonset", "fleet"])
+def test_kubernetes_accepts_the_manifests(name: str) -> None:
+    """By its own schema, of its newest version that is known here, without a word unknown to it."""
+    manifest = yaml.safe_load((DEPLOY / f"{name}.yaml").read_text())
+    kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_the_collectors_have_no_rights() -> None:
+    fleet = yaml.safe_load((DEPLOY / "fleet.yaml").read_text())
+    for container in (BESIDE, *fleet["spec"]["template"]["spec"]["containers"]):
+        security = container["securityContext"]
+        assert security["capabilities"] == {"drop": ["ALL"]}
+        assert security["allowPrivilegeEscalation"] is False
+
+
+def test_the_daemonset_runs_what_is_tested() -> None:
+    version = yaml.safe_load((COLLECTOR / "builder.yaml").read_text())["dist"]["version"]
+    assert BESIDE["image"].endswith(f"collector-contrib:{version}")
+    (argument,) = BESIDE["args"]
+    assert (COLLECTOR / Path(argument).name).exists()
+    asked = set(re.findall(r"\$\{env:(\w+)", (COLLECTOR / "agent.yaml").read_text()))
+    assert {variable["name"] for variable in BESIDE["env"]} <= asked
+    queue = re.search(r"OTELBPF_QUEUE:-([^}]+)", (COLLECTOR / "agent.yaml").read_text())
+    assert queue and queue[1] in {mount["mountPath"] for mount in BESIDE["volumeMounts"]}
+    assert AGENT["securityContext"]["capabilities"]["drop"] == ["ALL"]
+
+
+def test_the_image_has_what_the_set_up_installs() -> None:
+    setup = (ROOT / "scripts/setup").read_text()
+    needed = re.search(r"^for package in (.+); do\n    need_package", setup, re.MULTILINE)
+    assert needed
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    final = dockerfile.rpartition("FROM")[2]
+    assert "FROM debian:13\n" in dockerfile
+    for package in needed[1].split():
+        # Of these the one is for network namespaces' names, the other to install with.
+        if package not in ("iproute2", "python3-venv"):
+            assert package in final, package
+
+
+def test_a_wheel_is_made_of_what_the_image_copies(tmp_path: Path) -> None:
+    """The lines with an exclamation mark, and no others."""
+    lines = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
+    (tmp_path / "source").mkdir()
+    for line in lines:
+        if line.startswith("!"):
+            output("cp", "-r", ROOT / line[1:], tmp_path / "source")
+    output(
+        sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation",
+        "--no-deps", "--no-index", "--wheel-dir", tmp_path, tmp_path / "source",
+    )
+    assert list(tmp_path.glob("otelbpf-*.whl"))
+
+
+def with_only(capabilities: Sequence[str]) -> list[str]:
+    """Root as the container has it: with these capabilities, and no way to others."""
+    kept = ",".join(["-all", *(f"+{name.lower()}" for name in capabilities)])
+    return [
+        "setpriv", "--no-new-privs", f"--bounding-set={kept}", "--inh-caps=-all",
+        "--ambient-caps=-all", "--",
+    ]
+
+
+@contextlib.contextmanager
+def started(
+    net: Network, server: Server, receiver: Receiver, directory: Path, capabilities: Sequence[str]
+) -> Iterator[Agent]:
+    arguments = (
+        "--interface", net.server.interface, "--port", server.port, "--netns", net.server.path
+    )
+    with agent(
+        directory, *arguments, environment=to(receiver), under=with_only(capabilities)
+    ) as running:
+        running.wait_ready()
+        with Client.of(net, server.port) as client:
+            for number in range(COUNT):
+                client.ask(f"/{number}")
+        yield running
+
+
+def test_the_capabilities_are_enough(
+    net: Network, server: Server, receiver: Receiver, tmp_path: Path
+) -> None:
+    with started(net, server, receiver, tmp_path, CAPABILITIES) as running:
+        requests = wait_for_requests(receiver, COUNT)
+        running.stop().assert_clean(seen=COUNT)
+    for request in requests:
+        request.assert_complete()
+        assert request.span.resource["process.executable.name"] == server.executable
+
+
+def without(capability: str) -> list[str]:
+    assert capability in CAPABILITIES
+    return [name for name in CAPABILITIES if name != capability]
+
+
+def test_without_sys_ptrace_nobody_is_named(
+    net: Network, server: Server, receiver: Receiver, tmp_path: Path
+) -> None:
+    with started(net, server, receiver, tmp_path, without("SYS_PTRACE")) as running:
+        requests = wait_for_requests(receiver, COUNT)
+        running.stop().assert_clean(seen=COUNT)
+    assert {each.span.resource.get("process.executable.name") for each in requests} == {None}
+
+
+def refused(capability: str, net: Network, server: Server, directory: Path) -> str:
+    """What otelbpf says without it."""
+    ended = otelbpf(
+        directory, "run", "--interface", net.server.interface, "--port", server.port,
+        "--netns", net.server.path, environment={"OTEL_TRACES_EXPORTER": "none"},
+        under=with_only(without(capability)),
+    )
+    ended.assert_refused()
+    return ended.stderr
+
+
+@pytest.mark.parametrize("capability", ["NET_ADMIN", "SYS_ADMIN"])
+def test_without_the_others_it_is_refused(
+    net: Network, server: Server, tmp_path: Path, capability: str
+) -> None:
+    assert f"needs CAP_{capability}," in refused(capability, net, server, tmp_path)
+
+
+def test_without_syslog_the_compiler_takes_a_helper_that_the_kernel_refuses(
+    net: Network, server: Server, tmp_path: Path
+) -> None:
+    first = output(*with_only(without("SYSLOG")), "head", "-n1", "/proc/kallsyms")
+    if first.startswith("0000000000000000 "):
+        assert "bpf_probe_read" in refused("SYSLOG", net, server, tmp_path)
+    else:
+        # This machine tells everyone; then it takes no capability to be told.
+        paranoid = Path("/proc/sys/kernel/perf_event_paranoid").read_text()
+        assert int(paranoid) <= 1
+
+
+def test_these_are_all() -> None:
+    """Each of them has its test above."""
+    assert sorted(CAPABILITIES) == ["NET_ADMIN", "SYSLOG", "SYS_ADMIN", "SYS_PTRACE"]
+
