@@ -79,6 +79,6 @@ def test_prometheus_can_fetch_them(net: Network, tmp_path: Path, configuration: 
                for le in ("0.001", "0.1", "+Inf")}
     assert buckets == {"0.001": 20, "0.1": 22, "+Inf": 23}
     assert found["otelbpf_stage_duration_seconds_sum",] == 0.5
-    # A native histogram: its buckets are in Prometheus's protobuf format only.
+    # A native histogram: its buckets are told in Prometheus's protobuf format only.
     assert found["otelbpf_wait_duration_seconds_count",] == 23
     assert found["otelbpf_wait_duration_seconds_sum",] == 46.0

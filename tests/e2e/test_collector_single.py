@@ -21,7 +21,7 @@ from network import Network, wait_until
 from stack import agent, measured
 
 ENDPOINT = f"http://127.0.0.1:{OTLP_GRPC_PORT}"
-TO_COLLECTOR = {"OTEL_EXPORTER_OTLP_ENDPOINT": ENDPOINT}
+TO_COLLECTOR = {"OTEL_EXPORTER_OTLP_ENDPOINT": ENDPOINT, "OTEL_METRICS_EXPORTER": "otlp"}
 COUNT = 92
 
 
@@ -49,7 +49,10 @@ def test_jaeger_has_the_gateways_requests_whole(net: Network, tmp_path: Path) ->
         )
         ended = otelbpf.stop()
         assert_all_is_told(running, spans)
-    assert ended.code == 0 and ended.sums is not None, ended.stderr
+        assert ended.sums is not None, ended.stderr
+        # Its metrics' last export is when it ends.
+        assert total(running, "otelbpf_requests_seen_total") == ended.sums["seen"]
+    assert ended.code == 0, ended.stderr
     decoded = ledgers.decode(spans)
     sums = Sums(*(ended.sums[name] for name in ("seen", "exported", "sampled_out", "lost")))
     # What the demo asks of a run: outcomes, parents, tiles, sums.
@@ -58,6 +61,10 @@ def test_jaeger_has_the_gateways_requests_whole(net: Network, tmp_path: Path) ->
         request.assert_tiled()
     # A storage that cut all times to microseconds would still show stages that meet.
     assert any(span.end_unix_ns % 1000 for span in spans)
+
+
+def total(running: Collector, name: str) -> float:
+    return sum(value for _, value in running.metrics().get(name, []))
 
 
 def assert_all_is_told(running: Collector, spans: list[otlp.Span]) -> None:
