@@ -29,6 +29,7 @@ from network import DEADLINE_S, Side, wait_until
 COLLECTOR = Path(__file__).resolve().parents[2] / "collector"
 LOOPBACK = "127.0.0.1"
 OTLP_GRPC_PORT = 4317
+OTLP_HTTP_PORT = 4318
 PROMETHEUS_PORT = 8889
 #: What a build may take where nothing is cached.
 _BUILD_S = 1500.0

@@ -10,11 +10,12 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 from collector_stack import LOOPBACK
-from demo.processes import running
+from demo.processes import Process, running
 from network import DEADLINE_S, Side
 
 PARTITIONS = 6
@@ -68,13 +69,22 @@ def jars() -> Path:
         return whole
 
 
-@contextlib.contextmanager
-def kafka(side: Side, directory: Path) -> Iterator[str]:
-    """Runs a broker that makes topics when they are first written to.
+@dataclass(frozen=True)
+class Broker:
+    """A running one.
 
-    Yields:
-        its address.
+    Attributes:
+        data: where it keeps its messages.
     """
+
+    process: Process
+    address: str
+    data: Path
+
+
+@contextlib.contextmanager
+def kafka(side: Side, directory: Path) -> Iterator[Broker]:
+    """Runs a broker that makes topics when they are first written to."""
     files = directory / "kafka"
     files.mkdir()
     properties = files / "server.properties"
@@ -96,4 +106,4 @@ def kafka(side: Side, directory: Path) -> Iterator[str]:
             return False
 
         process.wait_until(listens, DEADLINE_S)
-        yield f"{LOOPBACK}:{PORT}"
+        yield Broker(process, f"{LOOPBACK}:{PORT}", files / "data")

@@ -112,7 +112,7 @@ def test_a_killed_collector_costs_no_trace_and_no_part_of_one(
     with contextlib.ExitStack() as stack:
         start = stack.enter_context
         storage = start(jaeger(side, tmp_path))
-        broker = start(kafka(side, tmp_path))
+        broker = start(kafka(side, tmp_path)).address
         # Beside Kafka everything goes to a witness, too.
         witness = start(side.call(Receiver))
         start(collector(

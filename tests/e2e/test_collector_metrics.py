@@ -8,14 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from collector_stack import LOOPBACK, collector
+from collector_stack import LOOPBACK, OTLP_HTTP_PORT, collector
 from network import DEADLINE_S, Network, Side, wait_until
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
 )
 from opentelemetry.proto.metrics.v1 import metrics_pb2
-
-OTLP_HTTP_PORT = 4318
 
 
 def metrics() -> ExportMetricsServiceRequest:
