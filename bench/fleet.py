@@ -23,8 +23,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "tests/e2e")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/e2e"))
 
 from client import Client
 from collector_stack import LOOPBACK, OTLP_HTTP_PORT, Collector, collector
@@ -32,6 +32,7 @@ from demo.receiver import Receiver
 from kafka_broker import kafka
 from network import Network, network, wait_until
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from servers import python_server
 from stack import agent, to, wait_for_requests
 
@@ -64,7 +65,7 @@ def measured_once(net: Network, directory: Path) -> list[ExportTraceServiceReque
 def many(exports: list[ExportTraceServiceRequest]) -> Iterator[ExportTraceServiceRequest]:
     """Exports of REQUESTS requests, of otelbpf's usual size, whose traces are all different."""
     first = exports[0].resource_spans[0]
-    of_traces: dict[bytes, list] = {}
+    of_traces: dict[bytes, list[Span]] = {}
     for export in exports:
         for resource in export.resource_spans:
             for scope in resource.scope_spans:
@@ -99,11 +100,12 @@ def processor_s(pid: int) -> float:
 
 
 def resident_mib(pid: int) -> float:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def size(directory: Path) -> int:
-    """On disk; files that are preallocated count what is written of them."""
+    """On disk, of which files that are larger than what they hold take less."""
     return sum(path.stat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
 
 
