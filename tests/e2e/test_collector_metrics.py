@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from collector_stack import LOOPBACK, OTLP_HTTP_PORT, collector
+import yaml
+from collector_stack import COLLECTOR, LOOPBACK, OTLP_HTTP_PORT, collector, get
+from demo.processes import running
 from network import DEADLINE_S, Network, Side, wait_until
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
@@ -64,12 +69,12 @@ def post(side: Side, request: ExportMetricsServiceRequest) -> int:
 @pytest.mark.parametrize("configuration", ["single-machine", "agent"])
 def test_prometheus_can_fetch_them(net: Network, tmp_path: Path, configuration: str) -> None:
     environment = {"OTELBPF_QUEUE": str(tmp_path / "queue")}
-    with collector(net.server, tmp_path, configuration, environment=environment) as running:
+    with collector(net.server, tmp_path, configuration, environment=environment) as asked:
         assert post(net.server, metrics()) == 200
-        wait_until(lambda: "target_info" in running.metrics(), "the metrics are there")
+        wait_until(lambda: "target_info" in asked.metrics(), "the metrics are there")
         found = {
             (name, *(part for part in labels.split(",") if part.startswith("le="))): value
-            for name, values in running.metrics().items()
+            for name, values in asked.metrics().items()
             for labels, value in values
         }
     assert found["otelbpf_requests_seen_total",] == 23
@@ -80,3 +85,37 @@ def test_prometheus_can_fetch_them(net: Network, tmp_path: Path, configuration: 
     # A native histogram: its buckets are told in Prometheus's protobuf format only.
     assert found["otelbpf_wait_duration_seconds_count",] == 23
     assert found["otelbpf_wait_duration_seconds_sum",] == 46.0
+
+
+def test_prometheus_has_them_by_our_configuration(net: Network, tmp_path: Path) -> None:
+    """With compose's options: exponential buckets stay what they are, and who measured is told."""
+    services = yaml.safe_load((COLLECTOR / "compose.yaml").read_text())["services"]
+    (features,) = (o for o in services["prometheus"]["command"] if o.startswith("--enable-"))
+    ours = (COLLECTOR / "prometheus.yaml").read_text()
+    assert "collector:8889" in ours and "15s" in ours
+    config = tmp_path / "prometheus.yaml"
+    config.write_text(ours.replace("collector:8889", f"{LOOPBACK}:8889").replace("15s", "1s"))
+    command = [
+        *net.server.enter(), "prometheus", f"--config.file={config}", features,
+        f"--storage.tsdb.path={tmp_path / 'data'}", f"--web.listen-address={LOOPBACK}:9090",
+    ]
+
+    def told() -> list[dict[str, Any]]:
+        query = "/api/v1/query?query=otelbpf_wait_duration_seconds"
+        with contextlib.suppress(OSError):
+            status, body = get(net.server, 9090, query)
+            if status == 200:
+                return json.loads(body)["data"]["result"]
+        return []
+
+    with (
+        collector(net.server, tmp_path, "single-machine"),
+        running("prometheus", command, tmp_path) as process,
+    ):
+        assert post(net.server, metrics()) == 200
+        wait_until(told, "Prometheus has them", state=process.said)
+        (series,) = told()
+    assert (series["metric"]["job"], series["metric"]["instance"]) == ("otelbpf", "one")
+    buckets = [(low, high, count) for _, low, high, count in series["histogram"][1]["buckets"]]
+    # Behind the one for what is as good as 0.
+    assert buckets[1:] == [("1", "2", "20"), ("2", "4", "2")]
