@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import re
@@ -236,6 +237,22 @@ def _build_parser() -> _Parser:
                        help="also look at this interface; may be repeated")
     check.add_argument("--netns", metavar="NAME|PATH", help="network namespace of the interfaces")
     check.add_argument("--json", action="store_true", help="as JSON")
+
+    report = commands.add_parser(
+        "report",
+        help="make a page to look at recorded spans",
+        description="Makes one HTML page from recorded spans, for any browser: where the time of "
+        "each route's requests goes, the slowest ones' waterfalls and ledgers, and what was lost. "
+        "The page fetches nothing. Needs no root.",
+        allow_abbrev=False,
+    )
+    report.add_argument("page", type=_writable_path, metavar="FILE.html",
+                        help="the page to write")
+    report.add_argument("--spans", action="append", required=True, type=Path, metavar="SPANS",
+                        help="what OTEL_TRACES_EXPORTER=otlp_json_file or the collector's file "
+                        "exporter wrote (OTLP JSON, one export a line); may be repeated")
+    report.add_argument("--sums", type=Path, metavar="SUMS",
+                        help="what `otelbpf run --sums-file` wrote of the same run")
     return parser
 
 
@@ -338,9 +355,11 @@ def _write_whole(path: Path, text: str) -> None:
     """Writes a file that is either not there or complete."""
     part = path.with_name(path.name + ".part")
     try:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
         part.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
@@ -352,6 +371,20 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0 if report.can_run else 1
 
 
+def _report(arguments: argparse.Namespace) -> int:
+    from otelbpf.report import page
+
+    spans, sums = list(dict.fromkeys(arguments.spans)), arguments.sums
+    read = [*spans, *([] if sums is None else [sums])]
+    if arguments.page.exists() and any(p.exists() and p.samefile(arguments.page) for p in read):
+        raise UsageError(f"{arguments.page} would be written over what it is made from: name another")
+    _write_whole(arguments.page, page.make(spans, sums))
+    return 0
+
+
+_COMMANDS = {"run": _run, "check": _check, "report": _report}
+
+
 def main() -> int:
     """The `otelbpf` command; returns its exit status."""
     logging.basicConfig(level=logging.WARNING, format="otelbpf: %(message)s", stream=sys.stderr)
@@ -359,7 +392,7 @@ def main() -> int:
     logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)
     try:
         arguments = _build_parser().parse_args()
-        return _run(arguments) if arguments.command == "run" else _check(arguments)
+        return _COMMANDS[arguments.command](arguments)
     except OtelbpfError as error:
         print(f"otelbpf: {error}", file=sys.stderr)
         return _EXIT_REFUSED

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""spans -> recording: every request and every stage, as columns of numbers.
+
+A million spans are some ten megabytes of them. What else a span says is read again, for those few
+that the page shows (selection.py).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from otelbpf.errors import UsageError
+from otelbpf.report.folding import fold
+from otelbpf.report.otlp_json import Span, Value, lines
+from otelbpf.report.stamps import ends_of
+from otelbpf.request import Kind
+from otelbpf.spans import SCOPE
+
+_KINDS = {2: Kind.SERVER, 3: Kind.CLIENT}
+_STAGE_ATTRIBUTE = "otelbpf.stage."
+
+
+class Route(NamedTuple):
+    """What is the same of all requests that are looked at together.
+
+    Attributes:
+        service: whose requests they are: service.name.
+        host: that was asked, of a client's requests; else empty.
+        template: the path, with `{id}` for what differs.
+    """
+
+    service: str
+    kind: Kind
+    method: str
+    host: str
+    template: str
+
+
+class Place(NamedTuple):
+    """Where a line begins."""
+
+    file: int
+    offset: int
+
+
+@dataclass(frozen=True, eq=False)
+class Requests:
+    """n requests by span id, each once, however often it was written.
+
+    Attributes:
+        trace, span, parent: (n,) uint64: a trace id's last 64 bits, span ids; no parent: 0.
+        start_unix_ns, total_ns: (n,) int64.
+        route, line: (n,) int64, numbers in the recording's lists.
+        failed: (n,) bool.
+    """
+
+    trace: np.ndarray
+    span: np.ndarray
+    parent: np.ndarray
+    start_unix_ns: np.ndarray
+    total_ns: np.ndarray
+    route: np.ndarray
+    line: np.ndarray
+    failed: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.span)
+
+
+@dataclass(frozen=True, eq=False)
+class Stages:
+    """m stages by request, and by time within each.
+
+    Attributes:
+        request, name: (m,) int64, numbers of requests and in the recording's names.
+        offset_ns: (m,) int64, from the request's first stamp.
+        duration_ns: (m,) int64.
+    """
+
+    request: np.ndarray
+    name: np.ndarray
+    offset_ns: np.ndarray
+    duration_ns: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Others:
+    """k spans that are not otelbpf's; columns as those of the requests."""
+
+    trace: np.ndarray
+    span: np.ndarray
+    parent: np.ndarray
+    line: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """What was read.
+
+    Attributes:
+        stage_names: of all stages.
+        places: where the lines begin that have requests or others' spans.
+        spans: how many were read, of whomever.
+        untiled: requests whose stages do not add up to their span: some were not written here.
+        orphans: stages whose request was not written here.
+    """
+
+    paths: tuple[Path, ...]
+    routes: tuple[Route, ...]
+    stage_names: tuple[str, ...]
+    places: tuple[Place, ...]
+    requests: Requests
+    stages: Stages
+    others: Others
+    spans: int
+    untiled: int
+    orphans: int
+
+
+def read(paths: Sequence[Path]) -> Recording:
+    """Reads files of spans.
+
+    Raises:
+        UsageError: one cannot be read, or is no OTLP JSON, or none has a request of otelbpf's.
+    """
+    columns = _Columns()
+    places: list[Place] = []
+    for file, path in enumerate(paths):
+        for line in lines(path):
+            shown = [each for each in line.spans if columns.add(each, len(places), path)]
+            if shown:
+                places.append(Place(file, line.offset))
+    if not columns.span:
+        names = " and ".join(map(str, paths))
+        found = f"none of its {columns.spans} spans is" if columns.spans else "there is no span in it,"
+        raise UsageError(
+            f"no requests in {names}: {found} otelbpf's span of a request; were there any while "
+            "it ran?"
+        )
+    return columns.recording(tuple(paths), tuple(places))
+
+
+class _Columns:
+    """Grows by one span at a time."""
+
+    def __init__(self) -> None:
+        self.spans = 0
+        self.routes: dict[Route, int] = {}
+        self.names: dict[str, int] = {}
+        # Requests, then stages (by the span id of their request), then others.
+        self.trace, self.span, self.parent = array("Q"), array("Q"), array("Q")
+        self.start, self.total = array("q"), array("q")
+        self.route, self.line, self.failed = array("q"), array("q"), array("b")
+        self.of, self.name = array("Q"), array("q")
+        self.stage_start, self.duration = array("q"), array("q")
+        self.other_trace, self.other_span = array("Q"), array("Q")
+        self.other_parent, self.other_line = array("Q"), array("q")
+
+    def add(self, span: Span, line: int, path: Path) -> bool:
+        """Adds a span; whether its line may have to be read again."""
+        self.spans += 1
+        parent = int(span.parent_span_id or "0", 16)
+        if span.scope != SCOPE.name:
+            self.other_trace.append(int(span.trace_id[16:], 16))
+            self.other_span.append(int(span.span_id, 16))
+            self.other_parent.append(parent)
+            self.other_line.append(line)
+            return True
+        duration_ns = span.end_unix_ns - span.start_unix_ns
+        if duration_ns < 0:
+            raise UsageError(
+                f"span {span.span_id} in {path} ends before it begins, which otelbpf's spans never "
+                "do: the file was changed, or is not its"
+            )
+        kind = _KINDS.get(span.kind)
+        if kind is None:
+            self._add_stage(parent, span.name, span.start_unix_ns, duration_ns)
+            return False
+        self.trace.append(int(span.trace_id[16:], 16))
+        self.span.append(own := int(span.span_id, 16))
+        self.parent.append(parent)
+        self.start.append(span.start_unix_ns)
+        self.total.append(duration_ns)
+        self.route.append(self.routes.setdefault(route_of(span, kind), len(self.routes)))
+        self.line.append(line)
+        self.failed.append(span.failed or "error.type" in span.attributes)
+        at = span.start_unix_ns
+        for name, stage_ns in _stage_attributes(span, path):
+            self._add_stage(own, name, at, stage_ns)
+            at += stage_ns
+        return True
+
+    def _add_stage(self, of: int, name: str, start_unix_ns: int, duration_ns: int) -> None:
+        self.of.append(of)
+        self.name.append(self.names.setdefault(name, len(self.names)))
+        self.stage_start.append(start_unix_ns)
+        self.duration.append(duration_ns)
+
+    def recording(self, paths: tuple[Path, ...], places: tuple[Place, ...]) -> Recording:
+        """Joins stages to their requests; what was written twice (a retry) counts once."""
+        spans, first = np.unique(np.asarray(self.span), return_index=True)
+        requests = Requests(
+            np.asarray(self.trace)[first], spans, np.asarray(self.parent)[first],
+            np.asarray(self.start)[first], np.asarray(self.total)[first],
+            np.asarray(self.route)[first], np.asarray(self.line)[first],
+            np.asarray(self.failed)[first].astype(bool),
+        )  # fmt: skip
+        of = np.asarray(self.of, np.uint64)
+        row = np.minimum(np.searchsorted(spans, of), len(spans) - 1)
+        known = spans[row] == of
+        row, name = row[known], np.asarray(self.name, np.int64)[known]
+        # A ledger has each stamp once, and so has each request each stage.
+        _, once = np.unique(row * max(1, len(self.names)) + name, return_index=True)
+        row, name = row[once], name[once]
+        offset = np.asarray(self.stage_start, np.int64)[known][once] - requests.start_unix_ns[row]
+        duration = np.asarray(self.duration, np.int64)[known][once]
+        order = np.lexsort((offset + duration, offset, row))
+        stages = Stages(row[order], name[order], offset[order], duration[order])
+        covered = np.zeros(len(spans), np.int64)
+        np.add.at(covered, row, duration)
+        return Recording(
+            paths, tuple(self.routes), tuple(self.names), places, requests, stages,
+            Others(np.asarray(self.other_trace, np.uint64), np.asarray(self.other_span, np.uint64),
+                   np.asarray(self.other_parent, np.uint64),
+                   np.asarray(self.other_line, np.int64)),
+            spans=self.spans,
+            untiled=int(np.count_nonzero(covered != requests.total_ns)),
+            orphans=int(np.count_nonzero(~known)),
+        )  # fmt: skip
+
+
+def text_of(value: Value) -> str:
+    """An attribute's value in words; empty for none."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return ", ".join(map(text_of, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={text_of(each)}" for name, each in value.items())
+    return "" if value is None else str(value)
+
+
+def path_of(span: Span) -> tuple[str, str]:
+    """(host, path) of a request's span; only a client's says the host."""
+    full = text_of(span.attributes.get("url.full"))
+    if _KINDS.get(span.kind) is not Kind.CLIENT:
+        return "", text_of(span.attributes.get("url.path"))
+    host, slash, path = full.partition("://")[2].partition("/")
+    return host, slash + path.partition("?")[0]
+
+
+def route_of(span: Span, kind: Kind) -> Route:
+    """The route of a request's span: http.route where it is told, else its folded path."""
+    host, path = path_of(span)
+    return Route(
+        text_of(span.resource.get("service.name")),
+        kind,
+        text_of(span.attributes.get("http.request.method")) or span.name,
+        host,
+        text_of(span.attributes.get("http.route")) or fold(path),
+    )
+
+
+def _stage_attributes(span: Span, path: Path) -> list[tuple[str, int]]:
+    """The stages that are told as attributes (--stages attributes), in order of time.
+
+    Attributes have no order, but each stage begins with the stamp that the one before it ends with.
+    """
+    told = {}
+    for key, value in span.attributes.items():
+        if key.startswith(_STAGE_ATTRIBUTE):
+            if not isinstance(value, int) or value < 0:
+                raise UsageError(f"{key} of span {span.span_id} in {path} is no number of ns")
+            told[key.removeprefix(_STAGE_ATTRIBUTE)] = value
+    by_first = {ends_of(name)[0]: name for name in told}
+    seconds = {ends_of(name)[1] for name in told if "_to_" in name}
+    stamp = next((first for first in by_first if first not in seconds), None)
+    ordered = []
+    while stamp in by_first:
+        name = by_first.pop(stamp)
+        ordered.append((name, told[name]))
+        stamp = ends_of(name)[1]
+    return ordered

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""file -> sums: what became of every request that the kernel saw, as `--sums-file` wrote it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from otelbpf.accounting import Lost
+from otelbpf.errors import UsageError
+
+#: Why requests were lost, in words.
+REASONS = {
+    Lost.RING_FULL: "the ring buffer to user space was full (--ring-mib)",
+    Lost.PIPELINE_FULL: "more were in flight on a connection than it holds",
+    Lost.TABLE_FULL: "there was no free slot for the request (--connections)",
+    Lost.PARSER: "bytes that are no HTTP, or that were missed",
+    Lost.CLOSED: "the connection closed before the request\u2019s head was whole",
+    Lost.EVICTED: "the connection was forgotten to make room for another (--connections)",
+    Lost.STOPPED: "still unanswered when the agent stopped",
+    Lost.UNREAD: "still in the ring buffer when the agent stopped",
+    Lost.QUEUE_FULL: "the queue to the collector was full (OTEL_BSP_MAX_QUEUE_SIZE)",
+    Lost.EXPORT_FAILED: "the collector did not take it",
+}
+#: What could not be joined, by its name in the sums, after how many there are.
+UNJOINED = {
+    "marks_unknown": "spans of applications have no request\u2019s span above them: they were not "
+    "of a request in flight, or not of the trace that it carries.",
+    "marks_ambiguous": "spans of applications have no request\u2019s span above them: several "
+    "requests were in flight on the connection.",
+    "causes_ambiguous": "requests to upstreams start traces of their own: which request each was "
+    "for is not known.",
+}
+_NUMBERS = ("seen", "exported", "sampled_out", "in_flight")
+_GROUPS = ("lost", "connections", "missed", "joins")
+
+
+@dataclass(frozen=True)
+class RecordedSums:
+    """The sums when the agent had stopped, in requests; see otelbpf.accounting.Sums."""
+
+    seen: int
+    exported: int
+    sampled_out: int
+    in_flight: int
+    lost: Mapping[str, int]
+    connections: Mapping[str, int]
+    missed: Mapping[str, int]
+    joins: Mapping[str, int]
+
+
+def read_sums(path: Path) -> RecordedSums:
+    """Reads what `otelbpf run --sums-file` wrote.
+
+    Raises:
+        UsageError: it cannot be read, or is something else.
+    """
+    try:
+        told = json.loads(path.read_bytes())
+        return RecordedSums(
+            **{name: _count(told[name]) for name in _NUMBERS},
+            **{name: _counts(told[name]) for name in _GROUPS},
+        )
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(
+            f"{path} has no sums: --sums takes what `otelbpf run --sums-file` wrote"
+        ) from error
+
+
+def _counts(held: dict[str, Any]) -> dict[str, int]:
+    return {str(name): _count(count) for name, count in held.items()}
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{value!r} is no number of requests")
+    return value
