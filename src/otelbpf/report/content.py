@@ -97,7 +97,7 @@ def _bounded(recording: Recording) -> tuple[list[Route], np.ndarray, int]:
         of_kind = [number for number in shared if recording.routes[number].kind is kind]
         if of_kind:
             new[of_kind] = len(routes)
-            routes.append(Route("", kind, "", "", f"{len(of_kind):,} more routes"))
+            routes.append(Route("", kind, "", 0, "", f"{len(of_kind):,} more routes"))
     return routes, new[recording.requests.route], len(shared)
 
 

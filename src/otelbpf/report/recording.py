@@ -31,13 +31,15 @@ class Route(NamedTuple):
 
     Attributes:
         service: whose requests they are: service.name.
-        host: that was asked, of a client's requests; else empty.
+        port: that was asked, of a server's requests; else 0.
+        host: that was asked, with its port, of a client's requests; else empty.
         template: the path, with `{id}` for what differs.
     """
 
     service: str
     kind: Kind
     method: str
+    port: int
     host: str
     template: str
 
@@ -258,10 +260,12 @@ def path_of(span: Span) -> tuple[str, str]:
 def route_of(span: Span, kind: Kind) -> Route:
     """The route of a request's span: http.route where it is told, else its folded path."""
     host, path = path_of(span)
+    port = span.attributes.get("network.local.port") if kind is Kind.SERVER else None
     return Route(
         text_of(span.resource.get("service.name")),
         kind,
         text_of(span.attributes.get("http.request.method")) or span.name,
+        port if isinstance(port, int) else 0,
         host,
         text_of(span.attributes.get("http.route")) or fold(path),
     )

@@ -70,11 +70,13 @@ const routeName = (route) =>
   [route.method, `${route.host}${route.template}` || '(no path)'].filter(Boolean).join(' ');
 
 const services = new Set(data.routes.map((route) => route.service));
+const ports = new Set(data.routes.map((route) => route.port).filter(Boolean));
 
 /** What tells routes of the same name apart. */
 function routeTags(route) {
   const tags = [];
-  if (route.kind === 'client') tags.push(el('span', {class: 'tag'}, 'asked of others'));
+  if (route.kind === 'client') tags.push(el('span', {class: 'tag'}, 'to an upstream'));
+  if (route.port && ports.size > 1) tags.push(el('span', {class: 'tag'}, `port ${route.port}`));
   if (route.service && services.size > 1) tags.push(el('span', {class: 'tag'}, route.service));
   return tags;
 }

@@ -101,7 +101,7 @@ function stripLegend() {
 const OWNERS = [
   ['receive', 'receive: until queued'], ['waiting', 'waiting: until read'],
   ['application', 'application: until write'], ['send', 'send: until tc_out'],
-  ['peer', 'peer: until acked; of what is asked of others, until nic'],
+  ['peer', 'peer: until acked; to an upstream, until nic'],
 ];
 
 const ownerLegend = () => el('ul', {class: 'legend'}, OWNERS.map(([owner, text]) =>

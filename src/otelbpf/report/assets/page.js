@@ -1,30 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 // The page as a whole: what is above and below the routes, and what the address shows.
 
-function tile(label, value, note, css) {
-  return el('div', {class: 'tile'}, el('dl', {}, el('dt', {}, label),
-    el('dd', {class: css}, value, note ? el('small', {}, note) : null)));
-}
+const figure = (label, value, note, css) => el('div', {'data-figure': label},
+  el('dt', {}, label), el('dd', {class: css}, value, note ? el('small', {}, note) : null));
 
-const KIND_NAMES = {server: 'answered', client: 'asked of others'};
+const KIND_NAMES = {server: 'Requests', client: 'Requests to upstreams'};
 
 function drawSummary() {
   const names = [...services].filter(Boolean).join(', ');
   $('facts').textContent = `${names ? `${names}. ` : ''}${data.first.slice(0, 19).replace('T', ' ')}`
     + ` to ${data.last.slice(0, 19).replace('T', ' ')} UTC (${duration(data.seconds * 1e9)}).`
     + ` From ${data.files.join(', ')}.`;
-  const tiles = Object.entries(data.kinds).flatMap(([kind, {failed, total}]) => [
-    tile(`Requests ${KIND_NAMES[kind]}`, count(total.count),
-      data.seconds ? `${perSecond(total.count / data.seconds)} per s` : null),
-    tile('Errors', count(failed), percent(failed, total.count), failed ? 'bad' : null),
-    tile('Median', duration(total.median_ns), `p90 ${duration(total.p90_ns)}`),
-    tile('p99', duration(total.p99_ns), `longest ${duration(total.most_ns)}`),
-  ]);
+  const tiles = Object.entries(data.kinds).map(([kind, {failed, total}]) =>
+    el('dl', {class: 'panel figures', 'data-kind': kind},
+      figure(KIND_NAMES[kind], count(total.count),
+        data.seconds ? `${perSecond(total.count / data.seconds)} per s` : null),
+      figure('Errors', count(failed), percent(failed, total.count), failed ? 'bad' : null),
+      figure('Median', duration(total.median_ns), `p90 ${duration(total.p90_ns)}`),
+      figure('p99', duration(total.p99_ns), `longest ${duration(total.most_ns)}`)));
   const sums = data.sums;
   const lost = sums ? total(sums.lost) : 0;
-  tiles.push(sums
-    ? tile('Lost', count(lost), `of ${count(sums.seen)} seen`, lost ? 'bad' : null)
-    : tile('Lost', '?', 'no sums were given'));
+  tiles.push(el('dl', {class: 'panel figures alone'}, sums
+    ? figure('Lost', count(lost), `of ${count(sums.seen)} seen`, lost ? 'bad' : null)
+    : figure('Lost', '?', 'no sums were given')));
   $('summary').replaceChildren(...tiles);
 }
 

@@ -38,15 +38,17 @@ function belowRequest(each, axis, open) {
   }, 'stages');
   const label = el('span', {class: 'label'},
     el('a', {href: requestHref(request)}, `${request.method} ${request.path || '(no path)'}`),
-    el('span', {class: 'tag'}, request.kind === 'client' ? 'asked of others' : 'answered'),
+    el('span', {class: 'tag'}, request.kind === 'client' ? 'to an upstream' : 'answered'),
     failureTag(request), toggle);
   return [waterfallRow(label, each.depth, tiledTrack(request, axis, each.offset_ns),
     request.total_ns, {class: 'group', 'data-below': request.span}), ...stages];
 }
 
 function belowForeign(each, axis) {
+  // Which library made it; of OpenTelemetry's own the last part says that.
+  const scope = each.scope.replace(/^opentelemetry\.instrumentation\./, '') || 'no scope';
   const label = el('span', {class: 'label'}, each.name,
-    el('span', {class: 'tag', title: each.service}, each.scope || 'no scope'));
+    el('span', {class: 'tag', title: `${each.service} ${each.scope}`}, scope));
   return waterfallRow(label, each.depth, track(axis, 'foreign', each.offset_ns, each.total_ns),
     each.total_ns, {class: 'group', 'data-below': each.name});
 }
