@@ -377,7 +377,7 @@ def _report(arguments: argparse.Namespace) -> int:
     spans, sums = list(dict.fromkeys(arguments.spans)), arguments.sums
     read = [*spans, *([] if sums is None else [sums])]
     if arguments.page.exists() and any(p.exists() and p.samefile(arguments.page) for p in read):
-        raise UsageError(f"{arguments.page} would be written over what it is made from: name another")
+        raise UsageError(f"{arguments.page} is what it is made from: name another file to write")
     _write_whole(arguments.page, page.make(spans, sums))
     return 0
 

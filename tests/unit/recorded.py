@@ -29,7 +29,8 @@ def span(
     made: dict[str, Any] = {
         "traceId": TRACE.format(trace), "spanId": f"{span_id:016x}",
         "parentSpanId": f"{parent:016x}" if parent else "", "name": name, "kind": kind,
-        "startTimeUnixNano": str(start_unix_ns), "endTimeUnixNano": str(start_unix_ns + duration_ns),
+        "startTimeUnixNano": str(start_unix_ns),
+        "endTimeUnixNano": str(start_unix_ns + duration_ns),
         "attributes": pairs(attributes or {}), "status": {"code": 2} if failed else {},
     }  # fmt: skip
     return made

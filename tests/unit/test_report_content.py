@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -108,9 +109,9 @@ def test_both_styles_of_stages_as_the_agent_writes_them(style: StageStyle, tmp_p
     assert (route["method"], route["template"], route["port"]) == ("GET", "/items/{id}", 8080)
     assert route["service"] == "shop"
     assert [told["stages"][stage["stage"]]["name"] for stage in route["stages"]] == [
-        f"{first}_to_{second}" for first, second in zip(names, names[1:], strict=False)]
+        f"{first}_to_{second}" for first, second in itertools.pairwise(names)]
     assert [stage["p99_ns"] for stage in route["stages"]] == [
-        second - first for first, second in zip(times, times[1:], strict=False)]
+        second - first for first, second in itertools.pairwise(times)]
     assert figures(route["total"]) == (23, 23 * 450_001, *[450_001] * 5)
     assert (told["untiled"], told["orphans"]) == (0, 0)
     assert len(told["requests"]) == 20

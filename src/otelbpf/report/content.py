@@ -104,7 +104,7 @@ def _bounded(recording: Recording) -> tuple[list[Route], np.ndarray, int]:
 def _kinds(recording: Recording, routes: list[Route], route: np.ndarray) -> Json:
     """All requests of each kind together."""
     is_client = np.array([each.kind is Kind.CLIENT for each in routes])[route]
-    kinds = {}
+    kinds: Json = {}
     for kind, chosen in ((Kind.SERVER, ~is_client), (Kind.CLIENT, is_client)):
         if chosen.any():
             kinds[kind] = {

@@ -16,10 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 from otelbpf.errors import UsageError
-from otelbpf.report.folding import fold
 from otelbpf.report.otlp_json import Span, Value, lines
 from otelbpf.report.stamps import ends_of
 from otelbpf.request import Kind
+from otelbpf.routes import fold
 from otelbpf.spans import SCOPE
 
 _KINDS = {2: Kind.SERVER, 3: Kind.CLIENT}
@@ -140,10 +140,9 @@ def read(paths: Sequence[Path]) -> Recording:
                 places.append(Place(file, line.offset))
     if not columns.span:
         names = " and ".join(map(str, paths))
-        found = f"none of its {columns.spans} spans is" if columns.spans else "there is no span in it,"
         raise UsageError(
-            f"no requests in {names}: {found} otelbpf's span of a request; were there any while "
-            "it ran?"
+            f"no requests in {names}: none of {columns.spans} spans there is otelbpf's of a "
+            "request; were there any while it ran?"
         )
     return columns.recording(tuple(paths), tuple(places))
 

@@ -121,7 +121,8 @@ class _Tree:
         first = np.searchsorted(self._parents, span, side="left")
         last = np.searchsorted(self._parents, span, side="right")
         found = self._by_parent[first:last]
-        return found[self._trace[found] == self._trace[node]].tolist()
+        children: list[int] = found[self._trace[found] == self._trace[node]].tolist()
+        return children
 
     def descend(self, root: int, most: int) -> tuple[list[_Link], int]:
         """(the links to up to `most` nodes below, the upper ones first; how many are left out)."""
@@ -155,14 +156,15 @@ class _Tree:
         for node in nodes:
             wanted[int(self._trace[node]), int(self._span[node])].append(node)
         offsets: dict[int, set[int]] = defaultdict(set)
-        for line in {int(self._line[node]) for node in nodes}:
-            place = self._recording.places[line]
+        for number in {int(self._line[node]) for node in nodes}:
+            place = self._recording.places[number]
             offsets[place.file].add(place.offset)
         spans: dict[int, Span] = {}
         for file, of_file in sorted(offsets.items()):
             for line in lines_at(self._recording.paths[file], sorted(of_file)):
                 for span in line.spans:
-                    for node in wanted.get((int(span.trace_id[16:], 16), int(span.span_id, 16)), ()):
+                    key = int(span.trace_id[16:], 16), int(span.span_id, 16)
+                    for node in wanted.get(key, ()):
                         spans.setdefault(node, span)
         if len(spans) < len(nodes):
             raise UsageError(

@@ -8,8 +8,17 @@ from enum import StrEnum
 from otelbpf.records import Stamp
 from otelbpf.request import Kind
 
-_RECEIVED = (Stamp.NIC, Stamp.TC, Stamp.TCP, Stamp.QUEUED, Stamp.WOKEN, Stamp.RUNNING, Stamp.READ,
-             Stamp.NIC_LAST, Stamp.READ_LAST)
+_RECEIVED = (
+    Stamp.NIC,
+    Stamp.TC,
+    Stamp.TCP,
+    Stamp.QUEUED,
+    Stamp.WOKEN,
+    Stamp.RUNNING,
+    Stamp.READ,
+    Stamp.NIC_LAST,
+    Stamp.READ_LAST,
+)
 _SENT = (Stamp.WRITE, Stamp.TC_OUT, Stamp.WRITE_LAST, Stamp.TC_OUT_LAST)
 #: The stamps of each kind in the order of its way. They may be made in another one: a response's
 #: last write comes before or after its first byte leaves.

@@ -34,8 +34,6 @@ UNJOINED = {
     "causes_ambiguous": "requests to upstreams start traces of their own: which request each was "
     "for is not known.",
 }
-_NUMBERS = ("seen", "exported", "sampled_out", "in_flight")
-_GROUPS = ("lost", "connections", "missed", "joins")
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,14 @@ def read_sums(path: Path) -> RecordedSums:
     try:
         told = json.loads(path.read_bytes())
         return RecordedSums(
-            **{name: _count(told[name]) for name in _NUMBERS},
-            **{name: _counts(told[name]) for name in _GROUPS},
+            seen=_count(told["seen"]),
+            exported=_count(told["exported"]),
+            sampled_out=_count(told["sampled_out"]),
+            in_flight=_count(told["in_flight"]),
+            lost=_counts(told["lost"]),
+            connections=_counts(told["connections"]),
+            missed=_counts(told["missed"]),
+            joins=_counts(told["joins"]),
         )
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
