@@ -223,6 +223,20 @@ def test_stamps_of_one_nanosecond_keep_the_order_of_the_way(made: Any) -> None:
     assert [stamp for stamp, _ in got["ledger"]] == ["nic", "tc", "tcp", "queued", "read", "acked"]
 
 
+def test_a_request_is_told_in_the_order_of_time(made: Any) -> None:
+    """A handler that streams ends long after the first byte was written."""
+    stages = {"nic_to_read": 1, "read_to_write": 2, "write_to_handler_end": 3,
+              "handler_end_to_acked": 4}
+    told = made(export(request(stages=stages)))
+    (got,), (route,) = told["requests"], told["routes"]
+    assert [told["stages"][stage]["name"] for stage, _, _ in got["stages"]] == list(stages)
+    assert got["ledger"] == [("nic", 0), ("read", 1), ("write", 3), ("handler_end", 6),
+                             ("acked", 10)]
+    # All requests of a route have one order, that of the way.
+    assert [told["stages"][stage["stage"]]["name"] for stage in route["stages"]] == [
+        "nic_to_read", "read_to_write", "handler_end_to_acked", "write_to_handler_end"]
+
+
 def test_a_real_clients_way(tmp_path: Path) -> None:
     """Its stages come in the order in which it passes them: write first."""
     from otelbpf.records import RequestFlag
@@ -329,10 +343,10 @@ def test_room_for_what_is_below(made: Any, monkeypatch: pytest.MonkeyPatch) -> N
     assert told["below_left_out"] == 2 + 4
 
 
-def test_a_circle_of_parents_ends(made: Any) -> None:
+def test_circles_of_parents_end_and_what_came_twice_is_told_once(made: Any) -> None:
     spans = [span("a", 0xA, 1_000, 1, parent=0xB), span("b", 0xB, 1_000, 1, parent=0xA),
              span("c", 0xC, 1_000, 1, parent=1), span("own", 0xD, 1_000, 1, parent=0xD)]
-    told = made(export(request(1, parent=0xC)), export(spans, scope="lib"))
+    told = made(export(request(1, parent=0xC)), export(spans, spans, scope="lib"))
     assert [name for _, name, _ in tree(told, 1)] == ["c"]
 
 

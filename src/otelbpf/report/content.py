@@ -216,9 +216,7 @@ class _Shown:
             stages.duration_ns[first:last].tolist(), strict=True,
         )  # fmt: skip
         kind = _kind_of(span)
-        return sorted(
-            found, key=lambda each: (each[1], each[2] > 0, place_of_stage(names[each[0]], kind))
-        )
+        return sorted(found, key=lambda each: (each[1], place_of_stage(names[each[0]], kind)))
 
     def _below(self, each: Below, top: Span) -> Json:
         span = each.span

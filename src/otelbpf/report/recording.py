@@ -77,7 +77,7 @@ class Requests:
 
 @dataclass(frozen=True, eq=False)
 class Stages:
-    """m stages by request, and by time within each.
+    """m stages by request.
 
     Attributes:
         request, name: (m,) int64, numbers of requests and in the recording's names.
@@ -190,7 +190,7 @@ class _Columns:
         self.total.append(duration_ns)
         self.route.append(self.routes.setdefault(route_of(span, kind), len(self.routes)))
         self.line.append(line)
-        self.failed.append(span.failed or "error.type" in span.attributes)
+        self.failed.append(span.failed)
         at = span.start_unix_ns
         for name, stage_ns in _stage_attributes(span, path):
             self._add_stage(own, name, at, stage_ns)
@@ -221,8 +221,7 @@ class _Columns:
         row, name = row[once], name[once]
         offset = np.asarray(self.stage_start, np.int64)[known][once] - requests.start_unix_ns[row]
         duration = np.asarray(self.duration, np.int64)[known][once]
-        order = np.lexsort((offset + duration, offset, row))
-        stages = Stages(row[order], name[order], offset[order], duration[order])
+        stages = Stages(row, name, offset, duration)
         covered = np.zeros(len(spans), np.int64)
         np.add.at(covered, row, duration)
         return Recording(
