@@ -45,6 +45,14 @@ def test_the_wheel_holds_every_c_source(wheel: Path) -> None:
             assert archive.read(packed) == path.read_bytes(), packed
 
 
+def test_the_wheel_holds_the_parts_of_the_reports_page(wheel: Path) -> None:
+    parts = sorted((ROOT / "src/otelbpf/report/assets").iterdir())
+    assert parts
+    with zipfile.ZipFile(wheel) as archive:
+        for path in parts:
+            assert archive.read(f"otelbpf/report/assets/{path.name}") == path.read_bytes(), path
+
+
 def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         top_level = {name.split("/")[0] for name in archive.namelist()}

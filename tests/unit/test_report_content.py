@@ -232,9 +232,9 @@ def test_a_request_is_told_in_the_order_of_time(made: Any) -> None:
     assert [told["stages"][stage]["name"] for stage, _, _ in got["stages"]] == list(stages)
     assert got["ledger"] == [("nic", 0), ("read", 1), ("write", 3), ("handler_end", 6),
                              ("acked", 10)]
-    # All requests of a route have one order, that of the way.
+    # All requests of a route have one order, by who had them.
     assert [told["stages"][stage["stage"]]["name"] for stage in route["stages"]] == [
-        "nic_to_read", "read_to_write", "handler_end_to_acked", "write_to_handler_end"]
+        "nic_to_read", "read_to_write", "write_to_handler_end", "handler_end_to_acked"]
 
 
 def test_a_real_clients_way(tmp_path: Path) -> None:

@@ -96,15 +96,16 @@ def test_every_reason_is_in_words() -> None:
     assert REASONS.keys() == set(Lost)
 
 
-def test_stages_come_in_the_order_of_their_way() -> None:
-    names = ["tc_out_to_acked", "queued_to_read", "nic_to_tc", "xyz_to_hw", "queued_to_woken",
-             "tc_out_to_nic", "write_to_tc_out"]  # fmt: skip
-    server = ["nic_to_tc", "queued_to_woken", "queued_to_read", "write_to_tc_out", "tc_out_to_nic",
-              "tc_out_to_acked", "xyz_to_hw"]  # fmt: skip
-    client = ["write_to_tc_out", "tc_out_to_nic", "tc_out_to_acked", "nic_to_tc",
-              "queued_to_woken", "queued_to_read", "xyz_to_hw"]  # fmt: skip
-    assert sorted(names, key=lambda name: place_of_stage(name, Kind.SERVER)) == server
-    assert sorted(names, key=lambda name: place_of_stage(name, Kind.CLIENT)) == client
+def test_stages_come_by_who_had_the_request_in_the_order_of_the_way() -> None:
+    server = ["nic_to_tc", "tc_to_tcp", "tcp_to_queued", "nic_to_nic_last", "nic_last_to_tc",
+              "read_to_nic_last", "queued_to_woken", "queued_to_running", "queued_to_read",
+              "woken_to_running", "running_to_read", "nic_last_to_read_last", "read_to_write",
+              "handler_start_to_handler_end", "handler_start_to_write", "tc_out_to_write_last",
+              "write_to_tc_out", "tc_out_to_acked", "xyz_to_hw"]  # fmt: skip
+    client = ["tc_out_to_write_last", "write_to_tc_out", "tc_out_to_nic", "read_to_nic_last",
+              "nic_to_tc", "tc_to_tcp", "queued_to_read", "xyz_to_hw"]  # fmt: skip
+    for kind, way in ((Kind.SERVER, server), (Kind.CLIENT, client)):
+        assert sorted(sorted(way), key=lambda name: place_of_stage(name, kind)) == way
 
 
 def test_who_had_the_request() -> None:

@@ -216,7 +216,11 @@ class _Shown:
             stages.duration_ns[first:last].tolist(), strict=True,
         )  # fmt: skip
         kind = _kind_of(span)
-        return sorted(found, key=lambda each: (each[1], place_of_stage(names[each[0]], kind)))
+
+        def when(stage: tuple[int, int, int]) -> tuple[object, ...]:
+            return stage[1], *(place_of_stamp(end, kind) for end in ends_of(names[stage[0]]))
+
+        return sorted(found, key=when)
 
     def _below(self, each: Below, top: Span) -> Json:
         span = each.span

@@ -47,7 +47,7 @@ _MEANING = {
 
 
 class Owner(StrEnum):
-    """Who had to bring a stage's second stamp about."""
+    """Who had to bring a stage's second stamp about; in the order of a server's way."""
 
     RECEIVE = "receive"
     WAITING = "waiting"
@@ -57,6 +57,11 @@ class Owner(StrEnum):
     OTHER = "other"
 
 
+_TURNS = {
+    Kind.SERVER: tuple(Owner),
+    Kind.CLIENT: (Owner.APPLICATION, Owner.SEND, Owner.PEER, Owner.RECEIVE, Owner.WAITING,
+                  Owner.OTHER),
+}  # fmt: skip
 _OWNERS = {
     **dict.fromkeys((Stamp.NIC, Stamp.NIC_LAST, Stamp.TC, Stamp.TCP, Stamp.QUEUED), Owner.RECEIVE),
     **dict.fromkeys((Stamp.WOKEN, Stamp.RUNNING, Stamp.READ, Stamp.READ_LAST), Owner.WAITING),
@@ -111,7 +116,11 @@ def place_of_stamp(stamp: str, kind: Kind) -> tuple[int, str]:
     return (way.index(known) if known in way else len(way)), stamp
 
 
-def place_of_stage(stage: str, kind: Kind) -> tuple[tuple[int, str], tuple[int, str]]:
-    """Sorts stages along the way, by their first stamps and then by their second."""
-    first, second = ends_of(stage)
-    return place_of_stamp(first, kind), place_of_stamp(second, kind)
+def place_of_stage(stage: str, kind: Kind) -> tuple[int, int, str]:
+    """Sorts the stages of many requests: by who had them, in the order of the way.
+
+    Requests differ in their order: of those in two packets the last one may be there before
+    traffic control takes the first, or long after the reader has that.
+    """
+    first, second = (place_of_stamp(stamp, kind)[0] for stamp in ends_of(stage))
+    return _TURNS[kind].index(owner_of(stage, kind)), first + second, stage

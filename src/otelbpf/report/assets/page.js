@@ -17,7 +17,7 @@ function drawSummary() {
         data.seconds ? `${perSecond(total.count / data.seconds)} per s` : null),
       figure('Errors', count(failed), percent(failed, total.count), failed ? 'bad' : null),
       figure('Median', duration(total.median_ns), `p90 ${duration(total.p90_ns)}`),
-      figure('p99', duration(total.p99_ns), `longest ${duration(total.most_ns)}`)));
+      figure('p99', duration(total.p99_ns), `most ${duration(total.most_ns)}`)));
   const sums = data.sums;
   const lost = sums ? total(sums.lost) : 0;
   tiles.push(el('dl', {class: 'panel figures alone'}, sums
@@ -66,6 +66,9 @@ function drawLosses() {
       `${counted(sums.connections.not_http, 'connection')} spoke something other than HTTP/1, and`
       + ' were left alone.'));
   }
+  if (sums.exported !== sums.seen) {
+    notes.push(el('li', {}, 'Rates and distributions above are of what was exported.'));
+  }
   if (data.requests_read !== sums.exported) {
     notes.push(el('li', {}, `${counted(data.requests_read, 'request')} were read here, and`
       + ` ${count(sums.exported)} exported: the spans and the sums are not of the same run, or not`
@@ -86,7 +89,7 @@ function drawAbout() {
       + ` ${count(shown)} of ${counted(data.requests_read, 'request')}.`,
     data.failed_shown < data.failed_read
       ? `Of ${counted(data.failed_read, 'error')} the latest ${count(data.failed_shown)} are shown.`
-      : 'Every error is shown.',
+      : data.failed_read && 'Every error is shown.',
     data.routes_merged && `${count(data.routes_merged)} routes with few requests share a place:`
       + ` ${most.routes} have one of their own.`,
     data.below_left_out && `${counted(data.below_left_out, 'span')} below requests are left out:`
