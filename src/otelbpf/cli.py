@@ -146,7 +146,13 @@ def _series(text: str) -> int:
 
 def _writable_path(text: str) -> Path:
     path = Path(text)
-    if not path.absolute().parent.is_dir() or (path.exists() and not path.is_file()):
+    try:
+        fits = path.absolute().parent.is_dir() and (path.is_file() or not path.exists())
+    except OSError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot be written: {error.strerror}"
+        ) from error
+    if not fits:
         raise argparse.ArgumentTypeError(
             f"{text!r} cannot be written: its directory does not exist, or it is no ordinary file"
         )
@@ -375,9 +381,11 @@ def _report(arguments: argparse.Namespace) -> int:
     from otelbpf.report import page
 
     spans, sums = list(dict.fromkeys(arguments.spans)), arguments.sums
-    read = [*spans, *([] if sums is None else [sums])]
-    if arguments.page.exists() and any(p.exists() and p.samefile(arguments.page) for p in read):
-        raise UsageError(f"{arguments.page} is what it is made from: name another file to write")
+    for path in filter(None, (*spans, sums)):
+        # Without both there is nothing to write over; what cannot be read is told by who reads it.
+        with contextlib.suppress(OSError, ValueError):
+            if arguments.page.samefile(path):
+                raise UsageError(f"{path} is read to make the page: name another file to write")
     _write_whole(arguments.page, page.make(spans, sums))
     return 0
 

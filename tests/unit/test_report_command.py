@@ -136,6 +136,7 @@ def test_what_is_refused_leaves_the_page_as_it_was(
         ((out, "--spans"), "argument --spans: expected one argument"),
         ((tmp_path, "--spans", spans), "argument FILE.html: "),
         ((tmp_path / "no" / "page", "--spans", spans), "its directory does not exist"),
+        ((tmp_path / ("x" * 300), "--spans", spans), "cannot be written: File name too long"),
         (("/dev/null", "--spans", spans), "it is no ordinary file"),
         ((out, "--spans", bad), f"line 1 of {bad} is no JSON"),
         ((out, "--spans", spans, "--spans", bad), f"line 1 of {bad} is no JSON"),
@@ -161,7 +162,7 @@ def test_what_it_reads_is_never_written_over(
     (tmp_path / "sums").write_text(json.dumps(SUMS))
     for out in (spans, tmp_path / "link", tmp_path / "." / "sums"):
         arguments = (out, "--spans", spans, "--sums", tmp_path / "sums")
-        assert "what it is made from" in refused(monkeypatch, capsys, *arguments)
+        assert "is read to make the page" in refused(monkeypatch, capsys, *arguments)
     assert spans.read_bytes() == before
     assert json.loads((tmp_path / "sums").read_text()) == SUMS
 
