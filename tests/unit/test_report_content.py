@@ -178,7 +178,8 @@ def test_what_tells_routes_apart(made: Any) -> None:
                request(4, path="/a/4", **{"network.local.port": 9090}),
                request(5, path="/a/5", kind=CLIENT), request(6, path="/a/6?x=/7", kind=CLIENT),
                request(7, path="/a/7", kind=CLIENT, host="[::1]:80"),
-               request(8, path="/a/seven", **{"http.route": "/a/:name"})),
+               request(8, path="/a/seven", **{"http.route": "/a/:name"}),
+               request(10, path="/a/b", kind=CLIENT, **{"url.template": "/a/{letter}"})),
         export(request(9, path="/a/9"), service="till"),
     )  # fmt: skip
     assert {(r["service"], r["kind"], r["method"], r["port"], r["host"], r["template"]):
@@ -188,11 +189,12 @@ def test_what_tells_routes_apart(made: Any) -> None:
         ("shop", "server", "GET", 9090, "", "/a/{id}"): 1,
         ("shop", "client", "GET", 0, "up:9000", "/a/{id}"): 2,
         ("shop", "client", "GET", 0, "[::1]:80", "/a/{id}"): 1,
+        ("shop", "client", "GET", 0, "up:9000", "/a/{letter}"): 1,
         ("shop", "server", "GET", 8080, "", "/a/:name"): 1,
         ("till", "server", "GET", 8080, "", "/a/{id}"): 1,
     }  # fmt: skip
     assert {kind: each["total"]["count"] for kind, each in told["kinds"].items()} == {
-        "server": 6, "client": 3}
+        "server": 6, "client": 4}
 
 
 def test_a_request_without_attributes(made: Any) -> None:

@@ -256,16 +256,17 @@ def path_of(span: Span) -> tuple[str, str]:
 
 
 def route_of(span: Span, kind: Kind) -> Route:
-    """The route of a request's span: http.route where it is told, else its folded path."""
+    """The route of a request's span: its template where it is told, else its folded path."""
     host, path = path_of(span)
     port = span.attributes.get("network.local.port") if kind is Kind.SERVER else None
+    template = span.attributes.get("http.route" if kind is Kind.SERVER else "url.template")
     return Route(
         text_of(span.resource.get("service.name")),
         kind,
         text_of(span.attributes.get("http.request.method")) or span.name,
         port if isinstance(port, int) else 0,
         host,
-        text_of(span.attributes.get("http.route")) or fold(path),
+        text_of(template) or fold(path),
     )
 
 
