@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -40,6 +41,15 @@ def scrape(port: int, accept: str = OPENMETRICS) -> str:
     with urllib.request.urlopen(request, timeout=DEADLINE_S) as response:
         text: str = response.read().decode()
         return text
+
+
+def lint(text: str) -> str:
+    """What promtool has to say to a scrape in the text format; nothing, if all is well."""
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, capture_output=True, text=True,
+        timeout=DEADLINE_S,
+    )
+    return f"{checked.stdout}{checked.stderr}" or f"{checked.returncode or ''}"
 
 
 @dataclass(frozen=True)

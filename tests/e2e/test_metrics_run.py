@@ -14,7 +14,7 @@ from collectors import HOST, unused_port
 from demo.otlp import attributes
 from demo.receiver import Receiver
 from network import Network
-from prometheus import PLAIN_TEXT, scrape
+from prometheus import PLAIN_TEXT, lint, scrape
 from servers import Server
 from stack import COUNT, agent, measured, to
 
@@ -123,13 +123,15 @@ def test_prometheus_has_what_the_agent_prints(
         with Client.of(net, server.port) as client:
             for number in range(COUNT):
                 client.ask(f"/{number}")
+        text = scrape(port, PLAIN_TEXT)
         (seen,) = (
-            line for line in scrape(port, PLAIN_TEXT).splitlines()
+            line for line in text.splitlines()
             if line.startswith("otelbpf_requests_seen_total{")
         )
         ended = running.stop()
     ended.assert_clean(seen=COUNT)
     assert seen.endswith(f" {COUNT}.0")
+    assert lint(text) == ""
     assert f"spans go to none, metrics to http://{HOST}:{port}/metrics" in ended.stderr
 
 
