@@ -135,8 +135,8 @@ struct exchange {
 };
 
 /*
- * Durations. Bucket 0 holds those up to 128 ns, bucket i those above 2^(7 + (i - 1) / 8) ns
- * and up to 2^(7 + i / 8) ns; the last one all that are longer, too.
+ * Durations. Bucket 0 holds those up to 2^-23 s, which is 119 ns, bucket i those above
+ * 2^((i - 1) / 8 - 23) s and up to 2^(i / 8 - 23) s; the last one all that are longer, too.
  */
 #define HISTOGRAM_BUCKETS 289
 

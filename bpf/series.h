@@ -61,39 +61,39 @@ static __always_inline u64 highest_bit(u64 n)
 	return bit;
 }
 
-#define SHORTEST_NS_BIT 7	/* the first bucket's end, as a power of two */
+#define SHORTEST_NS 119	/* 2^-23 s: the first bucket's end */
 
-/* 2^(63 + n / 8), rounded up: the bounds of the buckets within a doubling. */
-#define EIGHTH(n)							\
-	((n) == 1 ? 0x8b95c1e3ea8bd6e7ULL : (n) == 2 ? 0x9837f0518db8a970ULL :	\
-	 (n) == 3 ? 0xa5fed6a9b15138ebULL : (n) == 4 ? 0xb504f333f9de6485ULL :	\
-	 (n) == 5 ? 0xc5672a115506dadeULL : (n) == 6 ? 0xd744fccad69d6af5ULL :	\
-		    0xeac0c6e7dd24392fULL)
+/* 10^9 * 2^(n / 8 + 33): where buckets end, between a power of two of ns and the next one. */
+#define BOUND(n)							\
+	((n) == 1 ? 0x81ffa7a9549ca6e3ULL : (n) == 2 ? 0x8dc3b8960164a7d9ULL :	\
+	 (n) == 3 ? 0x9a9867054d512391ULL : (n) == 4 ? 0xa8965f74bf065071ULL :	\
+	 (n) == 5 ? 0xb7d88a12d0dd9ea0ULL : (n) == 6 ? 0xc87c3e7d03cdbec3ULL :	\
+	 (n) == 7 ? 0xdaa17c2cd19555dbULL : 0xee6b280000000000ULL)
 
 /*
  * The bucket of a duration; its upper bound belongs to it.
  *
  * Args: memory: of a map; what comes back from there may be anything to the verifier, so
- * that it need not go on with each octave on its own.
+ * that it need not go on with each power of two on its own.
  */
 static __always_inline u64 bucket_of(u64 ns, volatile u64 *memory)
 {
-	u64 octave, eighth, mantissa;
+	u64 bit, mantissa, passed;
 
-	if (ns <= 1ULL << SHORTEST_NS_BIT)
+	if (ns <= SHORTEST_NS)
 		return 0;
 	*memory = highest_bit(ns);
-	octave = *memory & 63;
-	mantissa = ns << (63 - octave);
-	if (mantissa >= EIGHTH(4))
-		eighth = mantissa >= EIGHTH(6) ? 6 + (mantissa >= EIGHTH(7))
-					       : 4 + (mantissa >= EIGHTH(5));
-	else
-		eighth = mantissa >= EIGHTH(2) ? 2 + (mantissa >= EIGHTH(3))
-					       : mantissa >= EIGHTH(1);
-	/* A power of two is the bound itself. */
-	return at_most(HISTOGRAM_BUCKETS - 1, (octave - SHORTEST_NS_BIT) * 8 + eighth +
-					      (mantissa != 1ULL << 63));
+	bit = *memory & 63;
+	mantissa = ns << (63 - bit);
+	if (mantissa > BOUND(4)) {
+		if (mantissa > BOUND(6))
+			passed = mantissa > BOUND(7) ? 7 + (mantissa > BOUND(8)) : 6;
+		else
+			passed = 4 + (mantissa > BOUND(5));
+	} else {
+		passed = mantissa > BOUND(2) ? 2 + (mantissa > BOUND(3)) : mantissa > BOUND(1);
+	}
+	return at_most(HISTOGRAM_BUCKETS - 1, bit * 8 + passed - 55);
 }
 
 static __always_inline void add_duration(struct histogram *h, u64 ns, volatile u64 *memory)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
@@ -15,18 +14,15 @@ from opentelemetry.sdk.metrics.export import (
     HistogramDataPoint,
 )
 
-from otelbpf.snapshot import SCALE, UPPER_NS, Exemplar, Histogram
+from otelbpf.snapshot import FIRST_INDEX, SCALE, UPPER_S, Exemplar, Histogram
 
 _NS_PER_S = 1e9
-# Powers of two of ns, which are bounds of the kernel's buckets, too: 1.024 µs to 69 s.
-_EXPLICIT_NS = 2.0 ** np.arange(10, 37)
+# Powers of two, which are bounds of the kernel's buckets, too: 0.95 µs to 64 s.
+_EXPLICIT_S = 2.0 ** np.arange(-20, 7)
 #: (27,) s: the upper bounds of explicit buckets, but for the last one's, which has none.
-EXPLICIT_BOUNDS_S: tuple[float, ...] = tuple((_EXPLICIT_NS / _NS_PER_S).tolist())
+EXPLICIT_BOUNDS_S: tuple[float, ...] = tuple(_EXPLICIT_S.tolist())
 # The kernel's last bucket that is within each.
-_EDGES = np.searchsorted(UPPER_NS, _EXPLICIT_NS)
-# OTLP's index of bucket 1 in seconds, of which a bound of the kernel's is no power of the base:
-# the nearest one is 1.6% longer.
-_EXPONENTIAL_OFFSET = round(math.log2(float(UPPER_NS[0]) / _NS_PER_S) * (1 << SCALE))
+_EDGES = np.searchsorted(UPPER_S, _EXPLICIT_S)
 
 Attributes = Mapping[str, str | int | bool]
 Point = HistogramDataPoint | ExponentialHistogramDataPoint
@@ -50,8 +46,7 @@ def histogram_point(
 ) -> Point:
     """A histogram's data point, in seconds. The least and the greatest duration are not known.
 
-    With explicit buckets all counts are exact. Exponential ones are the kernel's own, except that
-    theirs are of nanoseconds: each bound is told 1.6% longer than it is.
+    All counts are exact: exponential buckets are the kernel's own, explicit ones several of them.
     """
     counts: list[int] = histogram.counts.tolist()
     # The SDK's classes ask for these two; its exporters leave out what is None.
@@ -81,7 +76,7 @@ def histogram_point(
         scale=SCALE,
         # What is in the first bucket is too short to be told apart.
         zero_count=counts[0],
-        positive=Buckets(_EXPONENTIAL_OFFSET + first - 1, counts[first:last]),
+        positive=Buckets(FIRST_INDEX + first - 1, counts[first:last]),
         negative=Buckets(0, []),
         flags=0,
         exemplars=told,

@@ -14,16 +14,16 @@ from otelbpf.request import Kind
 #: OTLP's scale of the buckets: eight to each doubling, so that each is 9% wide.
 SCALE = 3
 _PER_OCTAVE = 1 << SCALE
-#: Up to here all durations are in the first bucket.
-SHORTEST_NS = 128
-_FIRST_OCTAVE = SHORTEST_NS.bit_length() - 1
+_SHORTEST_LOG2_S = -23
 _OCTAVES = 36
-#: Bucket 0, and eight for each octave. The last has all that is longer, too: 2.4 hours.
+#: Bucket 0, up to 119 ns, and eight for each octave. The last has all that is longer than 2.3
+#: hours, too.
 BUCKETS = 1 + _OCTAVES * _PER_OCTAVE
-#: OTLP's index of bucket 1, which holds (2**7, 2**(7 + 1/8)] ns.
-FIRST_INDEX = _FIRST_OCTAVE * _PER_OCTAVE
-#: (BUCKETS,) float64 ns: bucket i holds durations above upper[i - 1] and up to upper[i].
-UPPER_NS = 2.0 ** (_FIRST_OCTAVE + np.arange(BUCKETS) / _PER_OCTAVE)
+#: OTLP's index, for durations in seconds, of bucket 1.
+FIRST_INDEX = _SHORTEST_LOG2_S * _PER_OCTAVE
+#: (BUCKETS,) float64: bucket i holds durations above upper[i - 1] and up to upper[i].
+UPPER_S = 2.0 ** (_SHORTEST_LOG2_S + np.arange(BUCKETS) / _PER_OCTAVE)
+UPPER_NS = 1e9 * UPPER_S
 _LAST_WITHIN_NS = np.floor(UPPER_NS[:-1]).astype(np.int64)
 
 

@@ -106,8 +106,8 @@ def test_histograms_add_up_from_bucket_to_bucket() -> None:
     durations_ns = [1_000, 3_000_000, 3_500_000, 20_000_000, 100_000_000_000]
     family = of(snapshot(series(durations_ns=durations_ns)))["http_server_request_duration_seconds"]
     name = family.name
-    for bound, count in (("1.024e-06", 1), ("0.002097152", 1), ("0.004194304", 3),
-                         ("0.033554432", 4), ("68.719476736", 4), ("+Inf", 5)):
+    for bound, count in (("1.9073486328125e-06", 1), ("0.001953125", 1), ("0.00390625", 3),
+                         ("0.03125", 4), ("64.0", 4), ("+Inf", 5)):
         assert value(family, f"{name}_bucket", le=bound) == count, bound
     assert value(family, f"{name}_count") == 5
     assert value(family, f"{name}_sum") == pytest.approx(sum(durations_ns) / 1e9)
@@ -132,11 +132,11 @@ def test_each_bucket_has_its_latest_exemplar() -> None:
     family = of(snapshot(series(exemplars=exemplars)))["http_server_request_duration_seconds"]
     found = {s.labels["le"]: s.exemplar for s in family.samples if s.exemplar is not None}
     assert {le: exemplar.labels for le, exemplar in found.items()} == {
-        "0.004194304": {"trace_id": f"{5:032x}", "span_id": f"{6:016x}"},
-        "0.008388608": {"trace_id": f"{7:032x}", "span_id": f"{8:016x}"},
+        "0.00390625": {"trace_id": f"{5:032x}", "span_id": f"{6:016x}"},
+        "0.0078125": {"trace_id": f"{7:032x}", "span_id": f"{8:016x}"},
     }
-    assert found["0.004194304"].value == pytest.approx(0.003, rel=1e-5)
-    assert found["0.004194304"].timestamp == pytest.approx(later.unix_ns / 1e9)
+    assert found["0.00390625"].value == pytest.approx(0.003, rel=1e-5)
+    assert found["0.00390625"].timestamp == pytest.approx(later.unix_ns / 1e9)
 
 
 def test_a_scrape(endpoint: tuple[PrometheusEndpoint, int]) -> None:
