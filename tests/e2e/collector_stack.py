@@ -32,7 +32,7 @@ OTLP_GRPC_PORT = 4317
 OTLP_HTTP_PORT = 4318
 PROMETHEUS_PORT = 8889
 #: What a build may take where nothing is cached.
-_BUILD_S = 1500.0
+_BUILD_S = 3600.0
 
 _numbers = itertools.count()
 
