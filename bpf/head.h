@@ -74,6 +74,10 @@ static __always_inline void capture(u8 *to, u16 *to_length, u64 max, struct scra
 	*to_length = length;
 	BOUNDED_LOOP
 	for (i = 0; i < max && i < length; i += 8) {
+		/* clang 19 would count in another variable, whose bound the verifier cannot see. */
+		asm volatile("" : "+r"(i));
+		if (i >= max)
+			break;
 		word = word_at(s, at + i);
 		rest = length - i;
 		if (rest < 8)
