@@ -80,6 +80,8 @@ def test_it_shows_each_route_and_its_stages_and_q_ends_it(net: Network, files: S
         wait_until(lambda: so_far(terminal) == ITEMS, "the route above is selected")
         terminal.press("s")
         terminal.wait_for("by p99")
+        # Each frame is drawn over the last one.
+        assert len(re.findall(rb"\x1b\[H[^H]{,9}otelbpf top", terminal.said)) >= 5
         terminal.press("q")
         assert running.wait() == 0
         terminal.assert_restored()
@@ -118,7 +120,7 @@ def test_it_fits_a_window_that_changes(net: Network, files: Server) -> None:
         terminal.wait_for("/missing/{id}")
         assert "most in, mean" in terminal.line_of("route")
         terminal.resize(160, 40)
-        terminal.wait_for("where the time goes")
+        terminal.wait_for("whose the time is")
         # The last line is the window's.
         wait_until(lambda: "quit" in terminal.lines[-1], "it is as high as the window")
         terminal.press("q")

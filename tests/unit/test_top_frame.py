@@ -274,7 +274,9 @@ def test_bars_are_to_scale_and_nothing_is_left_out() -> None:
     assert bar(4, (None, 1.0), (Owner.PEER, 0.0)) == "    "
     assert bar(8) == " " * 8
     assert bar(3, *half, terminal=True) == " ▌ "
-    assert bar(2, (None, 0.3), (Owner.PEER, 0.1), terminal=True) == "▋ "
+    # A block is a gap that reaches into a cell, or a part that ends within it.
+    assert bar(2, (None, 0.3), (Owner.PEER, 0.2), terminal=True) == "▋ "
+    assert bar(2, (None, 0.25), (Owner.PEER, 0.1), terminal=True) == "▎ "
     for width in range(1, 30):
         for terminal in (False, True):
             assert len(bar(width, *half, terminal=terminal)) == width

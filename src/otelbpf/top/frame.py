@@ -208,8 +208,9 @@ def _routes(
     for name in figures:
         columns.add_column(name, justify="right", min_width=5, no_wrap=True)
     if not narrow:
-        columns.add_column("where the time goes" if wide else "time", ratio=2 if wide else None,
-                           width=None if wide else 10, no_wrap=True)
+        columns.add_column("whose the time is" if wide else "time", ratio=2 if wide else None,
+                           min_width=20 if wide else 10, max_width=None if wide else 10,
+                           no_wrap=True)
         columns.add_column("most of it in, mean" if wide else "most in, mean", width=longest,
                            no_wrap=True)
 

@@ -170,6 +170,8 @@ class Bar:
             return Segment(text, Style.parse(style))
         right = max(rest, key=rest.count)
         block = _BLOCKS[owners.index(rest[0])]
+        if left is None and owners[-1] is None:
+            return Segment(_BLOCKS[owners.count(right)], Style(color=COLOURS[right]))
         if left is None:
             # Blocks grow from the left only, so this one is the gap.
             return Segment(block, Style(color=COLOURS[right], reverse=True))

@@ -23,6 +23,8 @@ from dataclasses import dataclass, replace
 from types import FrameType
 
 from rich.console import Console, RenderableType
+from rich.control import Control
+from rich.screen import Screen
 
 from otelbpf.accounting import Sums
 from otelbpf.agent import Running, run
@@ -246,12 +248,15 @@ def _written() -> Iterator[None]:
 def _screen(console: Console) -> Iterator[_Surface]:
     """The whole terminal; it is as it was before, however this is left."""
     keys = sys.stdin.fileno() if sys.stdin.isatty() else None
-    with _messages_later() as messages, _typed(keys), console.screen() as screen:
+    with _messages_later() as messages, _typed(keys), console.screen():
 
         def show(state: State, _is_news: bool) -> None:
             notes = [(message.getMessage(), True) for message in messages[-1:]]
-            with _written():
-                screen.update(state.frame(console, console.height, notes))
+            what = Screen(state.frame(console, console.height, notes))
+            # In one piece, over the last one.
+            with _written(), console:
+                console.control(Control.home())
+                console.print(what, end="")
 
         yield _Surface(show, keys)
 
