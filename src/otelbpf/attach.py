@@ -173,6 +173,8 @@ class Attachments:
                 self._attach_tc(programs, by_name[hook], name, ifindex, netns)
             if by_name["arrival"].chosen:
                 self._attach_xdp(programs, name, ifindex, netns)
+        if not by_name["arrival"].chosen:
+            self._nothing_for.append(by_name["arrival"])
 
     def _attach_probes(self, programs: Programs, choices: tuple[Choice, ...]) -> None:
         """Attaches to the kernel's code, and goes on to the next best where nothing comes of it."""

@@ -228,6 +228,14 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _give_up_what_is_not_written() -> None:
+    """Python would try once more at its end, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 _COMMANDS = {"run": _run, "top": _top, "check": _check, "report": _report}
 
 
@@ -241,12 +249,12 @@ def main() -> int:
         return _COMMANDS[arguments.command](arguments)
     except OtelbpfError as error:
         print(f"otelbpf: {error}", file=sys.stderr)
+        _give_up_what_is_not_written()
         return _EXIT_REFUSED
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Or Python complains of what is left to write, at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_what_is_not_written()
         return 1
 
 

@@ -112,7 +112,8 @@ def top(
         the sums at the end; nothing is in flight any more.
     Raises:
         OtelbpfError: what failed, and what to do; nothing is left attached.
-        BrokenPipeError: nobody reads the console any more; nothing is left attached either.
+        BrokenPipeError, SystemExit: nobody reads the console any more; newer versions of rich
+            say so by the latter. Nothing is left attached either.
     """
     config = replace(config, sampler=KEEP_NOTHING)
     ready: list[Running] = []
@@ -224,12 +225,8 @@ def _pages(console: Console) -> Iterator[_Surface]:
 
 
 def _print(console: Console, what: RenderableType) -> None:
-    # By ourselves: rich would end the process if nobody reads it any more.
-    with console.capture() as capture:
-        console.print(what)
     with _written():
-        console.file.write(capture.get())
-        console.file.flush()
+        console.print(what)
 
 
 @contextlib.contextmanager
