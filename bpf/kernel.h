@@ -20,6 +20,9 @@ struct pt_regs {
 
 #define AF_INET 2
 #define AF_INET6 10
+#define EPIPE 32
+#define ECONNRESET 104
+#define ECONNREFUSED 111
 
 static __always_inline void count_many(u32 counter, u32 n)
 {
@@ -194,6 +197,12 @@ static __always_inline u16 sock_local_port(u64 sk, enum access access)
 static __always_inline u16 sock_peer_port(u64 sk, enum access access)
 {
 	return __builtin_bswap16(load_u16(sk + OFFSET_SOCK_COMMON_DPORT, access));
+}
+
+/* Why it ended; 0: somebody closed it. */
+static __always_inline u32 sock_error(u64 sk, enum access access)
+{
+	return load_u32(sk + OFFSET_SOCK_ERR, access);
 }
 
 /* The kernel's own hash of an established connection. */

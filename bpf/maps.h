@@ -35,6 +35,7 @@ struct connection_key {
 	u8 local_address[16];
 	u16 peer_port;		/* host order */
 	u16 local_port;
+	u32 unused;		/* 0 where it is a map's key */
 };
 
 /*
@@ -155,6 +156,9 @@ struct connection {
 	struct writer writer;	/* of the last request to an upstream */
 	u32 copied_seq;		/* what has been read of an upstream's responses */
 	u32 unused;
+#if SERIES
+	u64 established_ktime_ns;	/* 0: not seen, or accepted since */
+#endif
 };
 
 /* Whose the connections of a set are: see connections.h. 0: nobody's. */
@@ -267,6 +271,17 @@ struct disorder_cursor {
 	u32 holes;
 };
 
+/* A connection that was asked for, and neither granted nor refused yet. */
+struct handshake {
+	u64 syn_ktime_ns;	/* of the first one, from which on the client waits */
+	u32 seq;		/* the same for those sent again */
+	u32 ifindex;		/* a packet may pass several interfaces */
+	u32 answer;		/* enum answer */
+	u32 unused;
+};
+
+enum answer { NO_ANSWER, ANSWERED, CAME_AGAIN };
+
 /* The segment being read, kept across tail calls. TC hooks do not nest: one a CPU. */
 struct scratch {
 	u64 connection_id;
@@ -287,6 +302,10 @@ struct scratch {
 	struct route_cursor route;
 	struct chunk_cursor chunks;
 	struct disorder_cursor disorder;
+#if SERIES
+	struct connection_key asked;
+	struct handshake attempt;
+#endif
 	u64 found_at[FOUND_COUNT];
 	u64 found_length[FOUND_COUNT];
 	u8 window[WINDOW_MASK + 1 + CARRY_MAX + 8];
@@ -374,6 +393,9 @@ BPF_F_TABLE("array", u32, struct series, series, MAX_SERIES, BPF_F_MMAPABLE);
 BPF_TABLE("lru_hash", struct series_key, struct series_place, series_places, 16384);
 BPF_ARRAY(overflow_places, struct series_place, 2);	/* by is_client; once there is no other */
 BPF_F_TABLE("array", u32, struct stage_places, stage_places, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct connection_sums, connection_sums, 2, BPF_F_MMAPABLE);
+/* In a flood of SYNs those forgotten first are those that nobody answers. */
+BPF_TABLE("lru_hash", struct connection_key, struct handshake, handshakes, 16384);
 #endif
 BPF_ARRAY(sweep_orders, struct sweep_order, 1);
 BPF_PERCPU_ARRAY(counters, u64, COUNT_COUNT);

@@ -160,6 +160,23 @@ struct series {
 	struct histogram stages[STAGE_PLACES];
 };
 
+/*
+ * All connections of servers, or of clients. A handshake is that of a connection whose SYN was
+ * seen; a wait, that of one that was accepted after its handshake.
+ */
+struct connection_sums {
+	__u64 opened;
+	__u64 adopted;			/* older than the agent */
+	__u64 closed;
+	__u64 reset;			/* by a RST, whoever sent it */
+	__u64 reset_by_peer;		/* of these */
+	__u64 refused;			/* a RST was the answer to the SYN, or to the handshake's end */
+	__u64 unanswered;		/* servers': the SYN came again, and no answer to it had left;
+					   clients': the socket was closed before there was one */
+	struct histogram handshake;
+	struct histogram accept_queue;
+};
+
 /* Of which series a request is. */
 struct series_key {
 	__u64 route_hash;

@@ -167,13 +167,33 @@ static __always_inline bool watch_own_connect(u64 sk, u32 state)
 	return false;
 }
 
-static __always_inline int handle_state(u64 sk, u32 state)
+/* What the sums say of a socket that closes, whether or not its connection is known. */
+static __always_inline void note_end(u64 sk, struct connection_key *key,
+				     const struct connection *conn, u32 earlier)
 {
-	struct connection_key key;
+	u32 error = sock_error(sk, DIRECT);
+	bool clients = CLIENTS && role_in(key) == ROLE_CLIENT;
+
+	if (earlier == TCP_SYN_SENT) {
+		if (clients)
+			end_attempt(key, error);
+		return;
+	}
+	/* By a RST that came, or that goes to whom sends data to a socket closed for good. */
+	if (error != ECONNRESET && error != EPIPE)
+		return;
+	COUNT_CONNECTION(clients, reset);
+	if (conn && conn->flags & PEER_RESET)
+		COUNT_CONNECTION(clients, reset_by_peer);
+}
+
+static __always_inline int handle_state(u64 sk, u32 earlier, u32 state)
+{
+	struct connection_key key = {};
 	struct connection *conn;
 	struct exchange *x;
 	bool own;
-	u64 tp;
+	u64 tp, now;
 
 	if (state != TCP_ESTABLISHED && state != TCP_SYN_SENT && state != TCP_CLOSE)
 		return 0;
@@ -188,6 +208,8 @@ static __always_inline int handle_state(u64 sk, u32 state)
 		return 0;
 	conn = find_connection(&key);
 	if (state == TCP_CLOSE) {
+		if (SERIES)
+			note_end(sk, &key, conn, earlier);
 		if (!conn)
 			return 0;
 		/* Torn down from this side; its RST is sent only after this. */
@@ -196,13 +218,17 @@ static __always_inline int handle_state(u64 sk, u32 state)
 		close_requests(conn);
 		delete_connection(conn);
 		count(COUNT_CONNECTIONS_CLOSED);
+		COUNT_CONNECTION(is_clients(conn), closed);
 		return 0;
 	}
+	now = bpf_ktime_get_ns();
 	if (conn && conn->begun) {
 		/* Begun by data that came with the end of the handshake? Then go on. */
 		x = in_flight(conn, 0);
-		if (x && !is_clients(conn) && x->inbound_start == tcp_rcv_nxt(tp, DIRECT))
+		if (x && !is_clients(conn) && x->inbound_start == tcp_rcv_nxt(tp, DIRECT)) {
+			end_handshake(conn, &key, now);
 			return 0;
+		}
 		/* Else it is an earlier connection between the same ports. */
 		close_requests(conn);
 		delete_connection(conn);
@@ -210,7 +236,7 @@ static __always_inline int handle_state(u64 sk, u32 state)
 	}
 	/* XDP may have seen the first data packet already: its arrival stays. */
 	if (!conn)
-		conn = create_connection(&key, bpf_ktime_get_ns());
+		conn = create_connection(&key, now);
 	if (!conn || conn->inbound.state != PARSER_LOST)
 		return 0;
 	conn->flags &= CLIENT;
@@ -220,17 +246,53 @@ static __always_inline int handle_state(u64 sk, u32 state)
 	conn->outbound.next_seq = tcp_write_seq(tp, DIRECT);
 	conn->outbound.state = PARSER_BETWEEN;
 	count(COUNT_CONNECTIONS_OPENED);
+	COUNT_CONNECTION(is_clients(conn), opened);
 	if (CLIENTS && own)
 		leave_alone(conn);
+	else
+		end_handshake(conn, &key, now);
 	return 0;
 }
+
+#if SERIES
+/* An application gets a socket from accept(). */
+static __always_inline int handle_accept(u64 sk, enum access access)
+{
+	struct connection *conn = connection_of(sk, access);
+
+	if (conn)
+		end_wait(conn, bpf_ktime_get_ns());
+	return 0;
+}
+
+/* A RST that nobody asked for, by which this side ends a connection: those that answer have skb. */
+static __always_inline int handle_reset(u64 sk, u64 skb)
+{
+	struct connection_key key;
+	u64 tp;
+
+	if (!sk || skb)
+		return 0;
+	tp = tcp_sock(sk, DIRECT);
+	if (tp && !measured_key(sk, tcp_bound_port(tp, DIRECT), &key, DIRECT))
+		COUNT_CONNECTION(CLIENTS && role_in(&key) == ROLE_CLIENT, reset);
+	return 0;
+}
+#endif
 
 /* On a tracepoint, or on a function's entry: both hand on their arguments so. */
 int traced_tcp(u64 *arguments) { return handle_tcp(arguments[0], arguments[1], DIRECT); }
 int traced_queued(u64 *arguments) { return handle_queued(arguments[0], DIRECT); }
 int traced_read(u64 *arguments) { return handle_read(arguments[0], DIRECT); }
 int traced_write(u64 *arguments) { return handle_write(arguments[0], DIRECT); }
-int traced_state(u64 *arguments) { return handle_state(arguments[0], arguments[2]); }
+int traced_state(u64 *arguments)
+{
+	return handle_state(arguments[0], arguments[1], arguments[2]);
+}
+#if SERIES
+int traced_accept(u64 *arguments) { return handle_accept(arguments[0], DIRECT); }
+int traced_reset(u64 *arguments) { return handle_reset(arguments[0], arguments[1]); }
+#endif
 
 int probed_tcp(struct pt_regs *ctx)
 {
@@ -241,6 +303,10 @@ int probed_queued(struct pt_regs *ctx) { return handle_queued(PT_REGS_PARM1(ctx)
 int probed_read(struct pt_regs *ctx) { return handle_read(PT_REGS_PARM1(ctx), BY_COPY); }
 int probed_write(struct pt_regs *ctx) { return handle_write(PT_REGS_PARM1(ctx), BY_COPY); }
 int probed_sendfile(struct pt_regs *ctx) { return handle_write(PT_REGS_PARM1(ctx), BY_COPY); }
+
+#if SERIES
+int probed_accept(struct pt_regs *ctx) { return handle_accept(PT_REGS_PARM1(ctx), BY_COPY); }
+#endif
 
 /* Run once by the agent itself, so that its own id is the kernel's idea of it. */
 int learn_agent(struct bpf_raw_tracepoint_args *ctx)

@@ -17,6 +17,8 @@ static __always_inline struct connection *receive(struct __sk_buff *skb, struct 
 
 	if (parse_skb(skb, REQUESTS_IN, &seg) != SEGMENT_OURS)
 		return NULL;
+	if (SERIES && seg.tcp_flags & TCP_SYN)
+		ask_for_connection(s, &seg, skb->ifindex, false);
 	conn = find_connection(&seg.key);
 	if (!conn && !seg.payload_length)
 		return NULL;
@@ -51,8 +53,12 @@ static __always_inline struct connection *transmit(struct __sk_buff *skb, struct
 
 	if (parse_skb(skb, RESPONSES_OUT, &seg) != SEGMENT_OURS)
 		return NULL;
-	if (!seg.payload_length && !(seg.tcp_flags & (TCP_FIN | TCP_RST)))
-		return NULL;
+	if (!seg.payload_length) {
+		if (SERIES && seg.tcp_flags & (TCP_SYN | TCP_RST))
+			answer_to_syn(s, &seg);
+		if (!(seg.tcp_flags & (TCP_FIN | TCP_RST)))
+			return NULL;
+	}
 	conn = find_connection(&seg.key);
 	if (!conn)
 		return NULL;

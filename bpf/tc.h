@@ -259,8 +259,10 @@ static __always_inline bool take_up(struct __sk_buff *skb, struct connection *co
 		count_as_not_http(conn);
 		return false;
 	}
-	if (!conn->begun)
+	if (!conn->begun) {
 		count(COUNT_CONNECTIONS_ADOPTED);
+		COUNT_CONNECTION(IS_CLIENTS(flow), adopted);
+	}
 	conn->answered = conn->begun;
 	conn->arrived = conn->begun;
 	requests->state = PARSER_BETWEEN;

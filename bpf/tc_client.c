@@ -20,6 +20,8 @@ static __always_inline struct connection *send_request(struct __sk_buff *skb, st
 
 	if (parse_skb(skb, REQUESTS_OUT, &seg) != SEGMENT_OURS)
 		return NULL;
+	if (SERIES && seg.tcp_flags & TCP_SYN)
+		ask_for_connection(s, &seg, skb->ifindex, true);
 	conn = find_connection(&seg.key);
 	if (!conn && !seg.payload_length)
 		return NULL;

@@ -19,6 +19,7 @@ from otelbpf.attach import Attachments, attached, find_interfaces
 from otelbpf.btf import Btf
 from otelbpf.clock import ClockReading, read_clock
 from otelbpf.config import Config
+from otelbpf.connections import ConnectionSums
 from otelbpf.context import contexts_of
 from otelbpf.errors import UsageError
 from otelbpf.exporter import Sender, destination, exporter_name, make_exporter, require_endpoint
@@ -31,7 +32,7 @@ from otelbpf.netns import find_netns
 from otelbpf.processes import listening_processes
 from otelbpf.reader import RingReader
 from otelbpf.records import RequestFlag, Stamp
-from otelbpf.request import Request, requests_of
+from otelbpf.request import Kind, Request, requests_of
 from otelbpf.resource import Resources
 from otelbpf.routes import Routes
 from otelbpf.sampler import Sampler
@@ -122,11 +123,13 @@ class Agent:
         programs: Programs,
         pipeline: Pipeline,
         series: SeriesTable | None,
+        connections: ConnectionSums | None,
         config: Config,
     ) -> None:
         self._programs = programs
         self._pipeline = pipeline
         self._series = series
+        self._connections = connections
         self._started_unix_ns = time.time_ns()
         self._reader = RingReader(programs.map_fd("ring"), programs.limits.ring_bytes)
         self._sweeper = Sweeper(programs, int(config.idle_timeout_s * 1e9))
@@ -191,7 +194,7 @@ class Agent:
             unix_ns=time.time_ns(),
             resource=self._pipeline.resources.of_agent(),
             series=self._series.snapshot() if self._series is not None else (),
-            connections=(),
+            connections=self._connections.snapshot() if self._connections is not None else (),
             sums=self.sums(),
         )
 
@@ -299,7 +302,7 @@ def run(
     handlers = tuple(handler for spec in config.handlers for handler in find_handlers(spec))
     upstreams = resolve(config.upstreams, config.client_ports, netns)
     with Btf.of_kernel() as btf:
-        choices = choose(btf, config.hooks)
+        choices = choose(btf, config.hooks, metrics=bool(config.limits.series))
         if not config.xdp:
             choices = without(choices, "arrival", "it was asked to be left alone")
         require(choices)
@@ -309,12 +312,15 @@ def run(
         )
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(programs))
-        series = None
+        series = connections = None
         if config.limits.series:
             series = SeriesTable(programs, routes, resources, config.slow)
             stack.enter_context(contextlib.closing(series))
+            kinds = (Kind.SERVER,) * bool(config.ports) + (Kind.CLIENT,) * bool(upstreams)
+            connections = ConnectionSums(programs, kinds)
+            stack.enter_context(contextlib.closing(connections))
         pipeline = Pipeline(config, ids, resources, routes, exporter, series)
-        agent = Agent(programs, pipeline, series, config)
+        agent = Agent(programs, pipeline, series, connections, config)
         stack.enter_context(contextlib.closing(agent))
         pipeline.sender.start()
         agent.know(listening_processes(config.ports, netns))

@@ -18,13 +18,13 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from otelbpf import clsact, libbpf
 from otelbpf.errors import KernelError, UsageError
 from otelbpf.handlers import Handler
-from otelbpf.hooks import Candidate, Choice, Mechanism, require
+from otelbpf.hooks import Candidate, Choice, Hook, Mechanism, require
 from otelbpf.loader import Programs
 from otelbpf.netns import Netns
 from otelbpf.processes import cgroup_directory
@@ -128,10 +128,18 @@ class Attachments:
     @property
     def absent(self) -> list[str]:
         """For people: the stamps that no request will have, and why."""
+        return self._nothing_gives(lambda hook: hook.stamps)
+
+    @property
+    def unmeasured(self) -> list[str]:
+        """For people: what metrics will do without, and why."""
+        return self._nothing_gives(lambda hook: hook.measures)
+
+    def _nothing_gives(self, what: Callable[[Hook], tuple[str, ...]]) -> list[str]:
         return [
-            f"{', '.join(choice.hook.stamps)}: {'; '.join(map(str, choice.verdicts))}"
+            f"{', '.join(what(choice.hook))}: {'; '.join(map(str, choice.verdicts))}"
             for choice in self._nothing_for
-            if choice.hook.stamps and not choice.hook.not_everywhere
+            if what(choice.hook) and not choice.hook.not_everywhere
         ]
 
     def attach_handlers(self, programs: Programs, handlers: tuple[Handler, ...]) -> None:

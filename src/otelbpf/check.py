@@ -87,6 +87,7 @@ class Report:
                     {
                         "name": choice.hook.name,
                         "stamps": list(choice.hook.stamps),
+                        "measures": list(choice.hook.measures),
                         "chosen": _describe(choice),
                         "candidates": [
                             {
@@ -114,8 +115,8 @@ class Report:
         if self.choices:
             lines += ["", f"  {'stamp':<26} {'hook':<38} passed over"]
         for choice in self.choices:
-            stamps = ", ".join(choice.hook.stamps) or f"({choice.hook.name})"
-            lines.append(f"  {stamps:<26} {_describe(choice) or _nothing(choice):<38} "
+            gives = ", ".join(choice.hook.gives) or f"({choice.hook.name})"
+            lines.append(f"  {gives:<26} {_describe(choice) or _nothing(choice):<38} "
                          + _passed_over(choice))
         lines += ["", "otelbpf can run here." if self.can_run else "otelbpf cannot run here."]
         return "\n".join(line.rstrip() for line in lines)
@@ -174,7 +175,7 @@ def examine(interfaces: tuple[str, ...], netns_name: str | None) -> Report:
         with Btf.of_kernel() as btf:
             findings.append(_try("fields", "all kernel fields were found in its BTF",
                                  lambda: field_offsets(btf)))
-            choices = choose(btf)
+            choices = choose(btf, metrics=True)
         findings.append(Finding("BTF", True, "the kernel describes its types"))
     except KernelError as error:
         what, _, remedy = str(error).partition(": ")

@@ -111,6 +111,8 @@ def _tell_attached(attachments: Attachments) -> None:
         print(f"otelbpf: passed over for {fallback}", file=sys.stderr)
     for absent in attachments.absent:
         print(f"otelbpf: absent from every request: {absent}", file=sys.stderr)
+    for unmeasured in attachments.unmeasured:
+        print(f"otelbpf: absent from metrics: {unmeasured}", file=sys.stderr)
     sys.stderr.flush()
 
 

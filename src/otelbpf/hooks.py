@@ -65,6 +65,8 @@ class Hook:
         passed_by_all: by every exchange over TCP, on whatever connection.
         not_everywhere: a way of its own that only some kernels have; nothing is
             missing on the others.
+        measures: what metrics get from it; a hook that has no stamps besides is there for
+            metrics only.
     """
 
     name: str
@@ -75,6 +77,17 @@ class Hook:
     required: bool = False
     passed_by_all: bool = False
     not_everywhere: bool = False
+    measures: tuple[str, ...] = ()
+
+    @property
+    def gives(self) -> tuple[str, ...]:
+        """All that is absent without it."""
+        return self.stamps + self.measures
+
+    @property
+    def for_metrics(self) -> bool:
+        """Is it of use for metrics only?"""
+        return bool(self.measures) and not self.stamps
 
     @property
     def on_interface(self) -> bool:
@@ -185,6 +198,25 @@ HOOKS: tuple[Hook, ...] = (
         ("sock",),
         required=True,
         passed_by_all=True,
+    ),
+    # Where accept() joins a socket to a file. Not the return of inet_csk_accept(), in which
+    # whoever accepts waits: see read.
+    Hook(
+        "accept",
+        (),
+        "the application accepts a connection",
+        (_fentry("security_sock_graft", "accept"), _kprobe("security_sock_graft", "accept")),
+        ("sock", "socket"),
+        passed_by_all=True,
+        measures=("accept_queue",),
+    ),
+    Hook(
+        "reset",
+        (),
+        "this side resets a connection",
+        (_tracepoint("tcp_send_reset", "reset"),),
+        ("sock", "sk_buff"),
+        measures=("reset",),
     ),
     Hook(
         "mark",
@@ -362,16 +394,20 @@ class Kernel:
         return None
 
 
-def choose(btf: Btf, only: Mechanism | None = None) -> tuple[Choice, ...]:
+def choose(
+    btf: Btf, only: Mechanism | None = None, *, metrics: bool = False
+) -> tuple[Choice, ...]:
     """What each hook gets on the kernel that `btf` describes. Attaches nothing.
 
     Args:
         only: one of FORCEABLE, for the hooks that have a choice; None: the best of each.
+        metrics: also what only metrics need.
     """
     kernel = Kernel(btf)
     choices = (
         Choice(hook, tuple(kernel.look_at(hook, candidate) for candidate in hook.candidates))
         for hook in HOOKS
+        if metrics or not hook.for_metrics
     )
     return tuple(choice if only is None else choice.only(only) for choice in choices)
 

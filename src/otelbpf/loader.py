@@ -31,8 +31,8 @@ from otelbpf.upstreams import Upstreams, any_of
 # One text for BCC, in the order in which each builds on the ones before.
 _SOURCES = (
     "records.h", "mark.h", "maps.h", "kernel.h", "connections.h", "packet.h", "marks.h", "words.h",
-    "route.h", "sampling.h", "series.h", "ledger.h", "thread_context.h", "client.h", "message.h",
-    "head.h", "body.h", "disorder.h",
+    "route.h", "sampling.h", "series.h", "handshakes.h", "ledger.h", "thread_context.h", "client.h",
+    "message.h", "head.h", "body.h", "disorder.h",
     "xdp.c", "tc.h", "tc.c", "tc_client.c", "socket.c", "sched.c", "mark.c", "handler.c", "sweep.c",
 )
 _PAGE_BYTES = 4096

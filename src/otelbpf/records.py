@@ -219,6 +219,46 @@ SERIES = np.dtype(
     }
 )
 
+#: struct connection_sums, 4696 bytes.
+CONNECTION_SUMS = np.dtype(
+    {
+        "names": [
+            "opened",
+            "adopted",
+            "closed",
+            "reset",
+            "reset_by_peer",
+            "refused",
+            "unanswered",
+            "handshake",
+            "accept_queue",
+        ],
+        "formats": [
+            "u8",
+            "u8",
+            "u8",
+            "u8",
+            "u8",
+            "u8",
+            "u8",
+            HISTOGRAM,
+            HISTOGRAM,
+        ],
+        "offsets": [
+            0,
+            8,
+            16,
+            24,
+            32,
+            40,
+            48,
+            56,
+            2376,
+        ],
+        "itemsize": 4696,
+    }
+)
+
 #: struct series_key, 16 bytes.
 SERIES_KEY = np.dtype(
     {

@@ -121,13 +121,25 @@ class Series:
 
 @dataclass(frozen=True, eq=False)
 class Connections:
-    """The connections to one measured port, or to upstreams' ports, since the agent was started.
+    """The connections to measured ports, or those to upstreams, since the agent was started.
 
     Attributes:
-        counts: by what became of them: opened, adopted (older than the agent), closed, reset,
-            refused, evicted, not_http.
-        handshake: from the SYN to the acknowledgement that ends it.
-        accept_queue: from there to the accept(); absent where the kernel offers no hook for it.
+        counts: by what became of them:
+            opened: their handshake was seen to end;
+            adopted: first seen by a request, as those older than the agent;
+            closed: opened or adopted, and over;
+            reset: ended by a RST, whoever sent it;
+            reset_by_peer: those of them where the other side did;
+            refused: a RST was the answer to the SYN, or to the end of the handshake (nobody
+                listens; or the accept queue is full and net.ipv4.tcp_abort_on_overflow set);
+            unanswered: of servers, those whose SYN came again and no answer to it had left: it
+                was dropped here, and they may have been opened later. One whose client did not
+                ask again is not known. Of clients, those given up before there was an answer.
+        handshake: of those opened whose SYN was seen, and not forgotten in a flood of SYNs: from
+            the first SYN, at traffic control, until TCP has taken what ends the handshake: the
+            client's acknowledgement, or for a client the server's SYN and ACK.
+        accept_queue: from there until accept() gives the socket to the application. None: there
+            was no such wait, or the kernel offers no hook that tells of it.
     """
 
     kind: Kind

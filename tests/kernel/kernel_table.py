@@ -38,13 +38,13 @@ def render(columns: list[tuple[str, list[str], list[str]]]) -> str:
     """Both tables, in Markdown."""
     names = [name for name, _, _ in columns]
     hooks = [
-        f"{', '.join(map(_code, hook.stamps))} ({hook.purpose})" if hook.stamps else hook.purpose
+        f"{', '.join(map(_code, hook.gives))} ({hook.purpose})" if hook.gives else hook.purpose
         for hook in HOOKS
     ]
     forced = [f"`--hooks {mechanism}`" for mechanism in FORCEABLE]
     return "\n".join(
         [
-            *_table(["stamps (when)", *names], hooks, [chosen for _, chosen, _ in columns]),
+            *_table(["stamps, metrics (when)", *names], hooks, [chosen for _, chosen, _ in columns]),
             "",
             *_table(["", *names], forced, [without for _, _, without in columns]),
             "",
@@ -94,7 +94,7 @@ def _without(hooks: list[dict[str, Any]], mechanism: str) -> str:
         left = [c for c in hook["candidates"] if c["mechanism"] == mechanism]
         if not any(candidate["available"] for candidate in left):
             stamps = absent.setdefault("; ".join(c["reason"] for c in left), [])
-            stamps += hook["stamps"]
+            stamps += hook["stamps"] + hook["measures"]
             # A wake-up is stamped where it is known for which bytes it was: at their queueing.
             stamps += ["woken", "running"] if "queued" in hook["stamps"] else []
     return "; ".join(

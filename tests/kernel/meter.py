@@ -223,7 +223,7 @@ def load(
 ) -> Meter:
     """Compiles and loads everything for one lab. Takes about two seconds."""
     with Btf.of_kernel() as btf:
-        choices = choose(btf)
+        choices = choose(btf, metrics=bool(limits.series))
         cookie = lab.server_netns.cookie
         programs = Programs(
             btf, (PORT, SPARE_PORT), cookie, choices, limits, parts, sampler=sampler, ids=ids
@@ -248,7 +248,7 @@ def load_gateway(lab: Lab, *, tcx: bool = True, limits: Limits = SMALL) -> Meter
             choice.without(candidate, "not in this test")
             if (candidate := choice.hook.candidates[0]).target == "tcx" and not tcx
             else choice
-            for choice in choose(btf)
+            for choice in choose(btf, metrics=bool(limits.series))
         )
         programs = Programs(
             btf, (GATEWAY_PORT,), lab.client_netns.cookie, choices, limits,
