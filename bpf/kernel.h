@@ -200,9 +200,14 @@ static __always_inline u16 sock_peer_port(u64 sk, enum access access)
 }
 
 /* Why it ended; 0: somebody closed it. */
-static __always_inline u32 sock_error(u64 sk, enum access access)
+static __always_inline u32 sock_error(u64 sk)
 {
-	return load_u32(sk + OFFSET_SOCK_ERR, access);
+	return load_u32(sk + OFFSET_SOCK_ERR, DIRECT);
+}
+
+static __always_inline u8 sock_state(u64 sk)
+{
+	return *(volatile u8 *)(sk + OFFSET_SOCK_COMMON_STATE);
 }
 
 /* The kernel's own hash of an established connection. */

@@ -167,11 +167,11 @@ static __always_inline bool watch_own_connect(u64 sk, u32 state)
 	return false;
 }
 
-/* What the sums say of a socket that closes, whether or not its connection is known. */
+/* A socket closes: was its connection granted, and did the other side end it? */
 static __always_inline void note_end(u64 sk, struct connection_key *key,
 				     const struct connection *conn, u32 earlier)
 {
-	u32 error = sock_error(sk, DIRECT);
+	u32 error = sock_error(sk);
 	bool clients = CLIENTS && role_in(key) == ROLE_CLIENT;
 
 	if (earlier == TCP_SYN_SENT) {
@@ -179,12 +179,11 @@ static __always_inline void note_end(u64 sk, struct connection_key *key,
 			end_attempt(key, error);
 		return;
 	}
-	/* By a RST that came, or that goes to whom sends data to a socket closed for good. */
-	if (error != ECONNRESET && error != EPIPE)
-		return;
-	COUNT_CONNECTION(clients, reset);
-	if (conn && conn->flags & PEER_RESET)
+	/* The flag alone may be that of a RST that TCP did not believe. */
+	if (conn && conn->flags & PEER_RESET && (error == ECONNRESET || error == EPIPE)) {
+		COUNT_CONNECTION(clients, reset);
 		COUNT_CONNECTION(clients, reset_by_peer);
+	}
 }
 
 static __always_inline int handle_state(u64 sk, u32 earlier, u32 state)
@@ -265,13 +264,16 @@ static __always_inline int handle_accept(u64 sk, enum access access)
 	return 0;
 }
 
-/* A RST that nobody asked for, by which this side ends a connection: those that answer have skb. */
+/*
+ * This side sends a RST. One that answers a segment (skb) ended a connection if the socket has
+ * just been closed: for data that came when nobody could read it any more.
+ */
 static __always_inline int handle_reset(u64 sk, u64 skb)
 {
 	struct connection_key key;
 	u64 tp;
 
-	if (!sk || skb)
+	if (!sk || (skb && sock_state(sk) != TCP_CLOSE))
 		return 0;
 	tp = tcp_sock(sk, DIRECT);
 	if (tp && !measured_key(sk, tcp_bound_port(tp, DIRECT), &key, DIRECT))

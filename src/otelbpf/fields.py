@@ -18,6 +18,7 @@ _FIELDS = {
     "SOCK_COMMON_NUM": ("sock", "__sk_common.skc_num"),
     "SOCK_COMMON_HASH": ("sock", "__sk_common.skc_hash"),
     "SOCK_COMMON_FAMILY": ("sock", "__sk_common.skc_family"),
+    "SOCK_COMMON_STATE": ("sock", "__sk_common.skc_state"),
     "SOCK_COMMON_NET": ("sock", "__sk_common.skc_net"),
     "SOCK_COMMON_V6_DADDR": ("sock", "__sk_common.skc_v6_daddr"),
     "SOCK_COMMON_V6_RCV_SADDR": ("sock", "__sk_common.skc_v6_rcv_saddr"),

@@ -9,6 +9,9 @@ import pytest
 from lab import Lab, laboratory
 from meter import Meter, load, load_gateway
 from strangers import Strangers, strangers
+from sums_of_connections import Sums, loaded_sums
+
+from otelbpf.request import Kind
 
 
 @pytest.fixture(scope="session")
@@ -79,3 +82,46 @@ def stranger() -> Iterator[Strangers]:
     """Programs of somebody else."""
     with strangers() as loaded:
         yield loaded
+
+
+@pytest.fixture(scope="session")
+def _sums_of_servers() -> Iterator[Sums]:
+    with loaded_sums(Kind.SERVER) as sums:
+        yield sums
+
+
+@pytest.fixture(scope="session")
+def _sums_of_clients() -> Iterator[Sums]:
+    with loaded_sums(Kind.CLIENT) as sums:
+        yield sums
+
+
+@pytest.fixture
+def unattached_servers(_sums_of_servers: Sums) -> Sums:
+    """Programs that add up a server's connections, loaded, but not attached yet."""
+    _sums_of_servers.begin()
+    return _sums_of_servers
+
+
+@pytest.fixture
+def servers(_sums_of_servers: Sums) -> Iterator[Sums]:
+    """The same, attached."""
+    with _sums_of_servers.attached():
+        _sums_of_servers.begin()
+        yield _sums_of_servers
+        _sums_of_servers.end()
+
+
+@pytest.fixture
+def clients(_sums_of_clients: Sums) -> Iterator[Sums]:
+    """The same for a client's connections."""
+    with _sums_of_clients.attached():
+        _sums_of_clients.begin()
+        yield _sums_of_clients
+        _sums_of_clients.end()
+
+
+@pytest.fixture(params=list(Kind))
+def sums(request: pytest.FixtureRequest) -> Sums:
+    """Either."""
+    return request.getfixturevalue("servers" if request.param is Kind.SERVER else "clients")

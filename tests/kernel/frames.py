@@ -22,6 +22,9 @@ TCP, HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION = 6, 0, 43, 44, 
 _IPV4, _IPV6 = 0x0800, 0x86DD
 _LEAST = {b"\x08\x00": 14 + 20, b"\x86\xdd": 14 + 40}
 
+# struct __sk_buff, uapi/linux/bpf.h.
+_SK_BUFF, _SK_BUFF_IFINDEX = 192, 40
+
 _ports = itertools.count(20_000)
 
 
@@ -100,9 +103,18 @@ class Frame:
         return following, chain
 
 
-def verdict(program_fd: int, frame: bytes) -> int:
-    """What a program says to a frame."""
+def verdict(program_fd: int, frame: bytes, interface: int = 0) -> int:
+    """What a program says to a frame.
+
+    Args:
+        interface: the index of the one that a program at TC is to see; 0: the loopback's.
+    """
     opts = libbpf._TestRunOpts(sz=ctypes.sizeof(libbpf._TestRunOpts))
+    if interface:
+        context = bytearray(_SK_BUFF)
+        struct.pack_into("I", context, _SK_BUFF_IFINDEX, interface)
+        opts.ctx_in = ctypes.cast(ctypes.c_char_p(bytes(context)), ctypes.c_void_p)
+        opts.ctx_size_in = _SK_BUFF
     opts.data_in = ctypes.cast(ctypes.c_char_p(frame), ctypes.c_void_p)
     opts.data_size_in = len(frame)
     libbpf._checked(libbpf.library().bpf_prog_test_run_opts(program_fd, ctypes.byref(opts)))

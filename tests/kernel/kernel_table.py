@@ -44,7 +44,7 @@ def render(columns: list[tuple[str, list[str], list[str]]]) -> str:
     forced = [f"`--hooks {mechanism}`" for mechanism in FORCEABLE]
     return "\n".join(
         [
-            *_table(["stamps, metrics (when)", *names], hooks, [chosen for _, chosen, _ in columns]),
+            *_table(["what (when)", *names], hooks, [chosen for _, chosen, _ in columns]),
             "",
             *_table(["", *names], forced, [without for _, _, without in columns]),
             "",
