@@ -93,7 +93,8 @@ def _without(hooks: list[dict[str, Any]], mechanism: str) -> str:
             continue
         left = [c for c in hook["candidates"] if c["mechanism"] == mechanism]
         if not any(candidate["available"] for candidate in left):
-            stamps = absent.setdefault("; ".join(c["reason"] for c in left), [])
+            reason = "; ".join(c["reason"] for c in left) or f"there is no {mechanism} for it"
+            stamps = absent.setdefault(reason, [])
             stamps += hook["stamps"] + hook["measures"]
             # A wake-up is stamped where it is known for which bytes it was: at their queueing.
             stamps += ["woken", "running"] if "queued" in hook["stamps"] else []
