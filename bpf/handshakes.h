@@ -75,12 +75,12 @@ static __always_inline void end_handshake(struct connection *conn, struct connec
 	struct connection_sums *sums = sums_of(is_clients(conn));
 	struct handshake *known = handshakes.lookup(key);
 
+	if (sums && known)
+		add_duration(&sums->handshake, now - known->syn_ktime_ns,
+			     &conn->established_ktime_ns);
+	if (known)
+		handshakes.delete(key);
 	conn->established_ktime_ns = now;
-	if (!known)
-		return;
-	if (sums)
-		add_duration(&sums->handshake, now - known->syn_ktime_ns);
-	handshakes.delete(key);
 }
 
 /* A client's socket is closed before it was connected. */
@@ -100,7 +100,8 @@ static __always_inline void end_wait(struct connection *conn, u64 now)
 	struct connection_sums *sums = sums_of(is_clients(conn));
 
 	if (sums && conn->established_ktime_ns)
-		add_duration(&sums->accept_queue, now - conn->established_ktime_ns);
+		add_duration(&sums->accept_queue, now - conn->established_ktime_ns,
+			     &conn->established_ktime_ns);
 	conn->established_ktime_ns = 0;
 }
 #else
