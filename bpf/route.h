@@ -44,7 +44,8 @@ static __always_inline u64 hash_route(const struct request_record *r,
 				      volatile struct route_cursor *v, enum flow flow)
 {
 	const u64 *peer = (const u64 *)r->peer_address;
-	u64 hash = ROUTE_HASH_START, before, length = r->request_line_length, i;
+	u64 length = at_most(REQUEST_LINE_MAX, r->request_line_length);
+	u64 hash = ROUTE_HASH_START, before, i;
 	u8 character;
 
 	if (IS_CLIENTS(flow))
@@ -54,7 +55,9 @@ static __always_inline u64 hash_route(const struct request_record *r,
 	v->start = 0;
 	v->digits = 0;
 	BOUNDED_LOOP
-	for (i = 0; i < REQUEST_LINE_MAX && i < length; i++) {
+	for (i = 0; i < length; i++) {
+		/* Else clang ends the loop where i equals length, which 6.1 does not take for an end. */
+		asm volatile("" : "+r"(i));
 		character = r->request_line[i];
 		if (character < '@') {		/* else it is nothing special, as most are */
 			if (is_digit(character)) {
@@ -74,6 +77,6 @@ static __always_inline u64 hash_route(const struct request_record *r,
 		}
 		hash = take_character(hash, character);
 	}
-	return is_id(r, v, at_most(REQUEST_LINE_MAX, length)) ? take_character(before, ID_SEGMENT)
+	return is_id(r, v, length) ? take_character(before, ID_SEGMENT)
 							      : hash;
 }
