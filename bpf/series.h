@@ -122,7 +122,11 @@ static __always_inline struct series_place *place_of(const struct request_record
 /* 1 + the place of the stage between two words of exchange.stamps; 0: it has none yet. */
 static __always_inline u32 stage_place(const struct stage_places *places, u64 first, u64 second)
 {
-	return places->of[(first & (STAMP_COUNT - 1)) * STAMP_COUNT + (second & (STAMP_COUNT - 1))];
+	u64 row = (first & (STAMP_COUNT - 1)) * STAMP_COUNT;
+
+	/* Else clang makes an OR of the sum, of which 6.1 knows no bounds. */
+	asm volatile("" : "+r"(row));
+	return places->of[row + (second & (STAMP_COUNT - 1))];
 }
 
 /* Has every stage a place? */
