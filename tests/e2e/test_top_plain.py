@@ -130,7 +130,9 @@ def test_nobody_reads_it_any_more(net: Network, server: Server) -> None:
         process.stdout.close()
         assert process.wait(DEADLINE_S) == 1
         lines = process.stderr.read().decode().splitlines()
-    assert [line.partition(":")[2].split()[0] for line in lines] == ["attaching,", "attached:"]
+    words = [line.partition(":")[2].split()[0] for line in lines]
+    # Not on every kernel there is all that metrics could tell.
+    assert [word for word in words if word != "absent"] == ["attaching,", "attached:"]
     assert_nothing_left(ids)
 
 
