@@ -21,8 +21,6 @@ from otelbpf.sampler import Sampler, Slow
 from otelbpf.series import SeriesTable
 from otelbpf.snapshot import UPPER_NS, Series, SeriesKey
 
-pytestmark = pytest.mark.guest
-
 LIMITS = Limits(SMALL.connections, SMALL.ring_bytes, series=64)
 FEW = Limits(SMALL.connections, SMALL.ring_bytes, series=8)
 TEMPLATES = ("/files/{name}", "/slow")
@@ -109,6 +107,7 @@ def assert_holds(counts: np.ndarray, lengths: Sequence[int]) -> None:
     )
 
 
+@pytest.mark.guest
 def test_the_sums_are_those_of_the_records(sums: Sums) -> None:
     """Half of them by the agent, that knows a new series first, half by the kernel."""
     pair = sums.meter.lab.connect()
@@ -127,6 +126,7 @@ def test_the_sums_are_those_of_the_records(sums: Sums) -> None:
     assert_adds_up(series, records)
 
 
+@pytest.mark.guest
 def test_bodies_whose_last_byte_comes_before_the_first_is_read(sums: Sums) -> None:
     """Stamps that are not in the order of the way are sorted by the kernel as by the agent."""
     taken = []
@@ -145,6 +145,7 @@ def test_bodies_whose_last_byte_comes_before_the_first_is_read(sums: Sums) -> No
     assert_adds_up(series, records)
 
 
+@pytest.mark.guest
 @pytest.mark.parametrize(
     ("targets", "route"),
     [
@@ -169,6 +170,7 @@ def test_paths_of_one_route_have_one_number(sums: Sums, targets: list[str], rout
     assert series.duration.count == before + len(targets)
 
 
+@pytest.mark.guest
 def test_paths_of_other_routes_have_other_numbers(sums: Sums) -> None:
     targets = ["/", "/a", "/a/", "/a/b", "/ab", "/a/1", "/1/a", "/a/b/1", "/v1", "/v2", "/a1",
                "/{id}", "/x" * 94, "/x" * 93, "*", "http://host/a"]  # fmt: skip
@@ -180,6 +182,7 @@ def test_paths_of_other_routes_have_other_numbers(sums: Sums) -> None:
     assert len(set(records["route_hash"].tolist())) == len(targets) + 1
 
 
+@pytest.mark.guest
 def test_a_template_gathers_paths_that_the_kernel_tells_apart(sums: Sums) -> None:
     pair = sums.meter.lab.connect()
     for target in ("/files/alpha", "/files/beta", "/files/alpha"):
@@ -189,6 +192,7 @@ def test_a_template_gathers_paths_that_the_kernel_tells_apart(sums: Sums) -> Non
     assert series.duration.count == 3
 
 
+@pytest.mark.guest
 def test_each_class_of_status_is_a_series(sums: Sums) -> None:
     pair = sums.meter.lab.connect()
     for status in (200, 404, 500, 204, 503, 302):
@@ -199,6 +203,7 @@ def test_each_class_of_status_is_a_series(sums: Sums) -> None:
     assert by_class == {2: 2, 3: 1, 4: 1, 5: 2}
 
 
+@pytest.mark.guest
 def test_requests_cut_short_are_a_series_of_their_own(sums: Sums) -> None:
     for _ in range(2):
         pair = sums.meter.lab.connect()
@@ -211,6 +216,7 @@ def test_requests_cut_short_are_a_series_of_their_own(sums: Sums) -> None:
     assert series.duration.count == 2
 
 
+@pytest.mark.guest
 def test_methods_that_nobody_knows_are_one(sums: Sums) -> None:
     pair = sums.meter.lab.connect()
     for method in ("BREW", "WHEN"):
@@ -314,6 +320,7 @@ def test_beyond_the_last_series_all_is_overflow() -> None:
             sums.close()
 
 
+@pytest.mark.guest
 def test_upstreams_are_told_apart_by_address_and_are_of_another_kind() -> None:
     with laboratory() as lab:
         sums = Sums(load_gateway(lab, limits=LIMITS))

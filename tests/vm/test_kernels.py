@@ -14,7 +14,7 @@ from kernels import TESTED
 KERNEL_TESTS = Path(__file__).resolve().parent / "kernel-tests"
 # pytest's arguments.
 SELECTION = ("-m", "guest")
-TIMEOUT_S = 1800
+TIMEOUT_S = 2700
 CLOSING_LINE = re.compile(r"^=+ (.*\b[1-9]\d* passed\b.*) =+$", re.MULTILINE)
 
 
