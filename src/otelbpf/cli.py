@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,14 +128,15 @@ def _run(arguments: argparse.Namespace) -> int:
     _require_measurable(arguments)
     # Imported late: these take half a second, and bad options should not wait for them.
     from otelbpf.agent import Running, run
-    from otelbpf.exporter import QueueLimits
+    from otelbpf.exporter import QueueLimits, Signal, exporter_name
     from otelbpf.sampler import Sampler, Slow
     from otelbpf.spans import StageStyle
 
     slow = Slow.of_times(arguments.slow)
+    has_metrics = exporter_name(os.environ, Signal.METRICS) != "none"
     config = _config(
         arguments,
-        series=arguments.series if slow or _has_metrics(os.environ) else 0,
+        series=arguments.series if slow or has_metrics else 0,
         stages=StageStyle(arguments.stages),
         capture_query=arguments.capture_query,
         sampler=Sampler.one_in(arguments.sample) if arguments.sample else None,
@@ -191,10 +191,6 @@ def _top(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     _tell_sums(sums)
     return 0
-
-
-def _has_metrics(environment: Mapping[str, str]) -> bool:
-    return environment.get("OTEL_METRICS_EXPORTER", "").strip() != "none"
 
 
 def _write_whole(path: Path, text: str) -> None:

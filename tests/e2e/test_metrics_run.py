@@ -108,16 +108,21 @@ def test_all_requests_are_told_whatever_is_sampled(
         assert point.as_int == ended.sums[name], name
 
 
+def scraped_at(port: int) -> dict[str, str]:
+    """The variables for metrics alone, at this port."""
+    return {
+        "OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "prometheus",
+        "OTEL_EXPORTER_PROMETHEUS_HOST": HOST, "OTEL_EXPORTER_PROMETHEUS_PORT": str(port),
+    }  # fmt: skip
+
+
 def test_prometheus_has_what_the_agent_prints(
     net: Network, server: Server, tmp_path: Path
 ) -> None:
     port = unused_port()
     with agent(
         tmp_path, *options(net, server.port),
-        environment={
-            "OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "prometheus",
-            "OTEL_EXPORTER_PROMETHEUS_HOST": HOST, "OTEL_EXPORTER_PROMETHEUS_PORT": str(port),
-        },
+        environment=scraped_at(port),
     ) as running:
         running.wait_ready()
         with Client.of(net, server.port) as client:
@@ -153,10 +158,7 @@ def test_a_port_that_is_taken(net: Network, server: Server, tmp_path: Path) -> N
         port = other.getsockname()[1]
         with agent(
             tmp_path, *options(net, server.port),
-            environment={
-                "OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "prometheus",
-                "OTEL_EXPORTER_PROMETHEUS_HOST": HOST, "OTEL_EXPORTER_PROMETHEUS_PORT": str(port),
-            },
+            environment=scraped_at(port),
         ) as running:
             running.wait().assert_refused(f"{HOST}:{port}", "OTEL_EXPORTER_PROMETHEUS_PORT")
 

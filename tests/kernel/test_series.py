@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter as Multiset
 from collections.abc import Iterator, Sequence
 
@@ -59,15 +60,21 @@ def in_series(records: np.ndarray) -> np.ndarray:
     return records["flags"] & np.uint32(RequestFlag.IN_SERIES) != 0
 
 
+@contextlib.contextmanager
+def summing(meter: Meter, slow: Slow = NEVER) -> Iterator[Sums]:
+    """The sums of a meter that is attached as long; takes charge of it."""
+    sums = Sums(meter, slow)
+    try:
+        with meter.attached():
+            yield sums
+    finally:
+        sums.close()
+
+
 @pytest.fixture(scope="module")
 def _loaded() -> Iterator[Sums]:
-    with laboratory() as lab:
-        sums = Sums(load(lab, LIMITS))
-        try:
-            with sums.meter.attached():
-                yield sums
-        finally:
-            sums.close()
+    with laboratory() as lab, summing(load(lab, LIMITS)) as sums:
+        yield sums
 
 
 @pytest.fixture
@@ -229,14 +236,11 @@ def test_methods_that_nobody_knows_are_one(sums: Sums) -> None:
 @pytest.fixture(scope="module")
 def _sampled_out() -> Iterator[Sums]:
     """Nothing is kept but what fails or is slow: a second, or a tenth for /slow."""
+    slow = Slow(1_000_000_000, (("/slow", 100_000_000),))
     with laboratory() as lab:
         meter = load(lab, LIMITS, sampler=Sampler(0, keep_errors=True))
-        sums = Sums(meter, Slow(1_000_000_000, (("/slow", 100_000_000),)))
-        try:
-            with sums.meter.attached():
-                yield sums
-        finally:
-            sums.close()
+        with summing(meter, slow) as sums:
+            yield sums
 
 
 @pytest.fixture
@@ -297,51 +301,41 @@ def test_errors_and_slow_ones_are_kept_all_the_same(sampled_out: Sums) -> None:
 
 
 def test_beyond_the_last_series_all_is_overflow() -> None:
-    with laboratory() as lab:
-        sums = Sums(load(lab, FEW, sampler=Sampler(0)))
-        try:
-            with sums.meter.attached():
-                sums.meter.begin()
-                pair = lab.connect()
-                for number in range(30):
-                    pair.exchange(request(target="/over" + "x" * number), OK)
-                    all_ended(sums)
-                    sums.table.add(sums.meter.reader.read())
-                named = sums.found(overflow=False)
-                (overflow,) = sums.found(overflow=True)
-                assert len(named) == FEW.series - 2
-                assert overflow.key.kind is Kind.SERVER
-                assert {series.duration.count for series in named} == {1}
-                assert overflow.duration.count == 30 - len(named)
-                # The kernel asks no more.
-                assert sums.meter.counted(Counter.SUBMITTED) < 30
-                sums.meter.end()
-        finally:
-            sums.close()
+    with laboratory() as lab, summing(load(lab, FEW, sampler=Sampler(0))) as sums:
+        sums.meter.begin()
+        pair = lab.connect()
+        for number in range(30):
+            pair.exchange(request(target="/over" + "x" * number), OK)
+            all_ended(sums)
+            sums.table.add(sums.meter.reader.read())
+        named = sums.found(overflow=False)
+        (overflow,) = sums.found(overflow=True)
+        assert len(named) == FEW.series - 2
+        assert overflow.key.kind is Kind.SERVER
+        assert {series.duration.count for series in named} == {1}
+        assert overflow.duration.count == 30 - len(named)
+        # The kernel asks no more.
+        assert sums.meter.counted(Counter.SUBMITTED) < 30
+        sums.meter.end()
 
 
 @pytest.mark.guest
 def test_upstreams_are_told_apart_by_address_and_are_of_another_kind() -> None:
-    with laboratory() as lab:
-        sums = Sums(load_gateway(lab, limits=LIMITS))
-        try:
-            with sums.meter.attached():
-                sums.meter.begin()
-                taken = {}
-                for host in (SERVER_IPV4, SERVER_IPV6):
-                    pair = lab.connect(host)
-                    records = []
-                    for _ in range(40):
-                        pair.ask(request(target="/up/1"))
-                        pair.answer(OK)
-                        records.append(sums.take(1))
-                    taken[host] = np.concatenate(records)
-                for host, records in taken.items():
-                    assert in_series(records).any()
-                    (series,) = sums.found(server_address=host)
-                    assert (series.key.kind, series.key.route) == (Kind.CLIENT, "/up/{id}")
-                    assert series.key.server_port == PORT
-                    assert_adds_up(series, records)
-                sums.meter.end()
-        finally:
-            sums.close()
+    with laboratory() as lab, summing(load_gateway(lab, limits=LIMITS)) as sums:
+        sums.meter.begin()
+        taken = {}
+        for host in (SERVER_IPV4, SERVER_IPV6):
+            pair = lab.connect(host)
+            records = []
+            for _ in range(40):
+                pair.ask(request(target="/up/1"))
+                pair.answer(OK)
+                records.append(sums.take(1))
+            taken[host] = np.concatenate(records)
+        for host, records in taken.items():
+            assert in_series(records).any()
+            (series,) = sums.found(server_address=host)
+            assert (series.key.kind, series.key.route) == (Kind.CLIENT, "/up/{id}")
+            assert series.key.server_port == PORT
+            assert_adds_up(series, records)
+        sums.meter.end()
