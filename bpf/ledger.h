@@ -254,8 +254,9 @@ static __always_inline void skip_finished(const struct connection *conn, u32 *cu
 /*
  * TCP took the bytes in range. Not always in order: a request whose first byte
  * it has not taken yet is looked at again. What is queued it has taken before.
+ * True: there is such a request before these bytes.
  */
-static __always_inline void stamp_tcp(struct connection *conn, struct byte_range range, u64 now)
+static __always_inline bool stamp_tcp(struct connection *conn, struct byte_range range, u64 now)
 {
 	bool all_taken = true;
 	struct exchange *x;
@@ -267,12 +268,12 @@ static __always_inline void stamp_tcp(struct connection *conn, struct byte_range
 	BOUNDED_LOOP
 	for (i = 0; i < IN_FLIGHT_MAX; i++, ordinal++) {
 		if (!before(ordinal, conn->arrived))
-			return;
+			break;
 		x = in_flight(conn, ordinal);
 		if (x && !x->record.stamp_ktime_ns[STAMP_TCP] &&
 		    !x->record.stamp_ktime_ns[STAMP_QUEUED]) {
 			if (!before(x->inbound_start, range.end))
-				return;
+				break;
 			if (!before(x->inbound_start, range.start))
 				x->record.stamp_ktime_ns[STAMP_TCP] = now;
 			else
@@ -281,6 +282,7 @@ static __always_inline void stamp_tcp(struct connection *conn, struct byte_range
 		if (all_taken)
 			conn->tcp = ordinal + 1;
 	}
+	return !all_taken;
 }
 
 /* All bytes before rcv_nxt are on the receive queue, in order. */
@@ -302,6 +304,15 @@ static __always_inline void stamp_queued(struct connection *conn, u32 rcv_nxt, u
 		}
 		conn->queued++;
 	}
+}
+
+/*
+ * TCP takes a segment, and has queued all bytes before rcv_nxt with earlier ones. Of
+ * which it was not told when: the next time that it is comes too late for them.
+ */
+static __always_inline void skip_queued(struct connection *conn, u32 rcv_nxt)
+{
+	stamp_queued(conn, rcv_nxt, 0);
 }
 
 /*

@@ -36,9 +36,11 @@ static __always_inline int handle_tcp(u64 sk, u64 skb, enum access access)
 {
 	struct connection *conn = connection_of(sk, access);
 	struct byte_range range;
-	u64 now;
+	bool earlier;
+	u64 now, tp;
 
-	if (!conn || (!before(conn->tcp, conn->arrived) && !conn->inbound.kept))
+	/* What is queued it has taken before. */
+	if (!conn || (!before(conn->queued, conn->arrived) && !conn->inbound.kept))
 		return 0;
 	range = skb_byte_range(skb, access);
 	if (range.start == range.end)
@@ -46,7 +48,13 @@ static __always_inline int handle_tcp(u64 sk, u64 skb, enum access access)
 	now = bpf_ktime_get_ns();
 	if (conn->inbound.kept)
 		stamp_pieces(conn, range, now);
-	stamp_tcp(conn, range, now);
+	earlier = before(conn->queued, conn->tcp);
+	earlier |= stamp_tcp(conn, range, now);
+	if (earlier) {
+		tp = tcp_sock(sk, access);
+		if (tp)
+			skip_queued(conn, tcp_rcv_nxt(tp, access));
+	}
 	return 0;
 }
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 
 import pytest
@@ -11,6 +13,9 @@ from lab import CLIENT_IPV4, SERVER_IPV4, Lab, Pair, prepare, receive, reset
 from messages import OK, request
 from meter import WHOLE, Meter, flags, stamps
 
+from otelbpf import libbpf
+from otelbpf.attach import attached, find_interfaces
+from otelbpf.hooks import without
 from otelbpf.records import Counter, RequestFlag, Stamp
 
 
@@ -90,6 +95,33 @@ def test_a_stamp_that_was_missed_is_not_taken_from_later_bytes(lab: Lab, meter: 
     assert flags(record) == WHOLE
     assert Stamp.QUEUED in stamps(record)
     assert Stamp.TCP not in stamps(record)
+
+
+def test_bytes_that_were_queued_unseen_are_not_stamped_with_later_ones(unattached: Meter) -> None:
+    """The kernel passes over a program that it is running already, on that processor."""
+    programs = unattached.programs
+    (queued,) = (choice.chosen for choice in unattached.choices if choice.hook.name == "queued")
+    choices = without(unattached.choices, "queued", "to be missed")
+    interfaces = find_interfaces((unattached.interface,), unattached.netns)
+    asked = request("POST", body=b"in a segment of its own")
+    with (
+        attached(programs, choices, interfaces, unattached.netns),
+        contextlib.ExitStack() as stack,
+    ):
+        pair = unattached.lab.connect()
+        pair.send_segment(asked[:50])
+        stack.callback(os.close, libbpf.attach_tracing(programs.fd_of(queued)))
+        pair.send_segment(asked[50:])
+        receive(pair.server, len(asked))
+        pair.answer(OK)
+        pair.exchange(asked, OK)
+        missed, seen = unattached.records(2)
+    assert flags(missed) == flags(seen) == WHOLE
+    assert set(stamps(missed)) == {
+        Stamp.NIC, Stamp.TC, Stamp.TCP, Stamp.NIC_LAST, Stamp.READ, Stamp.WRITE, Stamp.TC_OUT,
+        Stamp.ACKED,
+    }  # fmt: skip
+    assert Stamp.QUEUED in stamps(seen)
 
 
 def test_a_connection_older_than_the_agent_is_adopted(unattached: Meter) -> None:
