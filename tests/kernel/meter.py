@@ -10,7 +10,7 @@ import mmap
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from lab import (
@@ -28,7 +28,7 @@ from lab import (
 from messages import OK, request
 
 from otelbpf import libbpf
-from otelbpf.attach import attached, find_interfaces
+from otelbpf.attach import Attachments, attached, find_interfaces
 from otelbpf.btf import Btf
 from otelbpf.handlers import Handler
 from otelbpf.hooks import Choice, choose
@@ -83,6 +83,8 @@ class Meter:
         self._states = np.frombuffer(self._exchanges, EXCHANGE, slots)["state"]
         self._baseline = programs.counts()
         self._untaken = np.empty(0, REQUEST_RECORD)
+        self._attachments = Attachments()
+        self._missed_before: dict[str, int] = {}
 
     def close(self) -> None:
         del self._states
@@ -106,13 +108,19 @@ class Meter:
         with attached(
             self.programs, self.choices, interfaces, self.netns, handlers
         ) as attachments:
-            yield attachments.description
+            self._attachments = attachments
+            self._missed_before = attachments.missed()
+            try:
+                yield attachments.description
+            finally:
+                self._attachments = Attachments()
 
     def begin(self) -> None:
         """Forgets what was counted before, and what a failed test left."""
         self._drain()
         self._untaken = np.empty(0, REQUEST_RECORD)
         self._baseline = self.programs.counts()
+        self._missed_before = self._attachments.missed()
 
     def end(self) -> None:
         """Closes the connections and checks the promise that every test must leave intact.
@@ -145,6 +153,24 @@ class Meter:
         """Every loss since begin()."""
         now = self.programs.counts()
         return {c: now[c] - self._baseline[c] for c in LOSSES if now[c] != self._baseline[c]}
+
+    def missed(self, stamp: Stamp) -> int:
+        """How often since begin() the kernel came by where a stamp is taken, and took it not.
+
+        It does not run a program that it is running already, on that processor.
+        """
+        now, before = self._attachments.missed(), self._missed_before
+        return sum(
+            now[way] - before[way]
+            for choice in self.choices
+            if stamp.name.lower() in choice.hook.stamps and (way := str(choice.chosen)) in now
+        )
+
+    def assert_stamped(self, records: np.ndarray, expected: Iterable[Stamp]) -> None:
+        """All records have these stamps, but for as many as were missed."""
+        for stamp in expected:
+            without = records[records["stamp_ktime_ns"][:, stamp] == 0]
+            assert len(without) <= self.missed(stamp), (stamp, describe(without))
 
     def in_flight(self) -> int:
         """How many requests were seen and are neither submitted nor lost yet."""

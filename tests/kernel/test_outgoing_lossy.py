@@ -103,6 +103,9 @@ ANSWERED = (
 )
 EXCHANGES = list(itertools.islice(zip(itertools.cycle(ASKED), itertools.cycle(ANSWERED)), 24))
 
+#: Every request has these, in this order.
+STAMPS = (Stamp.WRITE, Stamp.TC_OUT, Stamp.NIC, Stamp.TC, Stamp.QUEUED, Stamp.READ)
+
 
 def serve(pair: Pair) -> None:
     for asked, answered in EXCHANGES:
@@ -128,15 +131,16 @@ def converse(gateway: Meter) -> np.ndarray:
 
 
 def assert_all_whole(gateway: Meter, records: np.ndarray) -> None:
+    gateway.assert_stamped(records, STAMPS)
     for record in records:
         asked, answered = EXCHANGES[int(record["ordinal"])]
         assert flags(record) & ~CHUNKED_FLAGS == OUTGOING
         assert record["request_bytes"] == len(asked)
         assert record["response_bytes"] == len(answered)
         at = stamps(record)
-        assert {Stamp.WRITE, Stamp.TC_OUT, Stamp.NIC, Stamp.TC, Stamp.QUEUED, Stamp.READ} <= set(at)
-        assert at[Stamp.WRITE] <= at[Stamp.TC_OUT] < at[Stamp.NIC] <= at[Stamp.TC]
-        assert at[Stamp.QUEUED] <= at[Stamp.READ]
+        way = [at[stamp] for stamp in STAMPS if stamp in at]
+        assert way == sorted(way)
+        assert at[Stamp.TC_OUT] < at[Stamp.NIC]
     assert gateway.losses() == {}
 
 
