@@ -2,16 +2,20 @@
 """A server of threads with something for each panel of the dashboard.
 
 `/fail` is answered with 500, `/slow/MS` after that long, `/ask` once an upstream has answered (the
-second argument is its port on 127.0.0.1), all else at once.
+second argument is its port on 127.0.0.1), `/held` once `/meet` was asked for twice, the first
+`/meet` once `/held` is in its handler, all else at once.
 """
 
 from __future__ import annotations
 
 import socket
 import sys
+import threading
 import time
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+meeting = threading.Barrier(2)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -20,6 +24,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path.startswith("/slow/"):
             time.sleep(int(self.path.removeprefix("/slow/")) / 1000)
+        for _ in range({"/held": 2, "/meet": 1}.get(self.path, 0)):
+            meeting.wait()
         if self.path == "/ask":
             upstream = HTTPConnection("127.0.0.1", int(sys.argv[2]))
             upstream.request("GET", "/asked/7")
