@@ -85,40 +85,42 @@ def stranger() -> Iterator[Strangers]:
 
 
 @pytest.fixture(scope="session")
-def _sums_of_servers() -> Iterator[Sums]:
+def sums_of_servers() -> Iterator[Sums]:
+    """Programs that add up, loaded, but not attached; the requests' sums are test_series.py's."""
     with loaded_sums(Kind.SERVER) as sums:
         yield sums
 
 
 @pytest.fixture(scope="session")
-def _sums_of_clients() -> Iterator[Sums]:
+def sums_of_clients() -> Iterator[Sums]:
+    """The same for a client's connections and requests."""
     with loaded_sums(Kind.CLIENT) as sums:
         yield sums
 
 
 @pytest.fixture
-def unattached_servers(_sums_of_servers: Sums) -> Sums:
-    """Programs that add up a server's connections, loaded, but not attached yet."""
-    _sums_of_servers.begin()
-    return _sums_of_servers
+def unattached_servers(sums_of_servers: Sums) -> Sums:
+    """What a server's connections add up to, once the programs are attached."""
+    sums_of_servers.begin()
+    return sums_of_servers
 
 
 @pytest.fixture
-def servers(_sums_of_servers: Sums) -> Iterator[Sums]:
+def servers(sums_of_servers: Sums) -> Iterator[Sums]:
     """The same, attached."""
-    with _sums_of_servers.attached():
-        _sums_of_servers.begin()
-        yield _sums_of_servers
-        _sums_of_servers.end()
+    with sums_of_servers.attached():
+        sums_of_servers.begin()
+        yield sums_of_servers
+        sums_of_servers.end()
 
 
 @pytest.fixture
-def clients(_sums_of_clients: Sums) -> Iterator[Sums]:
+def clients(sums_of_clients: Sums) -> Iterator[Sums]:
     """The same for a client's connections."""
-    with _sums_of_clients.attached():
-        _sums_of_clients.begin()
-        yield _sums_of_clients
-        _sums_of_clients.end()
+    with sums_of_clients.attached():
+        sums_of_clients.begin()
+        yield sums_of_clients
+        sums_of_clients.end()
 
 
 @pytest.fixture(params=list(Kind))

@@ -16,7 +16,7 @@ from otelbpf.loader import Limits
 from otelbpf.request import Kind
 from otelbpf.snapshot import Histogram
 
-LIMITS = Limits(SMALL.connections, SMALL.ring_bytes, series=8)
+LIMITS = Limits(SMALL.connections, SMALL.ring_bytes, series=64)
 _KINDS = (Kind.SERVER, Kind.CLIENT)
 
 

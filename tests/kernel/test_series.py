@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter as Multiset
 from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 
 import numpy as np
 import pytest
 from lab import PORT, SERVER_IPV4, SERVER_IPV6, Pair, laboratory, receive, reset, wait_until
 from messages import CHUNKED, OK, chunks, request, response
-from meter import SMALL, Meter, load, load_gateway
+from meter import SMALL, Meter, load
+from sums_of_connections import LIMITS
+from sums_of_connections import Sums as OfConnections
 
 from otelbpf.loader import Limits
 from otelbpf.records import Counter, RequestFlag
@@ -22,7 +24,6 @@ from otelbpf.sampler import Sampler, Slow
 from otelbpf.series import SeriesTable
 from otelbpf.snapshot import UPPER_NS, Series, SeriesKey
 
-LIMITS = Limits(SMALL.connections, SMALL.ring_bytes, series=64)
 FEW = Limits(SMALL.connections, SMALL.ring_bytes, series=8)
 TEMPLATES = ("/files/{name}", "/slow")
 NEVER = Slow()
@@ -51,37 +52,30 @@ class Sums:
             if all(getattr(series.key, name) == value for name, value in like.items())
         ]
 
-    def close(self) -> None:
-        self.table.close()
-        self.meter.close()
-
 
 def in_series(records: np.ndarray) -> np.ndarray:
     return records["flags"] & np.uint32(RequestFlag.IN_SERIES) != 0
 
 
-@contextlib.contextmanager
+@contextmanager
 def summing(meter: Meter, slow: Slow = NEVER) -> Iterator[Sums]:
-    """The sums of a meter that is attached as long; takes charge of it."""
+    """The sums of a meter that is attached as long; once for each load of the programs."""
     sums = Sums(meter, slow)
-    try:
-        with meter.attached():
-            yield sums
-    finally:
-        sums.close()
+    with closing(sums.table), meter.attached():
+        yield sums
 
 
 @pytest.fixture(scope="module")
-def _loaded() -> Iterator[Sums]:
-    with laboratory() as lab, summing(load(lab, LIMITS)) as sums:
+def _attached(sums_of_servers: OfConnections) -> Iterator[Sums]:
+    with summing(sums_of_servers.meter) as sums:
         yield sums
 
 
 @pytest.fixture
-def sums(_loaded: Sums) -> Iterator[Sums]:
-    _loaded.meter.begin()
-    yield _loaded
-    _loaded.meter.end()
+def sums(_attached: Sums) -> Iterator[Sums]:
+    _attached.meter.begin()
+    yield _attached
+    _attached.meter.end()
 
 
 def assert_adds_up(series: Series, records: np.ndarray) -> None:
@@ -237,10 +231,13 @@ def test_methods_that_nobody_knows_are_one(sums: Sums) -> None:
 def _sampled_out() -> Iterator[Sums]:
     """Nothing is kept but what fails or is slow: a second, or a tenth for /slow."""
     slow = Slow(1_000_000_000, (("/slow", 100_000_000),))
-    with laboratory() as lab:
-        meter = load(lab, LIMITS, sampler=Sampler(0, keep_errors=True))
-        with summing(meter, slow) as sums:
-            yield sums
+    sampler = Sampler(0, keep_errors=True)
+    with (
+        laboratory() as lab,
+        closing(load(lab, LIMITS, sampler=sampler)) as meter,
+        summing(meter, slow) as sums,
+    ):
+        yield sums
 
 
 @pytest.fixture
@@ -301,7 +298,11 @@ def test_errors_and_slow_ones_are_kept_all_the_same(sampled_out: Sums) -> None:
 
 
 def test_beyond_the_last_series_all_is_overflow() -> None:
-    with laboratory() as lab, summing(load(lab, FEW, sampler=Sampler(0))) as sums:
+    with (
+        laboratory() as lab,
+        closing(load(lab, FEW, sampler=Sampler(0))) as meter,
+        summing(meter) as sums,
+    ):
         sums.meter.begin()
         pair = lab.connect()
         for number in range(30):
@@ -320,8 +321,11 @@ def test_beyond_the_last_series_all_is_overflow() -> None:
 
 
 @pytest.mark.guest
-def test_upstreams_are_told_apart_by_address_and_are_of_another_kind() -> None:
-    with laboratory() as lab, summing(load_gateway(lab, limits=LIMITS)) as sums:
+def test_upstreams_are_told_apart_by_address_and_are_of_another_kind(
+    sums_of_clients: OfConnections,
+) -> None:
+    lab = sums_of_clients.lab
+    with summing(sums_of_clients.meter) as sums:
         sums.meter.begin()
         taken = {}
         for host in (SERVER_IPV4, SERVER_IPV6):
