@@ -5,20 +5,18 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-import sys
 import threading
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import thread_context
 from client import Client, ask_at_once
 from demo.receiver import Receiver
 from network import Network
 from servers import SOURCES, python_server, server
 from stack import Agent, Measured, agent, to, wait_for_requests
 
-ROOT = Path(__file__).resolve().parents[2]
 PORT = 8080
 CONNECTIONS, EACH = 20, 10
 CALLER = "00f067aa0ba902b7"
@@ -158,16 +156,7 @@ def test_the_sampler_decides_on_the_published_trace(
 
 @pytest.fixture(scope="module")
 def distribution(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where otelbpf-thread-context is installed, and nothing else."""
-    directory = tmp_path_factory.mktemp("thread-context")
-    subprocess.run(
-        [sys.executable, "-m", "pip", "--quiet", "wheel", "--no-build-isolation", "--no-deps",
-         "--no-index", "--wheel-dir", directory, ROOT / "plugin/thread-context"], check=True,
-    )
-    (wheel,) = directory.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(directory)
-    return directory
+    return thread_context.install(tmp_path_factory.mktemp("thread-context"))
 
 
 def test_python_threads(

@@ -34,6 +34,9 @@ class File:
         self._fd = fd
         vars(self).update(attributes)
 
+    def __repr__(self) -> str:
+        return f"File({self._fd})"  # a test's name tells no address
+
     def fileno(self) -> int:
         if self._fd < 0:
             raise io.UnsupportedOperation("fileno")
@@ -137,7 +140,7 @@ def test_scopes_of_no_connection(changed: dict[str, Any]) -> None:
 @pytest.mark.parametrize("carrier", [
     {}, {"traceparent": "00-1-2-01", "type": "http"}, [("traceparent", "x")], None, "headers",
     {**ENVIRON, "SERVER_PROTOCOL": "HTTP/2", "gunicorn.socket": File(7)},
-    {"wsgi.input": File(7)}, ENVIRON, object(),
+    {"wsgi.input": File(7)}, ENVIRON, pytest.param(object(), id="object"),
 ], ids=str)  # fmt: skip
 def test_other_carriers(carrier: object) -> None:
     assert connection_of(carrier) is None

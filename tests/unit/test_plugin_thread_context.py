@@ -7,17 +7,16 @@ import json
 import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
+import thread_context
 from binaries import run
 from test_tls import address_in, word_at
 
 from otelbpf.thread_context import VARIABLE
 from otelbpf.tls import find_thread_local
 
-ROOT = Path(__file__).resolve().parents[2]
 # seen() is the calling thread's record, by the variable's own name; None where nothing is valid.
 PREAMBLE = """
 import asyncio, contextvars, ctypes, json, sys, threading
@@ -139,17 +138,7 @@ sys.stdin.readline()
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("thread-context")
-    run(
-        sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel",
-        "--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", directory,
-        ROOT / "plugin/thread-context",
-    )
-    (wheel,) = directory.glob("*.whl")
-    assert wheel.name.endswith("-py3-none-linux_x86_64.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(directory)
-    return directory
+    return thread_context.install(tmp_path_factory.mktemp("thread-context"))
 
 
 def environment(installed: Path) -> dict[str, str]:

@@ -245,7 +245,8 @@ def test_a_wsgi_server_s_own_socket_says_its_port(
 
 
 @pytest.mark.parametrize("carrier", [
-    {}, {"traceparent": "00-1-2-01"}, {"wsgi.version": (1, 0), "wsgi.input": io.BytesIO()},
+    {}, {"traceparent": "00-1-2-01"},
+    pytest.param({"wsgi.version": (1, 0), "wsgi.input": io.BytesIO()}, id="wsgi"),
     {"type": "http", "asgi": {}, "server": ("/run/app.sock", None)},
     {"type": "http", "asgi": {}, "server": None}, {"type": "lifespan", "asgi": {}},
 ], ids=str)  # fmt: skip

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The distribution otelbpf-thread-context, as an application has it installed. Needs gcc."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+SOURCE = Path(__file__).resolve().parents[1] / "plugin/thread-context"
+
+
+def install(directory: Path) -> Path:
+    """Builds it, from a copy: the backend writes beside the sources.
+
+    Args:
+        directory: an empty one.
+    Returns:
+        Where it is installed, and nothing else.
+    """
+    copy, installed = directory / "source", directory / "installed"
+    shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    subprocess.run(
+        [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "wheel",
+         "--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", directory, copy],
+        check=True, timeout=120,
+    )  # fmt: skip
+    (wheel,) = directory.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-linux_x86_64.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(installed)
+    return installed
