@@ -21,7 +21,8 @@ def install(directory: Path) -> Path:
         Where it is installed, and nothing else.
     """
     copy, installed = directory / "source", directory / "installed"
-    shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    made = shutil.ignore_patterns("build", "*.egg-info", "__pycache__")
+    shutil.copytree(SOURCE, copy, ignore=made)
     subprocess.run(
         [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "wheel",
          "--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", directory, copy],
