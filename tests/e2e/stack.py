@@ -18,11 +18,9 @@ from typing import Any
 from demo.otlp import Kind, Span
 from demo.processes import Process, running
 from demo.receiver import Receiver
-from network import DEADLINE_S, wait_until
+from network import DEADLINE_S, LONG_S, wait_until
 
 COUNT = 23
-# The compiler and the verifier take long on a busy machine, and so may the last exports.
-_LONG_S = 90.0
 #: The command that installing otelbpf made, next to the interpreter of the tests.
 OTELBPF = Path(sys.executable).parent / "otelbpf"
 
@@ -142,7 +140,7 @@ class Agent:
 
     def wait_ready(self) -> Agent:
         """Waits until everything is attached."""
-        self._process.wait_until(lambda _: self.ready_file.exists(), _LONG_S)
+        self._process.wait_until(lambda _: self.ready_file.exists(), LONG_S)
         return self
 
     def is_running(self) -> bool:
@@ -155,7 +153,7 @@ class Agent:
 
     def wait(self) -> Ended:
         """Waits until it ends by itself."""
-        code = self._process.popen.wait(_LONG_S)
+        code = self._process.popen.wait(LONG_S)
         sums = self._files / "sums.json"
         return Ended(
             code,
@@ -209,7 +207,7 @@ def otelbpf(
     files.mkdir()
     command = [*under, OTELBPF, *map(str, arguments)]
     with running("otelbpf", command, files, environment) as process:
-        code = process.popen.wait(_LONG_S)
+        code = process.popen.wait(LONG_S)
         return Ended(code, process.stdout.read_text(), process.stderr.read_text(), None)
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyte
-from network import DEADLINE_S, wait_until
+from network import DEADLINE_S, LONG_S, wait_until
 
 _ALTERNATE_SCREEN = b"\x1b[?1049"
 _CURSOR = b"\x1b[?25"
@@ -61,7 +61,7 @@ class Terminal:
     def wait_for(self, *texts: str) -> None:
         """Waits until the screen shows them."""
         wait_until(lambda: self.shows(*texts), f"the screen shows {texts}",
-                   state=lambda: "\n" + "\n".join(self.lines))
+                   state=lambda: "\n" + "\n".join(self.lines), deadline_s=LONG_S)
 
     def press(self, keys: str) -> None:
         """Types."""
