@@ -75,6 +75,17 @@ static __always_inline struct exchange *claim_any(u32 *slot)
 	return NULL;
 }
 
+/* What memset() does, with words of eight bytes: clang would take twice as many of four. */
+static __always_inline void clear(struct request_record *r)
+{
+	volatile u64 *words = (volatile u64 *)r;
+	u32 i;
+
+#pragma unroll
+	for (i = 0; i < sizeof(*r) / 8; i++)
+		words[i] = 0;
+}
+
 /*
  * The request whose first byte is `seq`, and came, or was written, at `first`.
  * NULL: it is counted as lost.
@@ -105,7 +116,7 @@ static __always_inline struct exchange *begin_request(struct connection *conn, u
 	conn->home = slot;
 	conn->slot[ordinal & (IN_FLIGHT_MAX - 1)] = slot;
 
-	__builtin_memset(&x->record, 0, sizeof(x->record));
+	clear(&x->record);
 	x->head_whole = 0;
 	x->inbound_start = seq;
 	x->activity_ktime_ns = now;

@@ -357,9 +357,6 @@ struct thread_local {
 	u64 generation;		/* since which the table has the module */
 };
 
-/* 1 + where the durations between two stamps are in struct series; 0: nowhere yet. */
-struct stage_places { u8 of[STAMP_COUNT * STAMP_COUNT]; };
-
 struct settings {
 	u64 netns_pointer;	/* struct net of the measured namespace, once seen */
 	u32 agent_tgid;
@@ -392,7 +389,7 @@ BPF_HASH(connecting, u64, u8, 256);	/* the agent's own sockets, by sk */
 BPF_F_TABLE("array", u32, struct series, series, MAX_SERIES, BPF_F_MMAPABLE);
 BPF_TABLE("lru_hash", struct series_key, struct series_place, series_places, 16384);
 BPF_ARRAY(overflow_places, struct series_place, 2);	/* by is_client; once there is no other */
-BPF_F_TABLE("array", u32, struct stage_places, stage_places, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct stage_order, stage_orders, STAGE_ORDERS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct connection_sums, connection_sums, 2, BPF_F_MMAPABLE);
 /* In a flood of SYNs those forgotten first are those that nobody answers. */
 BPF_TABLE("lru_hash", struct connection_key, struct handshake, handshakes, 16384);

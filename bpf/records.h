@@ -131,7 +131,7 @@ struct exchange {
 	__u32 outbound_end;		/* of the other message, once that is whole */
 	__u32 head_whole;		/* the request's whole head was read */
 	struct request_record record;
-	__u64 stamps[STAMP_COUNT];	/* of bpf/series.h, in order of time */
+	__u64 order;			/* of its stamps: bpf/series.h */
 };
 
 /*
@@ -176,6 +176,20 @@ struct connection_sums {
 	struct histogram handshake;
 	struct histogram accept_queue;
 };
+
+#define STAGE_ORDERS 256	/* known at a time; a power of two */
+
+/*
+ * An order that the stamps of a request come in: their numbers, the first one highest, four
+ * bits each, below a 1. Its stages are in struct series at these places, the last stage first.
+ */
+struct stage_order {
+	__u64 order;			/* 0: of none */
+	__u16 places[STAMP_COUNT];
+};
+
+/* It is at one of two neighbours, of which this product's high half tells one. */
+#define STAGE_ORDER_FACTOR 0x9e3779b97f4a7c15ULL
 
 /* Of which series a request is. */
 struct series_key {

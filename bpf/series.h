@@ -5,43 +5,56 @@
  * that was not an orderly one), adds that up itself, and gives it a place.
  */
 
-#define STAMP_BITS 4	/* of a word of exchange.stamps are the stamp's number */
+#define STAMP_BITS 4	/* of an order of stamps is each stamp's number */
+#define NO_STAMPS 1	/* in order */
+
+static __always_inline u64 stamp_time(const struct exchange *x, u64 order)
+{
+	return x->record.stamp_ktime_ns[order & (STAMP_COUNT - 1)];
+}
+
+/* Puts a stamp that came before the last one where it belongs. */
+static __always_inline u64 insert_stamp(const struct exchange *x, u64 order, u64 number, u64 time)
+{
+	u64 later = 0;
+	u32 bits = 0;
+
+	BOUNDED_LOOP
+	while (bits < 60 && order != NO_STAMPS && time < stamp_time(x, order)) {
+		later |= (order & (STAMP_COUNT - 1)) << bits;
+		bits += STAMP_BITS;
+		order >>= STAMP_BITS;
+	}
+	return (order << STAMP_BITS | number) << bits | later;
+}
 
 /*
- * Puts the stamps in order of time, each with its number below its time; those of the
- * same nanosecond keep the order of the way. In place of an absent stamp its neighbour is
- * repeated; 0 where there is none before it.
+ * The order of a request's stamps, as struct stage_order has it; those of the same nanosecond
+ * keep the order of the way. 0 where all are there, for which it has no room.
  *
- * They lie in the exchange, not on the stack, as what is loaded from there is unknown to
- * the verifier: else it would follow every way to fill them.
+ * It lies in the exchange, not in a register, as what is loaded from there is unknown to the
+ * verifier: else it would follow every way to put them in order.
  */
-static __always_inline void sort_stamps(struct exchange *x)
+static __always_inline u64 order_of_stamps(struct exchange *x)
 {
-	u64 *sorted = x->stamps, time, key, before, last = 0;
-	u32 i, j;
+	volatile u64 *order = &x->order;
+	u64 time, last = 0;
+	u32 i, absent = 0;
 
+	*order = NO_STAMPS;
 	BOUNDED_LOOP
 	for (i = 0; i < STAMP_COUNT; i++) {
 		time = x->record.stamp_ktime_ns[i];
 		if (!time) {
-			sorted[i] = last;
-			continue;
+			absent = 1;
+		} else if (time >= last) {	/* as it mostly is */
+			*order = *order << STAMP_BITS | i;
+			last = time;
+		} else {
+			*order = insert_stamp(x, *order, i, time);
 		}
-		key = time << STAMP_BITS | i;
-		if (last < key) {	/* as it mostly is */
-			sorted[i] = key;
-			last = key;
-			continue;
-		}
-		BOUNDED_LOOP
-		for (j = i; j > 0; j--) {
-			before = sorted[j - 1];
-			if (before <= key)
-				break;
-			sorted[j] = before;
-		}
-		sorted[j] = key;
 	}
+	return absent ? *order : 0;
 }
 
 /* By halves, since BPF has no instruction for it; n is not 0. */
@@ -119,60 +132,36 @@ static __always_inline struct series_place *place_of(const struct request_record
 	return at && at->in_use ? at : NULL;
 }
 
-/* 1 + the place of the stage between two words of exchange.stamps; 0: it has none yet. */
-static __always_inline u32 stage_place(const struct stage_places *places, u64 first, u64 second)
+/* Where the stages of this order are; NULL: nowhere yet. */
+static __always_inline const struct stage_order *find_order(u64 order)
 {
-	u64 row = (first & (STAMP_COUNT - 1)) * STAMP_COUNT;
+	u32 at = order * STAGE_ORDER_FACTOR >> 32 & (STAGE_ORDERS - 1), next = at ^ 1;
+	struct stage_order *found = stage_orders.lookup(&at);
 
-	/* Else clang makes an OR of the sum, of which 6.1 knows no bounds. */
-	asm volatile("" : "+r"(row));
-	return places->of[row + (second & (STAMP_COUNT - 1))];
+	if (found && found->order == order)
+		return found;
+	found = stage_orders.lookup(&next);
+	return found && found->order == order ? found : NULL;
 }
 
-/* Has every stage a place? */
-static __always_inline bool stages_are_known(const u64 *sorted, const struct stage_places *places)
+/* Adds all stages, the last one first; the first stamp's number is what is left of the order. */
+static __always_inline u64 add_stages(struct series *s, struct exchange *x, u64 order,
+				      const struct stage_order *known)
 {
-	u64 first = sorted[0], second;
-	u32 i;
-
-	BOUNDED_LOOP
-	for (i = 1; i < STAMP_COUNT; i++, first = second) {
-		second = sorted[i];
-		if (second != first && first && !stage_place(places, first, second))
-			return false;
-	}
-	return true;
-}
-
-/* Adds all stages; uses up the first word. */
-static __always_inline void add_stages(struct series *s, u64 *sorted,
-				       const struct stage_places *places)
-{
-	u64 first = sorted[0], second;
+	u64 end = stamp_time(x, order), start;
 	u32 i, place;
 
 	BOUNDED_LOOP
-	for (i = 1; i < STAMP_COUNT; i++, first = second) {
-		second = sorted[i];
-		if (second == first || !first)
-			continue;
-		place = stage_place(places, first, second) - 1;
+	for (i = 0; i < STAMP_COUNT - 2; i++, end = start) {
+		if (order >> STAMP_BITS == NO_STAMPS)
+			break;
+		order >>= STAMP_BITS;
+		start = stamp_time(x, order);
+		place = known->places[i];
 		if (place < STAGE_PLACES)
-			add_duration(&s->stages[place],
-				     (second >> STAMP_BITS) - (first >> STAMP_BITS), sorted);
+			add_duration(&s->stages[place], end - start, &x->order);
 	}
-}
-
-/* From the first stamp to the last. */
-static __always_inline u64 length_of(const u64 *sorted)
-{
-	u64 first = 0;
-	u32 i;
-
-	BOUNDED_LOOP
-	for (i = 0; i < STAMP_COUNT && !first; i++)
-		first = sorted[i];
-	return (sorted[STAMP_COUNT - 1] >> STAMP_BITS) - (first >> STAMP_BITS);
+	return order;
 }
 
 /*
@@ -183,25 +172,19 @@ static __always_inline bool add_to_series(struct exchange *x, bool *slow)
 {
 	const struct request_record *r = &x->record;
 	const struct series_place *at = place_of(r);
-	const struct stage_places *places;
+	u64 order = at ? order_of_stamps(x) : 0, length;
+	const struct stage_order *known = order ? find_order(order) : NULL;
 	struct series *s;
-	int zero = 0;
 	u32 place;
-	u64 length;
 
-	places = stage_places.lookup(&zero);
-	if (!at || !places)
+	if (!known)
 		return false;
 	place = at->place;
 	s = series.lookup(&place);
 	if (!s)
 		return false;
-	sort_stamps(x);
-	if (!stages_are_known(x->stamps, places))
-		return false;
-	length = length_of(x->stamps);
-	add_stages(s, x->stamps, places);
-	add_duration(&s->duration, length, x->stamps);
+	length = stamp_time(x, order) - stamp_time(x, add_stages(s, x, order, known));
+	add_duration(&s->duration, length, &x->order);
 	__sync_fetch_and_add(&s->request_bytes, r->request_bytes);
 	__sync_fetch_and_add(&s->response_bytes, r->response_bytes);
 	if (r->request_retransmits | r->response_retransmits)

@@ -132,7 +132,7 @@ REQUEST_RECORD = np.dtype(
     }
 )
 
-#: struct exchange, 872 bytes.
+#: struct exchange, 752 bytes.
 EXCHANGE = np.dtype(
     {
         "names": [
@@ -143,7 +143,7 @@ EXCHANGE = np.dtype(
             "outbound_end",
             "head_whole",
             "record",
-            "stamps",
+            "order",
         ],
         "formats": [
             "u8",
@@ -153,7 +153,7 @@ EXCHANGE = np.dtype(
             "u4",
             "u4",
             REQUEST_RECORD,
-            ("u8", (16,)),
+            "u8",
         ],
         "offsets": [
             0,
@@ -165,7 +165,7 @@ EXCHANGE = np.dtype(
             32,
             744,
         ],
-        "itemsize": 872,
+        "itemsize": 752,
     }
 )
 
@@ -306,6 +306,25 @@ SERIES_PLACE = np.dtype(
             12,
         ],
         "itemsize": 16,
+    }
+)
+
+#: struct stage_order, 40 bytes.
+STAGE_ORDER = np.dtype(
+    {
+        "names": [
+            "order",
+            "places",
+        ],
+        "formats": [
+            "u8",
+            ("u2", (16,)),
+        ],
+        "offsets": [
+            0,
+            8,
+        ],
+        "itemsize": 40,
     }
 )
 

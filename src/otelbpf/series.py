@@ -3,7 +3,8 @@
 
 The kernel adds requests to the series that they are of (bpf/series.h). What has no place there
 yet, or did not end as it should, comes here as a record, and is added up here by the same
-rule; a new series or a new stage then gets its place. A snapshot is the sum of both.
+rule; a new series then gets its place, and so does a new order of stamps, of which the kernel
+is told where its stages are. A snapshot is the sum of both.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from otelbpf.loader import Programs
-from otelbpf.records import SERIES, SERIES_KEY, SERIES_PLACE, RequestFlag, Stamp
+from otelbpf.records import SERIES, SERIES_KEY, SERIES_PLACE, STAGE_ORDER, RequestFlag, Stamp
 from otelbpf.request import Kind, Request, address_of, method_and_path, stage_name
 from otelbpf.resource import Resources
 from otelbpf.routes import Routes
@@ -26,6 +27,8 @@ from otelbpf.spans import METHODS
 _STAMPS = len(Stamp)
 _STAMP_BITS = 4
 _STAGE_PLACES = SERIES["stages"].shape[0]
+#: As in bpf/records.h.
+_STAGE_ORDERS, _STAGE_ORDER_FACTOR = 256, 0x9E3779B97F4A7C15
 #: Where the stages are for which there was no place left.
 _OTHER_STAGES = 0
 OTHER_STAGES = "other"
@@ -57,9 +60,11 @@ class SeriesTable:
         self._map = mmap.mmap(programs.map_fd("series"), size, prot=mmap.PROT_READ)
         self._kernels = np.frombuffer(self._map, SERIES, self._most)
         self._ours = np.zeros(self._most, SERIES)
-        self._stage_map = mmap.mmap(programs.map_fd("stage_places"), mmap.PAGESIZE)
-        #: 1 + the place of a stage, by its first stamp and its second.
-        self._stage_places = np.frombuffer(self._stage_map, np.uint8, _STAMPS * _STAMPS)
+        size = _STAGE_ORDERS * STAGE_ORDER.itemsize
+        self._order_map = mmap.mmap(programs.map_fd("stage_orders"), size)
+        self._orders = np.frombuffer(self._order_map, STAGE_ORDER, _STAGE_ORDERS)
+        #: 1 + the place of a stage, by its first stamp and its second; 0: it has none yet.
+        self._stage_places = np.zeros(_STAMPS * _STAMPS, np.int64)
         self._stage_names = [OTHER_STAGES]
         # Those for which there is no other place come first, in the order of _KINDS.
         self._keys: list[SeriesKey] = []
@@ -94,6 +99,7 @@ class SeriesTable:
         times = keys >> _STAMP_BITS
         rows, at = np.nonzero(keys[:, :-1])
         stages = self._stages_of(keys[rows, at] & _STAMPS - 1, keys[rows, at + 1] & _STAMPS - 1)
+        self._tell_orders(keys)
         lengths = times[rows, at + 1] - times[rows, at]
         np.add.at(ours["stages"]["sum_ns"], (places[rows], stages), lengths.astype(np.uint64))
         np.add.at(ours["stages"]["counts"], (places[rows], stages, buckets_of(lengths)), 1)
@@ -156,9 +162,9 @@ class SeriesTable:
 
     def close(self) -> None:
         """Unmaps what was mapped."""
-        del self._kernels, self._stage_places
+        del self._kernels, self._orders
         self._map.close()
-        self._stage_map.close()
+        self._order_map.close()
 
     # ---- places ----
 
@@ -232,7 +238,24 @@ class SeriesTable:
                 place = len(self._stage_names)
                 self._stage_names.append(stage_name(*divmod(int(pair), _STAMPS)))
             self._stage_places[pair] = 1 + place
-        return self._stage_places[pairs].astype(np.int64) - 1
+        return self._stage_places[pairs] - 1
+
+    def _tell_orders(self, keys: np.ndarray) -> None:
+        """Tells the kernel where the stages of these orders are, as long as there is room.
+
+        Args:
+            keys: (n, 16), of which each stage has its place.
+        """
+        for order in set(_orders_of(keys).tolist()):
+            at = order * _STAGE_ORDER_FACTOR % 2**64 >> 32 & _STAGE_ORDERS - 1
+            known = self._orders["order"][[at, at ^ 1]].tolist()
+            if order and order not in known and 0 in known:
+                told = self._orders[at ^ known.index(0)]
+                numbers = _numbers_of(order)
+                places = self._stages_of(numbers[:-1], numbers[1:])
+                told["places"][: len(places)] = places[::-1]
+                # The kernel looks for this: it finds all or nothing.
+                told["order"] = order
 
 
 def _keys_of(records: np.ndarray) -> np.ndarray:
@@ -251,6 +274,20 @@ def _sorted_stamps(records: np.ndarray) -> np.ndarray:
     """(n, 16) int64: in order of time, each number below its time; the absent ones, 0, first."""
     times = records["stamp_ktime_ns"].astype(np.int64)
     return np.sort(np.where(times != 0, times << _STAMP_BITS | np.arange(_STAMPS), 0), axis=1)
+
+
+def _orders_of(keys: np.ndarray) -> np.ndarray:
+    """(n,) uint64: the orders of these stamps, as struct stage_order has them; 0: too many."""
+    orders = np.ones(len(keys), np.uint64)
+    for column in keys.T.astype(np.uint64):
+        number = column & np.uint64(_STAMPS - 1)
+        orders = np.where(column, orders << np.uint64(_STAMP_BITS) | number, orders)
+    return np.where(keys.all(axis=1), 0, orders)
+
+
+def _numbers_of(order: int) -> np.ndarray:
+    """The stamps of an order, the first one first."""
+    return np.array([int(digit, _STAMPS) for digit in f"{order:x}"[1:]])
 
 
 def _series_place(place: int, slow_ns: int) -> bytes:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Iterator
 
@@ -12,7 +11,7 @@ import pytest
 from samples import SMALL, numbered, record
 
 from otelbpf.loader import Limits
-from otelbpf.records import SERIES, SERIES_KEY, SERIES_PLACE, RequestFlag
+from otelbpf.records import SERIES, SERIES_KEY, SERIES_PLACE, STAGE_ORDER, RequestFlag
 from otelbpf.resource import Resources
 from otelbpf.routes import Routes
 from otelbpf.sampler import Slow
@@ -31,10 +30,10 @@ class Kernel:
 
     def __init__(self) -> None:
         self.files = {
-            "series": os.memfd_create("series"), "stage_places": os.memfd_create("stage_places")
+            "series": os.memfd_create("series"), "stage_orders": os.memfd_create("stage_orders")
         }  # fmt: skip
         os.ftruncate(self.files["series"], MOST * SERIES.itemsize)
-        os.ftruncate(self.files["stage_places"], mmap.PAGESIZE)
+        os.ftruncate(self.files["stage_orders"], 256 * STAGE_ORDER.itemsize)
         self.told: list[tuple[np.void, np.void]] = []
         self.overflow: dict[int, np.void] = {}
 
