@@ -11,6 +11,7 @@ theirs is then for a socket that is not theirs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import sys
@@ -18,52 +19,27 @@ from pathlib import Path
 
 from measure import (
     CONNECTIONS,
+    OTHER_PORT,
     PORT,
     ROOT,
-    Cost,
+    SOCKET_PROGRAMS,
     Topology,
     agent,
+    baseline,
     costs_of,
     load,
     print_costs,
     served,
     stats_enabled,
+    upload,
 )
 
-from otelbpf import libbpf
-from otelbpf.btf import Btf
-
-OTHER_PORT = 8099
 # How long each agent took from its start until everything was attached, in seconds.
 STARTS: list[float] = []
-SOCKET_PROGRAMS = ("traced_tcp", "traced_queued", "traced_read", "traced_write",
-                   "probed_tcp", "probed_queued", "probed_read", "probed_write")
-# Where the empty programs go: a tracepoint that each request passes.
-BASELINE_TRACEPOINT = "tcp_probe"
-BASELINES = {
-    "empty": libbpf.RETURN_0,
-    "clock": bytes([0x85, 0, 0, 0, 5, 0, 0, 0]) + libbpf.RETURN_0,  # calls bpf_ktime_get_ns()
-}
-
-
-def baseline(net: Topology, seconds: int) -> dict[str, Cost]:
-    """Empty programs at a place that every request passes, under the same load."""
-    fds = []
-    with Btf.of_kernel() as btf:
-        target = btf.tracepoint_id(BASELINE_TRACEPOINT)
-    for name, code in BASELINES.items():
-        program = libbpf.load_program(name, code, libbpf.BPF_TRACE_RAW_TP, target)
-        fds += [program, libbpf.attach_tracing(program)]
-    with stats_enabled():
-        load(net, seconds)
-    costs = costs_of("self")
-    for fd in fds:
-        os.close(fd)
-    return costs
 
 
 def cost_of_a_request(net: Topology, seconds: int) -> None:
-    empty = {name: cost.ns / cost.runs for name, cost in baseline(net, seconds).items()}
+    empty = {name: cost.each for name, cost in baseline(net, seconds).items()}
     print(f"  an empty tracepoint program: {empty['empty']:.0f} ns a run; one that reads the "
           f"clock: {empty['clock']:.0f} ns")
     tables = {}
@@ -103,6 +79,21 @@ def saturation(net: Topology, seconds: int) -> None:
               f"{sums['exported']}, sampled out {sums['sampled_out']}, lost {sums['lost'] or 0}")
 
 
+def bulk(net: Topology, seconds: int) -> None:
+    """Bytes sent to a port that is not measured, over the interface that is."""
+    print("\none connection's bytes to a port that is not measured, over the same veth")
+    without = None
+    for what, options in (
+        ("no agent", None), ("XDP and all else", ()), ("--xdp off", ("--xdp", "off")),
+    ):
+        with contextlib.ExitStack() as stack:
+            if options is not None:
+                stack.enter_context(agent(net, PORT, *options))
+            rate = upload(net, OTHER_PORT, seconds)
+        without = without or rate
+        print(f"  {what:<29} {rate / 1e6:8.0f} MB/s, {rate / without:4.0%}")
+
+
 def asyncio_server(_: Path) -> list[str | Path]:
     return [sys.executable, ROOT / "bench/asyncio_server.py", str(PORT)]
 
@@ -117,6 +108,7 @@ def main() -> int:
         print("\nBPF time of a request")
         cost_of_a_request(net, seconds)
         saturation(net, seconds)
+        bulk(net, seconds)
     print(f"\nfrom start to attached: {min(STARTS):.2f} to {max(STARTS):.2f} s, "
           f"{len(STARTS)} starts")
     return 0

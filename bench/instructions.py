@@ -5,8 +5,9 @@
 
 boots each of these kernels in QEMU, one after the other. In such a guest an instruction takes a
 nanosecond, so the kernel's statistics of the time in BPF programs are the number of instructions
-that they ran, helpers included. Client and server share the guest's kernel, so the hooks of the
-client's sockets are counted too.
+that they ran, helpers included, and what counting them takes itself. Client and server share the
+guest's kernel, so the hooks of the client's sockets are counted too. Both is told apart: by an
+empty program, and by an agent that measures another port.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ from pathlib import Path
 
 from measure import (
     CONNECTIONS,
+    OTHER_PORT,
     PORT,
     ROOT,
+    SOCKET_PROGRAMS,
+    Cost,
     Load,
     Topology,
     agent,
+    baseline,
     costs_of,
     load,
     print_costs,
@@ -62,15 +67,40 @@ class Measured:
     """What one way to attach cost, and what became of the requests.
 
     Attributes:
-        instructions, runs: of all programs, a request.
+        costs: of each program, in instructions.
+        counted: the load under which they were counted.
+        load: one without counting.
         absent: the stamps that it does not give.
     """
 
     name: str
-    instructions: float
-    runs: float
+    costs: dict[str, Cost]
+    counted: Load
     load: Load
     absent: list[str]
+
+    @property
+    def instructions(self) -> float:
+        """Of all programs, a request."""
+        return sum(cost.ns for cost in self.costs.values()) / self.counted.requests
+
+    @property
+    def runs(self) -> float:
+        """Of all programs, a request."""
+        return sum(cost.runs for cost in self.costs.values()) / self.counted.requests
+
+    def clients(self, counting: float) -> float:
+        """Of programs that pass this load by, a request: what the client's sockets take.
+
+        Every second run is for one of them.
+
+        Args:
+            counting: what that takes, a run.
+        """
+        of_sockets = [cost for name, cost in self.costs.items() if name in SOCKET_PROGRAMS]
+        return sum(
+            (cost.ns - cost.runs * counting) / 2 for cost in of_sockets
+        ) / self.counted.requests
 
 
 def nginx(directory: Path) -> list[str | Path]:
@@ -103,9 +133,11 @@ def absent(choices: tuple[Choice, ...]) -> list[str]:
 
 
 def measure(
-    net: Topology, name: str, choices: tuple[Choice, ...], fate: str, seconds: int
+    net: Topology, name: str, choices: tuple[Choice, ...], fate: str, seconds: int,
+    port: int = PORT,
 ) -> Measured:
-    with agent(net, PORT, "--hooks", name, **FATES[fate]) as measuring:
+    with agent(net, port, "--hooks", name, **FATES[fate]) as measuring:
+        free = load(net, seconds)
         with stats_enabled():
             done = load(net, seconds)
             costs = costs_of(measuring.pid)
@@ -117,13 +149,7 @@ def measure(
     print(f"    seen {sums['seen']} = exported {sums['exported']} + sampled out "
           f"{sums['sampled_out']} + lost {lost}; missed {sums['missed'] or 0}")
     print(f"    attached: {', '.join(used)}", flush=True)
-    return Measured(
-        f"{name}, {fate}",
-        sum(cost.ns for cost in costs.values()) / done.requests,
-        sum(cost.runs for cost in costs.values()) / done.requests,
-        done,
-        absent(choices),
-    )
+    return Measured(f"{name}, {fate}", costs, done, free, absent(choices))
 
 
 def measure_here(seconds: int) -> None:
@@ -133,18 +159,23 @@ def measure_here(seconds: int) -> None:
     with served(nginx) as net:
         load(net, 1)
         without = load(net, seconds)
-        # All are added up whatever the hooks are; of the best ones the rest, too.
-        found = [
-            measure(net, name, choices, fate, seconds)
-            for name, choices in ways()
-            for fate in (FATES if name == "auto" else ("added up",))
-        ]
-    print(f"\n  {'a request':<20}  BPF instructions  of auto  programs run  "
-          "nginx's requests a second")
-    print(f"    {'no agent':<20} {'':48} {without.per_second:6.0f}")
-    for each in found:
-        print(f"    {each.name:<20} {each.instructions:15.0f}  "
-              f"{each.instructions / found[0].instructions:7.0%}  {each.runs:12.2f}  "
+        counting = baseline(net, seconds)["empty"].each
+        print(f"\n  an empty tracepoint program: {counting:.0f} instructions a run")
+        found = []
+        for name, choices in ways():
+            passing_by = measure(net, name, choices, "sampled out", seconds, OTHER_PORT)
+            clients = passing_by.clients(counting)
+            # All are added up whatever the hooks are; of the best ones the rest, too.
+            for fate in FATES if name == "auto" else ("added up",):
+                found.append((measure(net, name, choices, fate, seconds), clients))
+    print(f"\n  {'a request':<20}  BPF instructions  - counting  - client's sockets  of auto  "
+          "programs run  nginx's requests a second")
+    print(f"    {'no agent':<20} {'':80} {without.per_second:6.0f}")
+    first = found[0][0].instructions
+    for each, clients in found:
+        alone = each.instructions - each.runs * counting
+        print(f"    {each.name:<20} {each.instructions:15.0f}  {alone:10.0f}  "
+              f"{alone - clients:18.0f}  {each.instructions / first:7.0%}  {each.runs:12.2f}  "
               f"{each.load.per_second:14.0f}, {each.load.per_second / without.per_second:4.0%}"
               + (f"; absent: {', '.join(each.absent)}" if each.absent else ""))
 

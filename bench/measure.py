@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,10 +25,22 @@ from demo.processes import Process, running
 from demo.topology import Topology, topology
 
 from otelbpf import libbpf
+from otelbpf.btf import Btf
 from otelbpf.netns import find_netns
 
 ROOT = Path(__file__).resolve().parents[1]
 PORT = 8080
+# Which nobody uses: what measures it sees what is none of its business.
+OTHER_PORT = 8099
+# These run for both ends of a connection where both are on one kernel.
+SOCKET_PROGRAMS = ("traced_tcp", "traced_queued", "traced_read", "traced_write",
+                   "probed_tcp", "probed_queued", "probed_read", "probed_write")
+# Where the empty programs go: a tracepoint that each request passes.
+_BASELINE_TRACEPOINT = "tcp_probe"
+_BASELINES = {
+    "empty": libbpf.RETURN_0,
+    "clock": bytes([0x85, 0, 0, 0, 5, 0, 0, 0]) + libbpf.RETURN_0,  # calls bpf_ktime_get_ns()
+}
 CONNECTIONS = 8
 # Guests are slow.
 _READY_TIMEOUT_S = 300.0
@@ -44,6 +57,11 @@ class Cost:
 
     runs: int
     ns: int
+
+    @property
+    def each(self) -> float:
+        """ns of a run."""
+        return self.ns / self.runs
 
 
 @dataclass(frozen=True)
@@ -140,6 +158,22 @@ def _info_of(program: int) -> libbpf.ProgramInfo:
         os.close(fd)
 
 
+def baseline(net: Topology, seconds: int) -> dict[str, Cost]:
+    """Empty programs at a place that every request passes, under the same load."""
+    fds = []
+    with Btf.of_kernel() as btf:
+        target = btf.tracepoint_id(_BASELINE_TRACEPOINT)
+    for name, code in _BASELINES.items():
+        program = libbpf.load_program(name, code, libbpf.BPF_TRACE_RAW_TP, target)
+        fds += [program, libbpf.attach_tracing(program)]
+    with stats_enabled():
+        load(net, seconds)
+    costs = costs_of("self")
+    for fd in fds:
+        os.close(fd)
+    return costs
+
+
 def load(net: Topology, seconds: int) -> Load:
     """Keep-alive requests, as many as there can be."""
     answer = subprocess.run(
@@ -151,6 +185,31 @@ def load(net: Topology, seconds: int) -> Load:
         int(re.search(r"(\d+) requests in", answer)[1]),
         float(re.search(r"Requests/sec:\s+([\d.]+)", answer)[1]),
     )
+
+
+def upload(net: Topology, port: int, seconds: int) -> float:
+    """Bytes a second that a server takes of one client which sends all it can."""
+    taken = 0
+
+    def take(listener: socket.socket) -> None:
+        nonlocal taken
+        with listener, listener.accept()[0] as connection:
+            while n := len(connection.recv(1 << 20)):
+                taken += n
+
+    listener = find_netns(net.server.netns).run(lambda: socket.create_server(("", port)))
+    server = threading.Thread(target=take, args=(listener,))
+    server.start()
+    client = find_netns(net.client.netns).run(
+        lambda: socket.create_connection((net.server.ipv4, port))
+    )
+    data = bytes(1 << 20)
+    with client:
+        started = time.monotonic()
+        while time.monotonic() < started + seconds:
+            client.sendall(data)
+    server.join()
+    return taken / (time.monotonic() - started)
 
 
 @contextlib.contextmanager
@@ -184,7 +243,7 @@ def print_costs(costs: dict[str, Cost], requests: int, unit: str) -> None:
     print(f"    {'program':<16} runs a request  {unit + ' a run':>18}  {unit + ' a request':>22}")
     for name, cost in sorted(costs.items(), key=lambda item: -item[1].ns):
         if cost.ns >= requests / 2:
-            print(f"    {name:<16} {cost.runs / requests:14.2f}  {cost.ns / cost.runs:18.0f}  "
+            print(f"    {name:<16} {cost.runs / requests:14.2f}  {cost.each:18.0f}  "
                   f"{cost.ns / requests:22.0f}")
     runs, ns = (sum(getattr(c, field) for c in costs.values()) for field in ("runs", "ns"))
     print(f"    {'sum':<16} {runs / requests:14.2f}  {'':18}  {ns / requests:22.0f}")

@@ -33,7 +33,9 @@ def test_json_names_a_candidate_for_each_hook(net: Network, tmp_path: Path) -> N
     report = json.loads(ended.stdout)
     assert report["can_run"] is True
     assert all(each["ok"] for each in report["findings"]), report
-    assert finding(report, f"XDP on {net.server.interface}")["detail"] == "free"
+    xdp = finding(report, f"XDP on {net.server.interface}")["detail"]
+    assert xdp.startswith("free; a veth with XDP on it ")
+    assert "`--xdp off`" in xdp
     assert {stamp for hook in report["hooks"] for stamp in hook["stamps"]} == STAMPS
     for hook in report["hooks"]:
         available = [
