@@ -77,6 +77,5 @@ static __always_inline u64 hash_route(const struct request_record *r,
 		}
 		hash = take_character(hash, character);
 	}
-	return is_id(r, v, length) ? take_character(before, ID_SEGMENT)
-							      : hash;
+	return is_id(r, v, length) ? take_character(before, ID_SEGMENT) : hash;
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
  * All requests in sums, whatever becomes of them: each is added to those of its series.
- * The agent is shown what has no place here yet (a series or a stage that is new, an end
- * that was not an orderly one), adds that up itself, and gives it a place.
+ * The agent is shown what has no place here yet (a series that is new, or an order of stamps, or
+ * an end that was not an orderly one), adds that up itself, and gives it a place.
  */
 
 #define STAMP_BITS 4	/* of an order of stamps is each stamp's number */
@@ -67,9 +67,9 @@ static __always_inline u64 highest_bit(u64 n)
 		if (n >= 1ULL << step) {
 			n >>= step;
 			bit += step;
+			/* Else the compiler works out both outcomes and compares twice. */
+			asm volatile("" : "+r"(n), "+r"(bit));
 		}
-		/* Else the compiler makes it a tangle of twice the length. */
-		asm volatile("" : "+r"(n), "+r"(bit));
 	}
 	return bit;
 }
@@ -144,7 +144,7 @@ static __always_inline const struct stage_order *find_order(u64 order)
 	return found && found->order == order ? found : NULL;
 }
 
-/* Adds all stages, the last one first; the first stamp's number is what is left of the order. */
+/* Adds all stages, the last one first; gives what is then left of the order: the first stamp. */
 static __always_inline u64 add_stages(struct series *s, struct exchange *x, u64 order,
 				      const struct stage_order *known)
 {

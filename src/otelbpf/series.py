@@ -287,7 +287,7 @@ def _orders_of(keys: np.ndarray) -> np.ndarray:
 
 def _numbers_of(order: int) -> np.ndarray:
     """The stamps of an order, the first one first."""
-    return np.array([int(digit, _STAMPS) for digit in f"{order:x}"[1:]])
+    return np.array([int(digit, 16) for digit in f"{order:x}"[1:]], np.int64)
 
 
 def _series_place(place: int, slow_ns: int) -> bytes:

@@ -11,7 +11,16 @@ import pytest
 from samples import SMALL, numbered, record
 
 from otelbpf.loader import Limits
-from otelbpf.records import SERIES, SERIES_KEY, SERIES_PLACE, STAGE_ORDER, RequestFlag
+from otelbpf.records import (
+    HISTOGRAM,
+    SERIES,
+    SERIES_KEY,
+    SERIES_PLACE,
+    STAGE_ORDER,
+    RequestFlag,
+    Stamp,
+)
+from otelbpf.request import stages_of
 from otelbpf.resource import Resources
 from otelbpf.routes import Routes
 from otelbpf.sampler import Slow
@@ -54,6 +63,11 @@ class Kernel:
             self.files["series"], count.to_bytes(8, "little"),
             place * SERIES.itemsize + SERIES.fields[name][1],
         )  # fmt: skip
+
+    def adds_to_stage(self, place: int, stage: int, ns: int) -> None:
+        """The kernel adds so much to the sum of a stage, which lies where it was told."""
+        start = SERIES.fields["stages"][1] + stage * HISTOGRAM.itemsize
+        os.pwrite(self.files["series"], ns.to_bytes(8, "little"), place * SERIES.itemsize + start)
 
     def close(self) -> None:
         for fd in self.files.values():
@@ -172,3 +186,51 @@ def test_the_last_of_those_that_became_spans_are_exemplars(table: SeriesTable) -
     # A series that nobody has named has none.
     table.exemplify(one("/b", 99), requests[:1], offset_ns=0)
     assert len(table.snapshot()) == 1
+
+
+def orders_told(kernel: Kernel) -> dict[int, list[int]]:
+    """What the kernel knows of orders of stamps."""
+    size = 256 * STAGE_ORDER.itemsize
+    orders = np.frombuffer(os.pread(kernel.files["stage_orders"], size, 0), STAGE_ORDER)
+    return {int(each["order"]): each["places"].tolist() for each in orders if each["order"]}
+
+
+def test_the_kernel_is_told_of_an_order_of_stamps_once(kernel: Kernel, table: SeriesTable) -> None:
+    """The last stage first; those of the same nanosecond in the order of the way."""
+    times = {Stamp.TC: 10, Stamp.READ: 40, Stamp.NIC_LAST: 20, Stamp.WRITE: 40, Stamp.ACKED: 50}
+    for _ in range(2):
+        table.add(record(times, flags=WHOLE, status=200))
+        ((order, places),) = orders_told(kernel).items()
+        assert order == 0x1_1_7_6_B_F
+        assert places[4:] == [0] * 12
+    (_, at), *_ = kernel.told
+    for number, place in enumerate(places[:4], 1):
+        kernel.adds_to_stage(int(at["place"]), place, number * 1_000)
+    (series,) = table.snapshot()
+    in_order = stages_of([times.get(stamp, 0) for stamp in Stamp])
+    assert {name: stage.sum_ns for name, stage in series.stages.items()} == {
+        stage.name: number * 1_000 + 2 * (stage.end_ktime_ns - stage.start_ktime_ns)
+        for number, stage in enumerate(reversed(in_order), 1)
+    }
+
+
+def test_an_order_of_all_stamps_is_added_here(kernel: Kernel, table: SeriesTable) -> None:
+    """The kernel has no room for the number of such a one."""
+    table.add(record({stamp: 100 + stamp for stamp in Stamp}, flags=WHOLE, status=200))
+    assert orders_told(kernel) == {}
+    (series,) = table.snapshot()
+    assert len(series.stages) == 15
+
+
+def test_more_orders_than_there_is_room_for(kernel: Kernel, table: SeriesTable) -> None:
+    """Those that were told stay as they were."""
+    names = list(Stamp)[:15]
+    for number in range(2 ** 10):
+        times = {stamp: 1 + i for i, stamp in enumerate(names) if i > 9 or number >> i & 1}
+        table.add(record(times, flags=WHOLE, status=200))
+        if number == 20:
+            first = orders_told(kernel)
+    assert len(first) == 21
+    told = orders_told(kernel)
+    assert 200 < len(told) <= 256
+    assert {order: told[order] for order in first} == first
