@@ -36,6 +36,16 @@ _IN_KERNEL = {
     Counter.LOST_STOPPED: Lost.STOPPED,
 }
 
+#: What was left apart, by its name in Sums.joins, and after how many there are of it.
+NOT_JOINED = {
+    "marks_unknown": "spans of applications have no request's span above them: they were not of a "
+    "request in flight, or not of the trace that it carries",
+    "marks_ambiguous": "spans of applications have no request's span above them: several requests "
+    "were in flight on the connection, so which one each was of is not known",
+    "causes_ambiguous": "requests to upstreams start traces of their own: their threads serve "
+    "several requests, so which one each was for is not known",
+}
+
 
 @dataclass(frozen=True)
 class Sums:

@@ -22,15 +22,6 @@ if TYPE_CHECKING:
     from otelbpf.config import Config
 
 _EXIT_REFUSED = 2
-# What was left apart, by its name in Sums.joins.
-_NOT_JOINED = {
-    "marks_unknown": "spans of applications have no request's span above them: they were not of a "
-    "request in flight, or not of the trace that it carries",
-    "marks_ambiguous": "spans of applications have no request's span above them: several requests "
-    "were in flight on the connection, so which one each was of is not known",
-    "causes_ambiguous": "requests to upstreams start traces of their own: their threads serve "
-    "several requests, so which one each was for is not known",
-}
 
 
 class _Stop:
@@ -127,6 +118,7 @@ def _tell_sums(sums: Sums) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     _require_measurable(arguments)
     # Imported late: these take half a second, and bad options should not wait for them.
+    from otelbpf.accounting import NOT_JOINED
     from otelbpf.agent import Running, run
     from otelbpf.exporter import QueueLimits, Signal, exporter_name
     from otelbpf.sampler import Sampler, Slow
@@ -161,7 +153,7 @@ def _run(arguments: argparse.Namespace) -> int:
             timer.start()
 
     sums = run(config, os.environ, stop, on_ready)
-    for name, meaning in _NOT_JOINED.items():
+    for name, meaning in NOT_JOINED.items():
         if sums.joins.get(name):
             print(f"otelbpf: {sums.joins[name]} {meaning}", file=sys.stderr)
     _tell_sums(sums)

@@ -10,11 +10,9 @@ import numpy as np
 
 from otelbpf.loader import Programs
 from otelbpf.records import CONNECTION_SUMS
-from otelbpf.request import Kind
+from otelbpf.request import KINDS, Kind
 from otelbpf.snapshot import Connections, Histogram
 
-# In the kernel's order.
-_KINDS = (Kind.SERVER, Kind.CLIENT)
 _COUNTS = tuple(name for name in CONNECTION_SUMS.names if not CONNECTION_SUMS[name].names)
 
 
@@ -28,13 +26,13 @@ class ConnectionSums:
 
     def __init__(self, programs: Programs, kinds: Sequence[Kind]) -> None:
         self._kinds = kinds
-        size = len(_KINDS) * CONNECTION_SUMS.itemsize
+        size = len(KINDS) * CONNECTION_SUMS.itemsize
         self._map = mmap.mmap(programs.map_fd("connection_sums"), size, prot=mmap.PROT_READ)
-        self._kernels = np.frombuffer(self._map, CONNECTION_SUMS, len(_KINDS))
+        self._kernels = np.frombuffer(self._map, CONNECTION_SUMS, len(KINDS))
 
     def snapshot(self) -> tuple[Connections, ...]:
         """Those of each kind that is measured; from any thread."""
-        return tuple(_connections(kind, self._kernels[_KINDS.index(kind)]) for kind in self._kinds)
+        return tuple(_connections(kind, self._kernels[KINDS.index(kind)]) for kind in self._kinds)
 
     def close(self) -> None:
         """Unmaps what was mapped."""

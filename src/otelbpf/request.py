@@ -33,6 +33,9 @@ class Kind(StrEnum):
     CLIENT = "client"
 
 
+#: By is_client, as the kernel numbers them.
+KINDS = tuple(Kind)
+
 _EXPECTED = {
     Kind.SERVER: (*_EXPECTED_OF_EITHER, Stamp.ACKED),
     Kind.CLIENT: _EXPECTED_OF_EITHER,

@@ -17,7 +17,7 @@ import numpy as np
 
 from otelbpf.loader import Programs
 from otelbpf.records import SERIES, SERIES_KEY, SERIES_PLACE, STAGE_ORDER, RequestFlag, Stamp
-from otelbpf.request import Kind, Request, address_of, method_and_path, stage_name
+from otelbpf.request import KINDS, Kind, Request, address_of, method_and_path, stage_name
 from otelbpf.resource import Resources
 from otelbpf.routes import Routes
 from otelbpf.sampler import Slow
@@ -32,7 +32,6 @@ _STAGE_ORDERS, _STAGE_ORDER_FACTOR = 256, 0x9E3779B97F4A7C15
 #: Where the stages are for which there was no place left.
 _OTHER_STAGES = 0
 OTHER_STAGES = "other"
-_KINDS = (Kind.SERVER, Kind.CLIENT)
 # Keys whose place is remembered; the kernel remembers as many.
 _KEYS_MOST = 16_384
 _EXEMPLARS_EACH = 4
@@ -66,7 +65,7 @@ class SeriesTable:
         #: 1 + the place of a stage, by its first stamp and its second; 0: it has none yet.
         self._stage_places = np.zeros(_STAMPS * _STAMPS, np.int64)
         self._stage_names = [OTHER_STAGES]
-        # Those for which there is no other place come first, in the order of _KINDS.
+        # Those for which there is no other place come first, in the order of KINDS.
         self._keys: list[SeriesKey] = []
         self._places: dict[SeriesKey, int] = {}
         self._known: dict[bytes, tuple[int, int]] = {}
@@ -170,7 +169,7 @@ class SeriesTable:
 
     def _begin(self, pid: int) -> None:
         resource = self._resources.of_service(pid)
-        self._keys = [SeriesKey(kind, resource, overflow=True) for kind in _KINDS]
+        self._keys = [SeriesKey(kind, resource, overflow=True) for kind in KINDS]
 
     def _places_of(self, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The place of each record's series, and from how many ns on it is slow."""
@@ -195,7 +194,7 @@ class SeriesTable:
             known = self._known[key] = self._find_place(key, record)
         place, slow_ns = known
         # Also where it was told before: it may have forgotten, to make room for others.
-        if place >= len(_KINDS) and np.frombuffer(key, SERIES_KEY)["status_class"][0]:
+        if place >= len(KINDS) and np.frombuffer(key, SERIES_KEY)["status_class"][0]:
             self._programs.set_series_place(key, _series_place(place, slow_ns))
         return known
 
@@ -209,15 +208,15 @@ class SeriesTable:
             if len(self._keys) == self._most:
                 self._send_the_rest_to_overflow()
         if place is None:
-            place = _KINDS.index(series_key.kind)
+            place = KINDS.index(series_key.kind)
         return place, self._slow.of(series_key.route)
 
     def _send_the_rest_to_overflow(self) -> None:
-        for place in range(len(_KINDS)):
+        for place in range(len(KINDS)):
             self._programs.set_overflow_place(place, _series_place(place, self._slow.of("")))
 
     def _series_key(self, key: np.void, record: np.void) -> SeriesKey:
-        kind = _KINDS[key["is_client"]]
+        kind = KINDS[key["is_client"]]
         method, path = method_and_path(record)
         return SeriesKey(
             kind,

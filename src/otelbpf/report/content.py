@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from otelbpf.accounting import NOT_JOINED
 from otelbpf.report.distributions import BINS_PER_DECADE, Distribution, distribution
 from otelbpf.report.otlp_json import Span, Value
 from otelbpf.report.recording import Recording, Route, path_of, text_of
@@ -22,7 +23,7 @@ from otelbpf.report.stamps import (
     place_of_stamp,
     shade_of,
 )
-from otelbpf.report.sums import REASONS, UNJOINED, RecordedSums
+from otelbpf.report.sums import REASONS, RecordedSums
 from otelbpf.request import Kind
 from otelbpf.version import __version__
 
@@ -78,7 +79,7 @@ def content(recording: Recording, sums: RecordedSums | None) -> Json:
         "requests": shown.requests(),
         "resources": shown.resources,
         "reasons": REASONS,
-        "unjoined": UNJOINED,
+        "unjoined": NOT_JOINED,
         "sums": None if sums is None else asdict(sums),
     }  # fmt: skip
 

@@ -25,15 +25,6 @@ REASONS = {
     Lost.QUEUE_FULL: "the queue to the collector was full (OTEL_BSP_MAX_QUEUE_SIZE)",
     Lost.EXPORT_FAILED: "the collector did not take it",
 }
-#: What could not be joined, by its name in the sums, after how many there are.
-UNJOINED = {
-    "marks_unknown": "spans of applications have no request\u2019s span above them: they were not "
-    "of a request in flight, or not of the trace that it carries.",
-    "marks_ambiguous": "spans of applications have no request\u2019s span above them: several "
-    "requests were in flight on the connection.",
-    "causes_ambiguous": "requests to upstreams start traces of their own: which request each was "
-    "for is not known.",
-}
 
 
 @dataclass(frozen=True)

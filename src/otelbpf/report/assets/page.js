@@ -59,7 +59,7 @@ function drawLosses() {
     }
   }
   for (const [name, text] of Object.entries(data.unjoined)) {
-    if (sums.joins[name]) notes.push(el('li', {}, `${count(sums.joins[name])} ${text}`));
+    if (sums.joins[name]) notes.push(el('li', {}, `${count(sums.joins[name])} ${text}.`));
   }
   if (sums.connections.not_http) {
     notes.push(el('li', {},
