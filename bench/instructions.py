@@ -39,16 +39,19 @@ from measure import (
 )
 
 from otelbpf.btf import Btf
-from otelbpf.hooks import FORCEABLE, Choice, choose
+from otelbpf.hooks import FORCEABLE, Choice, choose, without
 
 GUEST_TIMEOUT_S = 3600
-# What becomes of the requests.
+# What becomes of the requests: options and environment.
 NO_SPANS = {"OTEL_TRACES_SAMPLER": "always_off"}
 NO_METRICS = {"OTEL_METRICS_EXPORTER": "none"}
+WITHOUT_XDP = ("--xdp", "off")
 FATES = {
-    "added up": {**NO_SPANS, "OTEL_METRICS_EXPORTER": "prometheus"},
-    "kept": NO_METRICS,
-    "sampled out": {**NO_SPANS, **NO_METRICS},
+    "added up": ((), {**NO_SPANS, "OTEL_METRICS_EXPORTER": "prometheus"}),
+    "kept": ((), NO_METRICS),
+    "sampled out": ((), {**NO_SPANS, **NO_METRICS}),
+    # Native XDP has a price of its own on a veth, which copies each packet for it.
+    "sampled out, no XDP": (WITHOUT_XDP, {**NO_SPANS, **NO_METRICS}),
 }
 NGINX = """\
 worker_processes 1; daemon off; user root; pid {directory}/pid; error_log stderr;
@@ -136,7 +139,10 @@ def measure(
     net: Topology, name: str, choices: tuple[Choice, ...], fate: str, seconds: int,
     port: int = PORT,
 ) -> Measured:
-    with agent(net, port, "--hooks", name, **FATES[fate]) as measuring:
+    options, environment = FATES[fate]
+    if options == WITHOUT_XDP:
+        choices = without(choices, "arrival", "it was asked to be left alone")
+    with agent(net, port, "--hooks", name, *options, **environment) as measuring:
         free = load(net, seconds)
         with stats_enabled():
             done = load(net, seconds)
@@ -158,7 +164,7 @@ def measure_here(seconds: int) -> None:
           f"keep-alive connections, {seconds} s of the guest's time a load", flush=True)
     with served(nginx) as net:
         load(net, 1)
-        without = load(net, seconds)
+        alone = load(net, seconds)
         counting = baseline(net, seconds)["empty"].each
         print(f"\n  an empty tracepoint program: {counting:.0f} instructions a run")
         found = []
@@ -168,15 +174,15 @@ def measure_here(seconds: int) -> None:
             # All are added up whatever the hooks are; of the best ones the rest, too.
             for fate in FATES if name == "auto" else ("added up",):
                 found.append((measure(net, name, choices, fate, seconds), clients))
-    print(f"\n  {'a request':<20}  BPF instructions  - counting  - client's sockets  of auto  "
+    print(f"\n  {'a request':<27} BPF instructions  - counting  - client's sockets  of auto  "
           "programs run  nginx's requests a second")
-    print(f"    {'no agent':<20} {'':80} {without.per_second:6.0f}")
+    print(f"    {'no agent':<25} {'':77} {alone.per_second:10.0f}")
     first = found[0][0].instructions
     for each, clients in found:
-        alone = each.instructions - each.runs * counting
-        print(f"    {each.name:<20} {each.instructions:15.0f}  {alone:10.0f}  "
-              f"{alone - clients:18.0f}  {each.instructions / first:7.0%}  {each.runs:12.2f}  "
-              f"{each.load.per_second:14.0f}, {each.load.per_second / without.per_second:4.0%}"
+        own = each.instructions - each.runs * counting
+        print(f"    {each.name:<25} {each.instructions:16.0f}  {own:10.0f}  "
+              f"{own - clients:18.0f}  {each.instructions / first:7.0%}  {each.runs:12.2f}  "
+              f"{each.load.per_second:14.0f}, {each.load.per_second / alone.per_second:4.0%}"
               + (f"; absent: {', '.join(each.absent)}" if each.absent else ""))
 
 
