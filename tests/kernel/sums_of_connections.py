@@ -13,11 +13,10 @@ from meter import SMALL, Meter, load, load_gateway
 
 from otelbpf.connections import ConnectionSums
 from otelbpf.loader import Limits
-from otelbpf.request import Kind
+from otelbpf.request import KINDS, Kind
 from otelbpf.snapshot import Histogram
 
 LIMITS = Limits(SMALL.connections, SMALL.ring_bytes, series=64)
-_KINDS = (Kind.SERVER, Kind.CLIENT)
 
 
 class Sums:
@@ -28,7 +27,7 @@ class Sums:
         self.lab = meter.lab
         self.kind = kind
         self.has_accept = any(c.hook.name == "accept" and c.chosen for c in meter.choices)
-        self._table = ConnectionSums(meter.programs, _KINDS)
+        self._table = ConnectionSums(meter.programs, KINDS)
         self.begin()
 
     def begin(self) -> None:
@@ -41,7 +40,7 @@ class Sums:
     def end(self) -> None:
         """Closes the connections, and waits until all of them are over."""
         self.meter.end()
-        for kind in _KINDS:
+        for kind in KINDS:
             wait_until(lambda kind=kind: self._all_are_over(kind), "all connections were over",
                        state=functools.partial(self.counts, kind))  # fmt: skip
 
@@ -62,7 +61,7 @@ class Sums:
 
     def counts(self, kind: Kind | None = None) -> dict[str, int]:
         """By how much each has grown, if it has."""
-        at = _KINDS.index(kind or self.kind)
+        at = KINDS.index(kind or self.kind)
         before, now = self._before[at].counts, self._table.snapshot()[at].counts
         return {name: now[name] - before[name] for name in now if now[name] != before[name]}
 
@@ -83,7 +82,7 @@ class Sums:
         return self._grown("accept_queue", None)
 
     def _grown(self, name: str, kind: Kind | None) -> tuple[int, int]:
-        at = _KINDS.index(kind or self.kind)
+        at = KINDS.index(kind or self.kind)
         before, now = (getattr(each[at], name) for each in (self._before, self._table.snapshot()))
         counts = [_count_and_sum(each) for each in (before, now)]
         return counts[1][0] - counts[0][0], counts[1][1] - counts[0][1]
