@@ -149,7 +149,8 @@ def measure(
             costs = costs_of(measuring.pid)
         sums = measuring.stop()
     used = dict.fromkeys(str(choice.chosen) for choice in choices if choice.chosen)
-    print(f"\n  --hooks {name}, {done.requests} requests, {fate}")
+    becomes = fate if port == PORT else "passed by: another port is measured"
+    print(f"\n  --hooks {name}, {done.requests} requests, {becomes}")
     print_costs(costs, done.requests, "instructions")
     lost = sums["lost"] or 0
     print(f"    seen {sums['seen']} = exported {sums['exported']} + sampled out "
