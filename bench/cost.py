@@ -22,12 +22,12 @@ from measure import (
     OTHER_PORT,
     PORT,
     ROOT,
-    SOCKET_PROGRAMS,
     Topology,
     agent,
     baseline,
     costs_of,
     load,
+    of_clients,
     print_costs,
     served,
     stats_enabled,
@@ -42,7 +42,7 @@ def cost_of_a_request(net: Topology, seconds: int) -> None:
     empty = {name: cost.each for name, cost in baseline(net, seconds).items()}
     print(f"  an empty tracepoint program: {empty['empty']:.0f} ns a run; one that reads the "
           f"clock: {empty['clock']:.0f} ns")
-    tables = {}
+    counted = []
     for what, port in (("measured", PORT), ("passed by: another port is measured", OTHER_PORT)):
         with agent(net, port, OTEL_TRACES_SAMPLER="always_off") as measuring, stats_enabled():
             STARTS.append(measuring.start_s)
@@ -50,11 +50,9 @@ def cost_of_a_request(net: Topology, seconds: int) -> None:
             costs = costs_of(measuring.pid)
         print(f"\n  {what} ({done.requests} requests)")
         print_costs(costs, done.requests, "ns")
-        tables[what] = {name: cost.ns / done.requests for name, cost in costs.items()}
-    measured, passed_by = tables.values()
-    # The socket hooks run for both ends. When they pass by, half of their time was the client's.
-    clients = sum(ns / 2 for name, ns in passed_by.items() if name in SOCKET_PROGRAMS)
-    own = sum(measured.values()) - clients
+        counted.append((costs, done.requests))
+    (measured, requests), (passed_by, others) = counted
+    own = sum(cost.ns for cost in measured.values()) / requests - of_clients(passed_by).ns / others
     print(f"\n  one request's own share: about {own:.0f} ns, {own / empty['empty']:.0f} times an "
           "empty program")
 

@@ -6,7 +6,7 @@
 boots each of these kernels in QEMU, one after the other. In such a guest an instruction takes a
 nanosecond, so the kernel's statistics of the time in BPF programs are the number of instructions
 that they ran, helpers included, and what counting them takes itself. Client and server share the
-guest's kernel, so the hooks of the client's sockets are counted too. Both is told apart: by an
+guest's kernel, so the hooks of the client's sockets are counted too. Both are told apart: by an
 empty program, and by an agent that measures another port.
 """
 
@@ -25,7 +25,6 @@ from measure import (
     OTHER_PORT,
     PORT,
     ROOT,
-    SOCKET_PROGRAMS,
     Cost,
     Load,
     Topology,
@@ -33,6 +32,7 @@ from measure import (
     baseline,
     costs_of,
     load,
+    of_clients,
     print_costs,
     served,
     stats_enabled,
@@ -95,15 +95,11 @@ class Measured:
     def clients(self, counting: float) -> float:
         """Of programs that pass this load by, a request: what the client's sockets take.
 
-        Every second run is for one of them.
-
         Args:
-            counting: what that takes, a run.
+            counting: what that takes, a run, and is left out.
         """
-        of_sockets = [cost for name, cost in self.costs.items() if name in SOCKET_PROGRAMS]
-        return sum(
-            (cost.ns - cost.runs * counting) / 2 for cost in of_sockets
-        ) / self.counted.requests
+        cost = of_clients(self.costs)
+        return (cost.ns - cost.runs * counting) / self.counted.requests
 
 
 def nginx(directory: Path) -> list[str | Path]:

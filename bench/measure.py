@@ -33,8 +33,8 @@ PORT = 8080
 # Which nobody uses: what measures it sees what is none of its business.
 OTHER_PORT = 8099
 # These run for both ends of a connection where both are on one kernel.
-SOCKET_PROGRAMS = ("traced_tcp", "traced_queued", "traced_read", "traced_write",
-                   "probed_tcp", "probed_queued", "probed_read", "probed_write")
+_SOCKET_PROGRAMS = ("traced_tcp", "traced_queued", "traced_read", "traced_write",
+                    "probed_tcp", "probed_queued", "probed_read", "probed_write")
 # Where the empty programs go: a tracepoint that each request passes.
 _BASELINE_TRACEPOINT = "tcp_probe"
 _BASELINES = {
@@ -146,6 +146,15 @@ def costs_of(pid: int | str) -> dict[str, Cost]:
             before = costs.get(info.name, Cost(0, 0))
             costs[info.name] = Cost(before.runs + info.runs, before.ns + info.run_time_ns)
     return costs
+
+
+def of_clients(passed_by: dict[str, Cost]) -> Cost:
+    """What a client's sockets cost, by programs that pass the load by.
+
+    On one kernel each second run of the sockets' programs is for one of them.
+    """
+    costs = [cost for name, cost in passed_by.items() if name in _SOCKET_PROGRAMS]
+    return Cost(sum(cost.runs for cost in costs) // 2, sum(cost.ns for cost in costs) // 2)
 
 
 def _info_of(program: int) -> libbpf.ProgramInfo:

@@ -318,8 +318,8 @@ static __always_inline void stamp_queued(struct connection *conn, u32 rcv_nxt, u
 }
 
 /*
- * TCP takes a segment, and has queued all bytes before rcv_nxt with earlier ones. Of
- * which it was not told when: the next time that it is comes too late for them.
+ * TCP takes a segment, and has queued all bytes before rcv_nxt with earlier ones. Those whose
+ * data-ready was missed stay without the stamp: the next one is that of later bytes.
  */
 static __always_inline void skip_queued(struct connection *conn, u32 rcv_nxt)
 {

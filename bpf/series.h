@@ -144,7 +144,10 @@ static __always_inline const struct stage_order *find_order(u64 order)
 	return found && found->order == order ? found : NULL;
 }
 
-/* Adds all stages, the last one first; gives what is then left of the order: the first stamp. */
+/*
+ * Adds all stages, the last one first, and uses up exchange.order; gives what is then left of
+ * the order: the first stamp.
+ */
 static __always_inline u64 add_stages(struct series *s, struct exchange *x, u64 order,
 				      const struct stage_order *known)
 {

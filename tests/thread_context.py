@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
+
+from wheels import build_wheel
 
 SOURCE = Path(__file__).resolve().parents[1] / "plugin/thread-context"
 
@@ -23,12 +23,7 @@ def install(directory: Path) -> Path:
     copy, installed = directory / "source", directory / "installed"
     made = shutil.ignore_patterns("build", "*.egg-info", "__pycache__")
     shutil.copytree(SOURCE, copy, ignore=made)
-    subprocess.run(
-        [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "wheel",
-         "--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", directory, copy],
-        check=True, timeout=120,
-    )  # fmt: skip
-    (wheel,) = directory.glob("*.whl")
+    wheel = build_wheel(copy, directory)
     assert wheel.name.endswith("-py3-none-linux_x86_64.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from wheels import build_wheel
 
 from otelbpf.sources import bpf_directory
 from otelbpf.version import __version__
@@ -21,15 +22,6 @@ def run(*command: str | Path, cwd: Path) -> str:
     result = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     assert result.returncode == 0, f"{command}:\n{result.stdout}{result.stderr}"
     return result.stdout
-
-
-def build_wheel(source: Path, into: Path) -> Path:
-    """Build a wheel with the backend that is installed, without a network."""
-    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
-    options = ("--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", into)
-    run(*pip, "wheel", *options, source, cwd=into)
-    (wheel,) = into.glob("otelbpf-*.whl")
-    return wheel
 
 
 @pytest.fixture(scope="module")
