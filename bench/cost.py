@@ -82,7 +82,7 @@ def bulk(net: Topology, seconds: int) -> None:
     print("\none connection's bytes to a port that is not measured, over the same veth")
     without = None
     for what, options in (
-        ("no agent", None), ("XDP and all else", ()), ("--xdp off", ("--xdp", "off")),
+        ("no agent", None), ("--xdp on", ()), ("--xdp auto", ("--xdp", "auto")),
     ):
         with contextlib.ExitStack() as stack:
             if options is not None:

@@ -45,7 +45,7 @@ GUEST_TIMEOUT_S = 3600
 # What becomes of the requests: options and environment.
 NO_SPANS = {"OTEL_TRACES_SAMPLER": "always_off"}
 NO_METRICS = {"OTEL_METRICS_EXPORTER": "none"}
-WITHOUT_XDP = ("--xdp", "off")
+WITHOUT_XDP = ("--xdp", "auto")  # as on every veth
 FATES = {
     "added up": ((), {**NO_SPANS, "OTEL_METRICS_EXPORTER": "prometheus"}),
     "kept": ((), NO_METRICS),

@@ -223,7 +223,7 @@ def upload(net: Topology, port: int, seconds: int) -> float:
 
 @contextlib.contextmanager
 def agent(net: Topology, port: int, *options: str, **environment: str) -> Iterator[Agent]:
-    """A running agent.
+    """A running agent, which takes all stamps: XDP is on, unless the options say otherwise.
 
     Args:
         options: of `otelbpf run`, beyond those that say where to measure.
@@ -232,7 +232,7 @@ def agent(net: Topology, port: int, *options: str, **environment: str) -> Iterat
         ready, sums = Path(directory, "ready"), Path(directory, "sums")
         command = [
             str(ROOT / ".venv/bin/otelbpf"), "run", "--netns", net.server.netns,
-            "--interface", net.server.interface, "--port", str(port),
+            "--interface", net.server.interface, "--port", str(port), "--xdp", "on",
             "--ready-file", str(ready), "--sums-file", str(sums), *options,
         ]
         none = {"OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "none"}

@@ -178,6 +178,8 @@ def _services(server: Side, receiver: Receiver) -> list[_Service]:
 def _agent(agent: Path, server: Side, ready: Path, sums: Path) -> list[str]:
     """One agent for the gateway's port, what it asks of the models, and what they are asked."""
     measured = ["--interface", server.interface, "--interface", "lo", "--port", str(GATEWAY_PORT)]
+    # By itself a veth would be left alone: here it stands for a network card.
+    measured += ["--xdp", "on"]
     for port in MODEL_PORTS:
         measured += ["--port", str(port), "--upstream", f"127.0.0.1:{port}"]
     files = ["--ready-file", str(ready), "--sums-file", str(sums)]

@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter
 
 from otelbpf.accounting import Ledger, Lost, Sums
-from otelbpf.attach import Attachments, attached, find_interfaces
+from otelbpf.attach import Attachments, attached
 from otelbpf.btf import Btf
 from otelbpf.clock import ClockReading, read_clock
 from otelbpf.config import Config
@@ -26,6 +26,7 @@ from otelbpf.exporter import Sender, destination, exporter_name, make_exporter, 
 from otelbpf.handlers import Handler, HandlerKind, find_handlers
 from otelbpf.hooks import choose, require, without
 from otelbpf.ids import Ids
+from otelbpf.interfaces import Xdp, find_interfaces
 from otelbpf.loader import Part, Programs
 from otelbpf.metrics_export import metrics_export
 from otelbpf.netns import find_netns
@@ -303,7 +304,7 @@ def run(
     upstreams = resolve(config.upstreams, config.client_ports, netns)
     with Btf.of_kernel() as btf:
         choices = choose(btf, config.hooks, metrics=bool(config.limits.series))
-        if not config.xdp:
+        if config.xdp is Xdp.OFF:
             choices = without(choices, "arrival", "it was asked to be left alone")
         require(choices)
         programs = Programs(
@@ -325,7 +326,9 @@ def run(
         pipeline.sender.start()
         agent.know(listening_processes(config.ports, netns))
         if not stop.is_set():
-            with attached(programs, choices, interfaces, netns, handlers) as attachments:
+            with attached(
+                programs, choices, interfaces, netns, handlers, config.xdp
+            ) as attachments:
                 metrics.start(agent.snapshot)
                 # Before what snapshots are taken of is closed.
                 stack.callback(metrics.stop)

@@ -14,61 +14,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
-import socket
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from otelbpf import clsact, libbpf
-from otelbpf.errors import KernelError, UsageError
+from otelbpf.errors import KernelError
 from otelbpf.handlers import Handler
 from otelbpf.hooks import Candidate, Choice, Hook, Mechanism, require
+from otelbpf.interfaces import VETH_AND_XDP, Xdp, look_at_xdp
 from otelbpf.loader import Programs
 from otelbpf.netns import Netns
 from otelbpf.processes import cgroup_directory
 from otelbpf.rehearsal import silent_programs
 from otelbpf.uprobes import attach_handlers
-
-#: The kinds of interface (ARPHRD_*) whose packets start with an Ethernet header.
-_ETHERNET_KINDS = {1, 772}  # Ethernet, loopback
-
-
-def find_interfaces(names: tuple[str, ...], netns: Netns) -> dict[str, int]:
-    """Interface name -> ifindex, in the namespace.
-
-    Raises:
-        UsageError: no such interface, or one without an Ethernet header.
-    """
-
-    def look() -> dict[str, int]:
-        found = {}
-        for name in names:
-            try:
-                found[name] = socket.if_nametoindex(name)
-            except OSError as error:
-                present = ", ".join(known for _, known in socket.if_nameindex())
-                where = f" in network namespace {netns.name}" if netns.name else ""
-                raise UsageError(
-                    f"no network interface {name!r}{where}: it has {present}"
-                ) from error
-            _require_ethernet(name)
-        return found
-
-    return netns.run(look)
-
-
-def _require_ethernet(name: str) -> None:
-    siocgifhwaddr = 0x8927
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        answer = fcntl.ioctl(probe, siocgifhwaddr, struct.pack("256s", name.encode()[:15]))
-    kind = struct.unpack_from("H", answer, 16)[0]
-    if kind not in _ETHERNET_KINDS:
-        raise UsageError(
-            f"interface {name} has no Ethernet header (its kind is {kind}, as of a tunnel), which "
-            "otelbpf needs: give the interface below it"
-        )
 
 
 @dataclass
@@ -102,6 +61,7 @@ class Attachments:
         self._nothing_for: list[Choice] = []
         self._on_interfaces: list[str] = []
         self._on_handlers: list[str] = []
+        self._left_alone: list[str] = []
 
     def __enter__(self) -> Attachments:
         return self
@@ -127,8 +87,8 @@ class Attachments:
 
     @property
     def absent(self) -> list[str]:
-        """For people: the stamps that no request will have, and why."""
-        return self._nothing_gives(lambda hook: hook.stamps)
+        """For people: the stamps that no request will have, or none on an interface, and why."""
+        return self._nothing_gives(lambda hook: hook.stamps) + self._left_alone
 
     @property
     def unmeasured(self) -> list[str]:
@@ -164,6 +124,7 @@ class Attachments:
         choices: tuple[Choice, ...],
         interfaces: dict[str, int],
         netns: Netns,
+        xdp: Xdp,
     ) -> None:
         """Attaches, for each hook, the best candidate that works.
 
@@ -180,7 +141,7 @@ class Attachments:
             for hook in ("egress", "ingress"):
                 self._attach_tc(programs, by_name[hook], name, ifindex, netns)
             if by_name["arrival"].chosen:
-                self._attach_xdp(programs, name, ifindex, netns)
+                self._attach_xdp(programs, name, ifindex, netns, xdp)
         if not by_name["arrival"].chosen:
             self._nothing_for.append(by_name["arrival"])
 
@@ -229,33 +190,41 @@ class Attachments:
         self._nothing_for.append(choice)
         return None
 
-    def _attach_xdp(self, programs: Programs, name: str, ifindex: int, netns: Netns) -> None:
+    def _attach_xdp(
+        self, programs: Programs, name: str, ifindex: int, netns: Netns, xdp: Xdp
+    ) -> None:
+        modes = {"native": libbpf.XDP_FLAGS_DRV_MODE}
+        if xdp is Xdp.ON:
+            modes["generic"] = libbpf.XDP_FLAGS_SKB_MODE
+        elif look_at_xdp({name: ifindex}, netns)[name].is_veth:
+            self._leave_alone(name, VETH_AND_XDP)
+            return
         fd = programs.fd("xdp_arrival")
         refusals = []
-        for mode, flags in (
-            ("native", libbpf.XDP_FLAGS_DRV_MODE),
-            ("generic", libbpf.XDP_FLAGS_SKB_MODE),
-        ):
+        for mode, flags in modes.items():
             try:
                 link = netns.run(
                     lambda flags=flags: libbpf.link_create(fd, ifindex, libbpf.BPF_XDP, flags)
                 )
             except OSError as error:
                 if error.errno in (errno.EBUSY, errno.EEXIST):
-                    raise KernelError(
-                        f"interface {name} already has an XDP program, and otelbpf replaces "
-                        f"nobody's: `ip link show dev {name}` names it; detach it, or run with "
-                        "`--xdp off` and do without the nic stamp"
-                    ) from error
+                    refusals = ["it has an XDP program already, and otelbpf replaces nobody's"]
+                    break
                 refusals.append(f"{mode}: {error.strerror}")
                 continue
             self._stack.callback(os.close, link)
             self._on_interfaces.append(f"XDP {mode} on {name}")
             return
-        raise KernelError(
-            f"cannot attach XDP to interface {name} ({'; '.join(refusals)}): run with `--xdp off` "
-            "to do without the nic stamp"
-        )
+        if xdp is Xdp.ON:
+            raise KernelError(
+                f"cannot attach XDP to interface {name} ({'; '.join(refusals)}): "
+                f"`ip link show dev {name}` shows what is there; with `--xdp auto` the interface "
+                "is measured without the nic stamp"
+            )
+        self._leave_alone(name, "; ".join(refusals))
+
+    def _leave_alone(self, interface: str, reason: str) -> None:
+        self._left_alone.append(f"nic, nic_last on {interface}: {reason}; see --xdp")
 
     def _attach_tc(
         self, programs: Programs, choice: Choice, name: str, ifindex: int, netns: Netns
@@ -305,9 +274,10 @@ def attached(
     interfaces: dict[str, int],
     netns: Netns,
     handlers: tuple[Handler, ...] = (),
+    xdp: Xdp = Xdp.ON,
 ) -> Iterator[Attachments]:
     """Everything attached for the length of a `with` block."""
     with Attachments() as attachments:
         attachments.attach_handlers(programs, handlers)
-        attachments.attach_all(programs, choices, interfaces, netns)
+        attachments.attach_all(programs, choices, interfaces, netns, xdp)
         yield attachments

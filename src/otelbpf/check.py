@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from otelbpf.attach import find_interfaces
 from otelbpf.btf import Btf
 from otelbpf.errors import KernelError, OtelbpfError
 from otelbpf.fields import field_offsets
 from otelbpf.hooks import Choice, choose
+from otelbpf.interfaces import VETH_AND_XDP, XdpSlot, find_interfaces, look_at_xdp
 from otelbpf.loader import import_bcc
 from otelbpf.netns import find_netns
 
@@ -187,36 +187,15 @@ def examine(interfaces: tuple[str, ...], netns_name: str | None) -> Report:
     return Report(kernel, tuple(findings), choices)
 
 
-_FREE_VETH = (
-    "free; a veth with XDP on it gets packets of one segment each from its peer: where much is "
-    "sent to it, `--xdp off` costs less, and the nic stamp is absent"
-)
-
-
 def _interface_findings(interfaces: tuple[str, ...], netns_name: str | None) -> list[Finding]:
-    from pyroute2 import IPRoute
-
     netns = find_netns(netns_name)
-    found = find_interfaces(interfaces, netns)
+    slots = look_at_xdp(find_interfaces(interfaces, netns), netns)
+    return [Finding(f"XDP on {name}", True, _detail(slot)) for name, slot in slots.items()]
 
-    def look() -> dict[str, tuple[int | None, bool]]:
-        with IPRoute() as route:
-            answers = {}
-            for name, ifindex in found.items():
-                link = route.get_links(ifindex)[0]
-                xdp = link.get_attr("IFLA_XDP")
-                program = xdp.get_attr("IFLA_XDP_PROG_ID") if xdp else None
-                kind = link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND")
-                answers[name] = program, kind == "veth"
-            return answers
 
-    findings = []
-    for name, (program, is_veth) in netns.run(look).items():
-        if program:
-            findings.append(
-                Finding(f"XDP on {name}", False, f"taken by program {program}",
-                        "detach it, or run with `--xdp off` and do without the nic stamp")
-            )
-        else:
-            findings.append(Finding(f"XDP on {name}", True, _FREE_VETH if is_veth else "free"))
-    return findings
+def _detail(slot: XdpSlot) -> str:
+    if slot.program:
+        return f"taken by program {slot.program}, which is left there: no nic stamp"
+    if slot.is_veth:
+        return f"free, but left alone, as {VETH_AND_XDP}: no nic stamp unless with `--xdp on`"
+    return "free"

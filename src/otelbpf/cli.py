@@ -73,6 +73,7 @@ def _config(arguments: argparse.Namespace, series: int, **others: object) -> Con
     """Of the options that all commands have which run an agent, and others."""
     from otelbpf.config import Config
     from otelbpf.hooks import Mechanism
+    from otelbpf.interfaces import Xdp
     from otelbpf.loader import Limits
 
     return Config(
@@ -84,7 +85,7 @@ def _config(arguments: argparse.Namespace, series: int, **others: object) -> Con
         duration_s=arguments.duration,
         hooks=None if arguments.hooks == "auto" else Mechanism(arguments.hooks),
         handlers=tuple(dict.fromkeys(arguments.handler)),
-        xdp=arguments.xdp != "off",
+        xdp=Xdp(arguments.xdp),
         idle_timeout_s=arguments.idle_timeout,
         service_name=arguments.service_name,
         routes=tuple(dict.fromkeys(arguments.route)),
@@ -100,7 +101,7 @@ def _tell_attached(attachments: Attachments) -> None:
     for fallback in attachments.fallbacks:
         print(f"otelbpf: passed over for {fallback}", file=sys.stderr)
     for absent in attachments.absent:
-        print(f"otelbpf: absent from every request: {absent}", file=sys.stderr)
+        print(f"otelbpf: absent from requests: {absent}", file=sys.stderr)
     for unmeasured in attachments.unmeasured:
         print(f"otelbpf: absent from metrics: {unmeasured}", file=sys.stderr)
     sys.stderr.flush()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from otelbpf.exporter import QueueLimits
 from otelbpf.hooks import Mechanism
+from otelbpf.interfaces import Xdp
 from otelbpf.loader import Limits
 from otelbpf.sampler import Sampler, Slow
 from otelbpf.spans import StageStyle
@@ -27,7 +28,7 @@ class Config:
         duration_s: stop by itself after this; None: never.
         hooks: the one mechanism to use where there is a choice; None: the best of each hook.
         handlers: what to stamp as the requests' handlers, as otelbpf.handlers says.
-        xdp: attach to XDP; without it there is no `nic` stamp.
+        xdp: on which interfaces; where it is not there is no `nic` stamp.
         idle_timeout_s: how long an unanswered request may be silent.
         service_name: of the spans; None: the standard variables or the process's name.
         sampler: which requests become spans; None: as the standard variables say.
@@ -46,7 +47,7 @@ class Config:
     duration_s: float | None = None
     hooks: Mechanism | None = None
     handlers: tuple[str, ...] = ()
-    xdp: bool = True
+    xdp: Xdp = Xdp.AUTO
     stages: StageStyle = StageStyle.SPANS
     capture_query: bool = False
     idle_timeout_s: float = 120.0

@@ -177,6 +177,8 @@ def agent(
 ) -> Iterator[Agent]:
     """Starts `otelbpf run` with these arguments; ends it, if it has not, with the block.
 
+    XDP is on unless they say otherwise: by itself a veth would be left alone.
+
     Args:
         directory: for its files.
         environment: its OTEL_* variables, beside short delays; without metrics if it says nothing
@@ -186,7 +188,7 @@ def agent(
     files = directory / f"agent-{next(_numbers)}"
     files.mkdir()
     command = [
-        *under, OTELBPF, "run", *map(str, arguments),
+        *under, OTELBPF, "run", "--xdp", "on", *map(str, arguments),
         "--ready-file", files / "ready", "--sums-file", files / "sums.json",
     ]
     environment = {

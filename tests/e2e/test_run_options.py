@@ -79,7 +79,7 @@ def test_one_mechanism_for_the_hooks_that_have_a_choice(
     }
     for stamp, places in targets.items():
         has_it = any(f"{mechanism} {place}" in attached for place in places)
-        assert has_it != (f"otelbpf: absent from every request: {stamp}" in running.stderr)
+        assert has_it != (f"otelbpf: absent from requests: {stamp}" in running.stderr)
         for request in requests:
             assert has_it != (stamp in request.span.attributes.get("otelbpf.ledger.absent", ()))
             request.assert_tiled()

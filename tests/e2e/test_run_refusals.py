@@ -129,8 +129,8 @@ def test_somebody_elses_xdp_program_is_left_alone(
     ) as somebody:
         somebody.wait_ready()
         program = net.server.xdp_program()
-        otelbpf(tmp_path, "run", *options).assert_refused(
-            f"{net.server.interface} already has an XDP program"
+        otelbpf(tmp_path, "run", *options, "--xdp", "on").assert_refused(
+            f"cannot attach XDP to interface {net.server.interface} (it has an XDP program already"
         )
         assert net.server.xdp_program() == program is not None
         assert net.server.xdp_program(net.second_interface) is None

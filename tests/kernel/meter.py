@@ -28,11 +28,12 @@ from lab import (
 from messages import OK, request
 
 from otelbpf import libbpf
-from otelbpf.attach import Attachments, attached, find_interfaces
+from otelbpf.attach import Attachments, attached
 from otelbpf.btf import Btf
 from otelbpf.handlers import Handler
 from otelbpf.hooks import Choice, choose
 from otelbpf.ids import Ids
+from otelbpf.interfaces import find_interfaces
 from otelbpf.loader import Limits, Part, Programs
 from otelbpf.reader import RingReader
 from otelbpf.records import EXCHANGE, REQUEST_RECORD, Counter, ExchangeState, RequestFlag, Stamp

@@ -14,7 +14,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from otelbpf import libbpf
-from otelbpf.attach import find_interfaces
+from otelbpf.interfaces import find_interfaces
 from otelbpf.loader import import_bcc
 from otelbpf.netns import Netns
 from otelbpf.sources import bpf_directory
@@ -100,11 +100,18 @@ class Strangers:
 
     @contextlib.contextmanager
     def attached(
-        self, lab: Lab, program: str, side: str, attach_type: int, *, first: bool = False
+        self,
+        lab: Lab,
+        program: str,
+        side: str,
+        attach_type: int,
+        *,
+        first: bool = False,
+        interface: str | None = None,
     ) -> Iterator[None]:
         """A program on one side's interface, before the others there or after them."""
         netns = lab.server_netns if side == "server" else lab.client_netns
-        name = INTERFACE if side == "server" else CLIENT_INTERFACE
+        name = interface or (INTERFACE if side == "server" else CLIENT_INTERFACE)
         (ifindex,) = find_interfaces((name,), netns).values()
         try:
             link = netns.run(

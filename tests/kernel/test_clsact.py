@@ -24,11 +24,11 @@ HERE = Path(__file__).resolve().parent
 _ATTACHER = """
 import sys, time
 from test_clsact import load_by_clsact
-from otelbpf import attach, netns
+from otelbpf import attach, interfaces, netns
 namespace = netns.find_netns(sys.argv[1])
 programs, choices = load_by_clsact(namespace)
-interfaces = attach.find_interfaces((sys.argv[2],), namespace)
-with attach.attached(programs, choices, interfaces, namespace):
+found = interfaces.find_interfaces((sys.argv[2],), namespace)
+with attach.attached(programs, choices, found, namespace):
     print("attached", flush=True)
     time.sleep(60)
 """

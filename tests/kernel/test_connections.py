@@ -14,8 +14,9 @@ from messages import OK, request
 from meter import WHOLE, Meter, flags, stamps
 
 from otelbpf import libbpf
-from otelbpf.attach import attached, find_interfaces
+from otelbpf.attach import attached
 from otelbpf.hooks import without
+from otelbpf.interfaces import find_interfaces
 from otelbpf.records import Counter, RequestFlag, Stamp
 
 

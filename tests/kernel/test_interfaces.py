@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 
 import pytest
-from lab import INTERFACE, PORT, SERVER_IPV4, SERVER_IPV6, Lab, Pair, prepare
+from lab import INTERFACE, PORT, SERVER_IPV4, SERVER_IPV6, Lab, Pair, prepare, run
 from messages import OK, request, response
 from meter import WHOLE, Meter, flags, stamps
+from strangers import Strangers
 
+from otelbpf import libbpf
+from otelbpf.attach import attached
+from otelbpf.interfaces import VETH_AND_XDP, Xdp, find_interfaces, look_at_xdp
 from otelbpf.records import Stamp
 
 EVERYWHERE = {
@@ -47,6 +52,46 @@ def test_several_interfaces_at_once(unattached: Meter) -> None:
         assert records["peer_port"].tolist() == ports
         assert records["ordinal"].tolist() == [0, 0, 1, 1, 2]
         unattached.lab.close_connections()
+
+
+def absent(meter: Meter, *names: str) -> list[str]:
+    """What is said of requests on these interfaces when XDP is not insisted upon."""
+    found = find_interfaces(names, meter.netns)
+    with attached(
+        meter.programs, meter.choices, found, meter.netns, xdp=Xdp.AUTO
+    ) as attachments:
+        for name in names:
+            said = any(f"on {name}: " in each for each in attachments.absent)
+            assert said != (f"XDP native on {name}" in attachments.description)
+            assert f"XDP generic on {name}" not in attachments.description
+        return [each for each in attachments.absent if each.startswith("nic")]
+
+
+@pytest.fixture
+def tap(unattached: Meter) -> Iterator[str]:
+    """An interface whose driver has XDP, and is no veth's."""
+    run("ip", "-n", unattached.netns.name, "tuntap", "add", "mode", "tap", "name", "tap0")
+    yield "tap0"
+    run("ip", "-n", unattached.netns.name, "link", "del", "tap0")
+
+
+def test_xdp_unasked_only_where_the_driver_has_it_and_it_slows_nothing_down(
+    unattached: Meter, tap: str
+) -> None:
+    of_veth, of_loopback = absent(unattached, INTERFACE, tap, "lo")
+    assert of_veth.startswith(f"nic, nic_last on {INTERFACE}: {VETH_AND_XDP}")
+    assert of_loopback.startswith("nic, nic_last on lo: native: ")
+
+
+def test_xdp_unasked_never_where_somebody_else_has_it(
+    unattached: Meter, stranger: Strangers, tap: str
+) -> None:
+    (index,) = find_interfaces((tap,), unattached.netns).values()
+    with stranger.attached(unattached.lab, "pass_xdp", "server", libbpf.BPF_XDP, interface=tap):
+        (said,) = absent(unattached, tap)
+        assert "it has an XDP program already" in said
+        assert look_at_xdp({tap: index}, unattached.netns)[tap].program == stranger.id("pass_xdp")
+    assert absent(unattached, tap) == []
 
 
 def test_an_interface_that_is_not_asked_for_is_not_measured(lab: Lab, meter: Meter) -> None:

@@ -29,9 +29,10 @@ from messages import CHUNKED, OK, chunk, request, response
 from meter import SMALL, Meter, stamps
 
 from otelbpf import libbpf
-from otelbpf.attach import Attachments, attached, find_interfaces
+from otelbpf.attach import Attachments, attached
 from otelbpf.btf import Btf
 from otelbpf.hooks import FORCEABLE, Candidate, Choice, Mechanism, Verdict, choose
+from otelbpf.interfaces import find_interfaces
 from otelbpf.loader import Programs
 from otelbpf.records import Stamp
 from otelbpf.request import stages_of

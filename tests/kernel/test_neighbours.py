@@ -36,7 +36,8 @@ needs_tcx = pytest.mark.skipif(not HAS_TCX, reason="this kernel has no tcx links
 # Attaches everything and waits to be killed.
 _VICTIM = """
 import signal, sys
-from otelbpf.attach import attached, find_interfaces
+from otelbpf.attach import attached
+from otelbpf.interfaces import find_interfaces
 from otelbpf.btf import Btf
 from otelbpf.hooks import choose
 from otelbpf.loader import Limits, Programs
@@ -132,7 +133,7 @@ def test_another_xdp_program_is_not_replaced(unattached: Meter, stranger: Strang
     theirs = {**NOTHING, "xdp": [stranger.id("pass_xdp")]}
     with stranger.attached(unattached.lab, "pass_xdp", "server", libbpf.BPF_XDP):
         with (
-            pytest.raises(KernelError, match=f"interface {INTERFACE} already has an XDP program"),
+            pytest.raises(KernelError, match=rf"{INTERFACE} \(it has an XDP program already"),
             unattached.attached(),
         ):
             pytest.fail("attached over another's program")

@@ -24,10 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 
 from replay import CLOCK, ORIGIN, RING, SPANS, as_json, layout, replay
 
-from otelbpf.attach import attached, find_interfaces
+from otelbpf.attach import attached
 from otelbpf.btf import Btf
 from otelbpf.config import Config
 from otelbpf.hooks import choose
+from otelbpf.interfaces import find_interfaces
 from otelbpf.loader import Limits, Programs
 from otelbpf.netns import find_netns
 from otelbpf.reader import RingReader

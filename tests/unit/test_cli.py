@@ -15,6 +15,7 @@ from otelbpf.accounting import Lost, Sums
 from otelbpf.config import Config
 from otelbpf.errors import KernelError, UsageError
 from otelbpf.exporter import QueueLimits
+from otelbpf.interfaces import Xdp
 from otelbpf.loader import Limits
 from otelbpf.sampler import Sampler, Slow
 from otelbpf.spans import StageStyle
@@ -76,7 +77,7 @@ REFUSED = [
     *(((*RUN, "--ring-mib", n), f"argument --ring-mib: {n!r} is no power of two from 1 to 1024")
       for n in ("0", "3", "2048", "1.5", "")),
     ((*RUN, "--stages", "events"), "argument --stages: invalid choice: 'events'"),
-    ((*RUN, "--xdp", "on"), "argument --xdp: invalid choice: 'on'"),
+    ((*RUN, "--xdp", "native"), "argument --xdp: invalid choice: 'native'"),
     *(((*RUN, option, path), f"argument {option}: {path!r} cannot be written")
       for option in ("--ready-file", "--sums-file")
       for path in ("/missing/file", "/", ".")),
@@ -218,7 +219,8 @@ def test_every_option_arrives(
     assert call(monkeypatch, *RUN, *arguments) == 0
     assert ran == [
         Config(
-            interfaces=("lo", "eth1"), ports=(80, 65_535), netns="blue", duration_s=1.5, xdp=False,
+            interfaces=("lo", "eth1"), ports=(80, 65_535), netns="blue", duration_s=1.5,
+            xdp=Xdp.OFF,
             stages=StageStyle.ATTRIBUTES, capture_query=True, idle_timeout_s=0.5,
             service_name="shop", output="spans.jsonl", ready_file=tmp_path / "ready",
             sums_file=tmp_path / "sums", limits=Limits(16, 1 << 30, series=8),

@@ -124,7 +124,7 @@ def test_arrows_without_routes() -> None:
 
 
 def test_what_is_attached_and_absent_is_said_where_the_screen_is_new() -> None:
-    said = "absent from every request: nic: it is taken", "attached: tcx ingress on eth0"
+    said = "absent from requests: nic: it is taken", "attached: tcx ingress on eth0"
     for keys in (True, False):
         text = text_of(state(taken(*FIRST), keys=keys))
         assert [line in text for line in said] == [keys, keys]

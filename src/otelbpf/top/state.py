@@ -40,7 +40,7 @@ class State:
         self._interval_s = interval_s
         self._all = False
         attachments = running.attachments
-        notes = [(f"absent from every request: {each}", False) for each in attachments.absent]
+        notes = [(f"absent from requests: {each}", False) for each in attachments.absent]
         notes.append((f"attached: {', '.join(attachments.description)}", False))
         # Without keys there is no screen to leave, and all that was said is still there.
         self._view = View(title, "", sort, notes=tuple(notes) if keys else (), keys=keys)

@@ -14,8 +14,8 @@ from typing import TypeVar
 import pytest
 
 from otelbpf import netns as netns_module
-from otelbpf.attach import find_interfaces
 from otelbpf.errors import KernelError, UsageError
+from otelbpf.interfaces import find_interfaces
 from otelbpf.netns import Netns, find_netns
 
 T = TypeVar("T")
