@@ -26,7 +26,6 @@ static __always_inline int handle_waking(u64 task)
 	r->sk = *waking;
 	r->woken_ktime_ns = bpf_ktime_get_ns();
 	r->running_ktime_ns = 0;
-	*waking = 0;
 	return 0;
 }
 

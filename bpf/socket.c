@@ -70,7 +70,10 @@ static __always_inline int handle_queued(u64 sk, enum access access)
 	if (!tp)
 		return 0;
 	stamp_queued(conn, tcp_rcv_nxt(tp, access), bpf_ktime_get_ns());
-	/* Whoever is woken on this CPU before the softirq ends is woken by this. */
+	/*
+	 * Whoever is woken on this CPU before the softirq ends, and then reads this socket, was
+	 * woken for it; others may be woken in between, from an interrupt.
+	 */
 	waking = waking_sk.lookup(&zero);
 	if (waking)
 		*waking = sk;

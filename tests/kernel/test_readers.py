@@ -92,6 +92,28 @@ def test_a_thread_that_only_hands_over_was_not_the_reader(lab: Lab, meter: Meter
     assert Stamp.WOKEN not in stamps(record)
 
 
+def test_a_reader_that_is_not_woken_first_was_woken_all_the_same(lab: Lab, meter: Meter) -> None:
+    """Both wait for the same bytes; the kernel wakes who came last first."""
+    pair = lab.connect()
+
+    def serve() -> None:
+        assert receive(pair.server, len(ASKED)) == ASKED
+        pair.server.sendall(OK)
+
+    with Worker(serve) as reader:
+        reader.wait_until_blocked_in("recv")
+        with Worker(lambda: by_poll(pair.server)) as watcher:
+            watcher.wait_until_blocked_in("poll")
+            pair.client.sendall(ASKED)
+            receive(pair.client, len(OK))
+            # The bytes may be gone before the watcher can look: this it sees.
+            pair.client.shutdown(socket.SHUT_WR)
+    record = meter.record()
+    assert record["tid"] == reader.tid
+    at = stamps(record)
+    assert at[Stamp.QUEUED] <= at[Stamp.WOKEN] <= at[Stamp.READ]
+
+
 def test_a_peek_is_no_read(lab: Lab, meter: Meter) -> None:
     pair = lab.connect()
     pair.client.sendall(ASKED)
