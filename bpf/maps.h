@@ -136,6 +136,7 @@ struct connection {
 	struct connection_key key;
 	u64 socket;		/* its struct sock, once a socket hook has seen it */
 	u64 used_ktime_ns;	/* by the peer */
+	u64 held;		/* by a processor that reads one of its packets */
 	u64 head_requests;	/* bit n % 64: request n is a HEAD */
 	struct parser inbound;
 	struct parser outbound;
@@ -297,6 +298,7 @@ struct scratch {
 	s32 ahead;		/* bytes stepped over before it; negative: seen before */
 	u32 piece;		/* the place of the one that is read instead of the packet */
 	u32 early;		/* this run is to keep the segment */
+	u32 holds;		/* the connection's place and one; 0: it holds none */
 	u64 tcp_ktime_ns;	/* of the piece */
 	struct head_cursor head;
 	struct route_cursor route;

@@ -28,6 +28,7 @@ static __always_inline struct connection *receive(struct __sk_buff *skb, struct 
 		if (!conn)
 			return NULL;
 	}
+	hold(s, conn);
 	conn->used_ktime_ns = now;
 	if (seg.tcp_flags & TCP_ACK)
 		acknowledge(conn, seg.ack_seq, now);
@@ -62,6 +63,7 @@ static __always_inline struct connection *transmit(struct __sk_buff *skb, struct
 	conn = find_connection(&seg.key);
 	if (!conn)
 		return NULL;
+	hold(s, conn);
 	mind_own_ending(conn, &seg);
 	p = &conn->outbound;
 	if (conn->inbound.disorder && mind_acknowledged(conn, seg.ack_seq)) {

@@ -7,6 +7,41 @@
 
 #define TC_NEXT -1
 
+#define HOLD_TRIES 4096	/* some 200 us */
+
+/*
+ * Two processors may have packets of one connection at the same time: loopback and a veth have a
+ * queue for each that sends. Who comes second waits until the first one has read its packet, a
+ * microsecond or two; for one that is stopped in the midst of that, no longer than a packet can wait.
+ */
+static __always_inline void hold(struct scratch *s, struct connection *conn)
+{
+	u32 i;
+
+	BOUNDED_LOOP
+	for (i = 0; i < HOLD_TRIES; i++) {
+		if (!__sync_val_compare_and_swap(&conn->held, 0, 1)) {
+			s->holds = conn->place + 1;
+			return;
+		}
+		bpf_ktime_get_ns();	/* leaves the other one some time */
+	}
+}
+
+/* The packet was read as far as it will be. */
+static __always_inline int let_go(struct scratch *s)
+{
+	struct connection *conn;
+
+	if (s->holds) {
+		conn = connection_at(s->holds - 1);
+		if (conn)
+			conn->held = 0;
+		s->holds = 0;
+	}
+	return TC_NEXT;
+}
+
 static __always_inline int parse_skb(struct __sk_buff *skb, enum flow flow,
 				     struct segment *seg)
 {
@@ -113,14 +148,14 @@ static __always_inline int go_on_with_chunks(struct __sk_buff *skb, enum flow ro
 	flow = (s->flow & 1) | (role & 2);
 	conn = continued_connection(s);
 	if (!conn)
-		return TC_NEXT;
+		return let_go(s);
 	p = parser_of(conn, flow);
 	if (read_chunks(skb, s, conn, p, flow, FROM_PACKET) ||
 	    feed_rest(skb, s, p, flow))
 		lose_framing(conn);
 	else if (!IS_OUTBOUND(flow))
 		mind_disorder(skb, s, p, flow);
-	return TC_NEXT;
+	return let_go(s);
 }
 
 /* Goes on with the kept piece whose turn it is, or with the rest of it. Returns if it may not. */
@@ -144,14 +179,14 @@ static __always_inline int mind_early(struct __sk_buff *skb, enum flow flow)
 		return TC_NEXT;
 	conn = continued_connection(s);
 	if (!conn)
-		return TC_NEXT;
+		return let_go(s);
 	if (s->early ? keep(skb, s, conn) : settle(s, conn))
 		lose_framing(conn);
 	else if (conn->inbound.kept)
 		call_kept(skb, conn, flow);
 	else
 		end_disorder(conn);
-	return TC_NEXT;
+	return let_go(s);
 }
 
 /* Reads a kept piece, or a part of one, if there is one whose turn it is. */
@@ -167,28 +202,28 @@ static __always_inline int read_kept(struct __sk_buff *skb, bool chunks, enum fl
 	conn = continued_connection(s);
 	if (!conn) {
 		s->continuing = 0;
-		return TC_NEXT;
+		return let_go(s);
 	}
 	if (!s->continuing && !next_piece(s, conn, flow)) {
 		end_disorder(conn);
-		return TC_NEXT;
+		return let_go(s);
 	}
 	s->continuing = 0;
 	p = &conn->inbound;
 	if (chunks ? read_chunks(skb, s, conn, p, flow, FROM_PIECE)
 		   : feed(skb, s, conn, flow, FROM_PIECE)) {
 		lose_framing(conn);
-		return TC_NEXT;
+		return let_go(s);
 	}
 	credit_piece(s, conn);
 	if (p->state <= PARSER_OFF)
-		return TC_NEXT;
+		return let_go(s);
 	s->continuing = s->position < s->payload_length;
 	call_kept(skb, conn, flow);
 	/* The kernel allows no more tail calls: the next segment goes on from here. */
 	s->continuing = 0;
 	p->next_seq = s->seq + s->position;
-	return TC_NEXT;
+	return let_go(s);
 }
 
 /*
@@ -366,12 +401,12 @@ static __always_inline int read_on(struct __sk_buff *skb, struct scratch *s,
 	struct parser *p;
 
 	if (!conn)
-		return TC_NEXT;
+		return let_go(s);
 	p = parser_of(conn, flow);
 	if (p->state == PARSER_LOST || feed(skb, s, conn, flow, FROM_PACKET) ||
 	    feed_rest(skb, s, p, flow))
 		lose_framing(conn);
 	else if (!IS_OUTBOUND(flow))
 		mind_disorder(skb, s, p, flow);
-	return TC_NEXT;
+	return let_go(s);
 }

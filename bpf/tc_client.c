@@ -31,6 +31,7 @@ static __always_inline struct connection *send_request(struct __sk_buff *skb, st
 		if (!conn)
 			return NULL;
 	}
+	hold(s, conn);
 	conn->used_ktime_ns = now;
 	mind_own_ending(conn, &seg);
 	p = &conn->outbound;
@@ -67,6 +68,7 @@ static __always_inline struct connection *receive_response(struct __sk_buff *skb
 	conn = find_connection(&seg.key);
 	if (!conn)
 		return NULL;
+	hold(s, conn);
 	mind_peers_ending(conn, &seg);
 	p = &conn->inbound;
 	if (p->state <= PARSER_OFF) {
