@@ -16,8 +16,6 @@ from otelbpf.netns import Netns
 
 #: The kinds of interface (ARPHRD_*) whose packets start with an Ethernet header.
 _ETHERNET_KINDS = {1, 772}  # Ethernet, loopback
-
-
 #: Why a veth is left alone unless XDP is asked for.
 VETH_AND_XDP = "for XDP on a veth its peer would have to send packets of one segment each"
 

@@ -142,9 +142,9 @@ def _measuring() -> argparse.ArgumentParser:
         "(nginx:ngx_http_process_request, 1234:main.handle) or a pair of USDT probes "
         "(PROVIDER:START,END); may be repeated")
     add("--xdp", choices=("auto", "on", "off"), default="auto",
-        help="attach to XDP, which the nic stamp comes from: where the driver has it, its slot is "
-        "free and it slows nothing down, so not on a veth (auto, the default), on all interfaces, "
-        "else in the kernel's generic way (on), or nowhere (off)")
+        help="where to attach to XDP, which the nic stamp comes from. auto (default): where the "
+        "driver has it, its slot is free and it slows nothing down, so not on a veth; on: on all "
+        "interfaces, if need be in the kernel's generic way; off: nowhere")
     add("--route", action="append", default=[], type=_route, metavar="TEMPLATE",
         help="a route that metrics, `top` and the names of spans tell apart (/users/{name}, "
         "/static/*); in paths that fit none, ids are folded; may be repeated")
