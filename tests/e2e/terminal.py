@@ -116,8 +116,10 @@ def in_terminal(
     environment = {name: value for name, value in os.environ.items()
                    if name not in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")}
     process = subprocess.Popen(
-        # Its controlling terminal: Ctrl-C is a signal there.
-        ["setsid", "--ctty", *command], stdin=slave, stdout=slave, stderr=slave,
+        # Its controlling terminal: Ctrl-C is a signal there. Under nohup the tests ignore SIGHUP,
+        # and would hand that down.
+        ["setsid", "--ctty", "env", "--default-signal", "--", *command],
+        stdin=slave, stdout=slave, stderr=slave,
         env={**environment, "TERM": "xterm-256color", "COLORTERM": "truecolor"},
     )
 
