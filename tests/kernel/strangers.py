@@ -8,6 +8,7 @@ import ctypes
 import errno
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from lab import CLIENT_INTERFACE, INTERFACE, Lab
 from pyroute2 import IPRoute
@@ -62,20 +63,25 @@ int lose(struct __sk_buff *skb)
 """
 
 
+def compiled(source: str, *flags: str) -> Any:
+    """BCC's object for programs of the tests' own, which need no kernel headers either."""
+    bcc = import_bcc()
+    os.environ["BCC_KERNEL_SOURCE"] = str(bpf_directory() / "shim")
+    return bcc.BPF(text=source.encode(), cflags=list(flags))
+
+
 class Strangers:
     """Loaded once; attached where a test wants them, for as long as it wants."""
 
     def __init__(self) -> None:
-        bcc = import_bcc()
-        os.environ["BCC_KERNEL_SOURCE"] = str(bpf_directory() / "shim")
-        self._bpf = bcc.BPF(text=_SOURCE.encode())
+        self._bpf = compiled(_SOURCE)
         self._fds = {
             name: self._bpf.load_func(name.encode(), kind).fd
             for name, kind in (
-                ("pass_xdp", bcc.BPF.XDP),
-                ("watch", bcc.BPF.SCHED_CLS),
-                ("settle", bcc.BPF.SCHED_CLS),
-                ("lose", bcc.BPF.SCHED_CLS),
+                ("pass_xdp", self._bpf.XDP),
+                ("watch", self._bpf.SCHED_CLS),
+                ("settle", self._bpf.SCHED_CLS),
+                ("lose", self._bpf.SCHED_CLS),
             )
         }
 

@@ -37,9 +37,9 @@ needs_tcx = pytest.mark.skipif(not HAS_TCX, reason="this kernel has no tcx links
 _VICTIM = """
 import signal, sys
 from otelbpf.attach import attached
-from otelbpf.interfaces import find_interfaces
 from otelbpf.btf import Btf
 from otelbpf.hooks import choose
+from otelbpf.interfaces import find_interfaces
 from otelbpf.loader import Limits, Programs
 from otelbpf.netns import find_netns
 

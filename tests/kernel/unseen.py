@@ -12,9 +12,9 @@ from __future__ import annotations
 import ctypes
 import os
 
+from strangers import compiled
+
 from otelbpf.btf import Btf
-from otelbpf.loader import import_bcc
-from otelbpf.sources import bpf_directory
 
 _SOURCE = """
 BPF_PERCPU_ARRAY(on_processor, u32, 1);	/* the task's number and one; 0: not known */
@@ -48,11 +48,9 @@ class Unseen:
     """Watches the scheduler from when it is made."""
 
     def __init__(self) -> None:
-        bcc = import_bcc()
-        os.environ["BCC_KERNEL_SOURCE"] = str(bpf_directory() / "shim")
         with Btf.of_kernel() as btf:
             offset = btf.offset_of("task_struct", "pid")
-        self._bpf = bcc.BPF(text=_SOURCE.encode(), cflags=[f"-DOFFSET_PID={offset}"])
+        self._bpf = compiled(_SOURCE, f"-DOFFSET_PID={offset}")
         self._bpf.attach_raw_tracepoint(tp=b"sched_switch", fn_name=b"watch")
 
     def close(self) -> None:
