@@ -56,23 +56,41 @@ static __always_inline struct exchange *claim(u32 slot)
 	return NULL;
 }
 
-#define CLAIM_TRIES 16
+#define CLAIM_TRIES 16	/* beyond the first one */
 
-/* From anywhere in the table, so that long-lived requests do not form a wall. */
-static __always_inline struct exchange *claim_any(u32 *slot)
+/*
+ * The next one, as the agent frees them in turn; else from anywhere in the table, so that
+ * long-lived requests do not form a wall.
+ */
+static __always_inline struct exchange *claim_any(struct scratch *s, u32 *slot)
 {
-	u32 start = bpf_get_prandom_u32();
+	u32 next = s->next_slot;
 	struct exchange *x;
 	int i;
 
 	BOUNDED_LOOP
-	for (i = 0; i < CLAIM_TRIES; i++) {
-		*slot = (start + i) % MAX_EXCHANGES;
-		x = claim(*slot);
-		if (x)
+	for (i = 0; i <= CLAIM_TRIES; i++) {
+		*slot = next;
+		x = claim(next);
+		if (x) {
+			s->next_slot = next + 1 < MAX_EXCHANGES ? next + 1 : 0;
 			return x;
+		}
+		next = (i ? next + 1 : bpf_get_prandom_u32()) % MAX_EXCHANGES;
 	}
 	return NULL;
+}
+
+/*
+ * The slot that the connection had last is warm, and free unless the agent is still to read it:
+ * in vain where all requests are kept.
+ */
+static __always_inline struct exchange *claim_warm(const struct connection *conn, u32 *slot)
+{
+	if (SAMPLER_KEEPS_ALL)
+		return NULL;
+	*slot = conn->home;
+	return claim(conn->home);
 }
 
 /* What memset() does, with words of eight bytes: clang would take twice as many of four. */
@@ -90,10 +108,10 @@ static __always_inline void clear(struct request_record *r)
  * The request whose first byte is `seq`, and came, or was written, at `first`.
  * NULL: it is counted as lost.
  */
-static __always_inline struct exchange *begin_request(struct connection *conn, u32 seq, u64 first,
-						      u64 now, enum flow flow)
+static __always_inline struct exchange *begin_request(struct scratch *s, struct connection *conn,
+						      u32 seq, u64 first, enum flow flow)
 {
-	u32 ordinal = conn->begun, slot = conn->home;
+	u32 ordinal = conn->begun, slot;
 	struct exchange *x;
 
 	count(COUNT_SEEN);
@@ -105,9 +123,9 @@ static __always_inline struct exchange *begin_request(struct connection *conn, u
 		count(COUNT_LOST_PIPELINE_FULL);
 		return NULL;
 	}
-	x = claim(slot);
+	x = claim_warm(conn, &slot);
 	if (!x)
-		x = claim_any(&slot);
+		x = claim_any(s, &slot);
 	if (!x) {
 		conn->slot[ordinal & (IN_FLIGHT_MAX - 1)] = NO_SLOT;
 		count(COUNT_LOST_TABLE_FULL);
@@ -119,7 +137,8 @@ static __always_inline struct exchange *begin_request(struct connection *conn, u
 	clear(&x->record);
 	x->head_whole = 0;
 	x->inbound_start = seq;
-	x->activity_ktime_ns = now;
+	x->activity_ktime_ns = s->ktime_ns;
+	x->slot = slot;
 	x->record.connection_id = conn->id;
 	x->record.ordinal = ordinal;
 	__builtin_memcpy(x->record.peer_address, conn->key.peer_address, 16);
@@ -129,7 +148,7 @@ static __always_inline struct exchange *begin_request(struct connection *conn, u
 	if (IS_CLIENTS(flow))
 		x->record.flags = CLIENT;
 	x->record.stamp_ktime_ns[IS_CLIENTS(flow) ? STAMP_WRITE : STAMP_NIC] = first;
-	x->record.stamp_ktime_ns[IS_CLIENTS(flow) ? STAMP_TC_OUT : STAMP_TC] = now;
+	x->record.stamp_ktime_ns[IS_CLIENTS(flow) ? STAMP_TC_OUT : STAMP_TC] = s->ktime_ns;
 	/* Other CPUs may find it from here on, and find it whole. */
 	asm volatile("" : : : "memory");
 	x->state = EXCHANGE_IN_USE;
@@ -140,6 +159,28 @@ static __always_inline bool take_out_of_flight(struct exchange *x)
 {
 	return __sync_val_compare_and_swap(&x->state, EXCHANGE_IN_USE, EXCHANGE_FINISHING)
 	       == EXCHANGE_IN_USE;
+}
+
+/*
+ * Leaves it in its slot for the agent, which looks for it now and then: to wake the agent would cost
+ * each request more than all else. False: too many wait there already.
+ */
+static __always_inline bool hand_over(const struct exchange *x)
+{
+	int zero = 0;
+	struct ring_ends *ends = ring_ends.lookup(&zero);
+	u64 *place;
+	u32 at;
+
+	if (!ends || ends->submitted - ends->read >= RING_MAX)
+		return false;
+	at = __sync_fetch_and_add(&ends->submitted, 1) & (RING_SLOTS - 1);
+	place = ring.lookup(&at);
+	/* The record is whole before anybody is shown it. */
+	asm volatile("" : : : "memory");
+	if (place)
+		*place = x->slot + 1;
+	return true;
 }
 
 /*
@@ -165,12 +206,10 @@ static __always_inline void submit(struct exchange *x, enum ending ending)
 		x->state = EXCHANGE_FREE;
 		return;
 	}
-	/* The reader polls; waking it would cost each request more than all else. */
-	if (ring.ringbuf_output(&x->record, sizeof(x->record), BPF_RB_NO_WAKEUP))
+	if (!hand_over(x)) {
 		count(COUNT_LOST_RING_FULL);
-	else
-		count(COUNT_SUBMITTED);
-	x->state = EXCHANGE_FREE;
+		x->state = EXCHANGE_FREE;
+	}
 }
 
 static __always_inline void abandon(struct exchange *x, u32 reason)

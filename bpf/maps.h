@@ -4,7 +4,8 @@
  * flight on them, the tasks that read them, and counts.
  *
  * Set by the loader at compile time: CONNECTION_SETS, WAYS (a power of two),
- * SOCKET_SLOTS, MAX_EXCHANGES, RING_PAGES, CLIENTS (are there upstreams?), SERIES (are all
+ * SOCKET_SLOTS, MAX_EXCHANGES, RING_MAX, RING_SLOTS (a power of two, and room for all
+ * exchanges), CLIENTS (are there upstreams?), SERIES (are all
  * requests to be added up?), MAX_SERIES.
  */
 
@@ -299,6 +300,7 @@ struct scratch {
 	u32 piece;		/* the place of the one that is read instead of the packet */
 	u32 early;		/* this run is to keep the segment */
 	u32 holds;		/* the connection's place and one; 0: it holds none */
+	u32 next_slot;		/* of exchanges, to be tried for the next request */
 	u64 tcp_ktime_ns;	/* of the piece */
 	struct head_cursor head;
 	struct route_cursor route;
@@ -398,5 +400,6 @@ BPF_TABLE("lru_hash", struct connection_key, struct handshake, handshakes, 16384
 #endif
 BPF_ARRAY(sweep_orders, struct sweep_order, 1);
 BPF_PERCPU_ARRAY(counters, u64, COUNT_COUNT);
-BPF_RINGBUF_OUTPUT(ring, RING_PAGES);
+BPF_F_TABLE("array", u32, struct ring_ends, ring_ends, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, u64, ring, RING_SLOTS, BPF_F_MMAPABLE);
 BPF_PROG_ARRAY(continuations, CONTINUATION_COUNT);

@@ -198,10 +198,9 @@ static __always_inline bool start_request(struct scratch *s, struct connection *
 		return true;
 	}
 	start_message(p);
-	*x = begin_request(conn, seq,
+	*x = begin_request(s, conn, seq,
 			   IS_OUTBOUND(flow) ? mark_of(&conn->writes, seq)
-					     : arrival_of_read(s, conn, seq, source),
-			   s->ktime_ns, flow);
+					     : arrival_of_read(s, conn, seq, source), flow);
 	if (*x && IS_CLIENTS(flow))
 		name_writer(conn, *x, seq);
 	/* TCP had it in its hands before it was a request. */

@@ -68,7 +68,7 @@ enum said {
 	SAID_BY_THREAD = 2,		/* bpf/thread_context.h */
 };
 
-/* One finished request: the only thing that the ring buffer carries. */
+/* One finished request. */
 struct request_record {
 	__u64 stamp_ktime_ns[STAMP_COUNT];	/* CLOCK_MONOTONIC; 0: absent */
 	__u64 connection_id;
@@ -115,12 +115,13 @@ struct request_record {
 enum exchange_state {
 	EXCHANGE_FREE = 0,
 	EXCHANGE_IN_USE = 1,
-	EXCHANGE_FINISHING = 2,		/* being filled, or being reported */
+	EXCHANGE_FINISHING = 2,		/* being filled, or waiting for the agent to read it */
 };
 
 /*
- * A request in flight. Belongs to record.connection_id, record.ordinal. The
- * agent maps the table of them to find those that have gone silent.
+ * A request in flight, or one that has finished and not been read yet. Belongs to
+ * record.connection_id, record.ordinal. The agent maps the table of them: to read the finished
+ * ones where they are, and to find those that have gone silent.
  */
 struct exchange {
 	__u64 state;			/* enum exchange_state; changes hands by compare-and-swap */
@@ -130,8 +131,20 @@ struct exchange {
 	__u32 inbound_end;		/* valid once it is whole */
 	__u32 outbound_end;		/* of the other message, once that is whole */
 	__u32 head_whole;		/* the request's whole head was read */
+	__u32 slot;			/* its place in the table */
+	__u32 unused;
 	struct request_record record;
 	__u64 order;			/* of its stamps: bpf/series.h */
+};
+
+/*
+ * Finished requests, in the order in which they ended: submitted by the programs, read by the
+ * agent. The ring of their slots is mapped beside this; place n % its length holds the slot of
+ * request n and one, or 0 while that is not written yet.
+ */
+struct ring_ends {
+	__u64 submitted;		/* requests so far */
+	__u64 read;			/* of these */
 };
 
 /*
@@ -214,7 +227,7 @@ struct series_place {
  */
 enum counter {
 	COUNT_SEEN = 0,
-	COUNT_SUBMITTED = 1,
+	COUNT_SUBMITTED = 1,			/* told by ring_ends.submitted */
 	COUNT_LOST_RING_FULL = 2,
 	COUNT_LOST_PIPELINE_FULL = 3,		/* more in flight than a connection holds */
 	COUNT_LOST_TABLE_FULL = 4,		/* no free slot for the request */

@@ -132,7 +132,7 @@ class Agent:
         self._series = series
         self._connections = connections
         self._started_unix_ns = time.time_ns()
-        self._reader = RingReader(programs.map_fd("ring"), programs.limits.ring_bytes)
+        self._reader = RingReader(programs)
         self._sweeper = Sweeper(programs, int(config.idle_timeout_s * 1e9))
         self._thread_contexts = ThreadContexts(programs)
         self._missed: dict[str, int] = {}

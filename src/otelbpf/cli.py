@@ -90,7 +90,7 @@ def _config(arguments: argparse.Namespace, series: int, **others: object) -> Con
         service_name=arguments.service_name,
         routes=tuple(dict.fromkeys(arguments.route)),
         limits=Limits(
-            connections=arguments.connections, ring_bytes=arguments.ring_bytes, series=series
+            connections=arguments.connections, ring=arguments.ring, series=series
         ),
         **others,
     )

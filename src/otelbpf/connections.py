@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
 
 import numpy as np
 
 from otelbpf.loader import Programs
+from otelbpf.mapped import MappedArray
 from otelbpf.records import CONNECTION_SUMS
 from otelbpf.request import KINDS, Kind
 from otelbpf.snapshot import Connections, Histogram
@@ -26,9 +26,10 @@ class ConnectionSums:
 
     def __init__(self, programs: Programs, kinds: Sequence[Kind]) -> None:
         self._kinds = kinds
-        size = len(KINDS) * CONNECTION_SUMS.itemsize
-        self._map = mmap.mmap(programs.map_fd("connection_sums"), size, prot=mmap.PROT_READ)
-        self._kernels = np.frombuffer(self._map, CONNECTION_SUMS, len(KINDS))
+        self._mapped = MappedArray(
+            programs.map_fd("connection_sums"), CONNECTION_SUMS, len(KINDS)
+        )
+        self._kernels = self._mapped.values
 
     def snapshot(self) -> tuple[Connections, ...]:
         """Those of each kind that is measured; from any thread."""
@@ -37,7 +38,7 @@ class ConnectionSums:
     def close(self) -> None:
         """Unmaps what was mapped."""
         del self._kernels
-        self._map.close()
+        self._mapped.close()
 
 
 def _connections(kind: Kind, sums: np.void) -> Connections:

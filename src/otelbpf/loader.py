@@ -35,7 +35,6 @@ _SOURCES = (
     "message.h", "head.h", "body.h", "disorder.h",
     "xdp.c", "tc.h", "tc.c", "tc_client.c", "socket.c", "sched.c", "mark.c", "handler.c", "sweep.c",
 )
-_PAGE_BYTES = 4096
 # Connections in a set of them (bpf/connections.h); a power of two.
 _WAYS = 8
 _NO_UPSTREAMS = Upstreams()
@@ -58,14 +57,24 @@ class Limits:
     """How much the programs may remember.
 
     Attributes:
-        connections: the least recently used one goes first.
-        ring_bytes: of the ring buffer; a power of two of pages.
+        connections: the least recently used one goes first; as many requests may be in flight.
+        ring: finished requests that may wait to be read.
         series: whose requests are added up; 0: none are.
     """
 
     connections: int = 65_536
-    ring_bytes: int = 32 << 20
+    ring: int = 49_152
     series: int = 0
+
+    @property
+    def exchanges(self) -> int:
+        """Slots in the table of requests."""
+        return self.connections + self.ring
+
+    @property
+    def ring_slots(self) -> int:
+        """Places in the ring: a power of two, and one for each slot, so that it has always room."""
+        return 1 << (self.exchanges - 1).bit_length()
 
 
 def _route_hash() -> dict[str, str]:
@@ -194,14 +203,11 @@ class Programs:
         """The file descriptor of a map."""
         return self._bpf[name.encode()].map_fd
 
-    def value_size(self, name: str) -> int:
-        """Bytes of one value of a map, as the kernel sees it."""
-        return ctypes.sizeof(self._bpf[name.encode()].Leaf)
-
     def counts(self) -> dict[Counter, int]:
         """What the programs have counted so far, summed over the CPUs."""
         table = self._bpf[b"counters"]
-        return {counter: table.sum(ctypes.c_int(counter)).value for counter in Counter}
+        counts = {counter: table.sum(ctypes.c_int(counter)).value for counter in Counter}
+        return counts | {Counter.SUBMITTED: self._bpf[b"ring_ends"][0].submitted}
 
     def sweep(self, slot: int, before_ktime_ns: int, flag: int) -> None:
         """Ends the request in `slot` unless bytes of it were seen after `before_ktime_ns`."""
@@ -278,8 +284,9 @@ class Programs:
             # A power of two, and twice as many: then few sockets meet in one.
             "SOCKET_SLOTS": 2 << (limits.connections - 1).bit_length(),
             "HASH_FACTOR(i)": _hash_factors(),
-            "MAX_EXCHANGES": limits.connections,
-            "RING_PAGES": limits.ring_bytes // _PAGE_BYTES,
+            "MAX_EXCHANGES": limits.exchanges,
+            "RING_MAX": limits.ring,
+            "RING_SLOTS": limits.ring_slots,
             "SERIES": int(bool(limits.series)),
             "MAX_SERIES": limits.series,
             **_route_hash(),

@@ -51,17 +51,10 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _connections(text: str) -> int:
+def _table_size(text: str) -> int:
     if not _is_number(text) or not 16 <= int(text) <= 1 << 22:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 16 to {1 << 22}")
     return int(text)
-
-
-def _ring_bytes(text: str) -> int:
-    mebibytes = int(text) if _is_number(text) else 0
-    if mebibytes < 1 or mebibytes > 1024 or mebibytes & (mebibytes - 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is no power of two from 1 to 1024")
-    return mebibytes << 20
 
 
 def _one_in(text: str) -> int:
@@ -153,10 +146,10 @@ def _measuring() -> argparse.ArgumentParser:
         "`top` tell apart (default: 256)")
     add("--idle-timeout", type=_seconds, default=120.0, metavar="S",
         help="end an unanswered request after S silent seconds (default: 120)")
-    add("--connections", type=_connections, default=65_536, metavar="N",
+    add("--connections", type=_table_size, default=65_536, metavar="N",
         help="connections remembered at once (default: 65536)")
-    add("--ring-mib", type=_ring_bytes, default=32 << 20, metavar="MIB",
-        dest="ring_bytes", help="size of the ring buffer (default: 32)")
+    add("--ring", type=_table_size, default=49_152, metavar="N",
+        help="finished requests that may wait for the agent to read them (default: 49152)")
     return parser
 
 

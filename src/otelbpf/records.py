@@ -132,7 +132,7 @@ REQUEST_RECORD = np.dtype(
     }
 )
 
-#: struct exchange, 752 bytes.
+#: struct exchange, 760 bytes.
 EXCHANGE = np.dtype(
     {
         "names": [
@@ -142,12 +142,16 @@ EXCHANGE = np.dtype(
             "inbound_end",
             "outbound_end",
             "head_whole",
+            "slot",
+            "unused",
             "record",
             "order",
         ],
         "formats": [
             "u8",
             "u8",
+            "u4",
+            "u4",
             "u4",
             "u4",
             "u4",
@@ -163,9 +167,30 @@ EXCHANGE = np.dtype(
             24,
             28,
             32,
-            744,
+            36,
+            40,
+            752,
         ],
-        "itemsize": 752,
+        "itemsize": 760,
+    }
+)
+
+#: struct ring_ends, 16 bytes.
+RING_ENDS = np.dtype(
+    {
+        "names": [
+            "submitted",
+            "read",
+        ],
+        "formats": [
+            "u8",
+            "u8",
+        ],
+        "offsets": [
+            0,
+            8,
+        ],
+        "itemsize": 16,
     }
 )
 

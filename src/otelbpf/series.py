@@ -9,13 +9,13 @@ is told where its stages are. A snapshot is the sum of both.
 
 from __future__ import annotations
 
-import mmap
 import threading
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from otelbpf.loader import Programs
+from otelbpf.mapped import MappedArray
 from otelbpf.records import SERIES, SERIES_KEY, SERIES_PLACE, STAGE_ORDER, RequestFlag, Stamp
 from otelbpf.request import KINDS, Kind, Request, address_of, method_and_path, stage_name
 from otelbpf.resource import Resources
@@ -55,13 +55,13 @@ class SeriesTable:
         self._resources = resources
         self._slow = slow
         self._most = programs.limits.series
-        size = self._most * SERIES.itemsize
-        self._map = mmap.mmap(programs.map_fd("series"), size, prot=mmap.PROT_READ)
-        self._kernels = np.frombuffer(self._map, SERIES, self._most)
+        self._mapped_series = MappedArray(programs.map_fd("series"), SERIES, self._most)
+        self._kernels = self._mapped_series.values
         self._ours = np.zeros(self._most, SERIES)
-        size = _STAGE_ORDERS * STAGE_ORDER.itemsize
-        self._order_map = mmap.mmap(programs.map_fd("stage_orders"), size)
-        self._orders = np.frombuffer(self._order_map, STAGE_ORDER, _STAGE_ORDERS)
+        self._mapped_orders = MappedArray(
+            programs.map_fd("stage_orders"), STAGE_ORDER, _STAGE_ORDERS, writable=True
+        )
+        self._orders = self._mapped_orders.values
         #: 1 + the place of a stage, by its first stamp and its second; 0: it has none yet.
         self._stage_places = np.zeros(_STAMPS * _STAMPS, np.int64)
         self._stage_names = [OTHER_STAGES]
@@ -162,8 +162,8 @@ class SeriesTable:
     def close(self) -> None:
         """Unmaps what was mapped."""
         del self._kernels, self._orders
-        self._map.close()
-        self._order_map.close()
+        self._mapped_series.close()
+        self._mapped_orders.close()
 
     # ---- places ----
 

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import mmap
-
 import numpy as np
 
 from otelbpf.loader import Programs
+from otelbpf.mapped import MappedArray
 from otelbpf.records import EXCHANGE, ExchangeState, RequestFlag
 
 #: How long the acknowledgement of a whole response is waited for.
@@ -24,10 +23,10 @@ class Sweeper:
     def __init__(self, programs: Programs, idle_ns: int) -> None:
         self._programs = programs
         self._idle_ns = idle_ns
-        stride = (programs.value_size("exchanges") + 7) // 8 * 8
-        count = programs.limits.connections
-        self._map = mmap.mmap(programs.map_fd("exchanges"), stride * count, prot=mmap.PROT_READ)
-        self._table = np.frombuffer(self._map, EXCHANGE, count)
+        self._mapped = MappedArray(
+            programs.map_fd("exchanges"), EXCHANGE, programs.limits.exchanges
+        )
+        self._table = self._mapped.values
 
     def sweep(self, now_ktime_ns: int) -> None:
         """Ends what has been silent for too long."""
@@ -60,4 +59,4 @@ class Sweeper:
     def close(self) -> None:
         """Unmaps the table."""
         del self._table
-        self._map.close()
+        self._mapped.close()

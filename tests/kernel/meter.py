@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import itertools
-import mmap
 import subprocess
 import sys
 import time
@@ -35,6 +34,7 @@ from otelbpf.hooks import Choice, choose
 from otelbpf.ids import Ids
 from otelbpf.interfaces import find_interfaces
 from otelbpf.loader import Limits, Part, Programs
+from otelbpf.mapped import MappedArray
 from otelbpf.reader import RingReader
 from otelbpf.records import EXCHANGE, REQUEST_RECORD, Counter, ExchangeState, RequestFlag, Stamp
 from otelbpf.sampler import Sampler
@@ -52,7 +52,7 @@ FREE_PORT = 8091
 FATE = RequestFlag.SAMPLED | RequestFlag.KEPT | RequestFlag.IN_SERIES
 LOSSES = tuple(counter for counter in Counter if counter.name.startswith("LOST_"))
 # Enough for every test, and quick to look through.
-SMALL = Limits(connections=4096, ring_bytes=4 << 20)
+SMALL = Limits(connections=4096, ring=4096)
 KEEP_ALL = Sampler()
 
 _RUN_LEARN_AGENT = (
@@ -75,20 +75,17 @@ class Meter:
         self.interface = INTERFACE if side == "server" else CLIENT_INTERFACE
         self.programs = programs
         self.choices = choices
-        self.reader = RingReader(programs.map_fd("ring"), programs.limits.ring_bytes)
+        self.reader = RingReader(programs)
         self.sweeper = Sweeper(programs, idle_ns=0)
-        slots = programs.limits.connections
-        self._exchanges = mmap.mmap(
-            programs.map_fd("exchanges"), slots * EXCHANGE.itemsize, prot=mmap.PROT_READ
+        self._exchanges = MappedArray(
+            programs.map_fd("exchanges"), EXCHANGE, programs.limits.exchanges
         )
-        self._states = np.frombuffer(self._exchanges, EXCHANGE, slots)["state"]
         self._baseline = programs.counts()
         self._untaken = np.empty(0, REQUEST_RECORD)
         self._attachments = Attachments()
         self._missed_before: dict[str, int] = {}
 
     def close(self) -> None:
-        del self._states
         self._exchanges.close()
         self.sweeper.close()
         self.reader.close()
@@ -182,7 +179,7 @@ class Meter:
 
     def slots_in_use(self) -> int:
         """How many slots of the table of requests in flight are taken."""
-        return int((self._states != ExchangeState.FREE).sum())
+        return int((self._exchanges.values["state"] != ExchangeState.FREE).sum())
 
     def wait_for(self, counter: Counter, value: int) -> None:
         """Waits until a counter has grown by exactly `value`."""

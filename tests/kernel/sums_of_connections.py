@@ -16,7 +16,7 @@ from otelbpf.loader import Limits
 from otelbpf.request import KINDS, Kind
 from otelbpf.snapshot import Histogram
 
-LIMITS = Limits(SMALL.connections, SMALL.ring_bytes, series=64)
+LIMITS = Limits(SMALL.connections, SMALL.ring, series=64)
 
 
 class Sums:

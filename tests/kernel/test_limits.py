@@ -11,19 +11,18 @@ from messages import OK, request, response
 from meter import WHOLE, Meter, flags, load
 
 from otelbpf.loader import Limits
-from otelbpf.reader import _STRIDE
 from otelbpf.records import Counter
 
-CONNECTIONS = 16
-RING_BYTES = 8192
-# One byte of the ring is never used.
-RING_RECORDS = (RING_BYTES - 1) // _STRIDE
+CONNECTIONS = 8
+RING = 8
+LIMITS = Limits(connections=CONNECTIONS, ring=RING)
+SLOTS = LIMITS.exchanges
 
 
 @pytest.fixture(scope="module")
 def _small_meter() -> Iterator[Meter]:
     with laboratory() as lab:
-        meter = load(lab, Limits(connections=CONNECTIONS, ring_bytes=RING_BYTES))
+        meter = load(lab, LIMITS)
         try:
             with meter.attached():
                 yield meter
@@ -43,23 +42,23 @@ def test_a_full_ring_loses_what_comes_after(small: Meter) -> None:
     pair = small.lab.connect()
     for number in range(23):
         pair.exchange(request(target=f"/{number}"), OK)
-    small.wait_for(Counter.LOST_RING_FULL, 23 - RING_RECORDS)
-    assert small.counted(Counter.SUBMITTED) == RING_RECORDS
-    records = small.records(RING_RECORDS)
-    assert records["ordinal"].tolist() == list(range(RING_RECORDS))
+    small.wait_for(Counter.LOST_RING_FULL, 23 - RING)
+    assert small.counted(Counter.SUBMITTED) == RING
+    records = small.records(RING)
+    assert records["ordinal"].tolist() == list(range(RING))
     # Once it was read there is room again, and nothing is mixed up at its end.
     for number in range(50):
         pair.exchange(request(target=f"/again/{number}"), OK)
         record = small.record()
         assert record["request_line"] == f"GET /again/{number} HTTP/1.1".encode()
         assert record["ordinal"] == 23 + number
-    assert small.losses() == {Counter.LOST_RING_FULL: 23 - RING_RECORDS}
+    assert small.losses() == {Counter.LOST_RING_FULL: 23 - RING}
 
 
 def test_the_ring_is_read_in_batches_of_any_size(small: Meter) -> None:
     pair = small.lab.connect()
     ordinal = 0
-    for size in (1, RING_RECORDS, 5, RING_RECORDS, RING_RECORDS, 7, 2, RING_RECORDS):
+    for size in (1, RING, 5, RING, RING, 7, 2, RING):
         for _ in range(size):
             pair.exchange(request(), OK)
         expected = list(range(ordinal, ordinal + size))
@@ -71,7 +70,7 @@ def test_requests_beyond_the_table_are_lost_and_counted(small: Meter) -> None:
     """On one connection, so that only the table of requests is too small."""
     pair = small.lab.connect()
     other = small.lab.connect()
-    for _ in range(CONNECTIONS):
+    for _ in range(SLOTS):
         pair.ask(request())
     for _ in range(7):
         other.ask(request())
@@ -79,9 +78,9 @@ def test_requests_beyond_the_table_are_lost_and_counted(small: Meter) -> None:
     # What was not stored is answered all the same, and the connection goes on.
     for _ in range(7):
         other.answer(OK)
-    for number in range(CONNECTIONS):
+    for number in range(SLOTS):
         pair.answer(OK)
-        assert small.records(1, others_in_flight=CONNECTIONS - number - 1)[0]["ordinal"] == number
+        assert small.records(1, others_in_flight=SLOTS - number - 1)[0]["ordinal"] == number
     other.exchange(request(target="/room"), OK)
     record = small.record()
     assert (record["ordinal"], record["request_line"]) == (7, b"GET /room HTTP/1.1")
@@ -95,20 +94,20 @@ def test_a_slot_that_another_connection_has_now_is_not_this_ones(small: Meter) -
     swept.ask(request(target="/swept"))
     small.sweep()
     assert small.record()["request_line"] == b"GET /swept HTTP/1.1"
-    # Slots are taken in turn: these use up all but the one that was swept.
-    between.ask((CONNECTIONS - 1) * request())
-    between.answer((CONNECTIONS - 1) * OK)
-    small.records(RING_RECORDS)
-    assert small.counted(Counter.LOST_RING_FULL) == CONNECTIONS - 1 - RING_RECORDS
+    between.ask((SLOTS - 1) * request())
     now = small.lab.connect()
-    now.ask(request(target="/now"))
+    now.ask(request(target="/now"))  # only that slot is left
+    assert small.slots_in_use() == SLOTS
     swept.answer(OK)
-    assert small.in_flight() == 1
+    assert small.in_flight() == SLOTS
     created = response(201, body=b"created")
     now.answer(created)
-    record = small.record()
+    record = small.record(others_in_flight=SLOTS - 1)
     assert record["request_line"] == b"GET /now HTTP/1.1"
     assert (record["status"], record["response_bytes"]) == (201, len(created))
+    between.answer((SLOTS - 1) * OK)
+    small.wait_for(Counter.LOST_RING_FULL, SLOTS - 1 - RING)
+    small.records(RING)
 
 
 def test_connections_beyond_the_table_are_evicted_and_their_requests_counted(
@@ -119,7 +118,7 @@ def test_connections_beyond_the_table_are_evicted_and_their_requests_counted(
     for pair in pairs:
         pair.ask(request())
     assert small.counted(Counter.SEEN) == count
-    assert small.counted(Counter.LOST_TABLE_FULL) == count - CONNECTIONS
+    assert small.counted(Counter.LOST_TABLE_FULL) == count - SLOTS
     for pair in pairs:
         pair.answer(OK)
     small.lab.close_connections()
@@ -129,7 +128,7 @@ def test_connections_beyond_the_table_are_evicted_and_their_requests_counted(
     assert evicted > 0
     small.records(small.counted(Counter.SUBMITTED))
     ring_full = small.counted(Counter.LOST_RING_FULL)
-    assert small.counted(Counter.SUBMITTED) == CONNECTIONS - evicted - ring_full
+    assert small.counted(Counter.SUBMITTED) == SLOTS - evicted - ring_full
 
     # There is room for new ones.
     pair = small.lab.connect()
@@ -142,9 +141,9 @@ def test_a_thousand_connections_one_after_another_leave_no_trace(small: Meter) -
         pair = small.lab.connect()
         pair.exchange(request(target=f"/{number}"), OK)
         small.lab.close_connections()
-        if number % RING_RECORDS == RING_RECORDS - 1:
-            small.records(RING_RECORDS)
-    small.records(1000 % RING_RECORDS)
+        if number % RING == RING - 1:
+            small.records(RING)
+    small.records(1000 % RING)
     assert small.losses() == {}
     assert small.counted(Counter.CONNECTIONS_OPENED) == 1000
     small.wait_for(Counter.CONNECTIONS_CLOSED, 1000)

@@ -24,7 +24,7 @@ from otelbpf.sampler import Sampler, Slow
 from otelbpf.series import SeriesTable
 from otelbpf.snapshot import UPPER_NS, Series, SeriesKey
 
-FEW = Limits(SMALL.connections, SMALL.ring_bytes, series=8)
+FEW = Limits(SMALL.connections, SMALL.ring, series=8)
 TEMPLATES = ("/files/{name}", "/slow")
 NEVER = Slow()
 

@@ -150,8 +150,8 @@ def record() -> tuple[np.ndarray, list[str]]:
         choices = choose(btf)
         netns = find_netns(SERVER)
         interfaces = find_interfaces(("server0",), netns)
-        programs = Programs(btf, (PORT,), netns.cookie, choices, Limits(1_024, 1 << 20))
-        reader = RingReader(programs.map_fd("ring"), programs.limits.ring_bytes)
+        programs = Programs(btf, (PORT,), netns.cookie, choices, Limits(1_024, 1_024))
+        reader = RingReader(programs)
         taken: list[np.ndarray] = []
 
         def all_came() -> bool:

@@ -72,10 +72,9 @@ REFUSED = [
       for option in ("--duration", "--idle-timeout")
       for seconds in ("0", "nan", "inf", "1e9", "soon", "")),
     ((*RUN, "--duration=-1"), "argument --duration: '-1' is no number of seconds above 0"),
-    *(((*RUN, "--connections", n), f"argument --connections: {n!r} is no number from 16 to 4194304")
-      for n in ("15", "4194305", "many", "")),
-    *(((*RUN, "--ring-mib", n), f"argument --ring-mib: {n!r} is no power of two from 1 to 1024")
-      for n in ("0", "3", "2048", "1.5", "")),
+    *(((*RUN, option, n), f"argument {option}: {n!r} is no number from 16 to 4194304")
+      for option in ("--connections", "--ring")
+      for n in ("15", "4194305", "1.5", "many", "")),
     ((*RUN, "--stages", "events"), "argument --stages: invalid choice: 'events'"),
     ((*RUN, "--xdp", "native"), "argument --xdp: invalid choice: 'native'"),
     *(((*RUN, option, path), f"argument {option}: {path!r} cannot be written")
@@ -197,7 +196,7 @@ def test_the_defaults(
     ran: list[Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, *RUN) == 0
-    limits = Limits(65_536, 32 << 20, series=256)
+    limits = Limits(65_536, 49_152, series=256)
     assert ran == [Config(interfaces=("lo",), ports=(80,), limits=limits)]
     out, err = capsys.readouterr()
     assert out == ""
@@ -212,7 +211,7 @@ def test_every_option_arrives(
         "--interface", "eth1", "--interface", "lo", "--port", "65535", "--port", "80",
         "--netns", "blue", "--duration", "1.5", "--stages", "attributes", "--capture-query",
         "--service-name", "shop", "--xdp", "off", "--idle-timeout", "0.5", "--connections", "16",
-        "--ring-mib", "1024", "--output", "spans.jsonl", "--ready-file", str(tmp_path / "ready"),
+        "--ring", "1000", "--output", "spans.jsonl", "--ready-file", str(tmp_path / "ready"),
         "--sums-file", str(tmp_path / "sums"), "--sample", "1/4", "--slow", "5ms", "--slow",
         "/up=1.5s", "--route", "/a/{b}", "--series", "8",
     )
@@ -223,7 +222,7 @@ def test_every_option_arrives(
             xdp=Xdp.OFF,
             stages=StageStyle.ATTRIBUTES, capture_query=True, idle_timeout_s=0.5,
             service_name="shop", output="spans.jsonl", ready_file=tmp_path / "ready",
-            sums_file=tmp_path / "sums", limits=Limits(16, 1 << 30, series=8),
+            sums_file=tmp_path / "sums", limits=Limits(16, 1000, series=8),
             sampler=Sampler(1 << 62, keep_errors=True), routes=("/a/{b}",),
             slow=Slow(5_000_000, (("/up", 1_500_000_000),)),
             queue=QueueLimits(requests=77),

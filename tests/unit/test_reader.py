@@ -1,101 +1,93 @@
 # SPDX-License-Identifier: Apache-2.0
-"""decode(), and RingReader on a ring laid out as the kernel does it."""
+"""decode(), and RingReader on maps laid out as the programs write them."""
 
 from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from samples import record
 
+from otelbpf.loader import Limits
 from otelbpf.reader import RecordError, RingReader, decode
-from otelbpf.records import REQUEST_RECORD
+from otelbpf.records import EXCHANGE, REQUEST_RECORD, RING_ENDS, ExchangeState
 
-PAGE = mmap.PAGESIZE
-HEADER = 8
-STRIDE = HEADER + REQUEST_RECORD.itemsize
-BUSY = 1 << 31
-DISCARD = 1 << 30
+LIMITS = Limits(connections=6, ring=5)
+SLOTS = 11
+PLACES = 16
 
 
-class FakeRing:
-    """The memory of a BPF ring buffer and the kernel's side of it.
+class Kernel:
+    """The maps, and the programs' side of them (bpf/ledger.h, hand_over())."""
 
-    Consumer page, producer page, and the data twice in a row (kernel/bpf/ringbuf.c).
+    limits = LIMITS
 
-    Args:
-        begin: the position of both sides at first; a multiple of 8.
-    """
+    def __init__(self) -> None:
+        self._fds: dict[str, int] = {}
+        self._maps: list[mmap.mmap] = []
+        self.exchanges = self._map("exchanges", EXCHANGE, SLOTS)
+        self.ring = self._map("ring", np.uint64, PLACES)
+        self.ends = self._map("ring_ends", RING_ENDS, 1)
+        self.exchanges["slot"] = np.arange(SLOTS)
 
-    def __init__(self, data_bytes: int, begin: int = 0) -> None:
-        self.data_bytes = data_bytes
-        size = 2 * PAGE + 2 * data_bytes
-        self.fd = os.memfd_create("ring")
-        os.ftruncate(self.fd, size)
-        self._map = mmap.mmap(self.fd, size)
-        self._made = 0
-        self._put_position(0, begin)
-        self._put_position(PAGE, begin)
+    def _map(self, name: str, dtype: np.typing.DTypeLike, count: int) -> np.ndarray:
+        self._fds[name] = os.memfd_create(name)
+        size = count * np.dtype(dtype).itemsize
+        os.ftruncate(self._fds[name], size)
+        self._maps.append(mmap.mmap(self._fds[name], size))
+        return np.frombuffer(self._maps[-1], dtype, count)
 
-    def _put_position(self, at: int, position: int) -> None:
-        self._map[at : at + 8] = position.to_bytes(8, "little")
+    def map_fd(self, name: str) -> int:
+        return self._fds[name]
 
-    def _position(self, at: int) -> int:
-        return int.from_bytes(self._map[at : at + 8], "little")
+    def begin_at(self, number: int) -> None:
+        self.ends["submitted"] = self.ends["read"] = number
 
-    @property
-    def consumed(self) -> int:
-        return self._position(0)
-
-    @property
-    def produced(self) -> int:
-        return self._position(PAGE)
+    def free_slots(self) -> list[int]:
+        return np.flatnonzero(self.exchanges["state"] == ExchangeState.FREE).tolist()
 
     def fits(self) -> bool:
-        return self.produced + STRIDE - self.consumed <= self.data_bytes
+        return bool(self.ends["submitted"][0] - self.ends["read"][0] < LIMITS.ring)
 
-    def _write(self, position: int, data: bytes) -> None:
-        for i, byte in enumerate(data):
-            at = 2 * PAGE + (position + i) % self.data_bytes
-            self._map[at] = self._map[at + self.data_bytes] = byte
+    def finish(self, ordinal: int, *, told: bool = True, slot: int | None = None) -> int:
+        """Hands over a request; gives its place in the ring."""
+        assert self.fits(), "the programs would count it as lost"
+        slot = self.free_slots()[0] if slot is None else slot
+        self.exchanges["state"][slot] = ExchangeState.FINISHING
+        self.exchanges["record"][slot] = record(ordinal=ordinal)[0]
+        place = int(self.ends["submitted"][0] % PLACES)
+        assert self.ring[place] == 0, "a place of the ring was not given back"
+        self.ends["submitted"] += 1
+        if told:
+            self.tell(place, slot)
+        return place
 
-    def write_header(self, position: int, bits: int = 0) -> None:
-        length = REQUEST_RECORD.itemsize | bits
-        self._write(position, length.to_bytes(4, "little") + b"\xaa\xbb\xcc\xdd")
-
-    def produce(self, ordinal: int, bits: int = 0) -> int:
-        """Adds a record; gives its position."""
-        assert self.fits(), "the kernel would refuse to reserve"
-        position = self.produced
-        self.write_header(position, bits)
-        self._write(position + HEADER, record(ordinal=ordinal).tobytes())
-        self._put_position(PAGE, position + STRIDE)
-        return position
+    def tell(self, place: int, slot: int) -> None:
+        self.ring[place] = slot + 1
 
     def close(self) -> None:
-        self._map.close()
-        os.close(self.fd)
-
-
-Make = Callable[..., tuple[FakeRing, RingReader]]
+        del self.exchanges, self.ring, self.ends
+        for mapped in self._maps:
+            mapped.close()
+        for fd in self._fds.values():
+            os.close(fd)
 
 
 @pytest.fixture
-def make() -> Iterator[Make]:
-    made: list[tuple[FakeRing, RingReader]] = []
+def kernel() -> Iterator[Kernel]:
+    made = Kernel()
+    yield made
+    made.close()
 
-    def make_one(data_bytes: int = 4 * PAGE, begin: int = 0) -> tuple[FakeRing, RingReader]:
-        ring = FakeRing(data_bytes, begin)
-        made.append((ring, RingReader(ring.fd, data_bytes)))
-        return made[-1]
 
-    yield make_one
-    for ring, reader in made:
-        reader.close()
-        ring.close()
+@pytest.fixture
+def reader(kernel: Kernel) -> Iterator[RingReader]:
+    made = RingReader(kernel)  # type: ignore[arg-type]
+    yield made
+    made.close()
 
 
 def ordinals(records: np.ndarray) -> list[int]:
@@ -118,98 +110,84 @@ def test_decode_refuses_a_part_of_a_record(extra: int) -> None:
         decode(bytes(size))
 
 
-def test_an_empty_ring_gives_none(make: Make) -> None:
-    ring, reader = make()
+def test_the_ring_has_a_place_for_each_slot() -> None:
+    assert (LIMITS.exchanges, LIMITS.ring_slots) == (SLOTS, PLACES)
+    assert Limits(connections=16, ring=16).ring_slots == 32
+    assert Limits(connections=17, ring=16).ring_slots == 64
+
+
+def test_an_empty_ring_gives_none(kernel: Kernel, reader: RingReader) -> None:
     assert ordinals(reader.read()) == []
-    assert ring.consumed == 0
+    assert reader.pending == 0
+    assert kernel.ends["read"][0] == 0
 
 
-def test_records_come_once_and_in_order(make: Make) -> None:
-    ring, reader = make()
-    for i in range(22):
-        ring.produce(i)
+def test_requests_come_once_and_in_order(kernel: Kernel, reader: RingReader) -> None:
+    for ordinal, slot in enumerate((7, 2, 10, 0)):
+        kernel.finish(ordinal, slot=slot)
+    assert reader.pending == 4
     records = reader.read()
-    assert ordinals(records) == list(range(22))
-    assert (records == np.concatenate([record(ordinal=i) for i in range(22)])).all()
-    assert ring.consumed == ring.produced == 22 * STRIDE
+    assert ordinals(records) == [0, 1, 2, 3]
+    assert (records == np.concatenate([record(ordinal=i) for i in range(4)])).all()
+    assert reader.pending == 0
     assert ordinals(reader.read()) == []
 
 
-def test_what_was_read_is_a_copy(make: Make) -> None:
-    ring, reader = make(PAGE)
-    ring.produce(1)
+def test_slots_and_places_are_given_back(kernel: Kernel, reader: RingReader) -> None:
+    kernel.exchanges["state"][4] = ExchangeState.IN_USE
+    for ordinal, slot in enumerate((3, 9)):
+        kernel.finish(ordinal, slot=slot)
+    assert kernel.free_slots() == [0, 1, 2, 5, 6, 7, 8, 10]
+    reader.read()
+    assert kernel.free_slots() == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10]
+    assert not kernel.ring.any()
+
+
+def test_what_was_read_is_a_copy(kernel: Kernel, reader: RingReader) -> None:
+    kernel.finish(1, slot=0)
     records = reader.read()
-    for i in range(2, 8):  # the sixth begins to overwrite the first
-        ring.produce(i)
-        reader.read()
+    kernel.finish(2, slot=0)
     assert ordinals(records) == [1]
     assert (records == record(ordinal=1)).all()
 
 
-# A ring of one page holds 5.7 records: every position comes up, also such that lie across the end.
-@pytest.mark.parametrize("begin", [0, 8, 7 * STRIDE, (1 << 32) - 8 * STRIDE, (1 << 63) + 640])
-def test_records_across_the_end(make: Make, begin: int) -> None:
-    ring, reader = make(PAGE, begin)
-    produced = consumed = 0
+# 16 places and batches of 5: every position comes up, also such that lie across the end.
+@pytest.mark.parametrize("begin", [0, 7, (1 << 32) - 8, (1 << 62) + 640])
+def test_round_and_round(kernel: Kernel, reader: RingReader, begin: int) -> None:
+    kernel.begin_at(begin)
+    finished = read = 0
     for _ in range(40):
-        while ring.fits():
-            ring.produce(produced)
-            produced += 1
+        while kernel.fits():
+            kernel.finish(finished)
+            finished += 1
         got = ordinals(reader.read())
-        assert got == list(range(consumed, produced))
-        consumed = produced
-        assert ring.consumed == begin + consumed * STRIDE
-    assert consumed == 40 * (PAGE // STRIDE)
+        assert got == list(range(read, finished))
+        read = finished
+        assert int(kernel.ends["read"][0]) == begin + read
+    assert read == 40 * LIMITS.ring
 
 
-def test_no_more_than_the_limit(make: Make) -> None:
-    ring, reader = make()
-    for i in range(7):
-        ring.produce(i)
-    assert ordinals(reader.read(limit=3)) == [0, 1, 2]
-    assert ring.consumed == 3 * STRIDE
-    assert ordinals(reader.read(limit=3)) == [3, 4, 5]
-    assert ordinals(reader.read(limit=3)) == [6]
+def test_no_more_than_the_limit(kernel: Kernel, reader: RingReader) -> None:
+    for i in range(5):
+        kernel.finish(i)
+    assert ordinals(reader.read(limit=2)) == [0, 1]
+    assert reader.pending == 3
+    assert ordinals(reader.read(limit=2)) == [2, 3]
+    assert ordinals(reader.read(limit=2)) == [4]
     assert ordinals(reader.read(limit=0)) == []
 
 
-def test_a_busy_record_holds_up_those_behind_it(make: Make) -> None:
-    ring, reader = make()
-    ring.produce(0)
-    ring.produce(1)
-    busy = ring.produce(2, BUSY)
-    ring.produce(3)
+def test_one_that_is_not_told_yet_holds_up_those_behind_it(
+    kernel: Kernel, reader: RingReader
+) -> None:
+    kernel.finish(0, slot=0)
+    kernel.finish(1, slot=1)
+    place = kernel.finish(2, slot=2, told=False)
+    kernel.finish(3, slot=3)
     assert ordinals(reader.read()) == [0, 1]
-    assert ring.consumed == busy
+    assert reader.pending == 2
     assert ordinals(reader.read()) == []
-    assert ring.consumed == busy
-    ring.write_header(busy)  # submitted
+    assert reader.pending == 2
+    kernel.tell(place, 2)
     assert ordinals(reader.read()) == [2, 3]
-
-
-def test_discarded_records_are_stepped_over(make: Make) -> None:
-    ring, reader = make()
-    for i in range(6):
-        ring.produce(i, DISCARD if i in (0, 3, 5) else 0)
-    assert ordinals(reader.read()) == [1, 2, 4]
-    assert ring.consumed == ring.produced
-
-
-def test_a_busy_record_that_is_discarded_in_the_end(make: Make) -> None:
-    ring, reader = make()
-    busy = ring.produce(0, BUSY)
-    ring.produce(1)
-    assert ordinals(reader.read()) == []
-    ring.write_header(busy, DISCARD)
-    assert ordinals(reader.read()) == [1]
-    assert ring.consumed == ring.produced
-
-
-def test_a_reader_takes_up_where_the_last_one_stopped(make: Make) -> None:
-    ring, reader = make()
-    for i in range(3):
-        ring.produce(i)
-    reader.read(limit=2)
-    again = RingReader(ring.fd, ring.data_bytes)
-    assert ordinals(again.read()) == [2]
-    again.close()
+    assert reader.pending == 0

@@ -24,7 +24,7 @@ ANSWERED = UNANSWERED | RequestFlag.REQUEST_ANSWERED
 class Kernel:
     """The table of requests in flight, and the orders to end some of them."""
 
-    limits = Limits(connections=SLOTS)
+    limits = Limits(connections=SLOTS // 2, ring=SLOTS // 2)
 
     def __init__(self) -> None:
         self._fd = os.memfd_create("exchanges")
@@ -37,10 +37,6 @@ class Kernel:
     def map_fd(self, name: str) -> int:
         assert name == "exchanges"
         return self._fd
-
-    def value_size(self, name: str) -> int:
-        assert name == "exchanges"
-        return EXCHANGE.itemsize
 
     def sweep(self, slot: int, before_ktime_ns: int, flag: int) -> None:
         self.orders.append((slot, before_ktime_ns, flag))

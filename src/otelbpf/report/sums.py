@@ -14,14 +14,14 @@ from otelbpf.errors import UsageError
 
 #: Why requests were lost, in words.
 REASONS = {
-    Lost.RING_FULL: "the ring buffer to user space was full (--ring-mib)",
+    Lost.RING_FULL: "too many finished requests waited for the agent (--ring)",
     Lost.PIPELINE_FULL: "more were in flight on a connection than it holds",
     Lost.TABLE_FULL: "there was no free slot for the request (--connections)",
     Lost.PARSER: "bytes that are no HTTP, or that were missed",
     Lost.CLOSED: "the connection closed before the request\u2019s head was whole",
     Lost.EVICTED: "the connection was forgotten to make room for another (--connections)",
     Lost.STOPPED: "still unanswered when the agent stopped",
-    Lost.UNREAD: "still in the ring buffer when the agent stopped",
+    Lost.UNREAD: "not read yet when the agent stopped",
     Lost.QUEUE_FULL: "the queue to the collector was full (OTEL_BSP_MAX_QUEUE_SIZE)",
     Lost.EXPORT_FAILED: "the collector did not take it",
 }
