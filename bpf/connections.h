@@ -17,7 +17,7 @@
 static __always_inline u64 hash_key(const struct connection_key *key)
 {
 	const u64 *peer = (const u64 *)key->peer_address, *local = (const u64 *)key->local_address;
-	u64 ports = (u64)key->peer_port << 16 | key->local_port;
+	u64 ports = *(const u32 *)&key->peer_port;
 
 	return peer[0] * HASH_FACTOR(0) + peer[1] * HASH_FACTOR(1) + local[0] * HASH_FACTOR(2) +
 	       local[1] * HASH_FACTOR(3) + ports * HASH_FACTOR(4);
@@ -42,13 +42,13 @@ static __always_inline bool same_key(const struct connection_key *a,
 
 	return !((a_peer[0] ^ b_peer[0]) | (a_peer[1] ^ b_peer[1]) |
 		 (a_local[0] ^ b_local[0]) | (a_local[1] ^ b_local[1]) |
-		 (a->peer_port ^ b->peer_port) | (a->local_port ^ b->local_port));
+		 (*(const u32 *)&a->peer_port ^ *(const u32 *)&b->peer_port));
 }
 
 static __always_inline void copy_key(struct connection_key *to, const struct connection_key *from)
 {
-	__builtin_memcpy(to->peer_address, from->peer_address, 16);
-	__builtin_memcpy(to->local_address, from->local_address, 16);
+	copy_address(to->peer_address, from->peer_address);
+	copy_address(to->local_address, from->local_address);
 	to->peer_port = from->peer_port;
 	to->local_port = from->local_port;
 }

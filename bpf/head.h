@@ -45,11 +45,17 @@ static __always_inline void note_line(struct scratch *s, volatile struct head_cu
 	s->found_length[found] = length - name_length;
 }
 
-/* Strips up to seven spaces and tabs before a header's value, and eight after it. */
+/* Strips up to seven spaces and tabs before a header's value, which is not empty, and eight after it. */
 static __always_inline void strip(u64 *at, u64 *length, const struct scratch *s)
 {
-	u64 text, n;
+	u64 two = two_at(s, *at), text, n;
 
+	/* One space before it and none after, as most write it. */
+	if ((two & 0xff) == ' ' && two >> 8 > ' ' && byte_at(s, *at + *length - 1) > ' ') {
+		*at += 1;
+		*length -= 1;
+		return;
+	}
 	n = at_most(*length, lowest(not_blank(word_at(s, *at))));
 	*at += n;
 	*length -= n;
@@ -61,11 +67,17 @@ static __always_inline void strip(u64 *at, u64 *length, const struct scratch *s)
 	*length -= at_most(*length, n);
 }
 
-/* Copies a piece of the window, cut to max; max is a multiple of 8, and `to` aligned to it. */
+#define CAPTURED_AT_ONCE(max) ((max) % 32 ? (max) : 32)
+
+/*
+ * Copies a piece of the window, cut to max, which is a multiple of 8; `to` is aligned to that. What
+ * follows it in the window comes with it: src/otelbpf/reader.py cuts it off.
+ */
 static __always_inline void capture(u8 *to, u16 *to_length, u64 max, struct scratch *s, u64 found)
 {
 	u64 at = s->found_at[found], length = s->found_length[found];
-	u64 word, rest, i;
+	const u64 *from;
+	u64 i, j;
 
 	if (length == 0)
 		return;
@@ -73,16 +85,15 @@ static __always_inline void capture(u8 *to, u16 *to_length, u64 max, struct scra
 		strip(&at, &length, s);
 	*to_length = length;
 	BOUNDED_LOOP
-	for (i = 0; i < max && i < length; i += 8) {
+	for (i = 0; i < max && i < length; i += CAPTURED_AT_ONCE(max)) {
 		/* clang 19 would count in another variable, whose bound the verifier cannot see. */
 		asm volatile("" : "+r"(i));
 		if (i >= max)
 			break;
-		word = word_at(s, at + i);
-		rest = length - i;
-		if (rest < 8)
-			word &= FIRST_BYTES(rest);	/* what follows is not to be kept */
-		*(u64 *)(to + i) = word;
+		from = (const u64 *)(s->window + ((at + i) & WINDOW_MASK));
+#pragma unroll
+		for (j = 0; j < CAPTURED_AT_ONCE(max) / 8; j++)
+			((u64 *)(to + i))[j] = from[j];
 	}
 }
 

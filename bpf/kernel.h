@@ -167,12 +167,16 @@ static __always_inline u32 role_in(const struct connection_key *key)
 
 static __always_inline void map_ipv4(u8 *address, u32 be32)
 {
-	u32 *words = (u32 *)address;
+	u64 *words = (u64 *)address;
 
 	words[0] = 0;
-	words[1] = 0;
-	words[2] = 0xffff0000;	/* ::ffff:0:0/96, on little-endian machines */
-	words[3] = be32;
+	words[1] = 0xffff0000 | (u64)be32 << 32;	/* ::ffff:0:0/96, on little-endian machines */
+}
+
+static __always_inline void copy_address(u8 *to, const u8 *from)
+{
+	((u64 *)to)[0] = ((const u64 *)from)[0];
+	((u64 *)to)[1] = ((const u64 *)from)[1];
 }
 
 static __always_inline void load_ipv6(u8 *to, u64 address, enum access access)

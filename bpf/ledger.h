@@ -93,14 +93,18 @@ static __always_inline struct exchange *claim_warm(const struct connection *conn
 	return claim(conn->home);
 }
 
-/* What memset() does, with words of eight bytes: clang would take twice as many of four. */
+/*
+ * Clears all but the texts, whose lengths say how much of them counts; of the request line the first
+ * word, which is looked at without. By words of eight bytes: of a memset() clang would make twice as
+ * many of four.
+ */
 static __always_inline void clear(struct request_record *r)
 {
 	volatile u64 *words = (volatile u64 *)r;
 	u32 i;
 
 #pragma unroll
-	for (i = 0; i < sizeof(*r) / 8; i++)
+	for (i = 0; i <= __builtin_offsetof(struct request_record, request_line) / 8; i++)
 		words[i] = 0;
 }
 

@@ -34,7 +34,7 @@ enum source { FROM_PACKET, FROM_PIECE };
 struct connection_key {
 	u8 peer_address[16] __attribute__((aligned(8)));	/* IPv4 as IPv4-mapped IPv6 */
 	u8 local_address[16];
-	u16 peer_port;		/* host order */
+	u16 peer_port __attribute__((aligned(4)));	/* both in host order, and in one word */
 	u16 local_port;
 	u32 unused;		/* 0 where it is a map's key */
 };
@@ -299,7 +299,6 @@ struct scratch {
 	s32 ahead;		/* bytes stepped over before it; negative: seen before */
 	u32 piece;		/* the place of the one that is read instead of the packet */
 	u32 early;		/* this run is to keep the segment */
-	u32 holds;		/* the connection's place and one; 0: it holds none */
 	u32 next_slot;		/* of exchanges, to be tried for the next request */
 	u64 tcp_ktime_ns;	/* of the piece */
 	struct head_cursor head;

@@ -5,10 +5,12 @@
  */
 
 #define ETHERNET_LENGTH 14
-#define ETHERTYPE_IPV4 0x0800
-#define ETHERTYPE_IPV6 0x86dd
-#define ETHERTYPE_VLAN 0x8100
-#define ETHERTYPE_QINQ 0x88a8
+#define FRAGMENT_BE16 0xff3f	/* there are more, or this is not the first */
+/* As they are in a frame, on little-endian machines. */
+#define ETHERTYPE_IPV4_BE16 0x0008
+#define ETHERTYPE_IPV6_BE16 0xdd86
+#define ETHERTYPE_VLAN_BE16 0x0081
+#define ETHERTYPE_QINQ_BE16 0xa888
 #define PROTOCOL_HOP_BY_HOP 0
 #define PROTOCOL_TCP 6
 #define PROTOCOL_ROUTING 43
@@ -29,9 +31,9 @@ struct segment {
 	struct connection_key key;
 	u32 seq;
 	u32 ack_seq;
-	u32 payload_offset;
-	u32 payload_length;
-	u32 tcp_flags;
+	u64 payload_offset;
+	u64 payload_length;
+	u64 tcp_flags;
 };
 
 enum parse_result { SEGMENT_OURS = 0, SEGMENT_FOREIGN, SEGMENT_UNPARSED };
@@ -41,23 +43,24 @@ enum parse_result { SEGMENT_OURS = 0, SEGMENT_FOREIGN, SEGMENT_UNPARSED };
  * where the packet is not linear). SEGMENT_OURS fills *seg: a TCP segment to
  * (inbound) or from (outbound) a side that has one of `roles` in its connection.
  */
-static __always_inline int parse_segment(u8 *data, u8 *data_end, u32 frame_length,
+static __always_inline int parse_segment(u8 *data, u8 *data_end, u64 frame_length,
 					 enum direction direction, u32 roles, struct segment *seg)
 {
 	u8 *cursor = data + ETHERNET_LENGTH, *peer, *local, *tcp;
-	u32 type, protocol, ip_length, header_length, ip_offset, offset, end, source, destination;
+	u64 type, protocol, ip_length, header_length, ip_offset, offset, end;
+	u32 source, destination;
 	int i;
 
 	if (cursor > data_end)
 		return SEGMENT_UNPARSED;
-	type = be16(data + 12);
+	type = *(u16 *)(data + 12);
 #pragma unroll
 	for (i = 0; i < 2; i++) {
-		if (type != ETHERTYPE_VLAN && type != ETHERTYPE_QINQ)
+		if (type != ETHERTYPE_VLAN_BE16 && type != ETHERTYPE_QINQ_BE16)
 			break;
 		if (cursor + 4 > data_end)
 			return SEGMENT_UNPARSED;
-		type = be16(cursor + 2);
+		type = *(u16 *)(cursor + 2);
 		cursor += 4;
 	}
 
@@ -65,12 +68,12 @@ static __always_inline int parse_segment(u8 *data, u8 *data_end, u32 frame_lengt
 	/* Else clang would rather subtract a pointer from a number, which none may. */
 	asm volatile("" : "+r"(ip_offset));
 
-	if (type == ETHERTYPE_IPV4) {
+	if (type == ETHERTYPE_IPV4_BE16) {
 		if (cursor + 20 > data_end)
 			return SEGMENT_UNPARSED;
 		if (cursor[9] != PROTOCOL_TCP)
 			return SEGMENT_FOREIGN;
-		if (be16(cursor + 6) & 0x3fff)	/* more fragments, or not the first */
+		if (*(u16 *)(cursor + 6) & FRAGMENT_BE16)
 			return SEGMENT_UNPARSED;
 		header_length = (cursor[0] & 0x0f) * 4;
 		if (header_length < 20)
@@ -81,7 +84,7 @@ static __always_inline int parse_segment(u8 *data, u8 *data_end, u32 frame_lengt
 		map_ipv4(seg->key.peer_address, direction == INBOUND ? source : destination);
 		map_ipv4(seg->key.local_address, direction == INBOUND ? destination : source);
 		tcp = cursor + header_length;
-	} else if (type == ETHERTYPE_IPV6) {
+	} else if (type == ETHERTYPE_IPV6_BE16) {
 		if (cursor + 40 > data_end)
 			return SEGMENT_UNPARSED;
 		protocol = cursor[6];
@@ -89,8 +92,8 @@ static __always_inline int parse_segment(u8 *data, u8 *data_end, u32 frame_lengt
 		ip_length = ip_length ? ip_length + 40 : 0;	/* 0: a jumbogram made by GRO */
 		peer = direction == INBOUND ? cursor + 8 : cursor + 24;
 		local = direction == INBOUND ? cursor + 24 : cursor + 8;
-		__builtin_memcpy(seg->key.peer_address, peer, 16);
-		__builtin_memcpy(seg->key.local_address, local, 16);
+		copy_address(seg->key.peer_address, peer);
+		copy_address(seg->key.local_address, local);
 		tcp = cursor + 40;
 		BOUNDED_LOOP
 		for (i = 0; i < EXTENSION_HEADERS_MAX; i++) {
@@ -126,7 +129,7 @@ static __always_inline int parse_segment(u8 *data, u8 *data_end, u32 frame_lengt
 	seg->tcp_flags = tcp[13];
 
 	header_length = (tcp[12] >> 4) * 4;
-	offset = (u32)(tcp - data) + header_length;
+	offset = (u64)(tcp - data) + header_length;
 	/* Short frames are padded, so the IP header says where the payload ends. */
 	end = ip_length ? ip_offset + ip_length : frame_length;
 	if (header_length < 20 || offset > end || end > frame_length)

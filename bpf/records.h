@@ -106,6 +106,7 @@ struct request_record {
 	__u16 host_length;
 	__u16 user_agent_length;
 	__u16 traceparent_length;
+	/* Valid up to their lengths. */
 	__u8 request_line[REQUEST_LINE_MAX];
 	__u8 host[HOST_MAX];
 	__u8 user_agent[USER_AGENT_MAX];

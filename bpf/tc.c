@@ -4,80 +4,112 @@
  * and the peer's acknowledgements at ingress.
  */
 
+/* The connection of an inbound packet that concerns one. */
+static __always_inline struct connection *receiver(struct __sk_buff *skb, struct scratch *s,
+						   struct segment *seg)
+{
+	struct connection *conn;
+
+	if (parse_skb(skb, REQUESTS_IN, seg) != SEGMENT_OURS)
+		return NULL;
+	if (SERIES && seg->tcp_flags & TCP_SYN)
+		ask_for_connection(s, seg, skb->ifindex, false);
+	conn = find_connection(&seg->key);
+	if (!conn && !seg->payload_length)
+		return NULL;
+	s->ktime_ns = bpf_ktime_get_ns();
+	return conn ? conn : create_connection(&seg->key, s->ktime_ns);
+}
+
 /*
- * What an inbound packet says before its payload is read. Returns the
- * connection if there is payload to read, which `s` then describes.
+ * What an inbound packet says before its payload is read. True: there is payload to read, which `s`
+ * then describes.
  */
+static __always_inline bool heed_received(struct __sk_buff *skb, struct scratch *s,
+					  struct connection *conn, const struct segment *seg)
+{
+	struct parser *p = &conn->inbound;
+
+	conn->used_ktime_ns = s->ktime_ns;
+	if (seg->tcp_flags & TCP_ACK)
+		acknowledge(conn, seg->ack_seq, s->ktime_ns);
+	mind_peers_ending(conn, seg);
+	if (!seg->payload_length || p->state == PARSER_OFF)
+		return false;
+	if ((p->state == PARSER_LOST || conn->outbound.state == PARSER_LOST) &&
+	    !take_up(skb, conn, seg, REQUESTS_IN)) {
+		p->state = PARSER_LOST;
+		p->next_seq = seg->seq + seg->payload_length;
+		return false;
+	}
+	return take_inbound(skb, s, conn, seg, REQUESTS_IN);
+}
+
+/* Gives the connection, and holds it, if there is payload of an inbound packet to read. */
 static __always_inline struct connection *receive(struct __sk_buff *skb, struct scratch *s)
 {
 	struct segment seg = {};
-	struct connection *conn;
-	struct parser *p;
-	u64 now;
+	struct connection *conn = receiver(skb, s, &seg);
 
-	if (parse_skb(skb, REQUESTS_IN, &seg) != SEGMENT_OURS)
+	if (!conn)
 		return NULL;
-	if (SERIES && seg.tcp_flags & TCP_SYN)
-		ask_for_connection(s, &seg, skb->ifindex, false);
-	conn = find_connection(&seg.key);
-	if (!conn && !seg.payload_length)
+	hold(conn);
+	if (heed_received(skb, s, conn, &seg))
+		return conn;
+	let_go(conn);
+	return NULL;
+}
+
+/* The connection of an outbound packet that concerns one. */
+static __always_inline struct connection *transmitter(struct __sk_buff *skb, struct scratch *s,
+						      struct segment *seg)
+{
+	if (parse_skb(skb, RESPONSES_OUT, seg) != SEGMENT_OURS)
 		return NULL;
-	now = bpf_ktime_get_ns();
-	if (!conn) {
-		conn = create_connection(&seg.key, now);
-		if (!conn)
+	if (!seg->payload_length) {
+		if (SERIES && seg->tcp_flags & (TCP_SYN | TCP_RST))
+			answer_to_syn(s, seg);
+		if (!(seg->tcp_flags & (TCP_FIN | TCP_RST)))
 			return NULL;
 	}
-	hold(s, conn);
-	conn->used_ktime_ns = now;
-	if (seg.tcp_flags & TCP_ACK)
-		acknowledge(conn, seg.ack_seq, now);
-	mind_peers_ending(conn, &seg);
-	p = &conn->inbound;
-	if (!seg.payload_length || p->state == PARSER_OFF)
-		return NULL;
-	if ((p->state == PARSER_LOST || conn->outbound.state == PARSER_LOST) &&
-	    !take_up(skb, conn, &seg, REQUESTS_IN)) {
-		p->state = PARSER_LOST;
-		p->next_seq = seg.seq + seg.payload_length;
-		return NULL;
-	}
-	return take_inbound(skb, s, conn, &seg, now, REQUESTS_IN);
+	return find_connection(&seg->key);
 }
 
 /* The same for an outbound packet. */
+static __always_inline bool heed_transmitted(struct __sk_buff *skb, struct scratch *s,
+					     struct connection *conn, const struct segment *seg)
+{
+	struct parser *p = &conn->outbound;
+
+	mind_own_ending(conn, seg);
+	if (conn->inbound.disorder && mind_acknowledged(conn, seg->ack_seq)) {
+		p->state = PARSER_LOST;
+		return true;
+	}
+	if (p->state <= PARSER_OFF) {
+		p->next_seq = seg->seq + seg->payload_length;
+		return false;
+	}
+	s->ktime_ns = bpf_ktime_get_ns();
+	/* What is sent again belongs to the first response not yet acknowledged. */
+	return take_outbound(skb, s, conn, seg,
+			     before(seg->seq, p->next_seq) ? conn->finished : conn->answered,
+			     RESPONSES_OUT);
+}
+
+/* The same as receive(), of an outbound packet. */
 static __always_inline struct connection *transmit(struct __sk_buff *skb, struct scratch *s)
 {
 	struct segment seg = {};
-	struct connection *conn;
-	struct parser *p;
+	struct connection *conn = transmitter(skb, s, &seg);
 
-	if (parse_skb(skb, RESPONSES_OUT, &seg) != SEGMENT_OURS)
-		return NULL;
-	if (!seg.payload_length) {
-		if (SERIES && seg.tcp_flags & (TCP_SYN | TCP_RST))
-			answer_to_syn(s, &seg);
-		if (!(seg.tcp_flags & (TCP_FIN | TCP_RST)))
-			return NULL;
-	}
-	conn = find_connection(&seg.key);
 	if (!conn)
 		return NULL;
-	hold(s, conn);
-	mind_own_ending(conn, &seg);
-	p = &conn->outbound;
-	if (conn->inbound.disorder && mind_acknowledged(conn, seg.ack_seq)) {
-		p->state = PARSER_LOST;
+	hold(conn);
+	if (heed_transmitted(skb, s, conn, &seg))
 		return conn;
-	}
-	if (p->state <= PARSER_OFF) {
-		p->next_seq = seg.seq + seg.payload_length;
-		return NULL;
-	}
-	/* What is sent again belongs to the first response not yet acknowledged. */
-	return take_outbound(skb, s, conn, &seg,
-			     before(seg.seq, p->next_seq) ? conn->finished : conn->answered,
-			     bpf_ktime_get_ns(), RESPONSES_OUT);
+	let_go(conn);
+	return NULL;
 }
 
 /* A continuation comes in at the hooks' own programs again. */

@@ -14,32 +14,22 @@
  * queue for each that sends. Who comes second waits until the first one has read its packet, a
  * microsecond or two; for one that is stopped in the midst of that, no longer than a packet can wait.
  */
-static __always_inline void hold(struct scratch *s, struct connection *conn)
+static __always_inline void hold(struct connection *conn)
 {
 	u32 i;
 
 	BOUNDED_LOOP
 	for (i = 0; i < HOLD_TRIES; i++) {
-		if (!__sync_val_compare_and_swap(&conn->held, 0, 1)) {
-			s->holds = conn->place + 1;
+		if (!__sync_val_compare_and_swap(&conn->held, 0, 1))
 			return;
-		}
 		bpf_ktime_get_ns();	/* leaves the other one some time */
 	}
 }
 
-/* The packet was read as far as it will be. */
-static __always_inline int let_go(struct scratch *s)
+/* The packet was read as far as it will be. Where another program goes on, that one lets go. */
+static __always_inline void let_go(struct connection *conn)
 {
-	struct connection *conn;
-
-	if (s->holds) {
-		conn = connection_at(s->holds - 1);
-		if (conn)
-			conn->held = 0;
-		s->holds = 0;
-	}
-	return TC_NEXT;
+	conn->held = 0;
 }
 
 static __always_inline int parse_skb(struct __sk_buff *skb, enum flow flow,
@@ -148,14 +138,15 @@ static __always_inline int go_on_with_chunks(struct __sk_buff *skb, enum flow ro
 	flow = (s->flow & 1) | (role & 2);
 	conn = continued_connection(s);
 	if (!conn)
-		return let_go(s);
+		return TC_NEXT;
 	p = parser_of(conn, flow);
 	if (read_chunks(skb, s, conn, p, flow, FROM_PACKET) ||
 	    feed_rest(skb, s, p, flow))
 		lose_framing(conn);
 	else if (!IS_OUTBOUND(flow))
 		mind_disorder(skb, s, p, flow);
-	return let_go(s);
+	let_go(conn);
+	return TC_NEXT;
 }
 
 /* Goes on with the kept piece whose turn it is, or with the rest of it. Returns if it may not. */
@@ -179,14 +170,41 @@ static __always_inline int mind_early(struct __sk_buff *skb, enum flow flow)
 		return TC_NEXT;
 	conn = continued_connection(s);
 	if (!conn)
-		return let_go(s);
+		return TC_NEXT;
 	if (s->early ? keep(skb, s, conn) : settle(s, conn))
 		lose_framing(conn);
 	else if (conn->inbound.kept)
 		call_kept(skb, conn, flow);
 	else
 		end_disorder(conn);
-	return let_go(s);
+	let_go(conn);
+	return TC_NEXT;
+}
+
+/* Goes on with the pieces from this one, or this part of one, on. */
+static __always_inline void read_pieces(struct __sk_buff *skb, struct scratch *s,
+					struct connection *conn, bool chunks, enum flow flow)
+{
+	struct parser *p = &conn->inbound;
+
+	if (!s->continuing && !next_piece(s, conn, flow)) {
+		end_disorder(conn);
+		return;
+	}
+	s->continuing = 0;
+	if (chunks ? read_chunks(skb, s, conn, p, flow, FROM_PIECE)
+		   : feed(skb, s, conn, flow, FROM_PIECE)) {
+		lose_framing(conn);
+		return;
+	}
+	credit_piece(s, conn);
+	if (p->state <= PARSER_OFF)
+		return;
+	s->continuing = s->position < s->payload_length;
+	call_kept(skb, conn, flow);
+	/* The kernel allows no more tail calls: the next segment goes on from here. */
+	s->continuing = 0;
+	p->next_seq = s->seq + s->position;
 }
 
 /* Reads a kept piece, or a part of one, if there is one whose turn it is. */
@@ -195,35 +213,17 @@ static __always_inline int read_kept(struct __sk_buff *skb, bool chunks, enum fl
 	int zero = 0;
 	struct scratch *s = scratches.lookup(&zero);
 	struct connection *conn;
-	struct parser *p;
 
 	if (!s)
 		return TC_NEXT;
 	conn = continued_connection(s);
 	if (!conn) {
 		s->continuing = 0;
-		return let_go(s);
+		return TC_NEXT;
 	}
-	if (!s->continuing && !next_piece(s, conn, flow)) {
-		end_disorder(conn);
-		return let_go(s);
-	}
-	s->continuing = 0;
-	p = &conn->inbound;
-	if (chunks ? read_chunks(skb, s, conn, p, flow, FROM_PIECE)
-		   : feed(skb, s, conn, flow, FROM_PIECE)) {
-		lose_framing(conn);
-		return let_go(s);
-	}
-	credit_piece(s, conn);
-	if (p->state <= PARSER_OFF)
-		return let_go(s);
-	s->continuing = s->position < s->payload_length;
-	call_kept(skb, conn, flow);
-	/* The kernel allows no more tail calls: the next segment goes on from here. */
-	s->continuing = 0;
-	p->next_seq = s->seq + s->position;
-	return let_go(s);
+	read_pieces(skb, s, conn, chunks, flow);
+	let_go(conn);
+	return TC_NEXT;
 }
 
 /*
@@ -309,13 +309,12 @@ static __always_inline bool take_up(struct __sk_buff *skb, struct connection *co
 
 static __always_inline void fill_scratch(struct scratch *s, const struct connection *conn,
 					 const struct segment *seg, enum flow flow,
-					 u32 seen_before, u64 now)
+					 u32 seen_before)
 {
 	s->connection_id = conn->id;
 	s->place = conn->place;
 	s->seq = seg->seq;
 	s->flow = flow;
-	s->ktime_ns = now;
 	s->payload_offset = seg->payload_offset;
 	s->payload_length = seg->payload_length;
 	s->position = seen_before;
@@ -330,49 +329,47 @@ static __always_inline bool may_end_response(const struct parser *p, const struc
 }
 
 /*
- * An inbound segment of a connection that is followed. Returns the connection if
- * there is something to read, which `s` then describes.
+ * An inbound segment of a connection that is followed. True: there is something to read, which `s`
+ * then describes.
  */
-static __always_inline struct connection *take_inbound(struct __sk_buff *skb, struct scratch *s,
-						       struct connection *conn,
-						       const struct segment *seg, u64 now,
-						       enum flow flow)
+static __always_inline bool take_inbound(struct __sk_buff *skb, struct scratch *s,
+					 struct connection *conn, const struct segment *seg,
+					 enum flow flow)
 {
 	s64 seen_before = align(skb, s, conn, seg, conn->arrived - 1, flow);
 	struct parser *p = &conn->inbound;
-	bool nothing_new = seen_before >= seg->payload_length && !may_end_response(p, seg, flow);
+	bool nothing_new = seen_before >= (s64)seg->payload_length && !may_end_response(p, seg, flow);
 
 	if (nothing_new && !p->disorder)
-		return NULL;
-	fill_scratch(s, conn, seg, flow, seen_before, now);
+		return false;
+	fill_scratch(s, conn, seg, flow, seen_before);
 	if (seen_before < 0 || nothing_new) {
 		s->early = seen_before < 0;
 		continuations.call(skb, CONTINUE_DISORDER + OF_ROLE(flow));
-		return NULL;	/* not reached */
+		return false;	/* not reached */
 	}
 	p->next_seq = seg->seq + seg->payload_length;
-	return conn;
+	return true;
 }
 
 /* The same for an outbound segment. If what is missing must be known, framing is lost. */
-static __always_inline struct connection *take_outbound(struct __sk_buff *skb, struct scratch *s,
-							struct connection *conn,
-							const struct segment *seg, u32 ordinal,
-							u64 now, enum flow flow)
+static __always_inline bool take_outbound(struct __sk_buff *skb, struct scratch *s,
+					  struct connection *conn, const struct segment *seg,
+					  u32 ordinal, enum flow flow)
 {
 	s64 seen_before = align(skb, s, conn, seg, ordinal, flow);
 	struct parser *p = &conn->outbound;
 
-	if (seen_before >= seg->payload_length && !may_end_response(p, seg, flow))
-		return NULL;
+	if (seen_before >= (s64)seg->payload_length && !may_end_response(p, seg, flow))
+		return false;
 	if (seen_before < 0) {
 		p->state = PARSER_LOST;
-		return conn;
+		return true;
 	}
-	fill_scratch(s, conn, seg, flow, seen_before, now);
+	fill_scratch(s, conn, seg, flow, seen_before);
 	if (before(p->next_seq, seg->seq + seg->payload_length))
 		p->next_seq = seg->seq + seg->payload_length;
-	return conn;
+	return true;
 }
 
 /* How a packet of this side's says that the connection ends. */
@@ -401,12 +398,13 @@ static __always_inline int read_on(struct __sk_buff *skb, struct scratch *s,
 	struct parser *p;
 
 	if (!conn)
-		return let_go(s);
+		return TC_NEXT;
 	p = parser_of(conn, flow);
 	if (p->state == PARSER_LOST || feed(skb, s, conn, flow, FROM_PACKET) ||
 	    feed_rest(skb, s, p, flow))
 		lose_framing(conn);
 	else if (!IS_OUTBOUND(flow))
 		mind_disorder(skb, s, p, flow);
-	return let_go(s);
+	let_go(conn);
+	return TC_NEXT;
 }

@@ -7,75 +7,105 @@
  */
 #if CLIENTS
 
-/*
- * What an outbound packet says before its payload is read. Returns the
- * connection if there is payload to read, which `s` then describes.
- */
-static __always_inline struct connection *send_request(struct __sk_buff *skb, struct scratch *s)
+/* The connection of an outbound packet that concerns one. */
+static __always_inline struct connection *requester(struct __sk_buff *skb, struct scratch *s,
+						    struct segment *seg)
 {
-	struct segment seg = {};
 	struct connection *conn;
-	struct parser *p;
-	u64 now;
 
-	if (parse_skb(skb, REQUESTS_OUT, &seg) != SEGMENT_OURS)
+	if (parse_skb(skb, REQUESTS_OUT, seg) != SEGMENT_OURS)
 		return NULL;
-	if (SERIES && seg.tcp_flags & TCP_SYN)
-		ask_for_connection(s, &seg, skb->ifindex, true);
-	conn = find_connection(&seg.key);
-	if (!conn && !seg.payload_length)
+	if (SERIES && seg->tcp_flags & TCP_SYN)
+		ask_for_connection(s, seg, skb->ifindex, true);
+	conn = find_connection(&seg->key);
+	if (!conn && !seg->payload_length)
 		return NULL;
-	now = bpf_ktime_get_ns();
-	if (!conn) {
-		conn = create_connection(&seg.key, now);
-		if (!conn)
-			return NULL;
-	}
-	hold(s, conn);
-	conn->used_ktime_ns = now;
-	mind_own_ending(conn, &seg);
-	p = &conn->outbound;
-	if (!seg.payload_length || p->state == PARSER_OFF)
-		return NULL;
-	if (conn->inbound.disorder && mind_acknowledged(conn, seg.ack_seq)) {
+	s->ktime_ns = bpf_ktime_get_ns();
+	return conn ? conn : create_connection(&seg->key, s->ktime_ns);
+}
+
+/*
+ * What an outbound packet says before its payload is read. True: there is payload to read, which `s`
+ * then describes.
+ */
+static __always_inline bool heed_requested(struct __sk_buff *skb, struct scratch *s,
+					   struct connection *conn, const struct segment *seg)
+{
+	struct parser *p = &conn->outbound;
+
+	conn->used_ktime_ns = s->ktime_ns;
+	mind_own_ending(conn, seg);
+	if (!seg->payload_length || p->state == PARSER_OFF)
+		return false;
+	if (conn->inbound.disorder && mind_acknowledged(conn, seg->ack_seq)) {
 		p->state = PARSER_LOST;
-		return conn;
+		return true;
 	}
 	if ((p->state == PARSER_LOST || conn->inbound.state == PARSER_LOST) &&
-	    !take_up(skb, conn, &seg, REQUESTS_OUT)) {
+	    !take_up(skb, conn, seg, REQUESTS_OUT)) {
 		p->state = PARSER_LOST;
-		p->next_seq = seg.seq + seg.payload_length;
-		return NULL;
+		p->next_seq = seg->seq + seg->payload_length;
+		return false;
 	}
 	/* What is sent again belongs to the first request not yet answered. */
-	return take_outbound(skb, s, conn, &seg,
-			     before(seg.seq, p->next_seq) ? conn->answered : conn->begun - 1,
-			     now, REQUESTS_OUT);
+	return take_outbound(skb, s, conn, seg,
+			     before(seg->seq, p->next_seq) ? conn->answered : conn->begun - 1,
+			     REQUESTS_OUT);
+}
+
+/* Gives the connection, and holds it, if there is payload of an outbound packet to read. */
+static __always_inline struct connection *request(struct __sk_buff *skb, struct scratch *s)
+{
+	struct segment seg = {};
+	struct connection *conn = requester(skb, s, &seg);
+
+	if (!conn)
+		return NULL;
+	hold(conn);
+	if (heed_requested(skb, s, conn, &seg))
+		return conn;
+	let_go(conn);
+	return NULL;
+}
+
+/* The connection of an inbound packet that concerns one. */
+static __always_inline struct connection *responder(struct __sk_buff *skb, struct segment *seg)
+{
+	if (parse_skb(skb, RESPONSES_IN, seg) != SEGMENT_OURS)
+		return NULL;
+	if (!seg->payload_length && !(seg->tcp_flags & (TCP_FIN | TCP_RST)))
+		return NULL;
+	return find_connection(&seg->key);
 }
 
 /* The same for an inbound packet. */
-static __always_inline struct connection *receive_response(struct __sk_buff *skb,
-							   struct scratch *s)
+static __always_inline bool heed_responded(struct __sk_buff *skb, struct scratch *s,
+					   struct connection *conn, const struct segment *seg)
+{
+	struct parser *p = &conn->inbound;
+
+	mind_peers_ending(conn, seg);
+	if (p->state <= PARSER_OFF) {
+		p->next_seq = seg->seq + seg->payload_length;
+		return false;
+	}
+	s->ktime_ns = bpf_ktime_get_ns();
+	return take_inbound(skb, s, conn, seg, RESPONSES_IN);
+}
+
+/* The same as request(), of an inbound packet. */
+static __always_inline struct connection *respond(struct __sk_buff *skb, struct scratch *s)
 {
 	struct segment seg = {};
-	struct connection *conn;
-	struct parser *p;
+	struct connection *conn = responder(skb, &seg);
 
-	if (parse_skb(skb, RESPONSES_IN, &seg) != SEGMENT_OURS)
-		return NULL;
-	if (!seg.payload_length && !(seg.tcp_flags & (TCP_FIN | TCP_RST)))
-		return NULL;
-	conn = find_connection(&seg.key);
 	if (!conn)
 		return NULL;
-	hold(s, conn);
-	mind_peers_ending(conn, &seg);
-	p = &conn->inbound;
-	if (p->state <= PARSER_OFF) {
-		p->next_seq = seg.seq + seg.payload_length;
-		return NULL;
-	}
-	return take_inbound(skb, s, conn, &seg, bpf_ktime_get_ns(), RESPONSES_IN);
+	hold(conn);
+	if (heed_responded(skb, s, conn, &seg))
+		return conn;
+	let_go(conn);
+	return NULL;
 }
 
 int tc_client_ingress(struct __sk_buff *skb)
@@ -85,7 +115,7 @@ int tc_client_ingress(struct __sk_buff *skb)
 
 	if (!s)
 		return TC_NEXT;
-	return read_on(skb, s, s->continuing ? resume(s) : receive_response(skb, s), RESPONSES_IN);
+	return read_on(skb, s, s->continuing ? resume(s) : respond(skb, s), RESPONSES_IN);
 }
 
 int tc_client_egress(struct __sk_buff *skb)
@@ -95,7 +125,7 @@ int tc_client_egress(struct __sk_buff *skb)
 
 	if (!s)
 		return TC_NEXT;
-	return read_on(skb, s, s->continuing ? resume(s) : send_request(skb, s), REQUESTS_OUT);
+	return read_on(skb, s, s->continuing ? resume(s) : request(skb, s), REQUESTS_OUT);
 }
 
 int tc_client_chunks(struct __sk_buff *skb) { return go_on_with_chunks(skb, RESPONSES_IN); }

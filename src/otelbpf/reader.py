@@ -16,6 +16,10 @@ from otelbpf.mapped import MappedArray
 from otelbpf.records import EXCHANGE, REQUEST_RECORD, RING_ENDS, ExchangeState
 
 
+# Of what lies beyond its length, a text has whatever was there before.
+_TEXTS = ("request_line", "host", "user_agent", "traceparent")
+
+
 class RecordError(ValueError):
     """Bytes that are no whole records."""
 
@@ -78,6 +82,7 @@ class RingReader:
             pass
         slots = told - np.uint64(1)
         records = self._exchanges["record"][slots]
+        _cut_texts(records)
         self._ring[places] = 0
         self._exchanges["state"][slots] = ExchangeState.FREE
         self._ends["read"][0] = begin + len(slots)
@@ -93,3 +98,11 @@ class RingReader:
         del self._exchanges, self._ring, self._ends
         for mapped in self._mapped:
             mapped.close()
+
+
+def _cut_texts(records: np.ndarray) -> None:
+    octets = records.view(np.uint8).reshape(len(records), -1)
+    for name in _TEXTS:
+        text_type, begin = REQUEST_RECORD.fields[name][:2]
+        beyond = np.arange(text_type.itemsize) >= records[f"{name}_length"][:, np.newaxis]
+        np.copyto(octets[:, begin : begin + text_type.itemsize], 0, where=beyond)
