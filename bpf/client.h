@@ -12,13 +12,13 @@
 static __always_inline void finish_read(struct connection *conn)
 {
 	struct exchange *x;
-	u32 ordinal;
+	u64 ordinal;
 	int i;
 
 	BOUNDED_LOOP
 	for (i = 0; i < IN_FLIGHT_MAX; i++) {
 		ordinal = conn->finished;
-		if (!before(ordinal, conn->answered) || !before(ordinal, conn->read))
+		if (ordinal >= conn->answered || ordinal >= conn->read)
 			return;
 		x = in_flight(conn, ordinal);
 		if (x) {
@@ -42,15 +42,15 @@ static __always_inline void mind_read_already(struct connection *conn, const str
 /* What came of the response is forgotten: it was an interim one. */
 static __always_inline void unread_response(struct connection *conn, struct exchange *x)
 {
-	u32 ordinal = conn->answered;
+	u64 ordinal = conn->answered;
 	u32 i;
 
 	conn->arrived = ordinal;
-	if (before(ordinal, conn->tcp))
+	if (ordinal < conn->tcp)
 		conn->tcp = ordinal;
-	if (before(ordinal, conn->queued))
+	if (ordinal < conn->queued)
 		conn->queued = ordinal;
-	if (before(ordinal, conn->read))
+	if (ordinal < conn->read)
 		conn->read = ordinal;
 	if (!x)
 		return;
@@ -82,7 +82,7 @@ static __always_inline bool find_cause(u32 tid, struct request_name *cause)
 	last = &r->handling.last_read;
 	conn = connection_at(last->place);
 	if (!last->connection_id || !conn || conn->id != last->connection_id ||
-	    before(last->ordinal, conn->answered))
+	    last->ordinal < conn->answered)
 		return false;
 	if (!r->waits || r->mingles || conn->answered != last->ordinal ||
 	    conn->begun != last->ordinal + 1) {

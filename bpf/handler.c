@@ -21,7 +21,7 @@ static __always_inline struct exchange *named_request(const struct request_name 
 		return NULL;
 	conn = connection_at(name->place);
 	if (!conn || conn->id != name->connection_id ||
-	    (unanswered && before(name->ordinal, conn->answered)))
+	    (unanswered && name->ordinal < conn->answered))
 		return NULL;
 	return in_flight(conn, name->ordinal);
 }

@@ -97,13 +97,12 @@ static __always_inline void capture(u8 *to, u16 *to_length, u64 max, struct scra
 	}
 }
 
-/* Content-Length's digits; -1 where the value is not a number. */
-static __always_inline int read_length(const struct scratch *s, u64 at, u64 length, u64 *value)
+/* Content-Length's digits; -1 where they are not a number. */
+static __always_inline int read_digits(const struct scratch *s, u64 at, u64 length, u64 *value)
 {
 	u64 n = 0;
 	u64 i;
 
-	strip(&at, &length, s);
 	if (length == 0 || length > 18)
 		return -1;
 	BOUNDED_LOOP
@@ -118,6 +117,15 @@ static __always_inline int read_length(const struct scratch *s, u64 at, u64 leng
 	}
 	*value = n;
 	return 0;
+}
+
+/* Content-Length's value. */
+static __always_inline int read_length(const struct scratch *s, u64 *value)
+{
+	u64 at = s->found_at[FOUND_CONTENT_LENGTH], length = s->found_length[FOUND_CONTENT_LENGTH];
+
+	strip(&at, &length, s);
+	return read_digits(s, at, length, value);
 }
 
 /* Is the last coding "chunked"? */
@@ -304,26 +312,30 @@ static __always_inline void scan_lines(struct scratch *s, enum flow flow)
 /* Notes where a response's whole head, which was scanned, has its end and its length. */
 static __always_inline void remember_shape(const struct scratch *s, struct head_shape *shape)
 {
-	u64 length = s->found_length[FOUND_CONTENT_LENGTH];
+	u64 at = s->found_at[FOUND_CONTENT_LENGTH], length = s->found_length[FOUND_CONTENT_LENGTH];
+	u64 line_end = at + length;
 
 	if (!length || !s->found_length[FOUND_FIRST_LINE] ||
 	    s->found_length[FOUND_TRANSFER_ENCODING])
 		return;
+	strip(&at, &length, s);
+	if (at + length != line_end)
+		return;
 	shape->end = s->head.end;
-	shape->length_at = s->found_at[FOUND_CONTENT_LENGTH];
-	shape->length_end = shape->length_at + length;
+	shape->digits_at = at;
+	shape->digits_end = line_end;
 }
 
 /* Are the head's end, and the line of its Content-Length, where they were before? */
 static __always_inline bool has_shape(const struct scratch *s, const struct head_shape *shape)
 {
-	u64 at = shape->length_at;
+	u64 at = shape->digits_at;
 
 	return four_at(s, shape->end - 4) == CRLF_CRLF &&
-	       two_at(s, shape->length_end) == CRLF &&
-	       two_at(s, at - 17) == CRLF &&
-	       (word_at(s, at - 15) | LETTERS_LOWER) == WORD('c', 'o', 'n', 't', 'e', 'n', 't', '-') &&
-	       (word_at(s, at - 8) | LETTERS_LOWER) == WORD('-', 'l', 'e', 'n', 'g', 't', 'h', ':');
+	       two_at(s, shape->digits_end) == CRLF &&
+	       two_at(s, at - 18) == CRLF &&
+	       (word_at(s, at - 16) | LETTERS_LOWER) == WORD('c', 'o', 'n', 't', 'e', 'n', 't', '-') &&
+	       (word_at(s, at - 8) | LETTERS_LOWER) == WORD('l', 'e', 'n', 'g', 't', 'h', ':', ' ');
 }
 
 /*
@@ -345,13 +357,21 @@ static __always_inline bool read_familiar_head(struct scratch *s, struct connect
 	u64 end = shape->end, length;
 
 	if (!end || end > loaded || !has_shape(s, shape) ||
-	    read_length(s, shape->length_at, shape->length_end - shape->length_at, &length) ||
-	    end + length != s->payload_length - s->position || take_status_line(s, p, 0, end))
+	    read_digits(s, shape->digits_at, shape->digits_end - shape->digits_at, &length) ||
+	    end + length != s->payload_length - s->position || take_status_line(s, p, 0, end) ||
+	    p->status < 200)
 		return false;
 	p->remaining = length;
 	p->message_flags |= MESSAGE_HAS_LENGTH;
-	consume(s, x, end, flow);
 	begin_response_body(conn, p, x, flow);
+	if (p->state == PARSER_BODY) {
+		add_content(x, length, flow);
+		consume(s, x, end + length, flow);
+		p->remaining = 0;
+		p->state = PARSER_ENDED;
+	} else {
+		consume(s, x, end, flow);
+	}
 	return true;
 }
 
@@ -432,8 +452,7 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 	if (s->found_length[FOUND_TRANSFER_ENCODING] && is_chunked(s))
 		p->message_flags |= MESSAGE_CHUNKED;
 	if (s->found_length[FOUND_CONTENT_LENGTH]) {
-		if (read_length(s, s->found_at[FOUND_CONTENT_LENGTH],
-				s->found_length[FOUND_CONTENT_LENGTH], &p->remaining))
+		if (read_length(s, &p->remaining))
 			return -1;
 		p->message_flags |= MESSAGE_HAS_LENGTH;
 	}

@@ -24,13 +24,19 @@ struct pt_regs {
 #define ECONNRESET 104
 #define ECONNREFUSED 111
 
+static __always_inline void count_in(struct scratch *s, u32 counter, u32 n)
+{
+	/* Per CPU, but a softirq may come between the halves of a plain addition. */
+	__sync_fetch_and_add(&s->counts[counter], n);
+}
+
 static __always_inline void count_many(u32 counter, u32 n)
 {
-	u64 *value = counters.lookup(&counter);
+	int zero = 0;
+	struct scratch *s = scratches.lookup(&zero);
 
-	/* Per CPU, but a softirq may come between the halves of a plain addition. */
-	if (value)
-		__sync_fetch_and_add(value, n);
+	if (s)
+		count_in(s, counter, n);
 }
 
 static __always_inline void count(u32 counter)

@@ -6,13 +6,12 @@
 
 /* ---- requests in flight ---- */
 
-static __always_inline struct exchange *in_flight(struct connection *conn, u32 ordinal)
+static __always_inline struct exchange *in_flight(struct connection *conn, u64 ordinal)
 {
 	u32 slot = conn->slot[ordinal & (IN_FLIGHT_MAX - 1)];
 	struct exchange *x = exchanges.lookup(&slot);
 
-	if (!x || x->state != EXCHANGE_IN_USE || x->record.ordinal != ordinal ||
-	    x->record.connection_id != conn->id)
+	if (!x || x->state != conn->id || x->record.ordinal != ordinal)
 		return NULL;
 	return x;
 }
@@ -115,10 +114,11 @@ static __always_inline void clear(struct request_record *r)
 static __always_inline struct exchange *begin_request(struct scratch *s, struct connection *conn,
 						      u32 seq, u64 first, enum flow flow)
 {
-	u32 ordinal = conn->begun, slot;
+	u64 ordinal = conn->begun;
+	u32 slot;
 	struct exchange *x;
 
-	count(COUNT_SEEN);
+	count_in(s, COUNT_SEEN, 1);
 	conn->begun = ordinal + 1;
 	if (!IS_CLIENTS(flow))
 		conn->arrived = ordinal + 1;
@@ -155,14 +155,15 @@ static __always_inline struct exchange *begin_request(struct scratch *s, struct 
 	x->record.stamp_ktime_ns[IS_CLIENTS(flow) ? STAMP_TC_OUT : STAMP_TC] = s->ktime_ns;
 	/* Other CPUs may find it from here on, and find it whole. */
 	asm volatile("" : : : "memory");
-	x->state = EXCHANGE_IN_USE;
+	x->state = conn->id;
 	return x;
 }
 
 static __always_inline bool take_out_of_flight(struct exchange *x)
 {
-	return __sync_val_compare_and_swap(&x->state, EXCHANGE_IN_USE, EXCHANGE_FINISHING)
-	       == EXCHANGE_IN_USE;
+	u64 in_flight = x->record.connection_id;
+
+	return __sync_val_compare_and_swap(&x->state, in_flight, EXCHANGE_FINISHING) == in_flight;
 }
 
 /*
@@ -232,7 +233,7 @@ static __always_inline void acknowledge(struct connection *conn, u32 ack_seq, u6
 
 	BOUNDED_LOOP
 	for (i = 0; i < IN_FLIGHT_MAX; i++) {
-		if (!before(conn->finished, conn->answered))
+		if (conn->finished >= conn->answered)
 			return;
 		x = in_flight(conn, conn->finished);
 		if (x) {
@@ -257,7 +258,7 @@ static __always_inline void end_requests(struct connection *conn, bool framing_l
 
 	BOUNDED_LOOP
 	for (i = 0; i < IN_FLIGHT_MAX; i++) {
-		if (!before(conn->finished, conn->begun))
+		if (conn->finished >= conn->begun)
 			return;
 		x = in_flight(conn, conn->finished);
 		if (x) {
@@ -299,9 +300,9 @@ static __always_inline bool inbound_is_whole(const struct exchange *x)
  * Requests that were reported, or never tracked, want no stamps any more. A
  * cursor that lags behind them would come to a later request too late.
  */
-static __always_inline void skip_finished(const struct connection *conn, u32 *cursor)
+static __always_inline void skip_finished(const struct connection *conn, u64 *cursor)
 {
-	if (before(*cursor, conn->finished))
+	if (*cursor < conn->finished)
 		*cursor = conn->finished;
 }
 
@@ -314,14 +315,14 @@ static __always_inline bool stamp_tcp(struct connection *conn, struct byte_range
 {
 	bool all_taken = true;
 	struct exchange *x;
-	u32 ordinal;
+	u64 ordinal;
 	int i;
 
 	skip_finished(conn, &conn->tcp);
 	ordinal = conn->tcp;
 	BOUNDED_LOOP
 	for (i = 0; i < IN_FLIGHT_MAX; i++, ordinal++) {
-		if (!before(ordinal, conn->arrived))
+		if (ordinal >= conn->arrived)
 			break;
 		x = in_flight(conn, ordinal);
 		if (x && !x->record.stamp_ktime_ns[STAMP_TCP] &&
@@ -348,7 +349,7 @@ static __always_inline void stamp_queued(struct connection *conn, u32 rcv_nxt, u
 	skip_finished(conn, &conn->queued);
 	BOUNDED_LOOP
 	for (i = 0; i < IN_FLIGHT_MAX; i++) {
-		if (!before(conn->queued, conn->arrived))
+		if (conn->queued >= conn->arrived)
 			return;
 		x = in_flight(conn, conn->queued);
 		if (x) {
@@ -411,7 +412,7 @@ static __always_inline void take_in_hand(const struct connection *conn, struct r
 	struct connection *other = connection_at(last->place);
 
 	if (last->connection_id && other && other != conn && other->id == last->connection_id &&
-	    !before(last->ordinal, other->answered))
+	    last->ordinal >= other->answered)
 		r->mingles = 1;
 	r->waits = waits;
 }
@@ -472,7 +473,7 @@ static __always_inline void stamp_read(struct connection *conn, u64 sk, u32 copi
 	skip_finished(conn, &conn->read);
 	BOUNDED_LOOP
 	for (i = 0; i < IN_FLIGHT_MAX; i++) {
-		if (!before(conn->read, conn->arrived))
+		if (conn->read >= conn->arrived)
 			return;
 		x = in_flight(conn, conn->read);
 		if (x) {

@@ -102,8 +102,9 @@ struct parser {
 /* Finds a request again, as long as it is in flight. */
 struct request_name {
 	u64 connection_id;	/* 0: of no request */
+	u64 ordinal;
 	u32 place;		/* the connection's */
-	u32 ordinal;
+	u32 unused;
 };
 
 /* Who wrote the byte `seq`, which starts a request, and what for. */
@@ -120,14 +121,13 @@ struct writer {
  */
 struct head_shape {
 	u16 end;		/* of the head; 0: none was seen yet */
-	u16 length_at;		/* where Content-Length's value starts */
-	u16 length_end;
+	u16 digits_at;		/* where Content-Length's start, after one space */
+	u16 digits_end;
 	u16 unused;
 };
 
 /*
- * Requests on a connection are numbered by ordinals, which wrap. For ordinals
- * n: n < begun have started, n < answered have had their whole response pass,
+ * Requests on a connection are numbered by ordinals. For ordinals n: n < begun have started, n < answered have had their whole response pass,
  * n < finished have been reported; of n < arrived the message that comes in (the
  * request, or an upstream's response) has begun, and tcp, queued and read say
  * how far each of these hooks has stamped that.
@@ -142,13 +142,13 @@ struct connection {
 	struct parser inbound;
 	struct parser outbound;
 	struct head_shape shape;
-	u32 begun;
-	u32 answered;
-	u32 finished;
-	u32 arrived;
-	u32 tcp;
-	u32 queued;
-	u32 read;
+	u64 begun;
+	u64 answered;
+	u64 finished;
+	u64 arrived;
+	u64 tcp;
+	u64 queued;
+	u64 read;
 	u32 place;		/* in the table of connections */
 	u32 home;		/* the slot last used, tried first while it is warm */
 	u32 flags;		/* enum request_flag: CLIENT, and how the connection is ending */
@@ -284,8 +284,12 @@ struct handshake {
 
 enum answer { NO_ANSWER, ANSWERED, CAME_AGAIN };
 
-/* The segment being read, kept across tail calls. TC hooks do not nest: one a CPU. */
+/*
+ * A CPU's own: what is counted there, and the segment being read, kept across tail calls. TC hooks do
+ * not nest.
+ */
 struct scratch {
+	u64 counts[COUNT_COUNT];
 	u64 connection_id;
 	u32 place;		/* the connection's */
 	u32 seq;		/* of the payload's first byte */
@@ -398,7 +402,6 @@ BPF_F_TABLE("array", u32, struct connection_sums, connection_sums, 2, BPF_F_MMAP
 BPF_TABLE("lru_hash", struct connection_key, struct handshake, handshakes, 16384);
 #endif
 BPF_ARRAY(sweep_orders, struct sweep_order, 1);
-BPF_PERCPU_ARRAY(counters, u64, COUNT_COUNT);
 BPF_F_TABLE("array", u32, struct ring_ends, ring_ends, 1, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, u64, ring, RING_SLOTS, BPF_F_MMAPABLE);
 BPF_PROG_ARRAY(continuations, CONTINUATION_COUNT);

@@ -78,12 +78,13 @@ static __always_inline bool carries_context(const struct exchange *x, const stru
  */
 static __always_inline bool join_mark(struct connection *conn, const struct otelbpf_mark *m)
 {
-	u32 ordinal = conn->answered, found = 0, request = 0, i;
+	u64 ordinal = conn->answered, request = 0;
+	u32 found = 0, i;
 	struct exchange *x;
 
 	BOUNDED_LOOP
 	for (i = 0; i < IN_FLIGHT_MAX; i++, ordinal++) {
-		if (!before(ordinal, conn->begun))
+		if (ordinal >= conn->begun)
 			break;
 		x = in_flight(conn, ordinal);
 		if (!x || x->record.marked == SAID_BY_MARK || !x->record.stamp_ktime_ns[STAMP_READ])
@@ -123,12 +124,13 @@ static __always_inline bool join_mark(struct connection *conn, const struct otel
 /* Late ones are for nothing: the request may have been reported, and then is another's. */
 static __always_inline void end_mark(struct connection *conn, const struct otelbpf_mark *m)
 {
-	u32 ordinal = conn->finished, i;
+	u64 ordinal = conn->finished;
+	u32 i;
 	struct exchange *x;
 
 	BOUNDED_LOOP
 	for (i = 0; i < IN_FLIGHT_MAX; i++, ordinal++) {
-		if (!before(ordinal, conn->begun))
+		if (ordinal >= conn->begun)
 			return;
 		x = in_flight(conn, ordinal);
 		if (x && x->record.marked == SAID_BY_MARK &&

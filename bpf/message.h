@@ -216,7 +216,7 @@ static __always_inline bool start_response(struct scratch *s, struct connection 
 {
 	u32 seq = s->seq + s->position;
 
-	if (!before(conn->answered, conn->begun)) {
+	if (conn->answered >= conn->begun) {
 		count(COUNT_RESPONSES_UNASKED);
 		return false;
 	}

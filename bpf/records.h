@@ -72,20 +72,20 @@ enum said {
 struct request_record {
 	__u64 stamp_ktime_ns[STAMP_COUNT];	/* CLOCK_MONOTONIC; 0: absent */
 	__u64 connection_id;
-	__u64 cause_connection_id;		/* valid if CAUSED, as cause_ordinal */
+	__u64 ordinal;				/* of the request on its connection */
+	__u64 cause_connection_id;		/* valid if CAUSED, as the next one */
+	__u64 cause_ordinal;
 	__u64 request_bytes;			/* head and body, as sent */
 	__u64 response_bytes;
 	__u64 request_body_bytes;		/* content, without chunk framing */
 	__u64 response_body_bytes;
 	__u64 route_hash;			/* bpf/route.h; 0: not looked at */
-	__u32 ordinal;				/* of the request on its connection */
 	__u32 pid;				/* of who read it, or wrote it to an upstream; 0: unknown */
 	__u32 tid;
 	__u32 flags;				/* enum request_flag */
 	__u32 request_retransmits;		/* segments that repeated bytes */
 	__u32 response_retransmits;
 	__u32 out_of_order;			/* segments that came before bytes that precede them */
-	__u32 cause_ordinal;
 	__u32 unused;
 	/*
 	 * enum said: how the application said, of this request or of its cause, what the next
@@ -115,8 +115,8 @@ struct request_record {
 
 enum exchange_state {
 	EXCHANGE_FREE = 0,
-	EXCHANGE_IN_USE = 1,
-	EXCHANGE_FINISHING = 2,		/* being filled, or waiting for the agent to read it */
+	EXCHANGE_FINISHING = 1,		/* being filled, or waiting for the agent to read it */
+	/* Any other: in flight, on the connection of this id. */
 };
 
 /*

@@ -40,7 +40,7 @@ static __always_inline int handle_tcp(u64 sk, u64 skb, enum access access)
 	u64 now, tp;
 
 	/* What is queued it has taken before. */
-	if (!conn || (!before(conn->queued, conn->arrived) && !conn->inbound.kept))
+	if (!conn || (conn->queued >= conn->arrived && !conn->inbound.kept))
 		return 0;
 	range = skb_byte_range(skb, access);
 	if (range.start == range.end)
@@ -48,7 +48,7 @@ static __always_inline int handle_tcp(u64 sk, u64 skb, enum access access)
 	now = bpf_ktime_get_ns();
 	if (conn->inbound.kept)
 		stamp_pieces(conn, range, now);
-	earlier = before(conn->queued, conn->tcp);
+	earlier = conn->queued < conn->tcp;
 	earlier |= stamp_tcp(conn, range, now);
 	if (earlier) {
 		tp = tcp_sock(sk, access);
@@ -87,7 +87,7 @@ static __always_inline int handle_read(u64 sk, enum access access)
 	u32 copied_seq;
 	u64 tp;
 
-	if (!conn || !before(conn->read, conn->arrived))
+	if (!conn || conn->read >= conn->arrived)
 		return 0;
 	tp = tcp_sock(sk, access);
 	if (!tp)

@@ -77,16 +77,26 @@ static __always_inline int feed(struct __sk_buff *skb, struct scratch *s,
 	return 0;
 }
 
+/* For the program that goes on with this segment: whose it is. */
+static __always_inline void hand_on(struct scratch *s, const struct connection *conn, enum flow flow)
+{
+	s->connection_id = conn->id;
+	s->place = conn->place;
+	s->flow = flow;
+}
+
 /* Each role has its own continuations. */
 #define OF_ROLE(flow) (IS_CLIENTS(flow) ? CONTINUATIONS_EACH : 0)
 
 /* Goes on with what is left of the segment. Returns only if nothing is (0), or
  * if the kernel allows no more tail calls (-1). */
 static __always_inline int feed_rest(struct __sk_buff *skb, struct scratch *s,
-				     struct parser *p, enum flow flow)
+				     const struct connection *conn, const struct parser *p,
+				     enum flow flow)
 {
 	if (s->position >= s->payload_length || p->state <= PARSER_OFF)
 		return 0;
+	hand_on(s, conn, flow);
 	s->continuing = 1;
 	if (p->state >= PARSER_CHUNK_SIZE)
 		continuations.call(skb, CONTINUE_CHUNKS + OF_ROLE(flow));
@@ -98,7 +108,7 @@ static __always_inline int feed_rest(struct __sk_buff *skb, struct scratch *s,
 	return -1;
 }
 
-/* What fill_scratch() noted; NULL: another connection has its place by now. */
+/* What hand_on() noted; NULL: another connection has its place by now. */
 static __always_inline struct connection *continued_connection(const struct scratch *s)
 {
 	struct connection *conn = connection_at(s->place);
@@ -115,10 +125,11 @@ static __always_inline struct connection *resume(struct scratch *s)
 
 /* The segment was read. If others came out of order, that is looked after now. */
 static __always_inline void mind_disorder(struct __sk_buff *skb, struct scratch *s,
-					  struct parser *p, enum flow flow)
+					  const struct connection *conn, enum flow flow)
 {
-	if (!p->disorder)
+	if (!conn->inbound.disorder)
 		return;
+	hand_on(s, conn, flow);
 	s->early = 0;
 	continuations.call(skb, CONTINUE_DISORDER + OF_ROLE(flow));
 }
@@ -141,10 +152,10 @@ static __always_inline int go_on_with_chunks(struct __sk_buff *skb, enum flow ro
 		return TC_NEXT;
 	p = parser_of(conn, flow);
 	if (read_chunks(skb, s, conn, p, flow, FROM_PACKET) ||
-	    feed_rest(skb, s, p, flow))
+	    feed_rest(skb, s, conn, p, flow))
 		lose_framing(conn);
 	else if (!IS_OUTBOUND(flow))
-		mind_disorder(skb, s, p, flow);
+		mind_disorder(skb, s, conn, flow);
 	let_go(conn);
 	return TC_NEXT;
 }
@@ -246,7 +257,7 @@ static __always_inline void add_retransmits(struct exchange *x, u32 n, enum flow
  * missing and the parser needs them.
  */
 static __always_inline s64 align(struct __sk_buff *skb, struct scratch *s,
-				 struct connection *conn, const struct segment *seg, u32 ordinal,
+				 struct connection *conn, const struct segment *seg, u64 ordinal,
 				 enum flow flow)
 {
 	struct parser *p = parser_of(conn, flow);
@@ -307,14 +318,10 @@ static __always_inline bool take_up(struct __sk_buff *skb, struct connection *co
 	return true;
 }
 
-static __always_inline void fill_scratch(struct scratch *s, const struct connection *conn,
-					 const struct segment *seg, enum flow flow,
-					 u32 seen_before)
+static __always_inline void fill_scratch(struct scratch *s, const struct segment *seg,
+					 u64 seen_before)
 {
-	s->connection_id = conn->id;
-	s->place = conn->place;
 	s->seq = seg->seq;
-	s->flow = flow;
 	s->payload_offset = seg->payload_offset;
 	s->payload_length = seg->payload_length;
 	s->position = seen_before;
@@ -342,8 +349,9 @@ static __always_inline bool take_inbound(struct __sk_buff *skb, struct scratch *
 
 	if (nothing_new && !p->disorder)
 		return false;
-	fill_scratch(s, conn, seg, flow, seen_before);
+	fill_scratch(s, seg, seen_before);
 	if (seen_before < 0 || nothing_new) {
+		hand_on(s, conn, flow);
 		s->early = seen_before < 0;
 		continuations.call(skb, CONTINUE_DISORDER + OF_ROLE(flow));
 		return false;	/* not reached */
@@ -355,7 +363,7 @@ static __always_inline bool take_inbound(struct __sk_buff *skb, struct scratch *
 /* The same for an outbound segment. If what is missing must be known, framing is lost. */
 static __always_inline bool take_outbound(struct __sk_buff *skb, struct scratch *s,
 					  struct connection *conn, const struct segment *seg,
-					  u32 ordinal, enum flow flow)
+					  u64 ordinal, enum flow flow)
 {
 	s64 seen_before = align(skb, s, conn, seg, ordinal, flow);
 	struct parser *p = &conn->outbound;
@@ -366,7 +374,7 @@ static __always_inline bool take_outbound(struct __sk_buff *skb, struct scratch 
 		p->state = PARSER_LOST;
 		return true;
 	}
-	fill_scratch(s, conn, seg, flow, seen_before);
+	fill_scratch(s, seg, seen_before);
 	if (before(p->next_seq, seg->seq + seg->payload_length))
 		p->next_seq = seg->seq + seg->payload_length;
 	return true;
@@ -401,10 +409,10 @@ static __always_inline int read_on(struct __sk_buff *skb, struct scratch *s,
 		return TC_NEXT;
 	p = parser_of(conn, flow);
 	if (p->state == PARSER_LOST || feed(skb, s, conn, flow, FROM_PACKET) ||
-	    feed_rest(skb, s, p, flow))
+	    feed_rest(skb, s, conn, p, flow))
 		lose_framing(conn);
 	else if (!IS_OUTBOUND(flow))
-		mind_disorder(skb, s, p, flow);
+		mind_disorder(skb, s, conn, flow);
 	let_go(conn);
 	return TC_NEXT;
 }

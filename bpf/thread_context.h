@@ -97,7 +97,8 @@ static __always_inline bool published_context(struct thread_context *c)
  */
 static __always_inline void note_published(struct connection *conn)
 {
-	u32 ordinal = conn->answered, zero = 0, *has_any = has_thread_locals.lookup(&zero);
+	u64 ordinal = conn->answered;
+	u32 zero = 0, *has_any = has_thread_locals.lookup(&zero);
 	struct thread_context c;
 	struct exchange *x;
 	u64 *trace_id;

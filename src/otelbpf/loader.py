@@ -205,8 +205,8 @@ class Programs:
 
     def counts(self) -> dict[Counter, int]:
         """What the programs have counted so far, summed over the CPUs."""
-        table = self._bpf[b"counters"]
-        counts = {counter: table.sum(ctypes.c_int(counter)).value for counter in Counter}
+        of_cpus = [scratch.counts for scratch in self._bpf[b"scratches"][ctypes.c_int(0)]]
+        counts = {counter: sum(counts[counter] for counts in of_cpus) for counter in Counter}
         return counts | {Counter.SUBMITTED: self._bpf[b"ring_ends"][0].submitted}
 
     def sweep(self, slot: int, before_ktime_ns: int, flag: int) -> None:

@@ -15,7 +15,6 @@ from otelbpf.loader import Programs
 from otelbpf.mapped import MappedArray
 from otelbpf.records import EXCHANGE, REQUEST_RECORD, RING_ENDS, ExchangeState
 
-
 # Of what lies beyond its length, a text has whatever was there before.
 _TEXTS = ("request_line", "host", "user_agent", "traceparent")
 

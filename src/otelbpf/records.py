@@ -11,26 +11,26 @@ from enum import IntEnum, IntFlag
 
 import numpy as np
 
-#: struct request_record, 712 bytes.
+#: struct request_record, 720 bytes.
 REQUEST_RECORD = np.dtype(
     {
         "names": [
             "stamp_ktime_ns",
             "connection_id",
+            "ordinal",
             "cause_connection_id",
+            "cause_ordinal",
             "request_bytes",
             "response_bytes",
             "request_body_bytes",
             "response_body_bytes",
             "route_hash",
-            "ordinal",
             "pid",
             "tid",
             "flags",
             "request_retransmits",
             "response_retransmits",
             "out_of_order",
-            "cause_ordinal",
             "unused",
             "marked",
             "trace_flags",
@@ -61,8 +61,8 @@ REQUEST_RECORD = np.dtype(
             "u8",
             "u8",
             "u8",
-            "u4",
-            "u4",
+            "u8",
+            "u8",
             "u4",
             "u4",
             "u4",
@@ -100,39 +100,39 @@ REQUEST_RECORD = np.dtype(
             168,
             176,
             184,
-            188,
             192,
-            196,
             200,
             204,
             208,
             212,
             216,
             220,
-            222,
             224,
-            240,
+            228,
+            230,
+            232,
             248,
             256,
-            272,
-            288,
-            290,
-            292,
-            294,
+            264,
+            280,
             296,
             298,
             300,
             302,
             304,
-            496,
-            560,
-            656,
+            306,
+            308,
+            310,
+            312,
+            504,
+            568,
+            664,
         ],
-        "itemsize": 712,
+        "itemsize": 720,
     }
 )
 
-#: struct exchange, 760 bytes.
+#: struct exchange, 768 bytes.
 EXCHANGE = np.dtype(
     {
         "names": [
@@ -169,9 +169,9 @@ EXCHANGE = np.dtype(
             32,
             36,
             40,
-            752,
+            760,
         ],
-        "itemsize": 760,
+        "itemsize": 768,
     }
 )
 
@@ -409,8 +409,7 @@ class ExchangeState(IntEnum):
     """enum exchange_state."""
 
     FREE = 0
-    IN_USE = 1
-    FINISHING = 2
+    FINISHING = 1
 
 
 class Counter(IntEnum):
