@@ -58,7 +58,7 @@ static __always_inline int read_chunks(struct __sk_buff *skb, struct scratch *s,
 	volatile struct chunk_cursor *v = &s->chunks;
 	struct exchange *x;
 	u32 length = s->payload_length, n, digit, position, at = 0, line_length = 0;
-	int i;
+	u64 i;
 	u8 c;
 
 	v->position = s->position;

@@ -13,7 +13,7 @@ static __always_inline void finish_read(struct connection *conn)
 {
 	struct exchange *x;
 	u64 ordinal;
-	int i;
+	u64 i;
 
 	BOUNDED_LOOP
 	for (i = 0; i < IN_FLIGHT_MAX; i++) {

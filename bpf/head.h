@@ -8,15 +8,17 @@
 static __always_inline void note_line(struct scratch *s, volatile struct head_cursor *v,
 				      u64 at, u64 length, enum flow flow)
 {
-	u64 start = word_at(s, at) | LETTERS_LOWER;
-	u64 next = word_at(s, at + 8) | LETTERS_LOWER;
-	u64 found, name_length;
+	u64 start, next, found, name_length;
 
 	if (v->state == PARSER_FIRST_LINE) {
 		v->state = PARSER_HEADERS;
-		found = FOUND_FIRST_LINE;
-		name_length = 0;
-	} else if (start == WORD('c', 'o', 'n', 't', 'e', 'n', 't', '-') &&
+		s->found_at[FOUND_FIRST_LINE] = at;
+		s->found_length[FOUND_FIRST_LINE] = length;
+		return;
+	}
+	start = word_at(s, at) | LETTERS_LOWER;
+	next = word_at(s, at + 8) | LETTERS_LOWER;
+	if (start == WORD('c', 'o', 'n', 't', 'e', 'n', 't', '-') &&
 		   (next & FIRST_BYTES(7)) == WORD('l', 'e', 'n', 'g', 't', 'h', ':', 0)) {
 		found = FOUND_CONTENT_LENGTH;
 		name_length = 15;
@@ -245,7 +247,7 @@ static __always_inline u64 distance_to_line_end(const struct scratch *s, u64 at)
 {
 	const u64 *words = (const u64 *)(s->window + (at & WINDOW_MASK));
 	u64 marks;
-	int i;
+	u64 i;
 
 #pragma unroll
 	for (i = 0; i < 4; i++) {
@@ -254,16 +256,6 @@ static __always_inline u64 distance_to_line_end(const struct scratch *s, u64 at)
 			return 8 * i + lowest(marks);
 	}
 	return 32;
-}
-
-/* How many bytes at `at` end a line: CRLF, or LF alone. */
-static __always_inline u64 line_end(const struct scratch *s, u64 at)
-{
-	u64 two = two_at(s, at);
-
-	if (two == CRLF)
-		return 2;
-	return (two & 0xff) == '\n';
 }
 
 /* At least a byte each: a line that takes them all is too long to be carried. */
@@ -279,8 +271,8 @@ static __always_inline u64 line_end(const struct scratch *s, u64 at)
 static __always_inline void scan_lines(struct scratch *s, enum flow flow)
 {
 	volatile struct head_cursor *v = &s->head;
-	u64 at, end, line;
-	int i;
+	u64 at, two, line;
+	u64 i;
 
 	BOUNDED_LOOP
 	for (i = 0; i < SCAN_STEPS; i++) {
@@ -288,12 +280,14 @@ static __always_inline void scan_lines(struct scratch *s, enum flow flow)
 		if (at >= v->total)
 			break;
 		at += distance_to_line_end(s, at);
-		end = line_end(s, at);
-		if (!end) {
+		two = two_at(s, at);
+		if (two == CRLF) {
+			v->at = at + 2;
+		} else {
 			v->at = at + 1;
-			continue;
+			if ((two & 0xff) != '\n')
+				continue;
 		}
-		v->at = at + end;
 		if (v->at > v->total)
 			break;
 		line = v->line;

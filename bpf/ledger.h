@@ -65,7 +65,7 @@ static __always_inline struct exchange *claim_any(struct scratch *s, u32 *slot)
 {
 	u32 next = s->next_slot;
 	struct exchange *x;
-	int i;
+	u64 i;
 
 	BOUNDED_LOOP
 	for (i = 0; i <= CLAIM_TRIES; i++) {
@@ -92,10 +92,12 @@ static __always_inline struct exchange *claim_warm(const struct connection *conn
 	return claim(conn->home);
 }
 
+#define WORD_OF(field) (__builtin_offsetof(struct request_record, field) / 8)
+
 /*
- * Clears all but the texts, whose lengths say how much of them counts; of the request line the first
- * word, which is looked at without. By words of eight bytes: of a memset() clang would make twice as
- * many of four.
+ * Clears all but what comes first, which each request has, and the texts, whose lengths say how much
+ * of them counts; of the request line the first word, which is looked at without. By words of eight
+ * bytes: of a memset() clang would make twice as many of four.
  */
 static __always_inline void clear(struct request_record *r)
 {
@@ -103,7 +105,7 @@ static __always_inline void clear(struct request_record *r)
 	u32 i;
 
 #pragma unroll
-	for (i = 0; i <= __builtin_offsetof(struct request_record, request_line) / 8; i++)
+	for (i = WORD_OF(stamp_ktime_ns); i <= WORD_OF(request_line); i++)
 		words[i] = 0;
 }
 
@@ -145,8 +147,8 @@ static __always_inline struct exchange *begin_request(struct scratch *s, struct 
 	x->slot = slot;
 	x->record.connection_id = conn->id;
 	x->record.ordinal = ordinal;
-	__builtin_memcpy(x->record.peer_address, conn->key.peer_address, 16);
-	__builtin_memcpy(x->record.local_address, conn->key.local_address, 16);
+	copy_address(x->record.peer_address, conn->key.peer_address);
+	copy_address(x->record.local_address, conn->key.local_address);
 	x->record.peer_port = conn->key.peer_port;
 	x->record.local_port = conn->key.local_port;
 	if (IS_CLIENTS(flow))
@@ -229,7 +231,7 @@ static __always_inline void abandon(struct exchange *x, u32 reason)
 static __always_inline void acknowledge(struct connection *conn, u32 ack_seq, u64 now)
 {
 	struct exchange *x;
-	int i;
+	u64 i;
 
 	BOUNDED_LOOP
 	for (i = 0; i < IN_FLIGHT_MAX; i++) {
@@ -254,7 +256,7 @@ static __always_inline void acknowledge(struct connection *conn, u32 ack_seq, u6
 static __always_inline void end_requests(struct connection *conn, bool framing_lost)
 {
 	struct exchange *x;
-	int i;
+	u64 i;
 
 	BOUNDED_LOOP
 	for (i = 0; i < IN_FLIGHT_MAX; i++) {
@@ -316,7 +318,7 @@ static __always_inline bool stamp_tcp(struct connection *conn, struct byte_range
 	bool all_taken = true;
 	struct exchange *x;
 	u64 ordinal;
-	int i;
+	u64 i;
 
 	skip_finished(conn, &conn->tcp);
 	ordinal = conn->tcp;
@@ -344,7 +346,7 @@ static __always_inline bool stamp_tcp(struct connection *conn, struct byte_range
 static __always_inline void stamp_queued(struct connection *conn, u32 rcv_nxt, u64 now)
 {
 	struct exchange *x;
-	int i;
+	u64 i;
 
 	skip_finished(conn, &conn->queued);
 	BOUNDED_LOOP
@@ -468,7 +470,7 @@ static __always_inline void stamp_read(struct connection *conn, u64 sk, u32 copi
 {
 	struct exchange *x;
 	bool first;
-	int i;
+	u64 i;
 
 	skip_finished(conn, &conn->read);
 	BOUNDED_LOOP

@@ -191,8 +191,8 @@ static __always_inline bool start_request(struct scratch *s, struct connection *
 			count_as_not_http(conn);
 		return false;
 	}
-	/* The preface of HTTP/2 was made to look like a request. */
-	if (s->payload_length - s->position >= 4 &&
+	/* The preface of HTTP/2, with which a connection begins, was made to look like a request. */
+	if (!conn->begun && s->payload_length - s->position >= 4 &&
 	    (word_at(s, 0) & FIRST_BYTES(4)) == WORD('P', 'R', 'I', ' ', 0, 0, 0, 0)) {
 		turn_off(conn);
 		return true;

@@ -68,7 +68,7 @@ static __always_inline int parse_segment(u8 *data, u8 *data_end, u64 frame_lengt
 	/* Else clang would rather subtract a pointer from a number, which none may. */
 	asm volatile("" : "+r"(ip_offset));
 
-	if (type == ETHERTYPE_IPV4_BE16) {
+	if (__builtin_expect(type == ETHERTYPE_IPV4_BE16, 1)) {
 		if (cursor + 20 > data_end)
 			return SEGMENT_UNPARSED;
 		if (cursor[9] != PROTOCOL_TCP)

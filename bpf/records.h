@@ -70,9 +70,11 @@ enum said {
 
 /* One finished request. */
 struct request_record {
-	__u64 stamp_ktime_ns[STAMP_COUNT];	/* CLOCK_MONOTONIC; 0: absent */
 	__u64 connection_id;
 	__u64 ordinal;				/* of the request on its connection */
+	__u8 peer_address[16];			/* IPv4 as IPv4-mapped IPv6 */
+	__u8 local_address[16];
+	__u64 stamp_ktime_ns[STAMP_COUNT];	/* CLOCK_MONOTONIC; 0: absent */
 	__u64 cause_connection_id;		/* valid if CAUSED, as the next one */
 	__u64 cause_ordinal;
 	__u64 request_bytes;			/* head and body, as sent */
@@ -96,8 +98,6 @@ struct request_record {
 	__u8 trace_id[16];
 	__u8 span_id[8];			/* of the request's span, the application's parent */
 	__u8 parent_span_id[8];			/* of the caller's, or the cause's; 0: there is none */
-	__u8 peer_address[16];			/* IPv4 as IPv4-mapped IPv6 */
-	__u8 local_address[16];
 	__u16 peer_port;
 	__u16 local_port;
 	__u16 status;				/* 0: no response head was seen */

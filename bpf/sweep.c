@@ -17,8 +17,8 @@ int sweep(struct __sk_buff *skb)
 	x = exchanges.lookup(&slot);
 	if (!x || x->state <= EXCHANGE_FINISHING || x->activity_ktime_ns > order->before_ktime_ns)
 		return 0;
-	__builtin_memcpy(key.peer_address, x->record.peer_address, 16);
-	__builtin_memcpy(key.local_address, x->record.local_address, 16);
+	copy_address(key.peer_address, x->record.peer_address);
+	copy_address(key.local_address, x->record.local_address);
 	key.peer_port = x->record.peer_port;
 	key.local_port = x->record.local_port;
 	conn = find_connection(&key);
