@@ -394,7 +394,7 @@ BPF_ARRAY(has_thread_locals, u32, 1);	/* spares most machines a look at them */
 BPF_HASH(connecting, u64, u8, 256);	/* the agent's own sockets, by sk */
 #if SERIES
 BPF_F_TABLE("array", u32, struct series, series, MAX_SERIES, BPF_F_MMAPABLE);
-BPF_TABLE("lru_hash", struct series_key, struct series_place, series_places, 16384);
+BPF_F_TABLE("array", u32, struct series_set, series_sets, SERIES_SETS, BPF_F_MMAPABLE);
 BPF_ARRAY(overflow_places, struct series_place, 2);	/* by is_client; once there is no other */
 BPF_F_TABLE("array", u32, struct stage_order, stage_orders, STAGE_ORDERS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct connection_sums, connection_sums, 2, BPF_F_MMAPABLE);

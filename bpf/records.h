@@ -196,20 +196,21 @@ struct connection_sums {
 /*
  * An order that the stamps of a request come in: their numbers, the first one highest, four
  * bits each, below a 1. Its stages are in struct series at these places, the last stage first.
+ * It is at one of two neighbours.
  */
 struct stage_order {
 	__u64 order;			/* 0: of none */
 	__u16 places[STAMP_COUNT];
 };
 
-/* It is at one of two neighbours, of which this product's high half tells one. */
-#define STAGE_ORDER_FACTOR 0x9e3779b97f4a7c15ULL
+/* Of this product of what is looked for, the high half tells where it is. */
+#define PLACE_FACTOR 0x9e3779b97f4a7c15ULL
 
 /* Of which series a request is. */
 struct series_key {
 	__u64 route_hash;
 	__u16 port;			/* the server's */
-	__u8 status_class;		/* 2: 200 to 299 */
+	__u8 status_class;		/* 2: 200 to 299; 0: nobody's key */
 	__u8 is_client;
 	__u32 unused;
 };
@@ -219,6 +220,18 @@ struct series_place {
 	__u64 slow_ns;			/* ~0: never */
 	__u32 place;
 	__u32 in_use;
+};
+
+#define SERIES_WAYS 4
+#define SERIES_SETS 8192		/* a power of two */
+
+/*
+ * Which keys' series have which places. The agent writes them: to give a way to another key, it
+ * takes the second word of the old one away first, and writes that of the new one last.
+ */
+struct series_set {
+	struct series_key keys[SERIES_WAYS];
+	struct series_place places[SERIES_WAYS];
 };
 
 /*

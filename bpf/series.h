@@ -116,26 +116,51 @@ static __always_inline void add_duration(struct histogram *h, u64 ns, volatile u
 }
 
 #if SERIES
-static __always_inline struct series_place *place_of(const struct request_record *r)
+/* Where the requests with this key, in two words, are added up; false: nowhere yet. */
+static __always_inline bool find_place(u64 route_hash, u64 rest, struct series_place *found)
 {
-	struct series_key key = { .route_hash = r->route_hash, .status_class = r->status / 100 };
-	struct series_place *at;
-	u32 is_client;
+	u32 index = (route_hash ^ rest) * PLACE_FACTOR >> 32 & (SERIES_SETS - 1), way;
+	struct series_set *set = series_sets.lookup(&index);
+	volatile struct series_place *place;
+	volatile u64 *key;
 
-	key.is_client = CLIENTS && r->flags & CLIENT;
-	key.port = key.is_client ? r->peer_port : r->local_port;
-	at = series_places.lookup(&key);
-	if (at)
-		return at;
-	is_client = key.is_client;
-	at = overflow_places.lookup(&is_client);
-	return at && at->in_use ? at : NULL;
+	if (!set)
+		return false;
+#pragma unroll
+	for (way = 0; way < SERIES_WAYS; way++) {
+		key = (volatile u64 *)&set->keys[way];
+		if (key[0] != route_hash || key[1] != rest)
+			continue;
+		place = &set->places[way];
+		found->slow_ns = place->slow_ns;
+		found->place = place->place;
+		/* Else the agent has just given the way to another. */
+		return key[0] == route_hash && key[1] == rest;
+	}
+	return false;
+}
+
+/* The place of a request that was answered. */
+static __always_inline bool place_of(const struct request_record *r, struct series_place *found)
+{
+	u32 is_client = CLIENTS && r->flags & CLIENT;
+	u64 port = is_client ? r->peer_port : r->local_port, status_class = r->status / 100;
+	struct series_place *overflow;
+
+	/* As struct series_key has them, on little-endian machines. */
+	if (find_place(r->route_hash, port | status_class << 16 | (u64)is_client << 24, found))
+		return true;
+	overflow = overflow_places.lookup(&is_client);
+	if (!overflow || !overflow->in_use)
+		return false;
+	*found = *overflow;
+	return true;
 }
 
 /* Where the stages of this order are; NULL: nowhere yet. */
 static __always_inline const struct stage_order *find_order(u64 order)
 {
-	u32 at = order * STAGE_ORDER_FACTOR >> 32 & (STAGE_ORDERS - 1), next = at ^ 1;
+	u32 at = order * PLACE_FACTOR >> 32 & (STAGE_ORDERS - 1), next = at ^ 1;
 	struct stage_order *found = stage_orders.lookup(&at);
 
 	if (found && found->order == order)
@@ -174,16 +199,14 @@ static __always_inline u64 add_stages(struct series *s, struct exchange *x, u64 
 static __always_inline bool add_to_series(struct exchange *x, bool *slow)
 {
 	const struct request_record *r = &x->record;
-	const struct series_place *at = place_of(r);
-	u64 order = at ? order_of_stamps(x) : 0, length;
+	struct series_place at = {};
+	u64 order = place_of(r, &at) ? order_of_stamps(x) : 0, length;
 	const struct stage_order *known = order ? find_order(order) : NULL;
 	struct series *s;
-	u32 place;
 
 	if (!known)
 		return false;
-	place = at->place;
-	s = series.lookup(&place);
+	s = series.lookup(&at.place);
 	if (!s)
 		return false;
 	length = stamp_time(x, order) - stamp_time(x, add_stages(s, x, order, known));
@@ -195,7 +218,7 @@ static __always_inline bool add_to_series(struct exchange *x, bool *slow)
 				     r->request_retransmits + r->response_retransmits);
 	if (r->out_of_order)
 		__sync_fetch_and_add(&s->out_of_order, r->out_of_order);
-	*slow = length >= at->slow_ns;
+	*slow = length >= at.slow_ns;
 	return true;
 }
 #else

@@ -215,18 +215,12 @@ class Programs:
         orders[ctypes.c_int(0)] = orders.Leaf(before_ktime_ns, slot, flag)
         libbpf.run_once(self.fd("sweep"), data=bytes(64))
 
-    def set_series_place(self, key: bytes, place: bytes) -> None:
-        """Tells the programs where a series is.
+    def set_overflow_place(self, is_client: int, place: bytes) -> None:
+        """Tells the programs where those are added up whose series has no place of its own.
 
         Args:
-            key: struct series_key, bpf/records.h.
-            place: struct series_place.
+            place: struct series_place, bpf/records.h.
         """
-        table = self._bpf[b"series_places"]
-        table[table.Key.from_buffer_copy(key)] = table.Leaf.from_buffer_copy(place)
-
-    def set_overflow_place(self, is_client: int, place: bytes) -> None:
-        """The same for those that have none."""
         table = self._bpf[b"overflow_places"]
         table[ctypes.c_int(is_client)] = table.Leaf.from_buffer_copy(place)
 

@@ -334,6 +334,25 @@ SERIES_PLACE = np.dtype(
     }
 )
 
+#: struct series_set, 128 bytes.
+SERIES_SET = np.dtype(
+    {
+        "names": [
+            "keys",
+            "places",
+        ],
+        "formats": [
+            (SERIES_KEY, (4,)),
+            (SERIES_PLACE, (4,)),
+        ],
+        "offsets": [
+            0,
+            64,
+        ],
+        "itemsize": 128,
+    }
+)
+
 #: struct stage_order, 40 bytes.
 STAGE_ORDER = np.dtype(
     {

@@ -16,7 +16,15 @@ import numpy as np
 
 from otelbpf.loader import Programs
 from otelbpf.mapped import MappedArray
-from otelbpf.records import SERIES, SERIES_KEY, SERIES_PLACE, STAGE_ORDER, RequestFlag, Stamp
+from otelbpf.records import (
+    SERIES,
+    SERIES_KEY,
+    SERIES_PLACE,
+    SERIES_SET,
+    STAGE_ORDER,
+    RequestFlag,
+    Stamp,
+)
 from otelbpf.request import KINDS, Kind, Request, address_of, method_and_path, stage_name
 from otelbpf.resource import Resources
 from otelbpf.routes import Routes
@@ -28,11 +36,12 @@ _STAMPS = len(Stamp)
 _STAMP_BITS = 4
 _STAGE_PLACES = SERIES["stages"].shape[0]
 #: As in bpf/records.h.
-_STAGE_ORDERS, _STAGE_ORDER_FACTOR = 256, 0x9E3779B97F4A7C15
+_STAGE_ORDERS, _SERIES_SETS, _PLACE_FACTOR = 256, 8192, 0x9E3779B97F4A7C15
+_SERIES_WAYS = SERIES_SET["keys"].shape[0]
 #: Where the stages are for which there was no place left.
 _OTHER_STAGES = 0
 OTHER_STAGES = "other"
-# Keys whose place is remembered; the kernel remembers as many.
+# Keys whose place is remembered here; the kernel has ways for twice as many.
 _KEYS_MOST = 16_384
 _EXEMPLARS_EACH = 4
 _COUNTS = ("request_bytes", "response_bytes", "retransmits", "out_of_order")
@@ -62,6 +71,11 @@ class SeriesTable:
             programs.map_fd("stage_orders"), STAGE_ORDER, _STAGE_ORDERS, writable=True
         )
         self._orders = self._mapped_orders.values
+        self._mapped_sets = MappedArray(
+            programs.map_fd("series_sets"), SERIES_SET, _SERIES_SETS, writable=True
+        )
+        self._sets = self._mapped_sets.values
+        self._next_way = 0
         #: 1 + the place of a stage, by its first stamp and its second; 0: it has none yet.
         self._stage_places = np.zeros(_STAMPS * _STAMPS, np.int64)
         self._stage_names = [OTHER_STAGES]
@@ -161,9 +175,10 @@ class SeriesTable:
 
     def close(self) -> None:
         """Unmaps what was mapped."""
-        del self._kernels, self._orders
+        del self._kernels, self._orders, self._sets
         self._mapped_series.close()
         self._mapped_orders.close()
+        self._mapped_sets.close()
 
     # ---- places ----
 
@@ -193,10 +208,27 @@ class SeriesTable:
                 self._known.clear()
             known = self._known[key] = self._find_place(key, record)
         place, slow_ns = known
-        # Also where it was told before: it may have forgotten, to make room for others.
+        # Also where it was told before: another key may have been given that way.
         if place >= len(KINDS) and np.frombuffer(key, SERIES_KEY)["status_class"][0]:
-            self._programs.set_series_place(key, _series_place(place, slow_ns))
+            self._tell_place(key, place, slow_ns)
         return known
+
+    def _tell_place(self, key: bytes, place: int, slow_ns: int) -> None:
+        """Tells the kernel, unless it knows, in a way that it cannot misread at any moment."""
+        first, second = np.frombuffer(key, np.uint64).tolist()
+        told = self._sets[(first ^ second) * _PLACE_FACTOR % 2**64 >> 32 & _SERIES_SETS - 1]
+        words = told["keys"].view(np.uint64).reshape(_SERIES_WAYS, 2)
+        known = words.tolist()
+        if [first, second] in known:
+            return
+        ways = [way for way, (_, of_nobody) in enumerate(known) if not of_nobody]
+        if not ways:
+            ways = [self._next_way]
+            self._next_way = (self._next_way + 1) % _SERIES_WAYS
+        words[ways[0], 1] = 0
+        words[ways[0], 0] = first
+        told["places"][ways[0]] = (slow_ns, place, 1)
+        words[ways[0], 1] = second
 
     def _find_place(self, key: bytes, record: np.void) -> tuple[int, int]:
         """The series' place, a new one if there is one left, and its threshold."""
@@ -246,7 +278,7 @@ class SeriesTable:
             keys: (n, 16), of which each stage has its place.
         """
         for order in set(_orders_of(keys).tolist()):
-            at = order * _STAGE_ORDER_FACTOR % 2**64 >> 32 & _STAGE_ORDERS - 1
+            at = order * _PLACE_FACTOR % 2**64 >> 32 & _STAGE_ORDERS - 1
             known = self._orders["order"][[at, at ^ 1]].tolist()
             if order and order not in known and 0 in known:
                 told = self._orders[at ^ known.index(0)]

@@ -14,8 +14,8 @@ from otelbpf.loader import Limits
 from otelbpf.records import (
     HISTOGRAM,
     SERIES,
-    SERIES_KEY,
     SERIES_PLACE,
+    SERIES_SET,
     STAGE_ORDER,
     RequestFlag,
     Stamp,
@@ -38,21 +38,33 @@ class Kernel:
     limits = Limits(series=MOST)
 
     def __init__(self) -> None:
-        self.files = {
-            "series": os.memfd_create("series"), "stage_orders": os.memfd_create("stage_orders")
-        }  # fmt: skip
-        os.ftruncate(self.files["series"], MOST * SERIES.itemsize)
-        os.ftruncate(self.files["stage_orders"], 256 * STAGE_ORDER.itemsize)
-        self.told: list[tuple[np.void, np.void]] = []
+        sizes = {
+            "series": MOST * SERIES.itemsize,
+            "stage_orders": 256 * STAGE_ORDER.itemsize,
+            "series_sets": 8192 * SERIES_SET.itemsize,
+        }
+        self.files = {name: os.memfd_create(name) for name in sizes}
+        for name, size in sizes.items():
+            os.ftruncate(self.files[name], size)
         self.overflow: dict[int, np.void] = {}
 
     def map_fd(self, name: str) -> int:
         return self.files[name]
 
-    def set_series_place(self, key: bytes, place: bytes) -> None:
-        self.told.append(
-            (np.frombuffer(key, SERIES_KEY)[0], np.frombuffer(place, SERIES_PLACE)[0])
-        )
+    @property
+    def sets(self) -> np.ndarray:
+        data = os.pread(self.files["series_sets"], 8192 * SERIES_SET.itemsize, 0)
+        return np.frombuffer(data, SERIES_SET).copy()
+
+    @property
+    def told(self) -> list[tuple[np.void, np.void]]:
+        """The keys that it would find, and their places."""
+        sets = self.sets
+        used = sets["keys"]["status_class"] != 0
+        return list(zip(sets["keys"][used], sets["places"][used], strict=True))
+
+    def forget(self) -> None:
+        os.pwrite(self.files["series_sets"], bytes(8192 * SERIES_SET.itemsize), 0)
 
     def set_overflow_place(self, is_client: int, place: bytes) -> None:
         self.overflow[is_client] = np.frombuffer(place, SERIES_PLACE)[0]
@@ -117,10 +129,43 @@ def test_a_new_series_gets_a_place_and_the_kernel_is_told(
 def test_the_kernel_is_told_again_since_it_may_have_forgotten(
     kernel: Kernel, table: SeriesTable
 ) -> None:
-    for _ in range(3):
+    table.add(one("/a", 11))
+    ((_, first),) = kernel.told
+    for _ in range(2):
+        kernel.forget()
         table.add(one("/a", 11))
-    assert len(kernel.told) == 3
+        assert [place for _, place in kernel.told] == [first]
+
+
+def test_a_key_is_where_the_kernel_looks_for_it(kernel: Kernel, table: SeriesTable) -> None:
+    """As find_place() of bpf/series.h does."""
+    for number in range(1, 24):
+        table.add(one("/a", number << 40 | number))
+    sets = kernel.sets
+    for key, _ in kernel.told:
+        first, second = np.frombuffer(key.tobytes(), np.uint64).tolist()
+        assert second == 80 | 2 << 16
+        at = ((first ^ second) * 0x9E3779B97F4A7C15 % 2**64 >> 32) % 8192
+        assert key in sets["keys"][at]
+    assert len(kernel.told) == 23
+
+
+def test_more_keys_than_there_are_ways(kernel: Kernel, table: SeriesTable) -> None:
+    """Each takes the way of another one, in turn; the place is that of the route all the same."""
+    in_one_set, hashes = [], iter(range(1, 1 << 20))
+    while len(in_one_set) < 6:
+        route_hash = next(hashes)
+        product = (route_hash ^ (80 | 2 << 16)) * 0x9E3779B97F4A7C15 % 2**64
+        if product >> 32 & 8191 == 23:
+            in_one_set.append(route_hash)
+    for route_hash in in_one_set:
+        table.add(one("/a", route_hash))
+    assert {int(key["route_hash"]) for key, _ in kernel.told} == set(in_one_set[2:])
     assert len({bytes(place) for _, place in kernel.told}) == 1
+    table.add(one("/a", in_one_set[0]))
+    assert in_one_set[0] in {int(key["route_hash"]) for key, _ in kernel.told}
+    assert in_one_set[2] not in {int(key["route_hash"]) for key, _ in kernel.told}
+    assert len(kernel.told) == 4
 
 
 def test_the_kernels_sums_and_ours_are_one(kernel: Kernel, table: SeriesTable) -> None:
