@@ -47,7 +47,7 @@ static __always_inline void note_line(struct scratch *s, volatile struct head_cu
 	s->found_length[found] = length - name_length;
 }
 
-/* Strips up to seven spaces and tabs before a header's value, which is not empty, and eight after it. */
+/* Strips up to seven spaces and tabs before a header's value, and eight after it; it is not empty. */
 static __always_inline void strip(u64 *at, u64 *length, const struct scratch *s)
 {
 	u64 two = two_at(s, *at), text, n;

@@ -11,7 +11,7 @@ static __always_inline struct exchange *in_flight(struct connection *conn, u64 o
 	u32 slot = conn->slot[ordinal & (IN_FLIGHT_MAX - 1)];
 	struct exchange *x = exchanges.lookup(&slot);
 
-	if (!x || x->state != conn->id || x->record.ordinal != ordinal)
+	if (!x || x->state != EXCHANGE_IN_FLIGHT + conn->id || x->record.ordinal != ordinal)
 		return NULL;
 	return x;
 }
@@ -157,13 +157,13 @@ static __always_inline struct exchange *begin_request(struct scratch *s, struct 
 	x->record.stamp_ktime_ns[IS_CLIENTS(flow) ? STAMP_TC_OUT : STAMP_TC] = s->ktime_ns;
 	/* Other CPUs may find it from here on, and find it whole. */
 	asm volatile("" : : : "memory");
-	x->state = conn->id;
+	x->state = EXCHANGE_IN_FLIGHT + conn->id;
 	return x;
 }
 
 static __always_inline bool take_out_of_flight(struct exchange *x)
 {
-	u64 in_flight = x->record.connection_id;
+	u64 in_flight = EXCHANGE_IN_FLIGHT + x->record.connection_id;
 
 	return __sync_val_compare_and_swap(&x->state, in_flight, EXCHANGE_FINISHING) == in_flight;
 }

@@ -127,7 +127,8 @@ struct head_shape {
 };
 
 /*
- * Requests on a connection are numbered by ordinals. For ordinals n: n < begun have started, n < answered have had their whole response pass,
+ * Requests on a connection are numbered by ordinals. For ordinals n: n < begun
+ * have started, n < answered have had their whole response pass,
  * n < finished have been reported; of n < arrived the message that comes in (the
  * request, or an upstream's response) has begun, and tcp, queued and read say
  * how far each of these hooks has stamped that.

@@ -116,7 +116,7 @@ struct request_record {
 enum exchange_state {
 	EXCHANGE_FREE = 0,
 	EXCHANGE_FINISHING = 1,		/* being filled, or waiting for the agent to read it */
-	/* Any other: in flight, on the connection of this id. */
+	EXCHANGE_IN_FLIGHT = 2,		/* and its connection's id: never a state of nobody's */
 };
 
 /*

@@ -15,7 +15,7 @@ int sweep(struct __sk_buff *skb)
 		return 0;
 	slot = order->slot;
 	x = exchanges.lookup(&slot);
-	if (!x || x->state <= EXCHANGE_FINISHING || x->activity_ktime_ns > order->before_ktime_ns)
+	if (!x || x->state < EXCHANGE_IN_FLIGHT || x->activity_ktime_ns > order->before_ktime_ns)
 		return 0;
 	copy_address(key.peer_address, x->record.peer_address);
 	copy_address(key.local_address, x->record.local_address);

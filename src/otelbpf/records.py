@@ -429,6 +429,7 @@ class ExchangeState(IntEnum):
 
     FREE = 0
     FINISHING = 1
+    IN_FLIGHT = 2
 
 
 class Counter(IntEnum):

@@ -53,7 +53,7 @@ class Sweeper:
             self._programs.sweep(int(slot), now_ktime_ns, RequestFlag.AGENT_STOPPED)
 
     def _silent_since(self, before_ktime_ns: int) -> np.ndarray:
-        in_use = np.flatnonzero(self._table["state"] > ExchangeState.FINISHING)
+        in_use = np.flatnonzero(self._table["state"] >= ExchangeState.IN_FLIGHT)
         return in_use[self._table["activity_ktime_ns"][in_use] <= before_ktime_ns]
 
     def close(self) -> None:

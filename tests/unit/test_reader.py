@@ -134,7 +134,7 @@ def test_requests_come_once_and_in_order(kernel: Kernel, reader: RingReader) -> 
 
 
 def test_slots_and_places_are_given_back(kernel: Kernel, reader: RingReader) -> None:
-    kernel.exchanges["state"][4] = 0xC0FFEE  # in flight
+    kernel.exchanges["state"][4] = ExchangeState.IN_FLIGHT + 0xC0FFEE
     for ordinal, slot in enumerate((3, 9)):
         kernel.finish(ordinal, slot=slot)
     assert kernel.free_slots() == [0, 1, 2, 5, 6, 7, 8, 10]

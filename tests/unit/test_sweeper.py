@@ -17,7 +17,6 @@ from otelbpf.sweeper import ACK_WAIT_NS, Sweeper
 NOW = 10_000_000_000_000
 IDLE_NS = 120_000_000_000
 SLOTS = 64
-CONNECTION_ID = 0xC0FFEE
 UNANSWERED = RequestFlag.REQUEST_RECEIVED
 ANSWERED = UNANSWERED | RequestFlag.REQUEST_ANSWERED
 
@@ -44,7 +43,7 @@ class Kernel:
 
     def put(
         self, slot: int, flags: RequestFlag, silent_ns: int,
-        state: int = CONNECTION_ID,
+        state: int = ExchangeState.IN_FLIGHT + 0xC0FFEE,
     ) -> None:
         self.table["state"][slot] = state
         self.table["activity_ktime_ns"][slot] = NOW - silent_ns
