@@ -345,7 +345,7 @@ static __always_inline bool take_inbound(struct __sk_buff *skb, struct scratch *
 {
 	s64 seen_before = align(skb, s, conn, seg, conn->arrived - 1, flow);
 	struct parser *p = &conn->inbound;
-	bool nothing_new = seen_before >= (s64)seg->payload_length && !may_end_response(p, seg, flow);
+	bool nothing_new = seen_before >= seg->payload_length && !may_end_response(p, seg, flow);
 
 	if (nothing_new && !p->disorder)
 		return false;
@@ -368,7 +368,7 @@ static __always_inline bool take_outbound(struct __sk_buff *skb, struct scratch 
 	s64 seen_before = align(skb, s, conn, seg, ordinal, flow);
 	struct parser *p = &conn->outbound;
 
-	if (seen_before >= (s64)seg->payload_length && !may_end_response(p, seg, flow))
+	if (seen_before >= seg->payload_length && !may_end_response(p, seg, flow))
 		return false;
 	if (seen_before < 0) {
 		p->state = PARSER_LOST;
