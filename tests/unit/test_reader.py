@@ -151,6 +151,24 @@ def test_what_was_read_is_a_copy(kernel: Kernel, reader: RingReader) -> None:
     assert (records == record(ordinal=1)).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "room"),
+    [("request_line", 192), ("host", 64), ("user_agent", 96), ("traceparent", 56)],
+)
+def test_texts_end_where_their_lengths_say(
+    kernel: Kernel, reader: RingReader, name: str, room: int
+) -> None:
+    """What an earlier request left in the slot is not this one's."""
+    for slot, length in enumerate((0, 1, room - 1, room, room + 1)):
+        kernel.finish(slot, slot=slot)
+        found = kernel.exchanges["record"][slot : slot + 1]
+        found[name] = b"x" * room
+        found[f"{name}_length"] = length
+    records = reader.read()
+    assert [len(text) for text in records[name]] == [0, 1, room - 1, room, room]
+    assert (records["ordinal"] == range(5)).all()
+
+
 # 16 places and batches of 5: every position comes up, also such that lie across the end.
 @pytest.mark.parametrize("begin", [0, 7, (1 << 32) - 8, (1 << 62) + 640])
 def test_round_and_round(kernel: Kernel, reader: RingReader, begin: int) -> None:
