@@ -69,13 +69,13 @@ static __always_inline struct exchange *claim_any(struct scratch *s, u32 *slot)
 
 	BOUNDED_LOOP
 	for (i = 0; i <= CLAIM_TRIES; i++) {
-		*slot = next;
-		x = claim(next);
+		*slot = next % MAX_EXCHANGES;
+		x = claim(*slot);
 		if (x) {
-			s->next_slot = next + 1 < MAX_EXCHANGES ? next + 1 : 0;
+			s->next_slot = *slot + 1;
 			return x;
 		}
-		next = (i ? next + 1 : bpf_get_prandom_u32()) % MAX_EXCHANGES;
+		next = i ? next + 1 : bpf_get_prandom_u32();
 	}
 	return NULL;
 }
