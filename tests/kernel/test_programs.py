@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The programs as a whole: the verifier takes them, whatever they are compiled for."""
+
+from __future__ import annotations
+
+import pytest
+from lab import Lab
+from meter import address
+
+from otelbpf.btf import Btf
+from otelbpf.hooks import choose
+from otelbpf.loader import Limits, Programs
+from otelbpf.sampler import Sampler
+from otelbpf.upstreams import Upstreams
+
+UPSTREAMS = Upstreams(
+    ((address("127.0.0.1"), 9001), (address("127.0.0.1"), 9002), (address("fd00::1"), 9003)), (99,)
+)
+
+
+# Its limit is on the instructions that it looks at: what is known of sizes and ports changes them.
+@pytest.mark.parametrize(
+    ("limits", "sampler"),
+    [
+        pytest.param(Limits(series=256), Sampler(), marks=pytest.mark.guest),
+        (Limits(), Sampler()),
+        (Limits(connections=60_001, ring=50_003, series=100), Sampler(1 << 62, keep_errors=True)),
+    ],
+)
+def test_the_verifier_takes_them_all(lab: Lab, limits: Limits, sampler: Sampler) -> None:
+    with Btf.of_kernel() as btf:
+        choices = choose(btf, metrics=bool(limits.series))
+        Programs(
+            btf, (80, 8080, 9001, 9002), lab.server_netns.cookie, choices, limits,
+            upstreams=UPSTREAMS, sampler=sampler,
+        ).close()  # fmt: skip
