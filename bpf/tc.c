@@ -4,23 +4,6 @@
  * and the peer's acknowledgements at ingress.
  */
 
-/* The connection of an inbound packet that concerns one. */
-static __always_inline struct connection *receiver(struct __sk_buff *skb, struct scratch *s,
-						   struct segment *seg)
-{
-	struct connection *conn;
-
-	if (parse_skb(skb, REQUESTS_IN, seg) != SEGMENT_OURS)
-		return NULL;
-	if (SERIES && seg->tcp_flags & TCP_SYN)
-		ask_for_connection(s, seg, skb->ifindex, false);
-	conn = find_connection(&seg->key);
-	if (!conn && !seg->payload_length)
-		return NULL;
-	s->ktime_ns = bpf_ktime_get_ns();
-	return conn ? conn : create_connection(&seg->key, s->ktime_ns);
-}
-
 /*
  * What an inbound packet says before its payload is read. True: there is payload to read, which `s`
  * then describes.
@@ -49,7 +32,7 @@ static __always_inline bool heed_received(struct __sk_buff *skb, struct scratch 
 static __always_inline struct connection *receive(struct __sk_buff *skb, struct scratch *s)
 {
 	struct segment seg = {};
-	struct connection *conn = receiver(skb, s, &seg);
+	struct connection *conn = connection_asked(skb, s, &seg, REQUESTS_IN);
 
 	if (!conn)
 		return NULL;
@@ -75,7 +58,7 @@ static __always_inline struct connection *transmitter(struct __sk_buff *skb, str
 	return find_connection(&seg->key);
 }
 
-/* The same for an outbound packet. */
+/* As heed_received(), for an outbound packet. */
 static __always_inline bool heed_transmitted(struct __sk_buff *skb, struct scratch *s,
 					     struct connection *conn, const struct segment *seg)
 {
@@ -97,7 +80,7 @@ static __always_inline bool heed_transmitted(struct __sk_buff *skb, struct scrat
 			     RESPONSES_OUT);
 }
 
-/* The same as receive(), of an outbound packet. */
+/* As receive(), for an outbound packet. */
 static __always_inline struct connection *transmit(struct __sk_buff *skb, struct scratch *s)
 {
 	struct segment seg = {};

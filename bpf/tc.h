@@ -380,6 +380,23 @@ static __always_inline bool take_outbound(struct __sk_buff *skb, struct scratch 
 	return true;
 }
 
+/* The connection of a packet in the direction of requests that concerns one, be it new. */
+static __always_inline struct connection *connection_asked(struct __sk_buff *skb, struct scratch *s,
+							   struct segment *seg, enum flow flow)
+{
+	struct connection *conn;
+
+	if (parse_skb(skb, flow, seg) != SEGMENT_OURS)
+		return NULL;
+	if (SERIES && seg->tcp_flags & TCP_SYN)
+		ask_for_connection(s, seg, skb->ifindex, IS_CLIENTS(flow));
+	conn = find_connection(&seg->key);
+	if (!conn && !seg->payload_length)
+		return NULL;
+	s->ktime_ns = bpf_ktime_get_ns();
+	return conn ? conn : create_connection(&seg->key, s->ktime_ns);
+}
+
 /* How a packet of this side's says that the connection ends. */
 static __always_inline void mind_own_ending(struct connection *conn, const struct segment *seg)
 {

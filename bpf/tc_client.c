@@ -7,23 +7,6 @@
  */
 #if CLIENTS
 
-/* The connection of an outbound packet that concerns one. */
-static __always_inline struct connection *requester(struct __sk_buff *skb, struct scratch *s,
-						    struct segment *seg)
-{
-	struct connection *conn;
-
-	if (parse_skb(skb, REQUESTS_OUT, seg) != SEGMENT_OURS)
-		return NULL;
-	if (SERIES && seg->tcp_flags & TCP_SYN)
-		ask_for_connection(s, seg, skb->ifindex, true);
-	conn = find_connection(&seg->key);
-	if (!conn && !seg->payload_length)
-		return NULL;
-	s->ktime_ns = bpf_ktime_get_ns();
-	return conn ? conn : create_connection(&seg->key, s->ktime_ns);
-}
-
 /*
  * What an outbound packet says before its payload is read. True: there is payload to read, which `s`
  * then describes.
@@ -57,7 +40,7 @@ static __always_inline bool heed_requested(struct __sk_buff *skb, struct scratch
 static __always_inline struct connection *request(struct __sk_buff *skb, struct scratch *s)
 {
 	struct segment seg = {};
-	struct connection *conn = requester(skb, s, &seg);
+	struct connection *conn = connection_asked(skb, s, &seg, REQUESTS_OUT);
 
 	if (!conn)
 		return NULL;
@@ -78,7 +61,7 @@ static __always_inline struct connection *responder(struct __sk_buff *skb, struc
 	return find_connection(&seg->key);
 }
 
-/* The same for an inbound packet. */
+/* As heed_requested(), for an inbound packet. */
 static __always_inline bool heed_responded(struct __sk_buff *skb, struct scratch *s,
 					   struct connection *conn, const struct segment *seg)
 {
@@ -93,7 +76,7 @@ static __always_inline bool heed_responded(struct __sk_buff *skb, struct scratch
 	return take_inbound(skb, s, conn, seg, RESPONSES_IN);
 }
 
-/* The same as request(), of an inbound packet. */
+/* As request(), for an inbound packet. */
 static __always_inline struct connection *respond(struct __sk_buff *skb, struct scratch *s)
 {
 	struct segment seg = {};
