@@ -216,7 +216,7 @@ class SeriesTable:
     def _tell_place(self, key: bytes, place: int, slow_ns: int) -> None:
         """Tells the kernel, unless it knows, in a way that it cannot misread at any moment."""
         first, second = np.frombuffer(key, np.uint64).tolist()
-        told = self._sets[(first ^ second) * _PLACE_FACTOR % 2**64 >> 32 & _SERIES_SETS - 1]
+        told = self._sets[_index_of(first ^ second, _SERIES_SETS)]
         words = told["keys"].view(np.uint64).reshape(_SERIES_WAYS, 2)
         known = words.tolist()
         if [first, second] in known:
@@ -278,7 +278,7 @@ class SeriesTable:
             keys: (n, 16), of which each stage has its place.
         """
         for order in set(_orders_of(keys).tolist()):
-            at = order * _PLACE_FACTOR % 2**64 >> 32 & _STAGE_ORDERS - 1
+            at = _index_of(order, _STAGE_ORDERS)
             known = self._orders["order"][[at, at ^ 1]].tolist()
             if order and order not in known and 0 in known:
                 told = self._orders[at ^ known.index(0)]
@@ -287,6 +287,11 @@ class SeriesTable:
                 told["places"][: len(places)] = places[::-1]
                 # The kernel looks for this: it finds all or nothing.
                 told["order"] = order
+
+
+def _index_of(word: int, count: int) -> int:
+    """Where the kernel looks first for a word, in a table of `count` places."""
+    return word * _PLACE_FACTOR % 2**64 >> 32 & count - 1
 
 
 def _keys_of(records: np.ndarray) -> np.ndarray:

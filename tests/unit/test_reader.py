@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import mmap
-import os
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from kernel_maps import KernelMaps
 from samples import record
 
 from otelbpf.loader import Limits
@@ -20,28 +19,17 @@ SLOTS = 11
 PLACES = 16
 
 
-class Kernel:
+class Kernel(KernelMaps):
     """The maps, and the programs' side of them (bpf/ledger.h, hand_over())."""
 
     limits = LIMITS
 
     def __init__(self) -> None:
-        self._fds: dict[str, int] = {}
-        self._maps: list[mmap.mmap] = []
-        self.exchanges = self._map("exchanges", EXCHANGE, SLOTS)
-        self.ring = self._map("ring", np.uint64, PLACES)
-        self.ends = self._map("ring_ends", RING_ENDS, 1)
+        super().__init__()
+        self.exchanges = self.add("exchanges", EXCHANGE, SLOTS)
+        self.ring = self.add("ring", np.uint64, PLACES)
+        self.ends = self.add("ring_ends", RING_ENDS, 1)
         self.exchanges["slot"] = np.arange(SLOTS)
-
-    def _map(self, name: str, dtype: np.typing.DTypeLike, count: int) -> np.ndarray:
-        self._fds[name] = os.memfd_create(name)
-        size = count * np.dtype(dtype).itemsize
-        os.ftruncate(self._fds[name], size)
-        self._maps.append(mmap.mmap(self._fds[name], size))
-        return np.frombuffer(self._maps[-1], dtype, count)
-
-    def map_fd(self, name: str) -> int:
-        return self._fds[name]
 
     def begin_at(self, number: int) -> None:
         self.ends["submitted"] = self.ends["read"] = number
@@ -70,10 +58,7 @@ class Kernel:
 
     def close(self) -> None:
         del self.exchanges, self.ring, self.ends
-        for mapped in self._maps:
-            mapped.close()
-        for fd in self._fds.values():
-            os.close(fd)
+        super().close()
 
 
 @pytest.fixture

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import mmap
-import os
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
+from kernel_maps import KernelMaps
 
 from otelbpf.loader import Limits
 from otelbpf.records import EXCHANGE, ExchangeState, RequestFlag
@@ -21,22 +19,15 @@ UNANSWERED = RequestFlag.REQUEST_RECEIVED
 ANSWERED = UNANSWERED | RequestFlag.REQUEST_ANSWERED
 
 
-class Kernel:
+class Kernel(KernelMaps):
     """The table of requests in flight, and the orders to end some of them."""
 
     limits = Limits(connections=SLOTS // 2, ring=SLOTS // 2)
 
     def __init__(self) -> None:
-        self._fd = os.memfd_create("exchanges")
-        size = SLOTS * EXCHANGE.itemsize
-        os.ftruncate(self._fd, size)
-        self._map = mmap.mmap(self._fd, size)
-        self.table = np.frombuffer(self._map, EXCHANGE, SLOTS)
+        super().__init__()
+        self.table = self.add("exchanges", EXCHANGE, SLOTS)
         self.orders: list[tuple[int, int, int]] = []
-
-    def map_fd(self, name: str) -> int:
-        assert name == "exchanges"
-        return self._fd
 
     def sweep(self, slot: int, before_ktime_ns: int, flag: int) -> None:
         self.orders.append((slot, before_ktime_ns, flag))
@@ -51,8 +42,7 @@ class Kernel:
 
     def close(self) -> None:
         del self.table
-        self._map.close()
-        os.close(self._fd)
+        super().close()
 
 
 @pytest.fixture
