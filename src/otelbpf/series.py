@@ -221,7 +221,7 @@ class SeriesTable:
         known = words.tolist()
         if [first, second] in known:
             return
-        ways = [way for way, (_, of_nobody) in enumerate(known) if not of_nobody]
+        ways = [way for way, words_of_way in enumerate(known) if not words_of_way[1]]  # nobody's
         if not ways:
             ways = [self._next_way]
             self._next_way = (self._next_way + 1) % _SERIES_WAYS
