@@ -78,7 +78,7 @@ static __always_inline int read_chunks(struct __sk_buff *skb, struct scratch *s,
 				if (n > CHUNK_WINDOW)
 					n = CHUNK_WINDOW;
 				n = ((n - 1) & (CHUNK_WINDOW - 1)) + 1;
-				if (load_payload(skb, s, conn, position, s->window, n, source))
+				if (load_payload(skb, s, position, s->window, n, source))
 					return -1;
 				v->window_start = position;
 				v->window_end = position + n;

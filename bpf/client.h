@@ -72,12 +72,11 @@ static __always_inline void unread_response(struct connection *conn, struct exch
  */
 static __always_inline bool find_cause(u32 tid, struct request_name *cause)
 {
-	u32 slot = tid & (READER_SLOTS - 1);
-	struct reader *r = readers.lookup(&slot);
+	struct reader *r = reader_at(tid);
 	const struct request_name *last;
 	struct connection *conn;
 
-	if (!r || r->tid != tid)
+	if (r->tid != tid)
 		return false;
 	last = &r->handling.last_read;
 	conn = connection_at(last->place);

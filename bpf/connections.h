@@ -23,7 +23,7 @@ static __always_inline u64 hash_key(const struct connection_key *key)
 	       local[1] * HASH_FACTOR(3) + ports * HASH_FACTOR(4);
 }
 
-static __always_inline u32 set_of(u64 hash)
+static __always_inline u64 set_of(u64 hash)
 {
 	return (hash >> 32) * CONNECTION_SETS >> 32;
 }
@@ -58,11 +58,6 @@ static __always_inline bool is_clients(const struct connection *conn)
 	return CLIENTS && conn->flags & CLIENT;
 }
 
-static __always_inline struct connection *connection_at(u32 place)
-{
-	return connections.lookup(&place);
-}
-
 /* The way that has this tag; WAYS: none. */
 static __always_inline u32 way_of(const struct connection_tags *tags, u64 tag)
 {
@@ -78,17 +73,13 @@ static __always_inline u32 way_of(const struct connection_tags *tags, u64 tag)
 
 static __always_inline struct connection *find_connection(const struct connection_key *key)
 {
-	u64 hash = hash_key(key);
-	u32 index = set_of(hash), way;
-	struct connection_tags *tags = connection_tags.lookup(&index);
+	u64 hash = hash_key(key), index = set_of(hash);
+	u64 way = way_of(&connection_tags()[index], tag_of(hash));
 	struct connection *conn;
 
-	if (!tags)
-		return NULL;
-	way = way_of(tags, tag_of(hash));
 	if (way == WAYS)
 		return NULL;
-	conn = connection_at(index * WAYS + way);
+	conn = connection_at(forgotten(index * WAYS + way, hash));
 	return conn && conn->id && same_key(&conn->key, key) ? conn : NULL;
 }
 
@@ -129,14 +120,14 @@ static __always_inline u32 claim_way(struct connection_tags *tags, u32 index, u6
 static __always_inline struct connection *create_connection(const struct connection_key *key,
 							    u64 now)
 {
-	u64 hash = hash_key(key);
-	u32 index = set_of(hash), place, zero = 0;
-	struct connection_tags *tags = connection_tags.lookup(&index);
+	u64 hash = hash_key(key), index = set_of(hash);
+	struct connection_tags *tags = &connection_tags()[index];
+	u64 place = forgotten(index * WAYS + claim_way(tags, index, tag_of(hash)), hash);
+	u32 zero = 0;
 	struct connection *conn, *blank = blank_connection.lookup(&zero);
 
-	if (!tags || !blank)
+	if (!blank)
 		return NULL;
-	place = index * WAYS + claim_way(tags, index, tag_of(hash));
 	conn = connection_at(place);
 	if (!conn)
 		return NULL;
@@ -158,14 +149,11 @@ static __always_inline struct connection *create_connection(const struct connect
 static __always_inline void delete_connection(struct connection *conn)
 {
 	u64 hash = hash_key(&conn->key);
-	u32 index = set_of(hash), way;
-	struct connection_tags *tags = connection_tags.lookup(&index);
+	struct connection_tags *tags = &connection_tags()[set_of(hash)];
+	u32 way = way_of(tags, tag_of(hash));
 
 	conn->id = 0;
 	conn->socket = 0;
-	if (!tags)
-		return;
-	way = way_of(tags, tag_of(hash));
 	if (way < WAYS)
 		tags->of[way] = 0;
 }

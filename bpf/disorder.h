@@ -247,7 +247,8 @@ static __always_inline bool next_piece(struct scratch *s, struct connection *con
 		p->next_seq += v->missing;
 	}
 	piece = &d->pieces[place];
-	s->piece = place;
+	s->piece.connection_id = conn->id;
+	s->piece.place = place;
 	s->seq = piece->seq;
 	s->payload_length = piece->length;
 	s->position = p->next_seq - piece->seq;
@@ -311,7 +312,7 @@ static __always_inline void credit_piece(const struct scratch *s, struct connect
 
 	if (!d)
 		return;
-	piece = &d->pieces[s->piece & (PIECES_MAX - 1)];
+	piece = &d->pieces[s->piece.place & (PIECES_MAX - 1)];
 	add_early(x, piece->early);
 	add_repeats(x, piece->repeats);
 	piece->early = 0;

@@ -55,10 +55,10 @@ static __always_inline void end_call(struct handling *h, u64 depth)
 
 static __always_inline struct handling *handling_of_thread(void)
 {
-	u32 tid = (u32)bpf_get_current_pid_tgid(), slot = tid & (READER_SLOTS - 1);
-	struct reader *r = readers.lookup(&slot);
+	u32 tid = (u32)bpf_get_current_pid_tgid();
+	struct reader *r = reader_at(tid);
 
-	return r && r->tid == tid ? &r->handling : NULL;
+	return r->tid == tid ? &r->handling : NULL;
 }
 
 static __always_inline int handle_start(struct handling *h, u64 depth)

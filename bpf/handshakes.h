@@ -7,17 +7,12 @@
 #if SERIES
 static __always_inline struct connection_sums *sums_of(bool clients)
 {
-	u32 place = clients;
-
-	return connection_sums.lookup(&place);
+	return &connection_sums()[clients];
 }
 
 #define COUNT_CONNECTION(clients, what)					\
 	do {								\
-		struct connection_sums *sums = sums_of(clients);	\
-									\
-		if (sums)						\
-			__sync_fetch_and_add(&sums->what, 1);		\
+		__sync_fetch_and_add(&sums_of(clients)->what, 1);	\
 	} while (0)
 
 /* The attempt of a segment. Its key is kept off the stack, where there is no room for it. */
@@ -72,14 +67,13 @@ static __always_inline void answer_to_syn(struct scratch *s, const struct segmen
 static __always_inline void end_handshake(struct connection *conn, struct connection_key *key,
 					  u64 now)
 {
-	struct connection_sums *sums = sums_of(is_clients(conn));
 	struct handshake *known = handshakes.lookup(key);
 
-	if (sums && known)
-		add_duration(&sums->handshake, now - known->syn_ktime_ns,
+	if (known) {
+		add_duration(&sums_of(is_clients(conn))->handshake, now - known->syn_ktime_ns,
 			     &conn->established_ktime_ns);
-	if (known)
 		handshakes.delete(key);
+	}
 	conn->established_ktime_ns = now;
 }
 
@@ -97,11 +91,9 @@ static __always_inline void end_attempt(struct connection_key *key, u32 error)
 
 static __always_inline void end_wait(struct connection *conn, u64 now)
 {
-	struct connection_sums *sums = sums_of(is_clients(conn));
-
-	if (sums && conn->established_ktime_ns)
-		add_duration(&sums->accept_queue, now - conn->established_ktime_ns,
-			     &conn->established_ktime_ns);
+	if (conn->established_ktime_ns)
+		add_duration(&sums_of(is_clients(conn))->accept_queue,
+			     now - conn->established_ktime_ns, &conn->established_ktime_ns);
 	conn->established_ktime_ns = 0;
 }
 #else

@@ -200,15 +200,14 @@ static __always_inline int take_response_lines(const struct scratch *s, struct p
 }
 
 /* n bytes of the segment that is read, from its byte `at` on. */
-static __always_inline int load_payload(struct __sk_buff *skb, const struct scratch *s,
-					const struct connection *conn, u64 at, u8 *to, u64 n,
-					enum source source)
+static __always_inline int load_payload(struct __sk_buff *skb, struct scratch *s, u64 at, u8 *to,
+					u64 n, enum source source)
 {
 	struct kept *kept;
 
 	if (source == FROM_PACKET)
 		return bpf_skb_load_bytes(skb, s->payload_offset + at, to, n);
-	kept = kept_piece(s, conn);
+	kept = kept_piece(s);
 	return kept ? bpf_probe_read_kernel(to, n, kept->bytes + (at & (PIECE_MAX - 1))) : -1;
 }
 
@@ -223,21 +222,20 @@ static __always_inline u64 load_window(struct __sk_buff *skb, struct scratch *s,
 	u64 carried = p->carried & (CARRY_MAX - 1);
 	u64 n = s->payload_length - s->position;
 	struct carry *carry;
-	u64 key;
 
 	if (carried) {
-		key = conn->id << 1 | IS_OUTBOUND(flow);
-		carry = carries.lookup(&key);
+		s->carry = conn->id << 1 | IS_OUTBOUND(flow);
+		carry = carries.lookup(&s->carry);
 		if (!carry)
 			return 0;
 		bpf_probe_read_kernel(s->window, CARRY_MAX, carry->bytes);
 		/* Else it would outlive newer ones, since it was looked up and they were not. */
-		carries.delete(&key);
+		carries.delete(&s->carry);
 	}
 	if (n > WINDOW_MAX)
 		n = WINDOW_MAX;
 	n = ((n - 1) & (WINDOW_MAX - 1)) + 1;
-	if (load_payload(skb, s, conn, s->position, s->window + carried, n, source))
+	if (load_payload(skb, s, s->position, s->window + carried, n, source))
 		return 0;
 	return n;
 }
@@ -378,7 +376,7 @@ static __always_inline void consume_lines(struct scratch *s, struct connection *
 					  enum flow flow)
 {
 	volatile struct head_cursor *v = &s->head;
-	u64 carried = p->carried, total = v->total, line = v->line, partial = total - line, key;
+	u64 carried = p->carried, total = v->total, line = v->line, partial = total - line;
 
 	p->carried = 0;
 	if (v->end) {
@@ -386,8 +384,8 @@ static __always_inline void consume_lines(struct scratch *s, struct connection *
 	} else if (partial < CARRY_MAX && !v->skip && v->at >= total &&
 		   s->position + v->loaded == s->payload_length) {
 		/* The next segment finishes this line. */
-		key = conn->id << 1 | IS_OUTBOUND(flow);
-		carries.update(&key, (struct carry *)(s->window + (line & WINDOW_MASK)));
+		s->carry = conn->id << 1 | IS_OUTBOUND(flow);
+		carries.update(&s->carry, (struct carry *)(s->window + (line & WINDOW_MASK)));
 		p->carried = partial;
 		consume(s, x, v->loaded, flow);
 	} else if (line && (v->at < total || (partial < CARRY_MAX && !v->skip))) {

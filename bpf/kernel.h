@@ -32,11 +32,7 @@ static __always_inline void count_in(struct scratch *s, u32 counter, u32 n)
 
 static __always_inline void count_many(u32 counter, u32 n)
 {
-	int zero = 0;
-	struct scratch *s = scratches.lookup(&zero);
-
-	if (s)
-		count_in(s, counter, n);
+	count_in(own_scratch(), counter, n);
 }
 
 static __always_inline void count(u32 counter)
@@ -146,11 +142,8 @@ static __always_inline struct byte_range skb_byte_range(u64 skb, enum access acc
  */
 static __always_inline bool is_measured_netns(u64 net, enum access access)
 {
-	int zero = 0;
-	struct settings *s = settings.lookup(&zero);
+	struct settings *s = settings();
 
-	if (!s)
-		return false;
 	if (s->netns_pointer)
 		return s->netns_pointer == net;
 	if (load_u64(net + OFFSET_NET_COOKIE, access) != NETNS_COOKIE)

@@ -9,10 +9,11 @@
 static __always_inline struct exchange *in_flight(struct connection *conn, u64 ordinal)
 {
 	u32 slot = conn->slot[ordinal & (IN_FLIGHT_MAX - 1)];
-	struct exchange *x = exchanges.lookup(&slot);
+	struct exchange *x = exchange_at(slot);
 
 	if (!x || x->state != EXCHANGE_IN_FLIGHT + conn->id || x->record.ordinal != ordinal)
-		return NULL;
+		x = NULL;
+	asm volatile("" : "+r"(x));
 	return x;
 }
 
@@ -47,7 +48,7 @@ static __always_inline struct parser *parser_of(struct connection *conn, enum fl
 /* Takes a free slot; nobody finds it until begin_request() has filled it. */
 static __always_inline struct exchange *claim(u32 slot)
 {
-	struct exchange *x = exchanges.lookup(&slot);
+	struct exchange *x = exchange_at(slot);
 
 	if (x && __sync_val_compare_and_swap(&x->state, EXCHANGE_FREE, EXCHANGE_FINISHING)
 		 == EXCHANGE_FREE)
@@ -174,19 +175,15 @@ static __always_inline bool take_out_of_flight(struct exchange *x)
  */
 static __always_inline bool hand_over(const struct exchange *x)
 {
-	int zero = 0;
-	struct ring_ends *ends = ring_ends.lookup(&zero);
-	u64 *place;
-	u32 at;
+	struct ring_ends *ends = ring_ends();
+	u64 at;
 
-	if (!ends || ends->submitted - ends->read >= RING_MAX)
+	if (ends->submitted - ends->read >= RING_MAX)
 		return false;
 	at = __sync_fetch_and_add(&ends->submitted, 1) & (RING_SLOTS - 1);
-	place = ring.lookup(&at);
 	/* The record is whole before anybody is shown it. */
 	asm volatile("" : : : "memory");
-	if (place)
-		*place = x->slot + 1;
+	ring()[at] = x->slot + 1;
 	return true;
 }
 
@@ -393,10 +390,9 @@ static __always_inline void stamp_wakeup(struct exchange *x, const struct reader
 /* The place of a task that reads, which may have been another's. */
 static __always_inline struct reader *reader_of(u32 tid)
 {
-	u32 slot = tid & (READER_SLOTS - 1);
-	struct reader *r = readers.lookup(&slot);
+	struct reader *r = reader_at(tid);
 
-	if (r && r->tid != tid) {
+	if (r->tid != tid) {
 		r->sk = 0;
 		r->woken_ktime_ns = NEVER_WOKEN;
 		r->tid = tid;
@@ -452,8 +448,6 @@ static __always_inline void note_reader(struct connection *conn, struct exchange
 		x->record.pid = pid_tgid >> 32;
 		x->record.tid = (u32)pid_tgid;
 	}
-	if (!r)
-		return;
 	if (first)
 		stamp_wakeup(x, r, sk);
 	if (is_outgoing(x))

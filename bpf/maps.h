@@ -11,7 +11,6 @@
 
 #define IN_FLIGHT_MAX 16	/* requests in flight on one connection; a power of two */
 #define MARKS_RECENT 8		/* a power of two */
-#define READER_SLOTS 16384	/* a power of two */
 #define NO_SLOT 0xffffffffU
 #define NEVER_WOKEN (~0ULL)
 
@@ -159,9 +158,7 @@ struct connection {
 	struct writer writer;	/* of the last request to an upstream */
 	u32 copied_seq;		/* what has been read of an upstream's responses */
 	u32 unused;
-#if SERIES
 	u64 established_ktime_ns;	/* 0: not seen, or accepted since */
-#endif
 };
 
 /* Whose the connections of a set are: see connections.h. 0: nobody's. */
@@ -286,11 +283,12 @@ struct handshake {
 enum answer { NO_ANSWER, ANSWERED, CAME_AGAIN };
 
 /*
- * A CPU's own: what is counted there, and the segment being read, kept across tail calls. TC hooks do
- * not nest.
+ * A CPU's own: what is counted there, whom data-ready wakes there, and the segment being read, kept
+ * across tail calls. TC hooks do not nest.
  */
 struct scratch {
-	u64 counts[COUNT_COUNT];
+	u64 counts[COUNT_COUNT];	/* first: src/otelbpf/loader.py reads them */
+	u64 waking_sk;			/* the socket; 0: none */
 	u64 connection_id;
 	u32 place;		/* the connection's */
 	u32 seq;		/* of the payload's first byte */
@@ -302,22 +300,21 @@ struct scratch {
 	u32 flow;		/* enum flow */
 	u32 continuing;		/* this run continues another one */
 	s32 ahead;		/* bytes stepped over before it; negative: seen before */
-	u32 piece;		/* the place of the one that is read instead of the packet */
 	u32 early;		/* this run is to keep the segment */
 	u32 next_slot;		/* of exchanges, to be tried for the next request */
-	u64 tcp_ktime_ns;	/* of the piece */
+	u64 carry;		/* key of what is carried to the next segment, or from the last one */
+	struct piece_key piece;	/* the one that is read instead of the packet */
+	u64 tcp_ktime_ns;	/* its own */
 	struct head_cursor head;
 	struct route_cursor route;
 	struct chunk_cursor chunks;
 	struct disorder_cursor disorder;
-#if SERIES
 	struct connection_key asked;
 	struct handshake attempt;
-#endif
 	u64 found_at[FOUND_COUNT];
 	u64 found_length[FOUND_COUNT];
 	u8 window[WINDOW_MASK + 1 + CARRY_MAX + 8];
-};
+} __attribute__((aligned(64)));		/* no two CPUs write to one cache line */
 
 enum continuation { CONTINUE_INBOUND, CONTINUE_OUTBOUND, CONTINUE_CHUNKS, CONTINUE_DISORDER,
 		    CONTINUE_KEPT, CONTINUE_KEPT_CHUNKS, CONTINUATIONS_EACH,
@@ -368,41 +365,26 @@ struct thread_local {
 struct settings {
 	u64 netns_pointer;	/* struct net of the measured namespace, once seen */
 	u32 agent_tgid;
-	u32 unused;
+	u32 has_thread_locals;	/* is any process in thread_locals? Written by the agent */
 };
 
-BPF_ARRAY(connections, struct connection, CONNECTION_SETS * WAYS);
-BPF_ARRAY(connection_tags, struct connection_tags, CONNECTION_SETS);
-BPF_ARRAY(socket_places, u32, SOCKET_SLOTS);
 BPF_ARRAY(blank_connection, struct connection, 1);
-BPF_F_TABLE("array", u32, struct exchange, exchanges, MAX_EXCHANGES, BPF_F_MMAPABLE);
 BPF_TABLE("lru_hash", u64, struct carry, carries, 1024);
 BPF_TABLE("lru_hash", u64, struct disorder, disorders, 512);
 BPF_ARRAY(blank_disorder, struct disorder, 1);
 BPF_TABLE("lru_hash", struct piece_key, struct kept, kept_pieces, 2048);
-BPF_PERCPU_ARRAY(scratches, struct scratch, 1);
-BPF_ARRAY(readers, struct reader, READER_SLOTS);
-BPF_PERCPU_ARRAY(waking_sk, u64, 1);
 #ifdef HANDLERS
 BPF_ARRAY(python_sites, struct python_site, PYTHON_SITES);
 #endif
 #ifdef GO_HANDLERS
 BPF_TABLE("lru_hash", struct goroutine_key, struct handling, goroutines, 16384);
 #endif
-BPF_ARRAY(settings, struct settings, 1);
 BPF_HASH(thread_locals, u32, struct thread_local, 1024);	/* otel_thread_ctx_v1, by tgid */
-BPF_ARRAY(has_thread_locals, u32, 1);	/* spares most machines a look at them */
 BPF_HASH(connecting, u64, u8, 256);	/* the agent's own sockets, by sk */
 #if SERIES
-BPF_F_TABLE("array", u32, struct series, series, MAX_SERIES, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct series_set, series_sets, SERIES_SETS, BPF_F_MMAPABLE);
 BPF_ARRAY(overflow_places, struct series_place, 2);	/* by is_client; once there is no other */
-BPF_F_TABLE("array", u32, struct stage_order, stage_orders, STAGE_ORDERS, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct connection_sums, connection_sums, 2, BPF_F_MMAPABLE);
 /* In a flood of SYNs those forgotten first are those that nobody answers. */
 BPF_TABLE("lru_hash", struct connection_key, struct handshake, handshakes, 16384);
 #endif
 BPF_ARRAY(sweep_orders, struct sweep_order, 1);
-BPF_F_TABLE("array", u32, struct ring_ends, ring_ends, 1, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, u64, ring, RING_SLOTS, BPF_F_MMAPABLE);
 BPF_PROG_ARRAY(continuations, CONTINUATION_COUNT);

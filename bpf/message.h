@@ -68,23 +68,20 @@ static __always_inline void start_message(struct parser *p)
 }
 
 /* The piece that is read in place of the packet; NULL if it was evicted. */
-static __always_inline struct kept *kept_piece(const struct scratch *s,
-					       const struct connection *conn)
+static __always_inline struct kept *kept_piece(struct scratch *s)
 {
-	struct piece_key key = { .connection_id = conn->id, .place = s->piece };
-
-	return kept_pieces.lookup(&key);
+	return kept_pieces.lookup(&s->piece);
 }
 
 /* When the byte `seq`, which is read now, came. */
-static __always_inline u64 arrival_of_read(const struct scratch *s, struct connection *conn,
+static __always_inline u64 arrival_of_read(struct scratch *s, struct connection *conn,
 					   u32 seq, enum source source)
 {
 	struct kept *kept;
 
 	if (source == FROM_PACKET)
 		return arrival_of(&conn->arrivals, seq);
-	kept = kept_piece(s, conn);
+	kept = kept_piece(s);
 	return kept ? arrival_of(&kept->arrivals, seq) : 0;
 }
 

@@ -6,24 +6,20 @@
 
 static __always_inline int handle_waking(u64 task)
 {
-	int zero = 0;
-	u64 *waking = waking_sk.lookup(&zero);
+	u64 sk = own_scratch()->waking_sk;
 	struct reader *r;
-	u32 tid, slot;
+	u32 tid;
 
-	if (!waking || !*waking)
+	if (!sk)
 		return 0;
 	tid = task_tid(task);
-	slot = tid & (READER_SLOTS - 1);
-	r = readers.lookup(&slot);
-	if (!r)
-		return 0;
+	r = reader_at(tid);
 	if (CLIENTS && r->tid != tid) {
 		r->handling.last_read.connection_id = 0;
 		r->mingles = 0;
 	}
 	r->tid = tid;
-	r->sk = *waking;
+	r->sk = sk;
 	r->woken_ktime_ns = bpf_ktime_get_ns();
 	r->running_ktime_ns = 0;
 	return 0;
@@ -31,10 +27,10 @@ static __always_inline int handle_waking(u64 task)
 
 static __always_inline int handle_running(u64 next)
 {
-	u32 tid = task_tid(next), slot = tid & (READER_SLOTS - 1);
-	struct reader *r = readers.lookup(&slot);
+	u32 tid = task_tid(next);
+	struct reader *r = reader_at(tid);
 
-	if (r && r->tid == tid && !r->running_ktime_ns)
+	if (r->tid == tid && !r->running_ktime_ns)
 		r->running_ktime_ns = bpf_ktime_get_ns();
 	return 0;
 }
@@ -45,10 +41,6 @@ int traced_switch(u64 *arguments) { return handle_running(arguments[2]); }
 /* Ends the time in which a wake-up is put down to the last data-ready. */
 int traced_softirq_exit(u64 *arguments)
 {
-	int zero = 0;
-	u64 *waking = waking_sk.lookup(&zero);
-
-	if (waking)
-		*waking = 0;
+	own_scratch()->waking_sk = 0;
 	return 0;
 }

@@ -119,13 +119,12 @@ static __always_inline void add_duration(struct histogram *h, u64 ns, volatile u
 /* Where the requests with this key, in two words, are added up; false: nowhere yet. */
 static __always_inline bool find_place(u64 route_hash, u64 rest, struct series_place *found)
 {
-	u32 index = (route_hash ^ rest) * PLACE_FACTOR >> 32 & (SERIES_SETS - 1), way;
-	struct series_set *set = series_sets.lookup(&index);
+	u64 index = (route_hash ^ rest) * PLACE_FACTOR >> 32 & (SERIES_SETS - 1);
+	struct series_set *set = &series_sets()[index];
 	volatile struct series_place *place;
 	volatile u64 *key;
+	u32 way;
 
-	if (!set)
-		return false;
 #pragma unroll
 	for (way = 0; way < SERIES_WAYS; way++) {
 		key = (volatile u64 *)&set->keys[way];
@@ -160,13 +159,13 @@ static __always_inline bool place_of(const struct request_record *r, struct seri
 /* Where the stages of this order are; NULL: nowhere yet. */
 static __always_inline const struct stage_order *find_order(u64 order)
 {
-	u32 at = order * PLACE_FACTOR >> 32 & (STAGE_ORDERS - 1), next = at ^ 1;
-	struct stage_order *found = stage_orders.lookup(&at);
+	u64 at = order * PLACE_FACTOR >> 32 & (STAGE_ORDERS - 1);
+	const struct stage_order *found = &stage_orders()[at];
 
-	if (found && found->order == order)
+	if (found->order == order)
 		return found;
-	found = stage_orders.lookup(&next);
-	return found && found->order == order ? found : NULL;
+	found = &stage_orders()[at ^ 1];
+	return found->order == order ? found : NULL;
 }
 
 /*
@@ -206,7 +205,7 @@ static __always_inline bool add_to_series(struct exchange *x, bool *slow)
 
 	if (!known)
 		return false;
-	s = series.lookup(&at.place);
+	s = series_at(at.place);
 	if (!s)
 		return false;
 	length = stamp_time(x, order) - stamp_time(x, add_stages(s, x, order, known));

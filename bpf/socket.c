@@ -11,14 +11,11 @@ static __always_inline struct connection *connection_of(u64 sk, enum access acce
 	u16 local_port = sock_local_port(sk, access);
 	struct connection_key key;
 	struct connection *conn;
-	u32 index, *place;
+	u32 *place;
 
 	if (!may_be_measured(local_port, sk, access))
 		return NULL;
-	index = sock_hash(sk, access) & (SOCKET_SLOTS - 1);
-	place = socket_places.lookup(&index);
-	if (!place)
-		return NULL;
+	place = &socket_places()[sock_hash(sk, access) & (SOCKET_SLOTS - 1)];
 	conn = connection_at(*place);
 	if (conn && conn->socket == sk)
 		return conn;
@@ -61,8 +58,7 @@ static __always_inline int handle_tcp(u64 sk, u64 skb, enum access access)
 static __always_inline int handle_queued(u64 sk, enum access access)
 {
 	struct connection *conn = connection_of(sk, access);
-	u64 *waking, tp;
-	int zero = 0;
+	u64 tp;
 
 	if (!conn)
 		return 0;
@@ -74,9 +70,7 @@ static __always_inline int handle_queued(u64 sk, enum access access)
 	 * Whoever is woken on this CPU before the softirq ends, and then reads this socket, was
 	 * woken for it; others may be woken in between, from an interrupt.
 	 */
-	waking = waking_sk.lookup(&zero);
-	if (waking)
-		*waking = sk;
+	own_scratch()->waking_sk = as_number(sk);
 	return 0;
 }
 
@@ -160,13 +154,10 @@ static __always_inline int handle_write(u64 sk, enum access access)
 static __always_inline bool watch_own_connect(u64 sk, u32 state)
 {
 	u64 key = as_number(sk);
-	int zero = 0;
-	struct settings *s;
 	u8 own = 1;
 
 	if (state == TCP_SYN_SENT) {
-		s = settings.lookup(&zero);
-		if (s && s->agent_tgid == bpf_get_current_pid_tgid() >> 32)
+		if (settings()->agent_tgid == bpf_get_current_pid_tgid() >> 32)
 			connecting.update(&key, &own);
 	} else if (connecting.lookup(&key)) {
 		connecting.delete(&key);
@@ -324,10 +315,6 @@ int probed_accept(struct pt_regs *ctx) { return handle_accept(PT_REGS_PARM1(ctx)
 /* Run once by the agent itself, so that its own id is the kernel's idea of it. */
 int learn_agent(struct bpf_raw_tracepoint_args *ctx)
 {
-	int zero = 0;
-	struct settings *s = settings.lookup(&zero);
-
-	if (s)
-		s->agent_tgid = bpf_get_current_pid_tgid() >> 32;
+	settings()->agent_tgid = bpf_get_current_pid_tgid() >> 32;
 	return 0;
 }

@@ -8,13 +8,11 @@ int sweep(struct __sk_buff *skb)
 	struct connection *conn;
 	struct exchange *x;
 	int zero = 0;
-	u32 slot;
 
 	order = sweep_orders.lookup(&zero);
 	if (!order)
 		return 0;
-	slot = order->slot;
-	x = exchanges.lookup(&slot);
+	x = exchange_at(order->slot);
 	if (!x || x->state < EXCHANGE_IN_FLIGHT || x->activity_ktime_ns > order->before_ktime_ns)
 		return 0;
 	copy_address(key.peer_address, x->record.peer_address);

@@ -98,21 +98,15 @@ static __always_inline struct connection *transmit(struct __sk_buff *skb, struct
 /* A continuation comes in at the hooks' own programs again. */
 int tc_ingress(struct __sk_buff *skb)
 {
-	int zero = 0;
-	struct scratch *s = scratches.lookup(&zero);
+	struct scratch *s = own_scratch();
 
-	if (!s)
-		return TC_NEXT;
 	return read_on(skb, s, s->continuing ? resume(s) : receive(skb, s), REQUESTS_IN);
 }
 
 int tc_egress(struct __sk_buff *skb)
 {
-	int zero = 0;
-	struct scratch *s = scratches.lookup(&zero);
+	struct scratch *s = own_scratch();
 
-	if (!s)
-		return TC_NEXT;
 	return read_on(skb, s, s->continuing ? resume(s) : transmit(skb, s), RESPONSES_OUT);
 }
 

@@ -16,7 +16,7 @@
  */
 static __always_inline void hold(struct connection *conn)
 {
-	u32 i;
+	u64 i;
 
 	BOUNDED_LOOP
 	for (i = 0; i < HOLD_TRIES; i++) {
@@ -137,14 +137,11 @@ static __always_inline void mind_disorder(struct __sk_buff *skb, struct scratch 
 /* Both directions continue here with a chunked body; `role` is one of its two flows. */
 static __always_inline int go_on_with_chunks(struct __sk_buff *skb, enum flow role)
 {
-	int zero = 0;
-	struct scratch *s = scratches.lookup(&zero);
+	struct scratch *s = own_scratch();
 	struct connection *conn;
 	struct parser *p;
 	enum flow flow;
 
-	if (!s)
-		return TC_NEXT;
 	s->continuing = 0;
 	flow = (s->flow & 1) | (role & 2);
 	conn = continued_connection(s);
@@ -173,12 +170,9 @@ static __always_inline void call_kept(struct __sk_buff *skb, struct connection *
 /* Keeps an early segment, or says what became of one that was read in its place. */
 static __always_inline int mind_early(struct __sk_buff *skb, enum flow flow)
 {
-	int zero = 0;
-	struct scratch *s = scratches.lookup(&zero);
+	struct scratch *s = own_scratch();
 	struct connection *conn;
 
-	if (!s)
-		return TC_NEXT;
 	conn = continued_connection(s);
 	if (!conn)
 		return TC_NEXT;
@@ -221,12 +215,9 @@ static __always_inline void read_pieces(struct __sk_buff *skb, struct scratch *s
 /* Reads a kept piece, or a part of one, if there is one whose turn it is. */
 static __always_inline int read_kept(struct __sk_buff *skb, bool chunks, enum flow flow)
 {
-	int zero = 0;
-	struct scratch *s = scratches.lookup(&zero);
+	struct scratch *s = own_scratch();
 	struct connection *conn;
 
-	if (!s)
-		return TC_NEXT;
 	conn = continued_connection(s);
 	if (!conn) {
 		s->continuing = 0;

@@ -93,21 +93,15 @@ static __always_inline struct connection *respond(struct __sk_buff *skb, struct 
 
 int tc_client_ingress(struct __sk_buff *skb)
 {
-	int zero = 0;
-	struct scratch *s = scratches.lookup(&zero);
+	struct scratch *s = own_scratch();
 
-	if (!s)
-		return TC_NEXT;
 	return read_on(skb, s, s->continuing ? resume(s) : respond(skb, s), RESPONSES_IN);
 }
 
 int tc_client_egress(struct __sk_buff *skb)
 {
-	int zero = 0;
-	struct scratch *s = scratches.lookup(&zero);
+	struct scratch *s = own_scratch();
 
-	if (!s)
-		return TC_NEXT;
 	return read_on(skb, s, s->continuing ? resume(s) : request(skb, s), REQUESTS_OUT);
 }
 

@@ -98,12 +98,11 @@ static __always_inline bool published_context(struct thread_context *c)
 static __always_inline void note_published(struct connection *conn)
 {
 	u64 ordinal = conn->answered;
-	u32 zero = 0, *has_any = has_thread_locals.lookup(&zero);
 	struct thread_context c;
 	struct exchange *x;
 	u64 *trace_id;
 
-	if (!has_any || !*has_any || conn->begun != ordinal + 1)
+	if (!settings()->has_thread_locals || conn->begun != ordinal + 1)
 		return;
 	x = in_flight(conn, ordinal);
 	if (!x || x->record.marked == SAID_BY_MARK || !x->record.stamp_ktime_ns[STAMP_READ] ||

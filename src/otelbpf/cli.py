@@ -74,7 +74,7 @@ def _config(arguments: argparse.Namespace, series: int, **others: object) -> Con
     from otelbpf.config import Config
     from otelbpf.hooks import Mechanism
     from otelbpf.interfaces import Xdp
-    from otelbpf.loader import Limits
+    from otelbpf.limits import Limits
 
     return Config(
         interfaces=tuple(dict.fromkeys(arguments.interface)),

@@ -9,7 +9,7 @@ from pathlib import Path
 from otelbpf.exporter import QueueLimits
 from otelbpf.hooks import Mechanism
 from otelbpf.interfaces import Xdp
-from otelbpf.loader import Limits
+from otelbpf.limits import Limits
 from otelbpf.sampler import Sampler, Slow
 from otelbpf.spans import StageStyle
 

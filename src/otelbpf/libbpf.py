@@ -19,7 +19,10 @@ from typing import TypeVar
 
 from otelbpf.errors import KernelError
 
-# enum bpf_prog_type, uapi/linux/bpf.h
+# enum bpf_map_type, uapi/linux/bpf.h
+_BPF_MAP_TYPE_ARRAY = 2
+_BPF_F_MMAPABLE = 1 << 10
+# enum bpf_prog_type
 _BPF_PROG_TYPE_CGROUP_SOCKOPT = 25
 _BPF_PROG_TYPE_TRACING = 26
 # enum bpf_attach_type
@@ -34,6 +37,21 @@ BPF_TCX_EGRESS = 47
 BPF_F_BEFORE = 1 << 3
 XDP_FLAGS_SKB_MODE = 1 << 1
 XDP_FLAGS_DRV_MODE = 1 << 2
+
+
+class _MapCreateOpts(ctypes.Structure):
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        ("btf_fd", ctypes.c_uint32),
+        ("btf_key_type_id", ctypes.c_uint32),
+        ("btf_value_type_id", ctypes.c_uint32),
+        ("btf_vmlinux_value_type_id", ctypes.c_uint32),
+        ("inner_map_fd", ctypes.c_uint32),
+        ("map_flags", ctypes.c_uint32),
+        ("map_extra", ctypes.c_uint64),
+        ("numa_node", ctypes.c_uint32),
+        ("map_ifindex", ctypes.c_uint32),
+    ]
 
 
 class _LinkCreateOpts(ctypes.Structure):
@@ -192,6 +210,35 @@ def _checked(result: int) -> int:
         number = -result if result != -1 else ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return result
+
+
+def possible_cpus() -> int:
+    """How many processors the machine may ever have: their numbers are below that.
+
+    Raises:
+        OSError: the kernel does not say.
+    """
+    return _checked(library().libbpf_num_possible_cpus())
+
+
+def create_value(name: str, size: int) -> int:
+    """Makes a map of one value, all zeros, that processes may map and programs have the address of.
+
+    Args:
+        name: of which the kernel keeps 15 characters.
+        size: in bytes.
+    Returns:
+        the map's file descriptor.
+    Raises:
+        OSError: the kernel's refusal.
+    """
+    opts = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), map_flags=_BPF_F_MMAPABLE)
+    return _checked(
+        library().bpf_map_create(
+            _BPF_MAP_TYPE_ARRAY, name.encode()[:15], ctypes.sizeof(ctypes.c_uint32), size, 1,
+            ctypes.byref(opts),
+        )
+    )
 
 
 def link_create(program_fd: int, ifindex: int, attach_type: int, flags: int = 0) -> int:

@@ -18,25 +18,26 @@ from types import ModuleType
 from typing import Any
 
 from otelbpf import libbpf
+from otelbpf.arrays import Arrays
 from otelbpf.btf import Btf
 from otelbpf.errors import KernelError
 from otelbpf.fields import field_offsets
 from otelbpf.hooks import Candidate, Choice, Mechanism
 from otelbpf.ids import Ids
-from otelbpf.records import Counter
+from otelbpf.limits import Limits
+from otelbpf.mapped import MappedArray
+from otelbpf.records import RING_ENDS, Counter
 from otelbpf.sampler import Sampler
 from otelbpf.sources import bpf_directory
 from otelbpf.upstreams import Upstreams, any_of
 
 # One text for BCC, in the order in which each builds on the ones before.
 _SOURCES = (
-    "records.h", "mark.h", "maps.h", "kernel.h", "connections.h", "packet.h", "marks.h", "words.h",
-    "route.h", "sampling.h", "series.h", "handshakes.h", "ledger.h", "thread_context.h", "client.h",
-    "message.h", "head.h", "body.h", "disorder.h",
+    "records.h", "mark.h", "maps.h", "arrays.h", "kernel.h", "connections.h", "packet.h", "marks.h",
+    "words.h", "route.h", "sampling.h", "series.h", "handshakes.h", "ledger.h", "thread_context.h",
+    "client.h", "message.h", "head.h", "body.h", "disorder.h",
     "xdp.c", "tc.h", "tc.c", "tc_client.c", "socket.c", "sched.c", "mark.c", "handler.c", "sweep.c",
 )
-# Connections in a set of them (bpf/connections.h); a power of two.
-_WAYS = 8
 _NO_UPSTREAMS = Upstreams()
 _KEEP_ALL = Sampler()
 # What a role's programs at traffic control are called.
@@ -50,31 +51,6 @@ class Part(StrEnum):
 
     HANDLERS = "HANDLERS"
     GO_HANDLERS = "GO_HANDLERS"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much the programs may remember.
-
-    Attributes:
-        connections: the least recently used one goes first; as many requests may be in flight.
-        ring: finished requests that may wait to be read.
-        series: whose requests are added up; 0: none are.
-    """
-
-    connections: int = 65_536
-    ring: int = 49_152
-    series: int = 0
-
-    @property
-    def exchanges(self) -> int:
-        """Slots in the table of requests."""
-        return self.connections + self.ring
-
-    @property
-    def ring_slots(self) -> int:
-        """Places in the ring: a power of two, and one for each slot, so that it has always room."""
-        return 1 << (self.exchanges - 1).bit_length()
 
 
 def _route_hash() -> dict[str, str]:
@@ -153,6 +129,10 @@ class Programs:
         self._roles = (_SERVER,) * bool(ports) + (_CLIENT,) * bool(upstreams)
         sampling = {**sampler.macros(), **(ids or Ids()).macros()}
         macros = {**upstreams.macros(), **sampling, **dict.fromkeys(parts, 1)}
+        self._arrays = Arrays(limits)
+        self._counts = self._arrays.map_counts()
+        self._settings = self._arrays.map_settings()
+        self._ring_ends = MappedArray(self.map_fd("ring_ends"), RING_ENDS, 1)
         self._bpf = self._compile(btf, ports, netns_cookie, limits, macros)
         self._loaded: dict[_Load, int] = {}
         self._closing: list[int] = []
@@ -200,14 +180,14 @@ class Programs:
         return self._load(_load_of(candidate))
 
     def map_fd(self, name: str) -> int:
-        """The file descriptor of a map."""
-        return self._bpf[name.encode()].map_fd
+        """The file descriptor of an array's map."""
+        return self._arrays.fds[name]
 
     def counts(self) -> dict[Counter, int]:
         """What the programs have counted so far, summed over the CPUs."""
-        of_cpus = [scratch.counts for scratch in self._bpf[b"scratches"][ctypes.c_int(0)]]
-        counts = {counter: sum(counts[counter] for counts in of_cpus) for counter in Counter}
-        return counts | {Counter.SUBMITTED: self._bpf[b"ring_ends"][0].submitted}
+        sums = self._counts.values["counts"].sum(axis=0)
+        counts = {counter: int(sums[counter]) for counter in Counter}
+        return counts | {Counter.SUBMITTED: int(self._ring_ends.values["submitted"][0])}
 
     def sweep(self, slot: int, before_ktime_ns: int, flag: int) -> None:
         """Ends the request in `slot` unless bytes of it were seen after `before_ktime_ns`."""
@@ -246,8 +226,7 @@ class Programs:
             table[table.Key(pid)] = table.Leaf.from_buffer_copy(where)
         except Exception:  # BCC raises nothing else
             return False
-        has_any = self._bpf[b"has_thread_locals"]
-        has_any[ctypes.c_int(0)] = ctypes.c_uint(1)
+        self._settings.values["has_thread_locals"] = 1
         return True
 
     def forget_thread_local(self, pid: int) -> None:
@@ -262,6 +241,9 @@ class Programs:
             os.close(fd)
         self._closing.clear()
         self._bpf.cleanup()
+        for mapped in (self._counts, self._settings, self._ring_ends):
+            mapped.close()
+        self._arrays.close()
 
     def _compile(
         self,
@@ -273,16 +255,8 @@ class Programs:
     ) -> Any:
         definitions = {
             **field_offsets(btf),
-            "WAYS": _WAYS,
-            "CONNECTION_SETS": -(-limits.connections // _WAYS),
-            # A power of two, and twice as many: then few sockets meet in one.
-            "SOCKET_SLOTS": 2 << (limits.connections - 1).bit_length(),
+            **self._arrays.macros(),
             "HASH_FACTOR(i)": _hash_factors(),
-            "MAX_EXCHANGES": limits.exchanges,
-            "RING_MAX": limits.ring,
-            "RING_SLOTS": limits.ring_slots,
-            "SERIES": int(bool(limits.series)),
-            "MAX_SERIES": limits.series,
             **_route_hash(),
             "NETNS_COOKIE": f"{netns_cookie}ull",
             "SERVERS": int(bool(ports)),

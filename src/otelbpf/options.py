@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from otelbpf.errors import UsageError
+from otelbpf.limits import MOST
 from otelbpf.routes import Routes
 from otelbpf.version import __version__
 
@@ -51,10 +53,13 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _table_size(text: str) -> int:
-    if not _is_number(text) or not 16 <= int(text) <= 1 << 22:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 16 to {1 << 22}")
-    return int(text)
+def _number(least: int, most: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not _is_number(text) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number from {least} to {most}")
+        return int(text)
+
+    return number
 
 
 def _one_in(text: str) -> int:
@@ -84,12 +89,6 @@ def _route(text: str) -> str:
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return text
-
-
-def _series(text: str) -> int:
-    if not _is_number(text) or not 8 <= int(text) <= 4096:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 8 to 4096")
-    return int(text)
 
 
 def _writable_path(text: str) -> Path:
@@ -141,14 +140,14 @@ def _measuring() -> argparse.ArgumentParser:
     add("--route", action="append", default=[], type=_route, metavar="TEMPLATE",
         help="a route that metrics, `top` and the names of spans tell apart (/users/{name}, "
         "/static/*); in paths that fit none, ids are folded; may be repeated")
-    add("--series", type=_series, default=256, metavar="N",
+    add("--series", type=_number(8, MOST.series), default=256, metavar="N",
         help="how many combinations of service, route, method and class of status metrics and "
         "`top` tell apart (default: 256)")
     add("--idle-timeout", type=_seconds, default=120.0, metavar="S",
         help="end an unanswered request after S silent seconds (default: 120)")
-    add("--connections", type=_table_size, default=65_536, metavar="N",
+    add("--connections", type=_number(16, MOST.connections), default=65_536, metavar="N",
         help="connections remembered at once (default: 65536)")
-    add("--ring", type=_table_size, default=49_152, metavar="N",
+    add("--ring", type=_number(16, MOST.ring), default=49_152, metavar="N",
         help="finished requests that may wait for the agent to read them (default: 49152)")
     return parser
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from otelbpf.arrays import SERIES_SETS, STAGE_ORDERS
 from otelbpf.loader import Programs
 from otelbpf.mapped import MappedArray
 from otelbpf.records import (
@@ -36,7 +37,7 @@ _STAMPS = len(Stamp)
 _STAMP_BITS = 4
 _STAGE_PLACES = SERIES["stages"].shape[0]
 #: As in bpf/records.h.
-_STAGE_ORDERS, _SERIES_SETS, _PLACE_FACTOR = 256, 8192, 0x9E3779B97F4A7C15
+_PLACE_FACTOR = 0x9E3779B97F4A7C15
 _SERIES_WAYS = SERIES_SET["keys"].shape[0]
 #: Where the stages are for which there was no place left.
 _OTHER_STAGES = 0
@@ -68,11 +69,11 @@ class SeriesTable:
         self._kernels = self._mapped_series.values
         self._ours = np.zeros(self._most, SERIES)
         self._mapped_orders = MappedArray(
-            programs.map_fd("stage_orders"), STAGE_ORDER, _STAGE_ORDERS, writable=True
+            programs.map_fd("stage_orders"), STAGE_ORDER, STAGE_ORDERS, writable=True
         )
         self._orders = self._mapped_orders.values
         self._mapped_sets = MappedArray(
-            programs.map_fd("series_sets"), SERIES_SET, _SERIES_SETS, writable=True
+            programs.map_fd("series_sets"), SERIES_SET, SERIES_SETS, writable=True
         )
         self._sets = self._mapped_sets.values
         self._next_way = 0
@@ -216,7 +217,7 @@ class SeriesTable:
     def _tell_place(self, key: bytes, place: int, slow_ns: int) -> None:
         """Tells the kernel, unless it knows, in a way that it cannot misread at any moment."""
         first, second = np.frombuffer(key, np.uint64).tolist()
-        told = self._sets[_index_of(first ^ second, _SERIES_SETS)]
+        told = self._sets[_index_of(first ^ second, SERIES_SETS)]
         words = told["keys"].view(np.uint64).reshape(_SERIES_WAYS, 2)
         known = words.tolist()
         if [first, second] in known:
@@ -278,7 +279,7 @@ class SeriesTable:
             keys: (n, 16), of which each stage has its place.
         """
         for order in set(_orders_of(keys).tolist()):
-            at = _index_of(order, _STAGE_ORDERS)
+            at = _index_of(order, STAGE_ORDERS)
             known = self._orders["order"][[at, at ^ 1]].tolist()
             if order and order not in known and 0 in known:
                 told = self._orders[at ^ known.index(0)]

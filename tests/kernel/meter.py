@@ -33,7 +33,8 @@ from otelbpf.handlers import Handler
 from otelbpf.hooks import Choice, choose
 from otelbpf.ids import Ids
 from otelbpf.interfaces import find_interfaces
-from otelbpf.loader import Limits, Part, Programs
+from otelbpf.limits import Limits
+from otelbpf.loader import Part, Programs
 from otelbpf.mapped import MappedArray
 from otelbpf.reader import RingReader
 from otelbpf.records import EXCHANGE, REQUEST_RECORD, Counter, ExchangeState, RequestFlag, Stamp

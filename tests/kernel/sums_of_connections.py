@@ -12,7 +12,7 @@ from lab import SERVER_IPV4, SPARE_PORT, Lab, Pair, laboratory, wait_until
 from meter import SMALL, Meter, load, load_gateway
 
 from otelbpf.connections import ConnectionSums
-from otelbpf.loader import Limits
+from otelbpf.limits import Limits
 from otelbpf.request import KINDS, Kind
 from otelbpf.snapshot import Histogram
 

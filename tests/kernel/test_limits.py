@@ -10,7 +10,7 @@ from lab import laboratory
 from messages import OK, request, response
 from meter import WHOLE, Meter, flags, load
 
-from otelbpf.loader import Limits
+from otelbpf.limits import Limits
 from otelbpf.records import Counter
 
 CONNECTIONS = 8

@@ -40,7 +40,8 @@ from otelbpf.attach import attached
 from otelbpf.btf import Btf
 from otelbpf.hooks import choose
 from otelbpf.interfaces import find_interfaces
-from otelbpf.loader import Limits, Programs
+from otelbpf.limits import Limits
+from otelbpf.loader import Programs
 from otelbpf.netns import find_netns
 
 netns = find_netns(sys.argv[1])

@@ -9,7 +9,8 @@ from meter import address
 
 from otelbpf.btf import Btf
 from otelbpf.hooks import choose
-from otelbpf.loader import Limits, Programs
+from otelbpf.limits import MOST, Limits
+from otelbpf.loader import Programs
 from otelbpf.sampler import Sampler
 from otelbpf.upstreams import Upstreams
 
@@ -24,6 +25,7 @@ UPSTREAMS = Upstreams(
     [
         pytest.param(Limits(series=256), Sampler(), marks=pytest.mark.guest),
         (Limits(), Sampler()),
+        (MOST, Sampler()),
         (Limits(connections=60_001, ring=50_003, series=100), Sampler(1 << 62, keep_errors=True)),
     ],
 )

@@ -15,7 +15,7 @@ from meter import SMALL, Meter, load
 from sums_of_connections import LIMITS
 from sums_of_connections import Sums as OfConnections
 
-from otelbpf.loader import Limits
+from otelbpf.limits import Limits
 from otelbpf.records import Counter, RequestFlag
 from otelbpf.request import Kind, stages_of
 from otelbpf.resource import Resources

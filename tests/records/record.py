@@ -29,7 +29,8 @@ from otelbpf.btf import Btf
 from otelbpf.config import Config
 from otelbpf.hooks import choose
 from otelbpf.interfaces import find_interfaces
-from otelbpf.loader import Limits, Programs
+from otelbpf.limits import Limits
+from otelbpf.loader import Programs
 from otelbpf.netns import find_netns
 from otelbpf.reader import RingReader
 from otelbpf.records import Counter

@@ -16,7 +16,7 @@ from otelbpf.config import Config
 from otelbpf.errors import KernelError, UsageError
 from otelbpf.exporter import QueueLimits
 from otelbpf.interfaces import Xdp
-from otelbpf.loader import Limits
+from otelbpf.limits import Limits
 from otelbpf.sampler import Sampler, Slow
 from otelbpf.spans import StageStyle
 from otelbpf.version import __version__
@@ -72,9 +72,9 @@ REFUSED = [
       for option in ("--duration", "--idle-timeout")
       for seconds in ("0", "nan", "inf", "1e9", "soon", "")),
     ((*RUN, "--duration=-1"), "argument --duration: '-1' is no number of seconds above 0"),
-    *(((*RUN, option, n), f"argument {option}: {n!r} is no number from 16 to 4194304")
-      for option in ("--connections", "--ring")
-      for n in ("15", "4194305", "1.5", "many", "")),
+    *(((*RUN, option, n), f"argument {option}: {n!r} is no number from 16 to {most}")
+      for option, most in (("--connections", 524_288), ("--ring", 131_072))
+      for n in ("15", f"{most + 1}", "1.5", "many", "")),
     ((*RUN, "--stages", "events"), "argument --stages: invalid choice: 'events'"),
     ((*RUN, "--xdp", "native"), "argument --xdp: invalid choice: 'native'"),
     *(((*RUN, option, path), f"argument {option}: {path!r} cannot be written")

@@ -10,7 +10,7 @@ import pytest
 from kernel_maps import KernelMaps
 from samples import record
 
-from otelbpf.loader import Limits
+from otelbpf.limits import Limits
 from otelbpf.reader import RecordError, RingReader, decode
 from otelbpf.records import EXCHANGE, REQUEST_RECORD, RING_ENDS, ExchangeState
 

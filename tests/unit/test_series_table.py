@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from samples import SMALL, numbered, record
 
-from otelbpf.loader import Limits
+from otelbpf.limits import Limits
 from otelbpf.records import (
     HISTOGRAM,
     SERIES,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from kernel_maps import KernelMaps
 
-from otelbpf.loader import Limits
+from otelbpf.limits import Limits
 from otelbpf.records import EXCHANGE, ExchangeState, RequestFlag
 from otelbpf.sweeper import ACK_WAIT_NS, Sweeper
 

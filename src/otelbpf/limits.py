@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much the programs may remember."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much the programs may remember.
+
+    Attributes:
+        connections: the least recently used one goes first; as many requests may be in flight.
+        ring: finished requests that may wait to be read.
+        series: whose requests are added up; 0: none are.
+    """
+
+    connections: int = 65_536
+    ring: int = 49_152
+    series: int = 0
+
+    @property
+    def exchanges(self) -> int:
+        """Slots in the table of requests."""
+        return self.connections + self.ring
+
+    @property
+    def ring_slots(self) -> int:
+        """Places in the ring: a power of two, and one for each slot, so that it has always room."""
+        return 1 << (self.exchanges - 1).bit_length()
+
+
+#: The verifier follows an index into up to 512 MiB: no array may be longer.
+MOST = Limits(connections=1 << 19, ring=1 << 17, series=1 << 12)
