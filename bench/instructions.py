@@ -45,12 +45,13 @@ GUEST_TIMEOUT_S = 3600
 # What becomes of the requests: options and environment.
 NO_SPANS = {"OTEL_TRACES_SAMPLER": "always_off"}
 NO_METRICS = {"OTEL_METRICS_EXPORTER": "none"}
-WITHOUT_XDP = ("--xdp", "auto")  # as on every veth
+# As on every veth: native XDP has a price of its own there, since it copies each packet for it.
+WITHOUT_XDP = ("--xdp", "auto")
 FATES = {
     "added up": ((), {**NO_SPANS, "OTEL_METRICS_EXPORTER": "prometheus"}),
     "kept": ((), NO_METRICS),
+    "kept, no XDP": (WITHOUT_XDP, NO_METRICS),
     "sampled out": ((), {**NO_SPANS, **NO_METRICS}),
-    # Native XDP has a price of its own on a veth, which copies each packet for it.
     "sampled out, no XDP": (WITHOUT_XDP, {**NO_SPANS, **NO_METRICS}),
 }
 NGINX = """\
@@ -73,6 +74,7 @@ class Measured:
         costs: of each program, in instructions.
         counted: the load under which they were counted.
         load: one without counting.
+        agent_s: of that time the agent itself was on the processor.
         absent: the stamps that it does not give.
     """
 
@@ -80,6 +82,7 @@ class Measured:
     costs: dict[str, Cost]
     counted: Load
     load: Load
+    agent_s: float
     absent: list[str]
 
     @property
@@ -91,6 +94,11 @@ class Measured:
     def runs(self) -> float:
         """Of all programs, a request."""
         return sum(cost.runs for cost in self.costs.values()) / self.counted.requests
+
+    @property
+    def beside_the_agent(self) -> float:
+        """Requests a second of the time that the agent itself left to all others."""
+        return self.load.requests / (self.load.seconds - self.agent_s)
 
     def clients(self, counting: float) -> float:
         """Of programs that pass this load by, a request: what the client's sockets take.
@@ -139,7 +147,9 @@ def measure(
     if options == WITHOUT_XDP:
         choices = without(choices, "arrival", "it was asked to be left alone")
     with agent(net, port, "--hooks", name, *options, **environment) as measuring:
+        before_s = measuring.processor_s()
         free = load(net, seconds)
+        agent_s = measuring.processor_s() - before_s
         with stats_enabled():
             done = load(net, seconds)
             costs = costs_of(measuring.pid)
@@ -152,7 +162,7 @@ def measure(
     print(f"    seen {sums['seen']} = exported {sums['exported']} + sampled out "
           f"{sums['sampled_out']} + lost {lost}; missed {sums['missed'] or 0}")
     print(f"    attached: {', '.join(used)}", flush=True)
-    return Measured(f"{name}, {fate}", costs, done, free, absent(choices))
+    return Measured(f"{name}, {fate}", costs, done, free, agent_s, absent(choices))
 
 
 def measure_here(seconds: int) -> None:
@@ -172,7 +182,7 @@ def measure_here(seconds: int) -> None:
             for fate in FATES if name == "auto" else ("added up",):
                 found.append((measure(net, name, choices, fate, seconds), clients))
     print(f"\n  {'a request':<27} BPF instructions  - counting  - client's sockets  of auto  "
-          "programs run  nginx's requests a second")
+          "programs run  nginx's requests a second  beside the agent")
     print(f"    {'no agent':<25} {'':77} {alone.per_second:10.0f}")
     first = found[0][0].instructions
     for each, clients in found:
@@ -180,6 +190,7 @@ def measure_here(seconds: int) -> None:
         print(f"    {each.name:<25} {each.instructions:16.0f}  {own:10.0f}  "
               f"{own - clients:18.0f}  {each.instructions / first:7.0%}  {each.runs:12.2f}  "
               f"{each.load.per_second:14.0f}, {each.load.per_second / alone.per_second:4.0%}"
+              f"  {each.beside_the_agent:17.0f}, {each.beside_the_agent / alone.per_second:4.0%}"
               + (f"; absent: {', '.join(each.absent)}" if each.absent else ""))
 
 

@@ -71,6 +71,11 @@ class Load:
     requests: int
     per_second: float
 
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return self.requests / self.per_second
+
 
 @dataclass(frozen=True)
 class Agent:
@@ -88,6 +93,11 @@ class Agent:
     @property
     def pid(self) -> int:
         return self.process.popen.pid
+
+    def processor_s(self) -> float:
+        """How long its threads have been on a processor so far."""
+        files = Path(f"/proc/{self.pid}/task").glob("*/schedstat")
+        return sum(int(file.read_text().split()[0]) for file in files) / 1e9
 
     def stop(self) -> dict[str, Any]:
         """Stops it in order; gives its sums."""

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
  * The arrays that packets and calls of sockets look at. Each is the one value of a map of its own:
- * so the programs have its address, and to reach an element takes no look-up, a third of the
- * instructions, and no test for NULL where the index cannot be too high.
+ * so the programs have its address, and an element is reached by an addition, without a look-up and,
+ * where the index cannot be too high, without a test for NULL.
  *
- * Made by the loader before BCC compiles the programs, and set by it: FD_<name>, the map, and
- * <TYPE>_BYTES of what only the programs know.
+ * src/otelbpf/arrays.py makes them before BCC compiles the programs, and sets FD_<name>, the maps;
+ * how long they are: CPU_SLOTS, SOCKET_SLOTS, READER_SLOTS, RING_SLOTS, SERIES_SETS and STAGE_ORDERS,
+ * which are powers of two, CONNECTION_SETS, MAX_EXCHANGES, MAX_SERIES, and RING_MAX, which the ring is
+ * to hold at most; and what it takes the sizes of elements to be that only the programs know,
+ * <TYPE>_BYTES.
  */
 
 #define BPF_PSEUDO_MAP_VALUE 2	/* in uapi/linux/bpf.h, too */
@@ -20,16 +23,6 @@
 			__builtin_unreachable();					\
 		return first;								\
 	}
-
-/*
- * The same value, of which the verifier knows nothing any more: else it would go on from here once
- * for each way by which it came about. Of `unknown` it knows nothing either.
- */
-static __always_inline u64 forgotten(u64 value, u64 unknown)
-{
-	asm volatile("%0 ^= %1\n\t%0 ^= %1" : "+r"(value) : "r"(unknown));
-	return value;
-}
 
 /* The element at `index`; NULL where there is none. */
 #define DEFINE_ELEMENT(type, name, array, count)					\

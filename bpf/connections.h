@@ -9,8 +9,8 @@
  * hooks come by another way: what was found for a socket is remembered by the
  * hash that the kernel keeps in it.
  *
- * Set by the loader: CONNECTION_SETS, WAYS, SOCKET_SLOTS, and HASH_FACTOR(i), odd
- * numbers drawn anew at each start, so that nobody outside can fill a set.
+ * Set by the loader: WAYS, and HASH_FACTOR(i), odd numbers drawn anew at each start, so that nobody
+ * outside can fill a set.
  */
 
 /* Multiply and shift: two keys meet in a set no more often than by chance. */

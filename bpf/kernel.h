@@ -51,6 +51,16 @@ static __always_inline u64 at_most(u64 max, u64 value)
 }
 
 /*
+ * The same value, of which the verifier knows nothing any more: else it would go on from here once
+ * for each way by which it came about. Of `unknown` it knows nothing either.
+ */
+static __always_inline u64 forgotten(u64 value, u64 unknown)
+{
+	asm volatile("%0 ^= %1\n\t%0 ^= %1" : "+r"(value) : "r"(unknown));
+	return value;
+}
+
+/*
  * Tracepoints and function entries hand on typed pointers, which the verifier
  * lets a program follow; a kprobe has mere numbers, and must copy.
  */

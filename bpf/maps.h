@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * What the programs remember between two packets: connections, the requests in
- * flight on them, the tasks that read them, and counts.
+ * What the programs remember between two packets: connections, the requests in flight on them, the
+ * tasks that read them, and counts. The maps at the end are those that are looked up or called; the
+ * others are in arrays.h.
  *
- * Set by the loader at compile time: CONNECTION_SETS, WAYS (a power of two),
- * SOCKET_SLOTS, MAX_EXCHANGES, RING_MAX, RING_SLOTS (a power of two, and room for all
- * exchanges), CLIENTS (are there upstreams?), SERIES (are all
- * requests to be added up?), MAX_SERIES.
+ * Set by the loader at compile time: WAYS (a power of two), CLIENTS (are there upstreams?), SERIES
+ * (are all requests to be added up?).
  */
 
 #define IN_FLIGHT_MAX 16	/* requests in flight on one connection; a power of two */

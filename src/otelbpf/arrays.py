@@ -41,7 +41,7 @@ _MIB = 1 << 20
 
 
 class Arrays:
-    """The arrays' maps, all zeros. Close it once the programs are loaded.
+    """The arrays' maps, all zeros. Close it to let go of them; loaded programs keep theirs.
 
     Args:
         limits: how long they are.
@@ -101,7 +101,7 @@ class Arrays:
         return MappedArray(self.fds["settings"], _SETTINGS, 1, writable=True)
 
     def close(self) -> None:
-        """Lets go of the maps; loaded programs keep theirs."""
+        """Lets go of the maps."""
         for fd in self.fds.values():
             os.close(fd)
         self.fds.clear()
