@@ -13,6 +13,7 @@ static __always_inline struct exchange *in_flight(struct connection *conn, u64 o
 
 	if (!x || x->state != EXCHANGE_IN_FLIGHT + conn->id || x->record.ordinal != ordinal)
 		x = NULL;
+	/* Else clang compares the ordinals again instead of x with NULL, which the verifier needs. */
 	asm volatile("" : "+r"(x));
 	return x;
 }
