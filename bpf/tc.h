@@ -391,6 +391,8 @@ static __always_inline struct connection *connection_asked(struct __sk_buff *skb
 /* How a packet of this side's says that the connection ends. */
 static __always_inline void mind_own_ending(struct connection *conn, const struct segment *seg)
 {
+	if (!(seg->tcp_flags & (TCP_FIN | TCP_RST)))
+		return;
 	if (seg->tcp_flags & TCP_FIN)
 		conn->flags |= LOCAL_CLOSED;
 	if (seg->tcp_flags & TCP_RST) {
