@@ -147,6 +147,7 @@ def measure(
     if options == WITHOUT_XDP:
         choices = without(choices, "arrival", "it was asked to be left alone")
     with agent(net, port, "--hooks", name, *options, **environment) as measuring:
+        load(net, seconds)  # the series, and the orders that stamps come in, get their places
         before_s = measuring.processor_s()
         free = load(net, seconds)
         agent_s = measuring.processor_s() - before_s

@@ -80,7 +80,7 @@ static __always_inline struct connection *find_connection(const struct connectio
 	if (way == WAYS)
 		return NULL;
 	conn = connection_at(forgotten(index * WAYS + way, hash));
-	return conn && conn->id && same_key(&conn->key, key) ? conn : NULL;
+	return NULL_UNLESS(conn && conn->id && same_key(&conn->key, key), conn);
 }
 
 /* Takes a way of the set: a free one, else that of an idle connection, else any. */

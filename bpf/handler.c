@@ -58,7 +58,7 @@ static __always_inline struct handling *handling_of_thread(void)
 	u32 tid = (u32)bpf_get_current_pid_tgid();
 	struct reader *r = reader_at(tid);
 
-	return r->tid == tid ? &r->handling : NULL;
+	return NULL_UNLESS(r->tid == tid, &r->handling);
 }
 
 static __always_inline int handle_start(struct handling *h, u64 depth)

@@ -165,7 +165,7 @@ static __always_inline const struct stage_order *find_order(u64 order)
 	if (found->order == order)
 		return found;
 	found = &stage_orders()[at ^ 1];
-	return found->order == order ? found : NULL;
+	return NULL_UNLESS(found->order == order, found);
 }
 
 /*

@@ -113,7 +113,7 @@ static __always_inline struct connection *continued_connection(const struct scra
 {
 	struct connection *conn = connection_at(s->place);
 
-	return conn && conn->id == s->connection_id ? conn : NULL;
+	return NULL_UNLESS(conn && conn->id == s->connection_id, conn);
 }
 
 /* The same for a hook's own program, when a continuation comes in there again. */
