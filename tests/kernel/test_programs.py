@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from lab import Lab
 from meter import address
@@ -10,13 +12,20 @@ from meter import address
 from otelbpf.btf import Btf
 from otelbpf.hooks import choose
 from otelbpf.limits import MOST, Limits
-from otelbpf.loader import Programs
+from otelbpf.loader import Part, Programs
 from otelbpf.sampler import Sampler
 from otelbpf.upstreams import Upstreams
 
 UPSTREAMS = Upstreams(
     ((address("127.0.0.1"), 9001), (address("127.0.0.1"), 9002), (address("fd00::1"), 9003)), (99,)
 )
+
+# Those that are loaded only once there is a handler to attach them to.
+HANDLERS = [
+    f"probed_{kind}"
+    for kind in ("handler_start", "handler_end", "handler_return", "usdt_start", "usdt_end",
+                 "python_start", "python_end", "go_start", "go_end")
+]
 
 
 # Its limit is on the instructions that it looks at: what is known of sizes and ports changes them.
@@ -32,7 +41,10 @@ UPSTREAMS = Upstreams(
 def test_the_verifier_takes_them_all(lab: Lab, limits: Limits, sampler: Sampler) -> None:
     with Btf.of_kernel() as btf:
         choices = choose(btf, metrics=bool(limits.series))
-        Programs(
+        programs = Programs(
             btf, (80, 8080, 9001, 9002), lab.server_netns.cookie, choices, limits,
-            upstreams=UPSTREAMS, sampler=sampler,
-        ).close()  # fmt: skip
+            parts=frozenset(Part), upstreams=UPSTREAMS, sampler=sampler,
+        )  # fmt: skip
+    with contextlib.closing(programs):
+        for program in HANDLERS:
+            programs.fd(program)
