@@ -146,10 +146,13 @@ static __always_inline bool is_file(const struct python_site *site, u64 address)
 	}
 	if (wanted < 2 || end - address < wanted - 1)
 		return false;
+	/* Bounded once more, as the verifier of 6.1 has forgotten by now that it is. */
 	if (end - address == wanted - 1) {
-		if (bpf_probe_read_user(name + 1, wanted - 1, (void *)address))
+		if (bpf_probe_read_user(name + 1, at_most(PYTHON_FILE_MAX - 1, wanted - 1),
+					(void *)address))
 			return false;
-	} else if (bpf_probe_read_user(name, wanted, (void *)(end - wanted))) {
+	} else if (bpf_probe_read_user(name, at_most(PYTHON_FILE_MAX - 1, wanted),
+				       (void *)(end - wanted))) {
 		return false;
 	}
 	return same_bytes(name, site->file_name, sizeof(name));
