@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import itertools
+from collections import namedtuple
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +18,11 @@ from otelbpf.records import REQUEST_RECORD, RequestFlag, Stamp
 from otelbpf.routes import Routes
 
 _LINE_MAX = REQUEST_RECORD["request_line"].itemsize
+# The fields of a record as Python's own values, all at once: one by one they are dear to get.
+_Fields = namedtuple("_Fields", REQUEST_RECORD.names)  # type: ignore[misc]
+_STAMP_BITS = 1 << np.arange(REQUEST_RECORD["stamp_ktime_ns"].shape[0])
+_ADDRESSES_KEPT = 4_096
+_CLIENT = int(RequestFlag.CLIENT)
 
 #: Without one of these a ledger is not complete. `woken` and `running` are absent
 #: whenever the reader was running already, and last stamps whenever the first byte
@@ -23,7 +31,6 @@ _EXPECTED_OF_EITHER = (
     Stamp.NIC, Stamp.TC, Stamp.TCP, Stamp.QUEUED, Stamp.READ, Stamp.WRITE, Stamp.TC_OUT,
 )
 _MAY_BE_ABSENT = (Stamp.WOKEN, Stamp.RUNNING)
-
 
 
 class Kind(StrEnum):
@@ -43,8 +50,7 @@ _EXPECTED = {
 _PEER = {Kind.SERVER: Kind.CLIENT, Kind.CLIENT: Kind.SERVER}
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
+class Stage(NamedTuple):
     """The time between two neighbouring stamps.
 
     Attributes:
@@ -142,12 +148,12 @@ def stages_of(stamps: list[int]) -> tuple[Stage, ...]:
         one stage fewer than there are stamps, or a single one without length,
         named after the stamp, where there is only one.
     """
-    present = sorted((ktime_ns, Stamp(index)) for index, ktime_ns in enumerate(stamps) if ktime_ns)
+    present = sorted((ktime_ns, stamp) for stamp, ktime_ns in enumerate(stamps) if ktime_ns)
     if len(present) == 1:
         ktime_ns, stamp = present[0]
-        return (Stage(stamp.name.lower(), ktime_ns, ktime_ns),)
+        return (Stage(Stamp(stamp).name.lower(), ktime_ns, ktime_ns),)
     return tuple(
-        Stage(stage_name(first, second), start, end)
+        Stage(_STAGE_NAMES[first, second], start, end)
         for (start, first), (end, second) in itertools.pairwise(present)
     )
 
@@ -171,6 +177,7 @@ def method_and_path(record: np.void) -> tuple[str, str]:
     return _split_request_line(line, length > _LINE_MAX)[:2]
 
 
+@functools.lru_cache(_ADDRESSES_KEPT)
 def address_of(raw: bytes) -> str:
     """A record's address in words; IPv4-mapped ones as IPv4.
 
@@ -202,6 +209,17 @@ def _split_request_line(line: str, cut: bool) -> tuple[str, str, str, bool]:
     return method, path, query, target_cut and not mark
 
 
+@functools.cache
+def _absent(present: int, kind: Kind) -> tuple[tuple[str, ...], bool]:
+    """What is absent where the stamps of these bits were made; and is the ledger complete?"""
+    missing, not_needed = (
+        tuple(stamp.name.lower() for stamp in stamps if not present & 1 << stamp)
+        for stamps in (_EXPECTED[kind], _MAY_BE_ABSENT)
+    )
+    return missing + not_needed, not missing
+
+
+@functools.cache
 def _ended_by(flags: RequestFlag, kind: Kind) -> str:
     """How an exchange that was cut short ended, by what is most telling."""
     if flags & RequestFlag.REQUEST_ANSWERED:
@@ -230,19 +248,20 @@ def requests_of(
         capture_query: keep the part of the target after `?`.
     """
     requests = []
-    stamps = records["stamp_ktime_ns"].tolist()
+    stamps = records["stamp_ktime_ns"]
+    present = ((stamps != 0) @ _STAMP_BITS).tolist()
+    stamps = stamps.tolist()
     high, low = contexts.trace_id_high.tolist(), contexts.trace_id_low.tolist()
     span_ids, parents = contexts.span_id.tolist(), contexts.parent_span_id.tolist()
     trace_flags, caused = contexts.flags.tolist(), contexts.caused.tolist()
     linked, elsewhere = contexts.linked_span_id.tolist(), contexts.elsewhere.tolist()
-    for i, record in enumerate(records):
-        line_length = int(record["request_line_length"])
-        line = _text(bytes(record["request_line"]), line_length)
-        method, path, query, path_cut = _split_request_line(line, line_length > _LINE_MAX)
-        flags = RequestFlag(int(record["flags"]))
-        kind = Kind.CLIENT if flags & RequestFlag.CLIENT else Kind.SERVER
-        missing = tuple(s.name.lower() for s in _EXPECTED[kind] if not stamps[i][s])
-        not_needed = tuple(s.name.lower() for s in _MAY_BE_ABSENT if not stamps[i][s])
+    for i, record in enumerate(map(_Fields._make, records.tolist())):
+        line = _text(record.request_line, record.request_line_length)
+        cut = record.request_line_length > _LINE_MAX
+        method, path, query, path_cut = _split_request_line(line, cut)
+        flags = RequestFlag(record.flags)
+        kind = Kind.CLIENT if record.flags & _CLIENT else Kind.SERVER
+        absent, complete = _absent(present[i], kind)
         requests.append(
             Request(
                 kind=kind,
@@ -252,38 +271,36 @@ def requests_of(
                 parent_is_local=caused[i],
                 trace_flags=trace_flags[i],
                 linked_span_id=linked[i],
-                linked_flags=int(record["trace_flags"]) if linked[i] else 0,
-                elsewhere_trace_id=(
-                    int.from_bytes(record["trace_id"].tobytes(), "big") if elsewhere[i] else 0
-                ),
+                linked_flags=record.trace_flags if linked[i] else 0,
+                elsewhere_trace_id=int.from_bytes(record.trace_id, "big") if elsewhere[i] else 0,
                 method=method,
                 path=path,
                 route="" if path_cut else routes.given(path),
                 query=query if capture_query else "",
                 path_cut=path_cut,
-                http_version=f"1.{int(record['http_minor'])}",
-                host=_whole(bytes(record["host"]), int(record["host_length"])),
-                user_agent=_text(bytes(record["user_agent"]), int(record["user_agent_length"])),
-                status=int(record["status"]),
+                http_version=f"1.{record.http_minor}",
+                host=_whole(record.host, record.host_length),
+                user_agent=_text(record.user_agent, record.user_agent_length),
+                status=record.status,
                 flags=flags,
                 ended_by=_ended_by(flags, kind),
-                peer_address=address_of(record["peer_address"].tobytes()),
-                peer_port=int(record["peer_port"]),
-                local_address=address_of(record["local_address"].tobytes()),
-                local_port=int(record["local_port"]),
-                pid=int(record["pid"]),
-                tid=int(record["tid"]),
-                ordinal=int(record["ordinal"]),
-                request_bytes=int(record["request_bytes"]),
-                response_bytes=int(record["response_bytes"]),
-                request_body_bytes=int(record["request_body_bytes"]),
-                response_body_bytes=int(record["response_body_bytes"]),
-                request_retransmits=int(record["request_retransmits"]),
-                response_retransmits=int(record["response_retransmits"]),
-                out_of_order=int(record["out_of_order"]),
+                peer_address=address_of(record.peer_address),
+                peer_port=record.peer_port,
+                local_address=address_of(record.local_address),
+                local_port=record.local_port,
+                pid=record.pid,
+                tid=record.tid,
+                ordinal=record.ordinal,
+                request_bytes=record.request_bytes,
+                response_bytes=record.response_bytes,
+                request_body_bytes=record.request_body_bytes,
+                response_body_bytes=record.response_body_bytes,
+                request_retransmits=record.request_retransmits,
+                response_retransmits=record.response_retransmits,
+                out_of_order=record.out_of_order,
                 stages=stages_of(stamps[i]),
-                absent=missing + not_needed,
-                complete=not missing,
+                absent=absent,
+                complete=complete,
             )
         )
     return requests
