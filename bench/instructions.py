@@ -31,6 +31,7 @@ from measure import (
     agent,
     baseline,
     costs_of,
+    empty_xdp,
     load,
     of_clients,
     print_costs,
@@ -42,6 +43,8 @@ from otelbpf.btf import Btf
 from otelbpf.hooks import FORCEABLE, Choice, choose, without
 
 GUEST_TIMEOUT_S = 3600
+# Whether client and server take turns for one request or for several differs from load to load.
+LOADS = 3
 # What becomes of the requests: options and environment.
 NO_SPANS = {"OTEL_TRACES_SAMPLER": "always_off"}
 NO_METRICS = {"OTEL_METRICS_EXPORTER": "none"}
@@ -72,17 +75,19 @@ class Measured:
 
     Attributes:
         costs: of each program, in instructions.
-        counted: the load under which they were counted.
-        load: one without counting.
-        agent_s: of that time the agent itself was on the processor.
+        counted: the load under which they were counted, while the agent was paused.
+        paused: those without counting, while it was paused.
+        agent_s: what the agent then took for both.
+        beside: one without counting that shared the processor with it.
         absent: the stamps that it does not give.
     """
 
     name: str
     costs: dict[str, Cost]
     counted: Load
-    load: Load
+    paused: Load
     agent_s: float
+    beside: Load
     absent: list[str]
 
     @property
@@ -96,9 +101,9 @@ class Measured:
         return sum(cost.runs for cost in self.costs.values()) / self.counted.requests
 
     @property
-    def beside_the_agent(self) -> float:
-        """Requests a second of the time that the agent itself left to all others."""
-        return self.load.requests / (self.load.seconds - self.agent_s)
+    def agents(self) -> float:
+        """Instructions of the agent itself, a request."""
+        return self.agent_s * 1e9 / (self.counted.requests + self.paused.requests)
 
     def clients(self, counting: float) -> float:
         """Of programs that pass this load by, a request: what the client's sockets take.
@@ -108,6 +113,12 @@ class Measured:
         """
         cost = of_clients(self.costs)
         return (cost.ns - cost.runs * counting) / self.counted.requests
+
+
+def as_one(loads: list[Load]) -> Load:
+    """All of them together."""
+    requests = sum(each.requests for each in loads)
+    return Load(requests, requests / sum(each.seconds for each in loads))
 
 
 def nginx(directory: Path) -> list[str | Path]:
@@ -148,12 +159,19 @@ def measure(
         choices = without(choices, "arrival", "it was asked to be left alone")
     with agent(net, port, "--hooks", name, *options, **environment) as measuring:
         load(net, seconds)  # the series, and the orders that stamps come in, get their places
+        measuring.catch_up()
         before_s = measuring.processor_s()
-        free = load(net, seconds)
-        agent_s = measuring.processor_s() - before_s
-        with stats_enabled():
+        free = []
+        for _ in range(LOADS):
+            with measuring.paused():
+                free.append(load(net, seconds))
+        with measuring.paused(), stats_enabled():
             done = load(net, seconds)
             costs = costs_of(measuring.pid)
+        measuring.catch_up()
+        agent_s = measuring.processor_s() - before_s
+        beside = load(net, seconds)
+        measuring.catch_up()
         sums = measuring.stop()
     used = dict.fromkeys(str(choice.chosen) for choice in choices if choice.chosen)
     becomes = fate if port == PORT else "passed by: another port is measured"
@@ -163,7 +181,8 @@ def measure(
     print(f"    seen {sums['seen']} = exported {sums['exported']} + sampled out "
           f"{sums['sampled_out']} + lost {lost}; missed {sums['missed'] or 0}")
     print(f"    attached: {', '.join(used)}", flush=True)
-    return Measured(f"{name}, {fate}", costs, done, free, agent_s, absent(choices))
+    return Measured(f"{name}, {fate}", costs, done, as_one(free), agent_s, beside,
+                    absent(choices))
 
 
 def measure_here(seconds: int) -> None:
@@ -171,8 +190,11 @@ def measure_here(seconds: int) -> None:
     print(f"kernel {platform.release()}, {os.cpu_count()} processor; nginx, wrk with {CONNECTIONS} "
           f"keep-alive connections, {seconds} s of the guest's time a load", flush=True)
     with served(nginx) as net:
-        load(net, 1)
-        alone = load(net, seconds)
+        load(net, 2 * seconds)
+        alone = as_one([load(net, seconds) for _ in range(LOADS)])
+        with empty_xdp(net):
+            load(net, seconds)
+            with_xdp = as_one([load(net, seconds) for _ in range(LOADS)])
         counting = baseline(net, seconds)["empty"].each
         print(f"\n  an empty tracepoint program: {counting:.0f} instructions a run")
         found = []
@@ -182,17 +204,43 @@ def measure_here(seconds: int) -> None:
             # All are added up whatever the hooks are; of the best ones the rest, too.
             for fate in FATES if name == "auto" else ("added up",):
                 found.append((measure(net, name, choices, fate, seconds), clients))
-    print(f"\n  {'a request':<27} BPF instructions  - counting  - client's sockets  of auto  "
-          "programs run  nginx's requests a second  beside the agent")
-    print(f"    {'no agent':<25} {'':77} {alone.per_second:10.0f}")
+    print_requests(found, counting)
+    print_throughput(found, alone, with_xdp)
+
+
+def print_requests(found: list[tuple[Measured, float]], counting: float) -> None:
+    """What a request costs.
+
+    Args:
+        found: with what of it is the client's sockets'.
+        counting: what that takes, a run.
+    """
+    print(f"\n  {'instructions of a request':<27} BPF  - counting  - client's sockets  of auto  "
+          "programs run")
     first = found[0][0].instructions
     for each, clients in found:
         own = each.instructions - each.runs * counting
-        print(f"    {each.name:<25} {each.instructions:16.0f}  {own:10.0f}  "
-              f"{own - clients:18.0f}  {each.instructions / first:7.0%}  {each.runs:12.2f}  "
-              f"{each.load.per_second:14.0f}, {each.load.per_second / alone.per_second:4.0%}"
-              f"  {each.beside_the_agent:17.0f}, {each.beside_the_agent / alone.per_second:4.0%}"
+        print(f"    {each.name:<25} {each.instructions:5.0f}  {own:10.0f}  {own - clients:18.0f}  "
+              f"{each.instructions / first:7.0%}  {each.runs:12.2f}"
               + (f"; absent: {', '.join(each.absent)}" if each.absent else ""))
+
+
+def print_throughput(found: list[tuple[Measured, float]], alone: Load, with_xdp: Load) -> None:
+    """What is left of nginx's throughput, and what the agent itself takes.
+
+    Args:
+        alone: without an agent.
+        with_xdp: and with an empty XDP program.
+    """
+    print(f"\n  {'requests a second':<27} agent paused  of no agent  of an empty XDP program  "
+          "agent beside it  of no agent  agent's own instructions a request")
+    for name, each in (("no agent", alone), ("an empty XDP program", with_xdp)):
+        print(f"    {name:<25} {each.per_second:12.0f}  {each.per_second / alone.per_second:11.0%}")
+    for each, _ in found:
+        paused, beside = each.paused.per_second, each.beside.per_second
+        of_xdp = "" if "nic" in each.absent else f"{paused / with_xdp.per_second:.0%}"
+        print(f"    {each.name:<25} {paused:12.0f}  {paused / alone.per_second:11.0%}  {of_xdp:>23}"
+              f"  {beside:15.0f}  {beside / alone.per_second:11.0%}  {each.agents:34.0f}")
 
 
 def measure_in_guest(kernel: str, seconds: int) -> int:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -42,6 +43,11 @@ _BASELINES = {
     "clock": bytes([0x85, 0, 0, 0, 5, 0, 0, 0]) + libbpf.RETURN_0,  # calls bpf_ktime_get_ns()
 }
 CONNECTIONS = 8
+# An agent that has nothing left to read is on the processor for less than this part of this time.
+_IDLE_PART = 0.2
+_IDLE_S = 0.5
+_PASS_EVERY_PACKET = bytes([0xB7, 0, 0, 0, 2, 0, 0, 0]) + libbpf.RETURN_0[8:]
+_BPF_PROG_TYPE_XDP = 6
 # Guests are slow.
 _READY_TIMEOUT_S = 300.0
 _STUCK_S = 1800.0
@@ -98,6 +104,25 @@ class Agent:
         """How long its threads have been on a processor so far."""
         files = Path(f"/proc/{self.pid}/task").glob("*/schedstat")
         return sum(int(file.read_text().split()[0]) for file in files) / 1e9
+
+    def catch_up(self) -> None:
+        """Waits until it has nothing left to do."""
+        used_s = self.processor_s()
+        while True:
+            time.sleep(_IDLE_S)
+            before_s, used_s = used_s, self.processor_s()
+            if used_s - before_s < _IDLE_PART * _IDLE_S:
+                return
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """It catches up and is then off the processor; the programs go on, and requests wait."""
+        self.catch_up()
+        self.process.popen.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.popen.send_signal(signal.SIGCONT)
 
     def stop(self) -> dict[str, Any]:
         """Stops it in order; gives its sums."""
@@ -191,6 +216,28 @@ def baseline(net: Topology, seconds: int) -> dict[str, Cost]:
     for fd in fds:
         os.close(fd)
     return costs
+
+
+@contextlib.contextmanager
+def empty_xdp(net: Topology) -> Iterator[None]:
+    """A program at the server's interface, native, that passes every packet on."""
+    program = libbpf.library().bpf_prog_load(
+        _BPF_PROG_TYPE_XDP, b"empty", b"GPL", _PASS_EVERY_PACKET,
+        ctypes.c_size_t(len(_PASS_EVERY_PACKET) // 8), None,
+    )
+    if program < 0:
+        raise OSError(-program, os.strerror(-program))
+    link = find_netns(net.server.netns).run(
+        lambda: libbpf.link_create(
+            program, socket.if_nametoindex(net.server.interface), libbpf.BPF_XDP,
+            libbpf.XDP_FLAGS_DRV_MODE,
+        )
+    )
+    try:
+        yield
+    finally:
+        os.close(link)
+        os.close(program)
 
 
 def load(net: Topology, seconds: int) -> Load:
