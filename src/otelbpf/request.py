@@ -248,9 +248,8 @@ def requests_of(
         capture_query: keep the part of the target after `?`.
     """
     requests = []
-    stamps = records["stamp_ktime_ns"]
-    present = ((stamps != 0) @ _STAMP_BITS).tolist()
-    stamps = stamps.tolist()
+    stamps = records["stamp_ktime_ns"].tolist()
+    present = ((records["stamp_ktime_ns"] != 0) @ _STAMP_BITS).tolist()
     high, low = contexts.trace_id_high.tolist(), contexts.trace_id_low.tolist()
     span_ids, parents = contexts.span_id.tolist(), contexts.parent_span_id.tolist()
     trace_flags, caused = contexts.flags.tolist(), contexts.caused.tolist()
