@@ -48,7 +48,8 @@ from otelbpf.upstreams import resolve
 # measured server more than all programs together, and many small batches cost the agent more
 # than a few large ones.
 _POLL_S = 0.05
-_BATCH = 16_384
+# A part of the sender's queue: as much at once as fits into it would find it not quite empty.
+_BATCH = 4_096
 _HOUSEKEEPING_S = 1.0
 _LAST_RECORD_S = 1.0
 _STAGES_MOST = len(Stamp) - 1
