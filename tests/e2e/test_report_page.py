@@ -249,6 +249,8 @@ def test_what_it_asked_of_others_is_below(recorded: Recorded, shown: Opened) -> 
     (call,) = [span for span in recorded.requests.values()
                if span.parent_span_id == asked.span_id]
     link.get_by_role("link").click()
+    # Else the request that an earlier test looked at may still be shown.
+    expect(page.locator("[data-id='span id'] .mono")).to_have_text(asked.span_id)
     waterfall = page.locator("#request .waterfall")
     below = waterfall.locator(f"[data-below='{call.span_id}']")
     assert exact(below) == [total_ns(call)]
