@@ -77,7 +77,7 @@ class Measured:
         costs: of each program, in instructions.
         counted: the load under which they were counted, while the agent was paused.
         paused: those without counting, while it was paused.
-        agent_s: what the agent then took for both.
+        agent_s: what the agent itself took for all of these.
         beside: one without counting that shared the processor with it.
         absent: the stamps that it does not give.
     """

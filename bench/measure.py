@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import re
@@ -47,7 +46,6 @@ CONNECTIONS = 8
 _IDLE_PART = 0.2
 _IDLE_S = 0.5
 _PASS_EVERY_PACKET = bytes([0xB7, 0, 0, 0, 2, 0, 0, 0]) + libbpf.RETURN_0[8:]
-_BPF_PROG_TYPE_XDP = 6
 # Guests are slow.
 _READY_TIMEOUT_S = 300.0
 _STUCK_S = 1800.0
@@ -221,12 +219,7 @@ def baseline(net: Topology, seconds: int) -> dict[str, Cost]:
 @contextlib.contextmanager
 def empty_xdp(net: Topology) -> Iterator[None]:
     """A program at the server's interface, native, that passes every packet on."""
-    program = libbpf.library().bpf_prog_load(
-        _BPF_PROG_TYPE_XDP, b"empty", b"GPL", _PASS_EVERY_PACKET,
-        ctypes.c_size_t(len(_PASS_EVERY_PACKET) // 8), None,
-    )
-    if program < 0:
-        raise OSError(-program, os.strerror(-program))
+    program = libbpf.load_program("empty", _PASS_EVERY_PACKET, libbpf.BPF_XDP)
     link = find_netns(net.server.netns).run(
         lambda: libbpf.link_create(
             program, socket.if_nametoindex(net.server.interface), libbpf.BPF_XDP,

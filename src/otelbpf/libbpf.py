@@ -23,6 +23,7 @@ from otelbpf.errors import KernelError
 _BPF_MAP_TYPE_ARRAY = 2
 _BPF_F_MMAPABLE = 1 << 10
 # enum bpf_prog_type
+_BPF_PROG_TYPE_XDP = 6
 _BPF_PROG_TYPE_CGROUP_SOCKOPT = 25
 _BPF_PROG_TYPE_TRACING = 26
 # enum bpf_attach_type
@@ -33,6 +34,12 @@ BPF_XDP = 37
 _BPF_PERF_EVENT = 41
 BPF_TCX_INGRESS = 46
 BPF_TCX_EGRESS = 47
+_PROG_TYPES = {
+    BPF_CGROUP_SETSOCKOPT: _BPF_PROG_TYPE_CGROUP_SOCKOPT,
+    BPF_TRACE_RAW_TP: _BPF_PROG_TYPE_TRACING,
+    BPF_TRACE_FENTRY: _BPF_PROG_TYPE_TRACING,
+    BPF_XDP: _BPF_PROG_TYPE_XDP,
+}
 # With nothing to be relative to: before all others.
 BPF_F_BEFORE = 1 << 3
 XDP_FLAGS_SKB_MODE = 1 << 1
@@ -260,7 +267,7 @@ def load_program(name: str, instructions: bytes, attach_type: int, target_btf_id
 
     Args:
         instructions: as BCC compiled them, maps resolved.
-        attach_type: BPF_TRACE_RAW_TP, BPF_TRACE_FENTRY or BPF_CGROUP_SETSOCKOPT.
+        attach_type: BPF_TRACE_RAW_TP, BPF_TRACE_FENTRY, BPF_CGROUP_SETSOCKOPT or BPF_XDP.
         target_btf_id: of the tracepoint's or the function's type in the kernel's BTF;
             0 for a program that follows no typed pointers.
     Raises:
@@ -273,11 +280,9 @@ def load_program(name: str, instructions: bytes, attach_type: int, target_btf_id
         attach_btf_id=target_btf_id,
     )
 
-    program_type = _BPF_PROG_TYPE_TRACING if target_btf_id else _BPF_PROG_TYPE_CGROUP_SOCKOPT
-
     def load() -> int:
         return library().bpf_prog_load(
-            program_type, name.encode()[:15], b"GPL", instructions,
+            _PROG_TYPES[attach_type], name.encode()[:15], b"GPL", instructions,
             ctypes.c_size_t(len(instructions) // _INSTRUCTION_BYTES), ctypes.byref(opts),
         )
 

@@ -153,7 +153,7 @@ def stages_of(stamps: list[int]) -> tuple[Stage, ...]:
         ktime_ns, stamp = present[0]
         return (Stage(Stamp(stamp).name.lower(), ktime_ns, ktime_ns),)
     return tuple(
-        Stage(_STAGE_NAMES[first, second], start, end)
+        Stage(stage_name(first, second), start, end)
         for (start, first), (end, second) in itertools.pairwise(present)
     )
 
