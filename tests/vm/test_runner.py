@@ -111,6 +111,10 @@ def test_modules_can_be_loaded(visit: Visit) -> None:
     assert visit["modules"] == []
 
 
+def test_a_device_without_hardware_can_be_made(visit: Visit) -> None:
+    assert visit["tap"] == ""
+
+
 def test_network_namespaces_can_be_made(visit: Visit) -> None:
     assert visit["namespace"] == ""
     assert visit["namespaces"] == ["guest"]

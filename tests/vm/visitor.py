@@ -57,6 +57,7 @@ def main() -> None:
         "user": os.getuid(),
         "mounts": dict(line.split()[1:3] for line in mounts.splitlines()),
         "modules": [complaint for name in MODULES if (complaint := succeeds("modprobe", name))],
+        "tap": succeeds("ip", "tuntap", "add", "mode", "tap", "name", "tap0"),
         "namespace": succeeds("ip", "netns", "add", "guest"),
         "namespaces": os.listdir("/run/netns"),
         "processors": os.cpu_count(),
