@@ -284,7 +284,7 @@ def test_every_request_is_whole(gateway: Meter, side: str, impairment: tuple[str
 @pytest.mark.guest
 @needs_netem
 def test_a_response_that_ends_with_the_connection_in_disorder(gateway: Meter) -> None:
-    answered = response() + bytes(40_000)
+    answered = response() + bytes(100_000)
     with (
         netem.packets_of_one_segment(gateway.lab),
         netem.what_is_sent(gateway.lab, "server", *IMPAIRMENTS["reordered"]),
