@@ -114,6 +114,7 @@ static __always_inline void note_writer(struct connection *conn, u32 write_seq)
 		conn->writer.cause.connection_id = 0;
 	}
 	conn->writer.pid_tgid = pid_tgid;
+	name_process(&conn->writer.process);
 	conn->writer.seq = write_seq;
 }
 
@@ -126,6 +127,7 @@ static __always_inline void name_writer(const struct connection *conn, struct ex
 		return;
 	x->record.pid = w->pid_tgid >> 32;
 	x->record.tid = (u32)w->pid_tgid;
+	x->record.process = w->process;
 	x->record.cause_connection_id = w->cause.connection_id;
 	x->record.cause_ordinal = w->cause.ordinal;
 }

@@ -115,6 +115,18 @@ static __always_inline u32 task_tid(u64 task)
 	return load_u32(task + OFFSET_TASK_STRUCT_PID, DIRECT);
 }
 
+/* The current task's process. */
+static __always_inline void name_process(struct process *p)
+{
+	u64 task = (u64)bpf_get_current_task_btf();
+	u64 leader = load_u64(task + OFFSET_TASK_STRUCT_GROUP_LEADER, DIRECT);
+
+	p->start_boottime_ns = load_u64(leader + OFFSET_TASK_STRUCT_START_BOOTTIME, DIRECT);
+	p->cgroup_id = bpf_get_current_cgroup_id();
+	((u64 *)p->comm)[0] = load_u64(leader + OFFSET_TASK_STRUCT_COMM, DIRECT);
+	((u64 *)p->comm)[1] = load_u64(leader + OFFSET_TASK_STRUCT_COMM + 8, DIRECT);
+}
+
 /* A socket's TCP part; 0 where it has none. Follow it as the socket was followed. */
 static __always_inline u64 tcp_sock(u64 sk, enum access access)
 {

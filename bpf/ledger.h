@@ -445,6 +445,7 @@ static __always_inline void note_reader(struct connection *conn, struct exchange
 	if (!x->record.pid) {
 		x->record.pid = pid_tgid >> 32;
 		x->record.tid = (u32)pid_tgid;
+		name_process(&x->record.process);
 	}
 	if (first)
 		stamp_wakeup(x, r, sk);

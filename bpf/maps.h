@@ -108,6 +108,7 @@ struct request_name {
 /* Who wrote the byte `seq`, which starts a request, and what for. */
 struct writer {
 	u64 pid_tgid;
+	struct process process;
 	struct request_name cause;
 	u32 seq;
 	u32 unused;

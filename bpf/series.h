@@ -5,56 +5,78 @@
  * an end that was not an orderly one), adds that up itself, and gives it a place.
  */
 
-#define STAMP_BITS 4	/* of an order of stamps is each stamp's number */
-#define NO_STAMPS 1	/* in order */
+#define ORDER_MASK 31	/* places are below STAMPS_MOST; this is what the verifier sees of it */
 
-static __always_inline u64 stamp_time(const struct exchange *x, u64 order)
+/* By its place in the order, counted from the first; 0: there are no more. */
+static __always_inline u8 stamp_in_order(const struct exchange *x, u64 place)
 {
-	return x->record.stamp_ktime_ns[order & (STAMP_COUNT - 1)];
+	return ((const volatile u8 *)x->order.words)[place & (ORDER_MASK)];
+}
+
+static __always_inline void put_in_order(struct exchange *x, u64 place, u8 stamp)
+{
+	((volatile u8 *)x->order.words)[place & (ORDER_MASK)] = stamp;
+}
+
+/* Stamps are told in an order by their numbers plus one. */
+static __always_inline u64 stamp_time(const struct exchange *x, u8 stamp)
+{
+	return x->record.stamp_ktime_ns[at_most(STAMP_COUNT - 1, (u8)(stamp - 1))];
 }
 
 /* Puts a stamp that came before the last one where it belongs. */
-static __always_inline u64 insert_stamp(const struct exchange *x, u64 order, u64 number, u64 time)
+static __always_inline void insert_stamp(struct exchange *x, u8 stamp, u64 time)
 {
-	u64 later = 0;
-	u32 bits = 0;
+	volatile u64 *place = &x->scratch;
+	u64 at;
+	u32 i;
+	u8 other;
 
+	*place = x->ordered;
 	BOUNDED_LOOP
-	while (bits < 60 && order != NO_STAMPS && time < stamp_time(x, order)) {
-		later |= (order & (STAMP_COUNT - 1)) << bits;
-		bits += STAMP_BITS;
-		order >>= STAMP_BITS;
+	for (i = 0; i < STAMPS_MOST; i++) {
+		at = *place;
+		if (!at)
+			break;
+		other = stamp_in_order(x, at - 1);
+		if (time >= stamp_time(x, other))
+			break;
+		put_in_order(x, at, other);
+		*place = at - 1;
 	}
-	return (order << STAMP_BITS | number) << bits | later;
+	put_in_order(x, *place, stamp);
 }
 
 /*
- * The order of a request's stamps, as struct stage_order has it; those of the same nanosecond
- * keep the order of the way. 0 where all are there, for which it has no room.
+ * Finds the order of a request's stamps, without those that come after its end; those of the same
+ * nanosecond keep the order of the way.
  *
  * It lies in the exchange, not in a register, as what is loaded from there is unknown to the
  * verifier: else it would follow every way to put them in order.
  */
-static __always_inline u64 order_of_stamps(struct exchange *x)
+static __always_inline void order_stamps(struct exchange *x)
 {
-	volatile u64 *order = &x->order;
+	volatile u32 *ordered = &x->ordered;
 	u64 time, last = 0;
-	u32 i, absent = 0;
+	u32 i;
 
-	*order = NO_STAMPS;
+	x->order.words[0] = 0;
+	x->order.words[1] = 0;
+	x->order.words[2] = 0;
+	*ordered = 0;
 	BOUNDED_LOOP
-	for (i = 0; i < STAMP_COUNT; i++) {
+	for (i = 0; i < STAMP_ACKED; i++) {
 		time = x->record.stamp_ktime_ns[i];
-		if (!time) {
-			absent = 1;
-		} else if (time >= last) {	/* as it mostly is */
-			*order = *order << STAMP_BITS | i;
+		if (!time)
+			continue;
+		if (time >= last) {	/* as it mostly is */
+			put_in_order(x, *ordered, i + 1);
 			last = time;
 		} else {
-			*order = insert_stamp(x, *order, i, time);
+			insert_stamp(x, i + 1, time);
 		}
+		*ordered += 1;
 	}
-	return absent ? *order : 0;
 }
 
 /* By halves, since BPF has no instruction for it; n is not 0. */
@@ -143,11 +165,11 @@ static __always_inline bool find_place(u64 route_hash, u64 rest, struct series_p
 static __always_inline bool place_of(const struct request_record *r, struct series_place *found)
 {
 	u32 is_client = CLIENTS && r->flags & CLIENT;
-	u64 port = is_client ? r->peer_port : r->local_port, status_class = r->status / 100;
+	u64 port = is_client ? r->peer_port : r->local_port, status = r->status;
 	struct series_place *overflow;
 
 	/* As struct series_key has them, on little-endian machines. */
-	if (find_place(r->route_hash, port | status_class << 16 | (u64)is_client << 24, found))
+	if (find_place(r->route_hash, port | status << 16 | (u64)is_client << 32, found))
 		return true;
 	overflow = overflow_places.lookup(&is_client);
 	if (!overflow || !overflow->in_use)
@@ -156,39 +178,45 @@ static __always_inline bool place_of(const struct request_record *r, struct seri
 	return true;
 }
 
-/* Where the stages of this order are; NULL: nowhere yet. */
-static __always_inline const struct stage_order *find_order(u64 order)
+static __always_inline bool same_order(const struct stamp_order *a, const struct stamp_order *b)
 {
-	u64 at = order * PLACE_FACTOR >> 32 & (STAGE_ORDERS - 1);
-	const struct stage_order *found = &stage_orders()[at];
-
-	if (found->order == order)
-		return found;
-	found = &stage_orders()[at ^ 1];
-	return NULL_UNLESS(found->order == order, found);
+	return !((a->words[0] ^ b->words[0]) | (a->words[1] ^ b->words[1]) |
+		 (a->words[2] ^ b->words[2]));
 }
 
-/*
- * Adds all stages, the last one first, and uses up exchange.order; gives what is then left of
- * the order: the first stamp.
- */
-static __always_inline u64 add_stages(struct series *s, struct exchange *x, u64 order,
+/* Where the stages of this order are; NULL: nowhere yet. */
+static __always_inline const struct stage_order *find_order(const struct stamp_order *order)
+{
+	u64 word = (order->words[0] * PLACE_FACTOR ^ order->words[1]) * PLACE_FACTOR ^
+		   order->words[2];
+	u64 at = word * PLACE_FACTOR >> 32 & (STAGE_ORDERS - 1);
+	const struct stage_order *found = &stage_orders()[at];
+
+	if (same_order(&found->order, order))
+		return found;
+	found = &stage_orders()[at ^ 1];
+	return NULL_UNLESS(same_order(&found->order, order), found);
+}
+
+/* Adds all stages, and gives when the last one ends: the request's end. */
+static __always_inline u64 add_stages(struct series *s, struct exchange *x, u64 first,
 				      const struct stage_order *known)
 {
-	u64 end = stamp_time(x, order), start;
+	u64 start = first, end;
 	u32 i, place;
+	u8 stamp;
 
 	BOUNDED_LOOP
-	for (i = 0; i < STAMP_COUNT - 2; i++, end = start) {
-		if (order >> STAMP_BITS == NO_STAMPS)
+	for (i = 0; i < STAMPS_MOST - 1; i++, start = end) {
+		stamp = stamp_in_order(x, i + 1);
+		if (!stamp)
 			break;
-		order >>= STAMP_BITS;
-		start = stamp_time(x, order);
+		end = stamp_time(x, stamp);
 		place = known->places[i];
 		if (place < STAGE_PLACES)
-			add_duration(&s->stages[place], end - start, &x->order);
+			add_duration(&s->stages[place], end - start, &x->scratch);
 	}
-	return order;
+	return start;
 }
 
 /*
@@ -199,17 +227,26 @@ static __always_inline bool add_to_series(struct exchange *x, bool *slow)
 {
 	const struct request_record *r = &x->record;
 	struct series_place at = {};
-	u64 order = place_of(r, &at) ? order_of_stamps(x) : 0, length;
-	const struct stage_order *known = order ? find_order(order) : NULL;
+	const struct stage_order *known;
+	u64 length, first, end, acked;
 	struct series *s;
 
+	if (!place_of(r, &at))
+		return false;
+	order_stamps(x);
+	known = find_order(&x->order);
 	if (!known)
 		return false;
 	s = series_at(at.place);
 	if (!s)
 		return false;
-	length = stamp_time(x, order) - stamp_time(x, add_stages(s, x, order, known));
-	add_duration(&s->duration, length, &x->order);
+	first = stamp_time(x, stamp_in_order(x, 0));
+	end = add_stages(s, x, first, known);
+	length = end - first;
+	add_duration(&s->duration, length, &x->scratch);
+	acked = r->stamp_ktime_ns[STAMP_ACKED];
+	if (acked > end)
+		add_duration(&s->acked, acked - end, &x->scratch);
 	__sync_fetch_and_add(&s->request_bytes, r->request_bytes);
 	__sync_fetch_and_add(&s->response_bytes, r->response_bytes);
 	if (r->request_retransmits | r->response_retransmits)

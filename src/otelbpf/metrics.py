@@ -30,11 +30,7 @@ from otelbpf.metrics_points import Attributes, HistogramStyle, Point, histogram_
 from otelbpf.metrics_since import by_kind, since
 from otelbpf.request import Kind
 from otelbpf.snapshot import Exemplar, Histogram, SeriesKey, Snapshot
-from otelbpf.spans import LEAST_ERROR, SCOPE
-
-#: error.type of a request that ended before a response was whole.
-CUT_SHORT = "cut_short"
-
+from otelbpf.spans import SCOPE, error_type
 
 class Temporality(StrEnum):
     """Since when numbers count, by the values of
@@ -81,6 +77,9 @@ _DURATION = {
 }
 _STAGE = _histogram(
     "otelbpf.stage.duration", "Time between two neighbouring stamps of a request's way."
+)
+_ACK = _histogram(
+    "otelbpf.tcp.ack.duration", "From a response's end until the client's TCP acknowledged it."
 )
 _REQUEST_SIZE = _counter("otelbpf.http.request.size", "By", "Requests on the wire, heads included.")
 _RESPONSE_SIZE = _counter(
@@ -265,12 +264,11 @@ def _attributes_of(key: SeriesKey) -> dict[str, str | int | bool]:
     }
     if key.server_address:
         attributes["server.address"] = key.server_address
-    if key.status_class:
-        attributes["otelbpf.http.response.status_class"] = f"{key.status_class}xx"
-    if not key.status_class:
-        attributes["error.type"] = CUT_SHORT
-    elif key.status_class * 100 >= LEAST_ERROR[key.kind]:
-        attributes["error.type"] = f"{key.status_class}xx"
+    if key.status:
+        attributes["http.response.status_code"] = key.status
+    error = error_type(key.status, key.ended_by, key.kind)
+    if error:
+        attributes["error.type"] = error
     return attributes
 
 
@@ -285,6 +283,8 @@ def _tell_series(told: _Told, snapshot: Snapshot) -> None:
         attributes["otelbpf.kind"] = kind.value
         for name, stage in series.stages.items():
             told.histogram(resource, _STAGE, stage, {**attributes, "otelbpf.stage": name})
+        if kind is Kind.SERVER:
+            told.histogram(resource, _ACK, series.acked, attributes)
         told.count(resource, _REQUEST_SIZE, series.request_bytes, attributes)
         told.count(resource, _RESPONSE_SIZE, series.response_bytes, attributes)
         told.count(resource, _RETRANSMITS, series.retransmits, attributes)

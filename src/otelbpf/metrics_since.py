@@ -53,6 +53,7 @@ def _series_since(now: Series, earlier: Series | None) -> Series | None:
             for name, of_now in now.stages.items()
             if (stage := _histogram_since(of_now, earlier.stages.get(name))).count
         },
+        acked=_histogram_since(now.acked, earlier.acked),
         exemplars=tuple(exemplar for exemplar in now.exemplars if exemplar not in old),
     )
     # The bytes may be read a moment before the request that they are of is counted.

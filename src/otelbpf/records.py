@@ -11,7 +11,45 @@ from enum import IntEnum, IntFlag
 
 import numpy as np
 
-#: struct request_record, 720 bytes.
+#: struct process, 32 bytes.
+PROCESS = np.dtype(
+    {
+        "names": [
+            "start_boottime_ns",
+            "cgroup_id",
+            "comm",
+        ],
+        "formats": [
+            "u8",
+            "u8",
+            "S16",
+        ],
+        "offsets": [
+            0,
+            8,
+            16,
+        ],
+        "itemsize": 32,
+    }
+)
+
+#: struct stamp_order, 24 bytes.
+STAMP_ORDER = np.dtype(
+    {
+        "names": [
+            "words",
+        ],
+        "formats": [
+            ("u8", (3,)),
+        ],
+        "offsets": [
+            0,
+        ],
+        "itemsize": 24,
+    }
+)
+
+#: struct request_record, 768 bytes.
 REQUEST_RECORD = np.dtype(
     {
         "names": [
@@ -19,6 +57,7 @@ REQUEST_RECORD = np.dtype(
             "ordinal",
             "peer_address",
             "local_address",
+            "process",
             "stamp_ktime_ns",
             "cause_connection_id",
             "cause_ordinal",
@@ -57,7 +96,8 @@ REQUEST_RECORD = np.dtype(
             "u8",
             "V16",
             "V16",
-            ("u8", (16,)),
+            PROCESS,
+            ("u8", (18,)),
             "u8",
             "u8",
             "u8",
@@ -96,43 +136,44 @@ REQUEST_RECORD = np.dtype(
             16,
             32,
             48,
-            176,
-            184,
-            192,
-            200,
-            208,
-            216,
+            80,
             224,
             232,
-            236,
             240,
-            244,
             248,
-            252,
             256,
-            260,
-            262,
             264,
+            272,
             280,
+            284,
             288,
+            292,
             296,
-            298,
             300,
-            302,
             304,
-            306,
             308,
             310,
             312,
-            504,
-            568,
-            664,
+            328,
+            336,
+            344,
+            346,
+            348,
+            350,
+            352,
+            354,
+            356,
+            358,
+            360,
+            552,
+            616,
+            712,
         ],
-        "itemsize": 720,
+        "itemsize": 768,
     }
 )
 
-#: struct exchange, 768 bytes.
+#: struct exchange, 840 bytes.
 EXCHANGE = np.dtype(
     {
         "names": [
@@ -143,9 +184,10 @@ EXCHANGE = np.dtype(
             "outbound_end",
             "head_whole",
             "slot",
-            "unused",
+            "ordered",
             "record",
             "order",
+            "scratch",
         ],
         "formats": [
             "u8",
@@ -157,6 +199,7 @@ EXCHANGE = np.dtype(
             "u4",
             "u4",
             REQUEST_RECORD,
+            STAMP_ORDER,
             "u8",
         ],
         "offsets": [
@@ -169,9 +212,10 @@ EXCHANGE = np.dtype(
             32,
             36,
             40,
-            760,
+            808,
+            832,
         ],
-        "itemsize": 768,
+        "itemsize": 840,
     }
 )
 
@@ -213,7 +257,7 @@ HISTOGRAM = np.dtype(
     }
 )
 
-#: struct series, 95152 bytes.
+#: struct series, 97472 bytes.
 SERIES = np.dtype(
     {
         "names": [
@@ -222,6 +266,7 @@ SERIES = np.dtype(
             "retransmits",
             "out_of_order",
             "duration",
+            "acked",
             "stages",
         ],
         "formats": [
@@ -229,6 +274,7 @@ SERIES = np.dtype(
             "u8",
             "u8",
             "u8",
+            HISTOGRAM,
             HISTOGRAM,
             (HISTOGRAM, (40,)),
         ],
@@ -239,8 +285,9 @@ SERIES = np.dtype(
             24,
             32,
             2352,
+            4672,
         ],
-        "itemsize": 95152,
+        "itemsize": 97472,
     }
 )
 
@@ -290,23 +337,26 @@ SERIES_KEY = np.dtype(
         "names": [
             "route_hash",
             "port",
-            "status_class",
+            "status",
             "is_client",
             "unused",
+            "ended_by",
         ],
         "formats": [
             "u8",
             "u2",
+            "u2",
             "u1",
             "u1",
-            "u4",
+            "u2",
         ],
         "offsets": [
             0,
             8,
             10,
-            11,
             12,
+            13,
+            14,
         ],
         "itemsize": 16,
     }
@@ -353,7 +403,7 @@ SERIES_SET = np.dtype(
     }
 )
 
-#: struct stage_order, 40 bytes.
+#: struct stage_order, 72 bytes.
 STAGE_ORDER = np.dtype(
     {
         "names": [
@@ -361,14 +411,67 @@ STAGE_ORDER = np.dtype(
             "places",
         ],
         "formats": [
+            STAMP_ORDER,
+            ("u2", (24,)),
+        ],
+        "offsets": [
+            0,
+            24,
+        ],
+        "itemsize": 72,
+    }
+)
+
+#: struct notice, 48 bytes.
+NOTICE = np.dtype(
+    {
+        "names": [
+            "peer_address",
+            "local_address",
+            "peer_port",
+            "local_port",
+            "kind",
+            "ifindex",
+            "is_client",
+        ],
+        "formats": [
+            "V16",
+            "V16",
+            "u2",
+            "u2",
+            "u4",
+            "u4",
+            "u4",
+        ],
+        "offsets": [
+            0,
+            16,
+            32,
+            34,
+            36,
+            40,
+            44,
+        ],
+        "itemsize": 48,
+    }
+)
+
+#: struct notices, 3080 bytes.
+NOTICES = np.dtype(
+    {
+        "names": [
+            "count",
+            "recent",
+        ],
+        "formats": [
             "u8",
-            ("u2", (16,)),
+            (NOTICE, (64,)),
         ],
         "offsets": [
             0,
             8,
         ],
-        "itemsize": 40,
+        "itemsize": 3080,
     }
 )
 
@@ -384,14 +487,16 @@ class Stamp(IntEnum):
     RUNNING = 5
     READ = 6
     NIC_LAST = 7
-    READ_LAST = 8
-    HANDLER_START = 9
-    HANDLER_END = 10
-    WRITE = 11
-    TC_OUT = 12
-    WRITE_LAST = 13
-    TC_OUT_LAST = 14
-    ACKED = 15
+    TC_LAST = 8
+    READ_LAST = 9
+    HANDLER_START = 10
+    HANDLER_END = 11
+    WRITE = 12
+    TC_OUT = 13
+    WRITE_LAST = 14
+    TC_OUT_LAST = 15
+    ENDED = 16
+    ACKED = 17
 
 
 class RequestFlag(IntFlag):
@@ -458,3 +563,15 @@ class Counter(IntEnum):
     MARKS_AMBIGUOUS = 20
     CAUSES_AMBIGUOUS = 21
     SAMPLED_OUT = 22
+    CONNECTIONS_TLS = 23
+    CONNECTIONS_HTTP2 = 24
+    CONNECTIONS_UNSEEN = 25
+
+
+class NoticeKind(IntEnum):
+    """enum notice_kind."""
+
+    TLS = 1
+    HTTP2 = 2
+    NOT_HTTP = 3
+    UNSEEN = 4

@@ -81,6 +81,8 @@ class Request:
         path_cut: the path was longer than the kernel keeps.
         status: 0 where no response was seen.
         ended_by: how the exchange was cut short; empty: it was not.
+        acked_ns: from its end until the client's TCP acknowledged the whole response; 0: that was
+            not seen.
         pid, tid: of the server's reader, or of the client's writer; 0: unknown.
         request_retransmits, response_retransmits: segments that repeated bytes.
         out_of_order: segments that came before bytes that precede them.
@@ -106,6 +108,7 @@ class Request:
     status: int
     flags: RequestFlag
     ended_by: str
+    acked_ns: int
     peer_address: str
     peer_port: int
     local_address: str
@@ -131,7 +134,7 @@ class Request:
 
     @property
     def end_ktime_ns(self) -> int:
-        """When the last stamp was made."""
+        """When the last stamp that bounds a stage was made."""
         return self.stages[-1].end_ktime_ns
 
 
@@ -143,12 +146,14 @@ def stages_of(stamps: list[int]) -> tuple[Stage, ...]:
     the way.
 
     Args:
-        stamps: CLOCK_MONOTONIC ns by enum stamp; 0 is absent.
+        stamps: CLOCK_MONOTONIC ns by enum stamp; 0 is absent. Those that come after a request's
+            end bound no stage.
     Returns:
         one stage fewer than there are stamps, or a single one without length,
         named after the stamp, where there is only one.
     """
-    present = sorted((ktime_ns, stamp) for stamp, ktime_ns in enumerate(stamps) if ktime_ns)
+    bounds = stamps[: Stamp.ACKED]
+    present = sorted((ktime_ns, stamp) for stamp, ktime_ns in enumerate(bounds) if ktime_ns)
     if len(present) == 1:
         ktime_ns, stamp = present[0]
         return (Stage(Stamp(stamp).name.lower(), ktime_ns, ktime_ns),)
@@ -219,16 +224,30 @@ def _absent(present: int, kind: Kind) -> tuple[tuple[str, ...], bool]:
     return missing + not_needed, not missing
 
 
+#: How an exchange may be cut short.
+ENDINGS = (
+    RequestFlag.PEER_RESET
+    | RequestFlag.PEER_CLOSED
+    | RequestFlag.LOCAL_RESET
+    | RequestFlag.LOCAL_CLOSED
+    | RequestFlag.IDLE_TIMEOUT
+)
+
+
 @functools.cache
-def _ended_by(flags: RequestFlag, kind: Kind) -> str:
-    """How an exchange that was cut short ended, by what is most telling."""
+def ended_by(flags: RequestFlag, kind: Kind) -> str:
+    """How an exchange that was cut short ended; empty: it was not cut short.
+
+    Whose FIN or RST came first; `idle_timeout` where there was neither, and no socket known to be
+    open; `connection_lost` where TCP gave up.
+    """
     if flags & RequestFlag.REQUEST_ANSWERED:
         return ""
     for flag, name in (
         (RequestFlag.PEER_RESET, f"{_PEER[kind]}_reset"),
+        (RequestFlag.PEER_CLOSED, f"{_PEER[kind]}_closed"),
         (RequestFlag.LOCAL_RESET, f"{kind}_reset"),
         (RequestFlag.LOCAL_CLOSED, f"{kind}_closed"),
-        (RequestFlag.PEER_CLOSED, f"{_PEER[kind]}_closed"),
         (RequestFlag.IDLE_TIMEOUT, "idle_timeout"),
     ):
         if flags & flag:
@@ -261,6 +280,7 @@ def requests_of(
         flags = RequestFlag(record.flags)
         kind = Kind.CLIENT if record.flags & _CLIENT else Kind.SERVER
         absent, complete = _absent(present[i], kind)
+        stages = stages_of(stamps[i])
         requests.append(
             Request(
                 kind=kind,
@@ -282,7 +302,8 @@ def requests_of(
                 user_agent=_text(record.user_agent, record.user_agent_length),
                 status=record.status,
                 flags=flags,
-                ended_by=_ended_by(flags, kind),
+                ended_by=ended_by(flags, kind),
+                acked_ns=max(0, stamps[i][Stamp.ACKED] - stages[-1].end_ktime_ns),
                 peer_address=address_of(record.peer_address),
                 peer_port=record.peer_port,
                 local_address=address_of(record.local_address),
@@ -297,7 +318,7 @@ def requests_of(
                 request_retransmits=record.request_retransmits,
                 response_retransmits=record.response_retransmits,
                 out_of_order=record.out_of_order,
-                stages=stages_of(stamps[i]),
+                stages=stages,
                 absent=absent,
                 complete=complete,
             )

@@ -23,10 +23,20 @@ from otelbpf.records import (
     SERIES_PLACE,
     SERIES_SET,
     STAGE_ORDER,
+    STAMP_ORDER,
     RequestFlag,
     Stamp,
 )
-from otelbpf.request import KINDS, Kind, Request, address_of, method_and_path, stage_name
+from otelbpf.request import (
+    ENDINGS,
+    KINDS,
+    Kind,
+    Request,
+    address_of,
+    ended_by,
+    method_and_path,
+    stage_name,
+)
 from otelbpf.resource import Resources
 from otelbpf.routes import Routes
 from otelbpf.sampler import Slow
@@ -34,7 +44,11 @@ from otelbpf.snapshot import Exemplar, Histogram, Series, SeriesKey, buckets_of
 from otelbpf.spans import METHODS
 
 _STAMPS = len(Stamp)
-_STAMP_BITS = 4
+# Of a stamp's number, below its time.
+_STAMP_BITS = 5
+_NUMBER = (1 << _STAMP_BITS) - 1
+#: Those that bound stages; the others come after the request's end.
+_BOUNDS = int(Stamp.ACKED)
 _STAGE_PLACES = SERIES["stages"].shape[0]
 #: As in bpf/records.h.
 _PLACE_FACTOR = 0x9E3779B97F4A7C15
@@ -45,6 +59,7 @@ OTHER_STAGES = "other"
 # Keys whose place is remembered here; the kernel has ways for twice as many.
 _KEYS_MOST = 16_384
 _EXEMPLARS_EACH = 4
+_NO_ORDER = [0] * STAMP_ORDER["words"].shape[0]
 _COUNTS = ("request_bytes", "response_bytes", "retransmits", "out_of_order")
 
 
@@ -112,7 +127,7 @@ class SeriesTable:
         keys = _sorted_stamps(records)
         times = keys >> _STAMP_BITS
         rows, at = np.nonzero(keys[:, :-1])
-        stages = self._stages_of(keys[rows, at] & _STAMPS - 1, keys[rows, at + 1] & _STAMPS - 1)
+        stages = self._stages_of(keys[rows, at] & _NUMBER, keys[rows, at + 1] & _NUMBER)
         self._tell_orders(keys)
         lengths = times[rows, at + 1] - times[rows, at]
         np.add.at(ours["stages"]["sum_ns"], (places[rows], stages), lengths.astype(np.uint64))
@@ -122,6 +137,11 @@ class SeriesTable:
         durations = times[:, -1] - times[np.arange(len(times)), first]
         np.add.at(ours["duration"]["sum_ns"], places, durations.astype(np.uint64))
         np.add.at(ours["duration"]["counts"], (places, buckets_of(durations)), 1)
+
+        acked = records["stamp_ktime_ns"][:, Stamp.ACKED].astype(np.int64) - times[:, -1]
+        later = np.flatnonzero(acked > 0)
+        np.add.at(ours["acked"]["sum_ns"], places[later], acked[later].astype(np.uint64))
+        np.add.at(ours["acked"]["counts"], (places[later], buckets_of(acked[later])), 1)
         return durations.astype(np.uint64) >= slow_ns
 
     def exemplify(self, records: np.ndarray, requests: Sequence[Request], offset_ns: int) -> None:
@@ -172,7 +192,10 @@ class SeriesTable:
             }
             counts = {name: int(kernels[name]) + int(ours[name]) for name in _COUNTS}
             exemplars = tuple(self._exemplars.get(place, ()))
-            yield Series(key, **counts, duration=duration, stages=stages, exemplars=exemplars)
+            acked = _histogram(kernels["acked"], ours["acked"])
+            yield Series(
+                key, **counts, duration=duration, stages=stages, acked=acked, exemplars=exemplars
+            )
 
     def close(self) -> None:
         """Unmaps what was mapped."""
@@ -210,7 +233,7 @@ class SeriesTable:
             known = self._known[key] = self._find_place(key, record)
         place, slow_ns = known
         # Also where it was told before: another key may have been given that way.
-        if place >= len(KINDS) and np.frombuffer(key, SERIES_KEY)["status_class"][0]:
+        if place >= len(KINDS) and np.frombuffer(key, SERIES_KEY)["status"][0]:
             self._tell_place(key, place, slow_ns)
         return known
 
@@ -256,7 +279,8 @@ class SeriesTable:
             self._resources.of_service(int(record["pid"])),
             method if method in METHODS else "_OTHER",
             self._routes.template(path),
-            int(key["status_class"]),
+            int(key["status"]),
+            "" if key["status"] else ended_by(RequestFlag(int(key["ended_by"])), kind),
             int(key["port"]),
             address_of(record["peer_address"].tobytes()) if kind is Kind.CLIENT else "",
         )
@@ -276,18 +300,19 @@ class SeriesTable:
         """Tells the kernel where the stages of these orders are, as long as there is room.
 
         Args:
-            keys: (n, 16), of which each stage has its place.
+            keys: as _sorted_stamps() gives them; each of their stages has its place.
         """
-        for order in set(_orders_of(keys).tolist()):
-            at = _index_of(order, STAGE_ORDERS)
-            known = self._orders["order"][[at, at ^ 1]].tolist()
-            if order and order not in known and 0 in known:
-                told = self._orders[at ^ known.index(0)]
-                numbers = _numbers_of(order)
-                places = self._stages_of(numbers[:-1], numbers[1:])
-                told["places"][: len(places)] = places[::-1]
-                # The kernel looks for this: it finds all or nothing.
-                told["order"] = order
+        for order in np.unique(_orders_of(keys), axis=0):
+            words = order.view(np.uint64).tolist()
+            at = _index_of_order(words)
+            known = self._orders["order"]["words"][[at, at ^ 1]].tolist()
+            if words not in known and _NO_ORDER in known:
+                told = self._orders[at ^ known.index(_NO_ORDER)]
+                numbers = order[order != 0].astype(np.int64) - 1
+                told["places"][: len(numbers) - 1] = self._stages_of(numbers[:-1], numbers[1:])
+                # The first word last: no order is without it, so the kernel finds all or nothing.
+                for i, word in reversed(list(enumerate(words))):
+                    told["order"]["words"][i] = word
 
 
 def _index_of(word: int, count: int) -> int:
@@ -295,36 +320,40 @@ def _index_of(word: int, count: int) -> int:
     return word * _PLACE_FACTOR % 2**64 >> 32 & count - 1
 
 
+def _index_of_order(words: list[int]) -> int:
+    """Where the kernel looks first for an order of stamps."""
+    word = 0
+    for each in words:
+        word = (word * _PLACE_FACTOR ^ each) % 2**64
+    return _index_of(word, STAGE_ORDERS)
+
+
 def _keys_of(records: np.ndarray) -> np.ndarray:
-    """(n,) SERIES_KEY, as place_of() of bpf/series.h makes them; no class: it was cut short."""
+    """(n,) SERIES_KEY, as place_of() of bpf/series.h makes them; no status: it was cut short."""
     keys = np.zeros(len(records), SERIES_KEY)
     is_client = records["flags"] & np.uint32(RequestFlag.CLIENT) != 0
     answered = records["flags"] & np.uint32(RequestFlag.REQUEST_ANSWERED) != 0
     keys["route_hash"] = records["route_hash"]
     keys["port"] = np.where(is_client, records["peer_port"], records["local_port"])
-    keys["status_class"] = np.where(answered, records["status"] // 100, 0)
+    keys["status"] = np.where(answered, records["status"], 0)
+    keys["ended_by"] = np.where(answered, 0, records["flags"] & np.uint32(ENDINGS))
     keys["is_client"] = is_client
     return keys
 
 
 def _sorted_stamps(records: np.ndarray) -> np.ndarray:
-    """(n, 16) int64: in order of time, each number below its time; the absent ones, 0, first."""
-    times = records["stamp_ktime_ns"].astype(np.int64)
-    return np.sort(np.where(times != 0, times << _STAMP_BITS | np.arange(_STAMPS), 0), axis=1)
+    """(n, _BOUNDS) int64: in order of time, each number below its time; the absent ones, 0, first."""
+    times = records["stamp_ktime_ns"][:, :_BOUNDS].astype(np.int64)
+    return np.sort(np.where(times != 0, times << _STAMP_BITS | np.arange(_BOUNDS), 0), axis=1)
 
 
 def _orders_of(keys: np.ndarray) -> np.ndarray:
-    """(n,) uint64: the orders of these stamps, as struct stage_order has them; 0: too many."""
-    orders = np.ones(len(keys), np.uint64)
-    for column in keys.T.astype(np.uint64):
-        number = column & np.uint64(_STAMPS - 1)
-        orders = np.where(column, orders << np.uint64(_STAMP_BITS) | number, orders)
-    return np.where(keys.all(axis=1), 0, orders)
-
-
-def _numbers_of(order: int) -> np.ndarray:
-    """The stamps of an order, the first one first."""
-    return np.array([int(digit, 16) for digit in f"{order:x}"[1:]], np.int64)
+    """(n, bytes of struct stamp_order) uint8: the orders of these stamps."""
+    orders = np.zeros((len(keys), STAMP_ORDER.itemsize), np.uint8)
+    rows, at = np.nonzero(keys)
+    absent = (keys == 0).sum(axis=1)
+    orders[rows, at - absent[rows]] = (keys[rows, at] & _NUMBER) + 1
+    return orders
 
 
 def _series_place(place: int, slow_ns: int) -> bytes:

@@ -70,7 +70,8 @@ class SeriesKey:
         resource: of the service; it names no single process.
         method: one that the conventions know, or `_OTHER`.
         route: a template.
-        status_class: 2 for 2xx; 0: cut short before a response was whole.
+        status: of the response; 0: cut short before that was whole.
+        ended_by: how it was cut short; empty: it was not.
         server_port: this side's for a server, the upstream's for a client.
         server_address: the upstream's; empty for a server.
         overflow: of all for which there was no series left; of the rest only `kind` is said.
@@ -80,7 +81,8 @@ class SeriesKey:
     resource: Resource
     method: str = ""
     route: str = ""
-    status_class: int = 0
+    status: int = 0
+    ended_by: str = ""
     server_port: int = 0
     server_address: str = ""
     overflow: bool = False
@@ -104,8 +106,9 @@ class Series:
         request_bytes, response_bytes: on the wire, heads included.
         retransmits: segments, of both directions.
         out_of_order: segments that came early.
-        duration: from the first stamp to the last; its count is that of the requests.
+        duration: from the first stamp to the request's end; its count is that of the requests.
         stages: by name, as in `nic_to_tc`.
+        acked: from a response's end until the client's TCP acknowledged it; of servers.
         exemplars: the most recent ones.
     """
 
@@ -116,6 +119,7 @@ class Series:
     out_of_order: int
     duration: Histogram
     stages: dict[str, Histogram]
+    acked: Histogram
     exemplars: tuple[Exemplar, ...] = ()
 
 

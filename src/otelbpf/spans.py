@@ -89,7 +89,7 @@ def attributes_of(request: Request, clock: ClockReading, style: StageStyle) -> A
         attributes["http.response.status_code"] = request.status
     if request.tid:
         attributes["thread.id"] = request.tid
-    error = error_type(request)
+    error = error_type(request.status, request.ended_by, request.kind)
     if error:
         attributes["error.type"] = error
     if request.flags & RequestFlag.IDLE_TIMEOUT:
@@ -98,6 +98,8 @@ def attributes_of(request: Request, clock: ClockReading, style: StageStyle) -> A
         attributes["otelbpf.tcp.retransmits"] = (
             request.request_retransmits + request.response_retransmits
         )
+    if request.acked_ns:
+        attributes["otelbpf.tcp.ack.duration_ns"] = request.acked_ns
     if request.out_of_order:
         attributes["otelbpf.tcp.out_of_order"] = request.out_of_order
     if request.elsewhere_trace_id:
@@ -141,11 +143,9 @@ def _of_client(request: Request) -> Attributes:
     return attributes
 
 
-def error_type(request: Request) -> str:
-    """The conventions' error.type: how it was cut short, or its status; empty: no error."""
-    if request.ended_by:
-        return request.ended_by
-    return str(request.status) if request.status >= LEAST_ERROR[request.kind] else ""
+def error_type(status: int, ended_by: str, kind: Kind) -> str:
+    """The conventions' error.type: how a request was cut short, or its status; empty: no error."""
+    return ended_by or (str(status) if status >= LEAST_ERROR[kind] else "")
 
 
 def _links_of(request: Request) -> tuple[Link, ...]:
@@ -177,7 +177,7 @@ def spans_of(
             is_remote=not request.parent_is_local,
             trace_flags=TraceFlags(request.trace_flags),
         )
-    failed = error_type(request)
+    failed = error_type(request.status, request.ended_by, request.kind)
     method = request.method if request.method in METHODS else "HTTP"
     spans = [
         ReadableSpan(

@@ -41,7 +41,7 @@ def key(kind: Kind = Kind.SERVER, **changes: Any) -> SeriesKey:
     if kind is Kind.CLIENT:
         of_kind = {"server_port": 9000, "server_address": "models"}
     fields = {
-        "resource": SHOP, "method": "GET", "route": "/items/{id}", "status_class": 2, **of_kind
+        "resource": SHOP, "method": "GET", "route": "/items/{id}", "status": 200, **of_kind
     }
     return SeriesKey(kind, **{**fields, **changes})
 
@@ -64,7 +64,8 @@ def series(
         retransmits=n // 2,
         out_of_order=n // 3,
         duration=histogram(*durations_ns),
-        stages={"nic_to_read": histogram(*first), "read_to_acked": histogram(*rest)},
+        stages={"nic_to_read": histogram(*first), "read_to_tc_out": histogram(*rest)},
+        acked=histogram(*(7_000 for _ in durations_ns)),
         exemplars=exemplars,
     )
 

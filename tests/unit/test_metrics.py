@@ -86,21 +86,21 @@ def test_services_are_told_apart() -> None:
 
 
 OF_ALL = {"url.scheme": "http", "network.protocol.name": "http"}
-OF_CLASS = "otelbpf.http.response.status_class"
+STATUS = "http.response.status_code"
 
 
 @pytest.mark.parametrize(
     ("of", "expected"),
     [
-        (key(), {"http.route": "/items/{id}", "server.port": 8080, OF_CLASS: "2xx"}),
-        (key(status_class=4), {"http.route": "/items/{id}", "server.port": 8080, OF_CLASS: "4xx"}),
-        (key(status_class=5), {"http.route": "/items/{id}", "server.port": 8080, OF_CLASS: "5xx",
-                               "error.type": "5xx"}),
-        (key(status_class=0), {"http.route": "/items/{id}", "server.port": 8080,
-                               "error.type": "cut_short"}),
-        (key(Kind.CLIENT, status_class=4),
+        (key(), {"http.route": "/items/{id}", "server.port": 8080, STATUS: 200}),
+        (key(status=429), {"http.route": "/items/{id}", "server.port": 8080, STATUS: 429}),
+        (key(status=503), {"http.route": "/items/{id}", "server.port": 8080, STATUS: 503,
+                           "error.type": "503"}),
+        (key(status=0, ended_by="client_closed"),
+         {"http.route": "/items/{id}", "server.port": 8080, "error.type": "client_closed"}),
+        (key(Kind.CLIENT, status=401),
          {"url.template": "/items/{id}", "server.address": "models", "server.port": 9000,
-          OF_CLASS: "4xx", "error.type": "4xx"}),
+          STATUS: 401, "error.type": "401"}),
     ],
 )
 def test_attributes(of: SeriesKey, expected: dict[str, object]) -> None:

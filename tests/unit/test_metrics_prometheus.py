@@ -95,7 +95,7 @@ def test_labels() -> None:
         "job": "shop", "instance": "shop-1",
         "otel_scope_name": "otelbpf", "otel_scope_version": __version__,
         "http_request_method": "GET", "http_route": "/items/{id}", "server_port": "8080",
-        "otelbpf_http_response_status_class": "2xx", "otelbpf_kind": "server",
+        "http_response_status_code": "200", "otelbpf_kind": "server",
     }
     overflow = snapshot(series(SeriesKey(Kind.SERVER, key().resource, overflow=True)))
     (sample, *_) = of(overflow)["otelbpf_http_request_size_bytes"].samples

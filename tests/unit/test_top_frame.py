@@ -91,7 +91,7 @@ def line_with(lines: Sequence[str], text: str) -> str:
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_routes_line(width: int) -> None:
     lines = lines_of(
-        table(series(durations_ns=[3 * MS] * 22), series(key(status_class=5), [3 * MS])),
+        table(series(durations_ns=[3 * MS] * 22), series(key(status=500), [3 * MS])),
         view(), width,
     )  # fmt: skip
     line = line_with(lines, "GET /items/{id}")

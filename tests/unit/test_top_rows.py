@@ -64,7 +64,7 @@ def test_quantiles_are_those_of_the_requests() -> None:
 def test_statuses_of_a_route_are_one_row_and_errors_are_the_conventions() -> None:
     classes = {2: 10, 4: 3, 5: 2, 0: 1}
     for kind, failed in ((Kind.SERVER, 2 + 1), (Kind.CLIENT, 3 + 2 + 1)):
-        all_series = [series(key(kind, status_class=status), [MS] * n)
+        all_series = [series(key(kind, status=status), [MS] * n)
                       for status, n in classes.items()]
         (row,) = table_of(snapshot(*all_series), None, 1.0).rows
         assert (row.count, row.errors, row.error_share) == (16, failed, failed / 16)
@@ -137,7 +137,7 @@ def test_whose_a_stage_is_depends_on_the_side() -> None:
 
 
 def test_the_others_are_a_row_whose_errors_are_not_known() -> None:
-    others = series(key(overflow=True, method="", route="", status_class=0), [MS] * 4)
+    others = series(key(overflow=True, method="", route="", status=0), [MS] * 4)
     table = table_of(snapshot(series(key()), others), None, 1.0)
     rows = rows_of(table)
     assert (rows[""].key, rows[""].count) == (RouteKey(Kind.SERVER, "", overflow=True), 4)
@@ -151,7 +151,7 @@ def sortable() -> Snapshot:
         series(key(route="/often"), [MS] * 9),
         series(key(route="/slow"), [100 * MS]),
         series(key(route="/long"), [50 * MS] * 3),
-        series(key(route="/failing", status_class=5), [MS] * 2),
+        series(key(route="/failing", status=500), [MS] * 2),
     )
 
 

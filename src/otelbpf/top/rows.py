@@ -188,7 +188,7 @@ def _route_of(key: SeriesKey) -> RouteKey:
 
 
 def _failed(key: SeriesKey) -> bool:
-    return not key.status_class or key.status_class * 100 >= LEAST_ERROR[key.kind]
+    return not key.status or key.status >= LEAST_ERROR[key.kind]
 
 
 @dataclass(eq=False)
