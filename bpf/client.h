@@ -31,6 +31,17 @@ static __always_inline void finish_read(struct connection *conn)
 	}
 }
 
+/*
+ * Whole responses that wait to be read must leave room for the next request. The first of them is
+ * given up where that is used up: its read is late, or none is ever seen, as of sockets that have
+ * another address than their packets, and of MPTCP's.
+ */
+static __always_inline void mind_unread(struct connection *conn)
+{
+	if (conn->answered - conn->finished >= IN_FLIGHT_MAX - 1 && conn->read <= conn->finished)
+		conn->read = conn->finished + 1;
+}
+
 /* A response that only a FIN could end may have been read by then: no read will follow. */
 static __always_inline void mind_read_already(struct connection *conn, const struct exchange *x)
 {

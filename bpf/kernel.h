@@ -242,9 +242,20 @@ static __always_inline u32 sock_error(u64 sk)
 	return load_u32(sk + OFFSET_SOCK_ERR, DIRECT);
 }
 
-static __always_inline u8 sock_state(u64 sk)
+static __always_inline u8 sock_state(u64 sk, enum access access)
 {
-	return *(volatile u8 *)(sk + OFFSET_SOCK_COMMON_STATE);
+	u8 state = 0;
+
+	if (access == DIRECT)
+		return *(volatile u8 *)(sk + OFFSET_SOCK_COMMON_STATE);
+	copy_bytes(&state, sizeof(state), sk + OFFSET_SOCK_COMMON_STATE);
+	return state;
+}
+
+/* Which directions its own side has shut down. */
+static __always_inline u8 sock_shutdown(u64 sk)
+{
+	return *(volatile u8 *)(sk + OFFSET_SOCK_SHUTDOWN);
 }
 
 /* The kernel's own hash of an established connection. */

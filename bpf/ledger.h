@@ -247,8 +247,37 @@ static __always_inline void acknowledge(struct connection *conn, u32 ack_seq, u6
 	}
 }
 
+/* A FIN or RST: by the first one the connection began to end. */
+static __always_inline void note_ending(struct connection *conn, u32 how)
+{
+	conn->flags |= how;
+	if (!conn->ending)
+		conn->ending = how;
+}
+
+/* From now on no response can become whole that is not. */
+static __always_inline void end_responses(struct connection *conn, u64 now)
+{
+	if (!conn->ended_ktime_ns)
+		conn->ended_ktime_ns = now;
+}
+
+/*
+ * The request ends with its connection. If it began when no answer could come any more it ends when
+ * that is told, which is now.
+ */
+static __always_inline void end_with(const struct connection *conn, struct exchange *x, u64 now)
+{
+	u64 ended = conn->ended_ktime_ns;
+	u64 begun = x->record.stamp_ktime_ns[is_outgoing(x) ? STAMP_TC_OUT : STAMP_TC];
+
+	x->record.flags |= conn->ending;
+	if (!(x->record.flags & REQUEST_ANSWERED))
+		x->record.stamp_ktime_ns[STAMP_ENDED] = ended > begun ? ended : now;
+}
+
 /* Ends all requests in flight: those worth a record are submitted, the others lost. */
-static __always_inline void end_requests(struct connection *conn, bool framing_lost)
+static __always_inline void end_requests(struct connection *conn, bool framing_lost, u64 now)
 {
 	struct exchange *x;
 	u64 i;
@@ -259,7 +288,8 @@ static __always_inline void end_requests(struct connection *conn, bool framing_l
 			return;
 		x = in_flight(conn, conn->finished);
 		if (x) {
-			x->record.flags |= conn->flags;
+			if (!framing_lost)
+				end_with(conn, x, now);
 			if (framing_lost ? x->record.flags & REQUEST_ANSWERED : x->head_whole)
 				submit(x, IRREGULAR);
 			else
@@ -274,15 +304,15 @@ static __always_inline void end_requests(struct connection *conn, bool framing_l
  * Nothing more will be learned of the requests in flight: those that were
  * answered, and those cut off after a whole head, are still worth a record.
  */
-static __always_inline void close_requests(struct connection *conn)
+static __always_inline void close_requests(struct connection *conn, u64 now)
 {
-	end_requests(conn, false);
+	end_requests(conn, false, now);
 }
 
 /* Framing was lost: which bytes belong to which request is no longer known. */
 static __always_inline void lose_requests(struct connection *conn)
 {
-	end_requests(conn, true);
+	end_requests(conn, true, 0);
 }
 
 /* ---- stamps of the socket hooks ---- */

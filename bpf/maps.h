@@ -151,13 +151,16 @@ struct connection {
 	u64 read;
 	u32 place;		/* in the table of connections */
 	u32 home;		/* the slot last used, tried first while it is warm */
-	u32 flags;		/* enum request_flag: CLIENT, and how the connection is ending */
+	u32 flags;		/* enum request_flag: CLIENT, and all FINs and RSTs that were seen */
+	u32 ending;		/* of these, the one by which it began to end */
+	u32 unused;
+	u64 ended_ktime_ns;	/* no response can become whole any more; 0: they can */
 	u32 slot[IN_FLIGHT_MAX];
 	struct arrivals arrivals;	/* at XDP, inbound bytes */
 	struct marks writes;	/* at sendmsg, outbound bytes */
 	struct writer writer;	/* of the last request to an upstream */
 	u32 copied_seq;		/* what has been read of an upstream's responses */
-	u32 unused;
+	u32 reads_seen;
 	u64 established_ktime_ns;	/* 0: not seen, or accepted since */
 };
 
@@ -324,8 +327,9 @@ struct carry { u8 bytes[CARRY_MAX]; };
 
 struct sweep_order {
 	u64 before_ktime_ns;	/* only what has been silent since */
+	u64 idle_ktime_ns;	/* and for too long, if since this, with no socket that is open */
 	u32 slot;
-	u32 flag;		/* IDLE_TIMEOUT or AGENT_STOPPED */
+	u32 stopped;		/* the agent stops: nothing is waited for any more */
 };
 
 /* Where an argument of a USDT probe is. */

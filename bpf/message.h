@@ -92,6 +92,8 @@ static __always_inline void end_inbound(struct connection *conn, struct scratch 
 	u64 last;
 
 	x->inbound_end = s->seq + s->position;
+	if (s->ktime_ns != x->record.stamp_ktime_ns[STAMP_TC])
+		x->record.stamp_ktime_ns[STAMP_TC_LAST] = s->ktime_ns;
 	last = arrival_of_read(s, conn, x->inbound_end - 1, source);
 	if (last != x->record.stamp_ktime_ns[STAMP_NIC])
 		x->record.stamp_ktime_ns[STAMP_NIC_LAST] = last;
@@ -132,6 +134,8 @@ static __always_inline void end_message(struct connection *conn, struct scratch 
 			turn_off(conn);
 	}
 	if (IS_CLIENTS(flow)) {
+		if (!IS_OUTBOUND(flow))
+			mind_unread(conn);
 		if (x && !IS_OUTBOUND(flow))
 			mind_read_already(conn, x);
 		finish_read(conn);

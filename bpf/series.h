@@ -5,7 +5,7 @@
  * an end that was not an orderly one), adds that up itself, and gives it a place.
  */
 
-#define ORDER_MASK 31	/* places are below STAMPS_MOST; this is what the verifier sees of it */
+#define ORDER_MASK 31	/* places and stamps are below STAMPS_MOST; this the verifier sees, too */
 
 /* By its place in the order, counted from the first; 0: there are no more. */
 static __always_inline u8 stamp_in_order(const struct exchange *x, u64 place)
@@ -21,7 +21,7 @@ static __always_inline void put_in_order(struct exchange *x, u64 place, u8 stamp
 /* Stamps are told in an order by their numbers plus one. */
 static __always_inline u64 stamp_time(const struct exchange *x, u8 stamp)
 {
-	return x->record.stamp_ktime_ns[at_most(STAMP_COUNT - 1, (u8)(stamp - 1))];
+	return x->record.stamp_ktime_ns[(stamp - 1) & ORDER_MASK];
 }
 
 /* Puts a stamp that came before the last one where it belongs. */
@@ -34,7 +34,7 @@ static __always_inline void insert_stamp(struct exchange *x, u8 stamp, u64 time)
 
 	*place = x->ordered;
 	BOUNDED_LOOP
-	for (i = 0; i < STAMPS_MOST; i++) {
+	for (i = 0; i < STAMP_ACKED; i++) {
 		at = *place;
 		if (!at)
 			break;
@@ -207,7 +207,7 @@ static __always_inline u64 add_stages(struct series *s, struct exchange *x, u64 
 	u8 stamp;
 
 	BOUNDED_LOOP
-	for (i = 0; i < STAMPS_MOST - 1; i++, start = end) {
+	for (i = 0; i < STAMP_ACKED - 1; i++, start = end) {
 		stamp = stamp_in_order(x, i + 1);
 		if (!stamp)
 			break;

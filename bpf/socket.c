@@ -90,6 +90,7 @@ static __always_inline int handle_read(u64 sk, enum access access)
 	stamp_read(conn, sk, copied_seq, bpf_ktime_get_ns(), access);
 	if (is_clients(conn)) {
 		conn->copied_seq = copied_seq;
+		conn->reads_seen = 1;
 		finish_read(conn);
 	}
 	return 0;
@@ -148,7 +149,10 @@ static __always_inline int handle_write(u64 sk, enum access access)
 
 #define TCP_ESTABLISHED 1
 #define TCP_SYN_SENT 2
+#define TCP_FIN_WAIT1 4
 #define TCP_CLOSE 7
+#define TCP_LAST_ACK 9
+#define SHUTDOWN_MASK 3	/* for reading and for writing */
 
 /* A socket that the agent connects: its own port is known once that is done. True: it is. */
 static __always_inline bool watch_own_connect(u64 sk, u32 state)
@@ -188,6 +192,31 @@ static __always_inline void note_end(u64 sk, struct connection_key *key,
 	}
 }
 
+/* A socket sends its FIN. If the process has closed it, nobody reads an upstream's responses. */
+static __always_inline int handle_shutdown(u64 sk)
+{
+	struct connection *conn;
+
+	if (sock_shutdown(sk) != SHUTDOWN_MASK)
+		return 0;
+	conn = connection_of(sk, DIRECT);
+	if (conn && is_clients(conn))
+		end_responses(conn, bpf_ktime_get_ns());
+	return 0;
+}
+
+/*
+ * What ended a connection that neither side has closed: a RST, whose only trace here may be the
+ * socket's error. A socket that its own side tears down has none yet; its RST is sent after this.
+ */
+static __always_inline void note_closed(struct connection *conn, u32 error)
+{
+	if (error == ECONNRESET || error == EPIPE)
+		note_ending(conn, PEER_RESET);
+	else if (!error)
+		note_ending(conn, LOCAL_RESET);
+}
+
 static __always_inline int handle_state(u64 sk, u32 earlier, u32 state)
 {
 	struct connection_key key = {};
@@ -196,6 +225,8 @@ static __always_inline int handle_state(u64 sk, u32 earlier, u32 state)
 	bool own;
 	u64 tp, now;
 
+	if (CLIENTS && (state == TCP_FIN_WAIT1 || state == TCP_LAST_ACK))
+		return handle_shutdown(sk);
 	if (state != TCP_ESTABLISHED && state != TCP_SYN_SENT && state != TCP_CLOSE)
 		return 0;
 	own = watch_own_connect(sk, state);
@@ -213,10 +244,11 @@ static __always_inline int handle_state(u64 sk, u32 earlier, u32 state)
 			note_end(sk, &key, conn, earlier);
 		if (!conn)
 			return 0;
-		/* Torn down from this side; its RST is sent only after this. */
-		if (!(conn->flags & (PEER_RESET | LOCAL_CLOSED)))
-			conn->flags |= LOCAL_RESET;
-		close_requests(conn);
+		now = bpf_ktime_get_ns();
+		if (!(conn->flags & LOCAL_CLOSED))
+			note_closed(conn, sock_error(sk));
+		end_responses(conn, now);
+		close_requests(conn, now);
 		delete_connection(conn);
 		count(COUNT_CONNECTIONS_CLOSED);
 		COUNT_CONNECTION(is_clients(conn), closed);
@@ -230,8 +262,9 @@ static __always_inline int handle_state(u64 sk, u32 earlier, u32 state)
 			end_handshake(conn, &key, now);
 			return 0;
 		}
-		/* Else it is an earlier connection between the same ports. */
-		close_requests(conn);
+		/* Else it is an earlier connection between the same ports, whose end was missed. */
+		end_responses(conn, conn->used_ktime_ns);
+		close_requests(conn, conn->used_ktime_ns);
 		delete_connection(conn);
 		conn = NULL;
 	}
@@ -241,6 +274,8 @@ static __always_inline int handle_state(u64 sk, u32 earlier, u32 state)
 	if (!conn || conn->inbound.state != PARSER_LOST)
 		return 0;
 	conn->flags &= CLIENT;
+	conn->ending = 0;
+	conn->ended_ktime_ns = 0;
 	conn->inbound.counted = 0;
 	conn->inbound.next_seq = tcp_rcv_nxt(tp, DIRECT);
 	conn->inbound.state = PARSER_BETWEEN;
@@ -275,7 +310,7 @@ static __always_inline int handle_reset(u64 sk, u64 skb)
 	struct connection_key key;
 	u64 tp;
 
-	if (!sk || (skb && sock_state(sk) != TCP_CLOSE))
+	if (!sk || (skb && sock_state(sk, DIRECT) != TCP_CLOSE))
 		return 0;
 	tp = tcp_sock(sk, DIRECT);
 	if (tp && !measured_key(sk, tcp_bound_port(tp, DIRECT), &key, DIRECT))

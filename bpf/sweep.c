@@ -1,5 +1,70 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/* Run by the agent, not by a hook: ends one request that has long been silent. */
+/*
+ * Run by the agent, not by a hook: looks at one request that has long been silent, and ends it where
+ * nothing else will.
+ */
+
+/* Is the connection's socket one that is still open, by all that can be known? */
+static __always_inline bool has_open_socket(const struct connection *conn)
+{
+	u64 sk = conn->socket;
+	struct connection_key key = {};
+	u8 state;
+
+	if (!sk)
+		return false;
+	/* Its end may have been missed, and its memory be another's by now. */
+	state = sock_state(sk, BY_COPY);
+	return state && state != TCP_CLOSE &&
+	       !measured_key(sk, sock_local_port(sk, BY_COPY), &key, BY_COPY) &&
+	       same_key(&conn->key, &key);
+}
+
+/*
+ * Has its reader still to come? Not where reads of the connection are never seen, though it goes on
+ * after whole responses.
+ */
+static __always_inline bool waits_for_reader(const struct connection *conn, const struct exchange *x)
+{
+	return is_outgoing(x) && (conn->reads_seen || conn->answered <= 1) && has_open_socket(conn);
+}
+
+/* Nobody saw it end: it lasts until its last byte, either way, or until what was seen after that. */
+static __always_inline void end_at_last_byte(struct exchange *x)
+{
+	u64 latest = 0, i;
+
+	BOUNDED_LOOP
+	for (i = 0; i < STAMP_ENDED; i++)
+		if (x->record.stamp_ktime_ns[i] > latest)
+			latest = x->record.stamp_ktime_ns[i];
+	if (x->activity_ktime_ns > latest)
+		x->record.stamp_ktime_ns[STAMP_ENDED] = x->activity_ktime_ns;
+}
+
+/* One whose response is not whole, of a connection that is known. */
+static __always_inline void sweep_unanswered(const struct sweep_order *order,
+					     const struct connection *conn, struct exchange *x)
+{
+	bool ended = conn->ended_ktime_ns;
+
+	if (!order->stopped && !ended &&
+	    (x->activity_ktime_ns > order->idle_ktime_ns || has_open_socket(conn)))
+		return;
+	if (order->stopped && !ended) {
+		abandon(x, COUNT_LOST_STOPPED);
+	} else if (!x->head_whole) {
+		abandon(x, COUNT_LOST_CLOSED);
+	} else {
+		if (ended) {
+			end_with(conn, x, x->activity_ktime_ns);
+		} else {
+			x->record.flags |= IDLE_TIMEOUT;
+			end_at_last_byte(x);
+		}
+		submit(x, IRREGULAR);
+	}
+}
 
 int sweep(struct __sk_buff *skb)
 {
@@ -20,19 +85,17 @@ int sweep(struct __sk_buff *skb)
 	key.peer_port = x->record.peer_port;
 	key.local_port = x->record.local_port;
 	conn = find_connection(&key);
-	if (conn && conn->id == x->record.connection_id)
-		x->record.flags |= conn->flags;
+	conn = NULL_UNLESS(conn && conn->id == x->record.connection_id, conn);
 	if (x->record.flags & REQUEST_ANSWERED) {
+		if (conn && !order->stopped && waits_for_reader(conn, x))
+			return 0;
+		if (conn)
+			x->record.flags |= conn->ending;
 		submit(x, IRREGULAR);
-	} else if (!conn || conn->id != x->record.connection_id) {
-		abandon(x, COUNT_LOST_EVICTED);
-	} else if (order->flag == AGENT_STOPPED) {
-		abandon(x, COUNT_LOST_STOPPED);
-	} else if (!x->head_whole) {
-		abandon(x, COUNT_LOST_CLOSED);
+	} else if (conn) {
+		sweep_unanswered(order, conn, x);
 	} else {
-		x->record.flags |= order->flag;
-		submit(x, IRREGULAR);
+		abandon(x, COUNT_LOST_EVICTED);
 	}
 	return 0;
 }

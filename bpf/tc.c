@@ -16,7 +16,7 @@ static __always_inline bool heed_received(struct __sk_buff *skb, struct scratch 
 	conn->used_ktime_ns = s->ktime_ns;
 	if (seg->tcp_flags & TCP_ACK)
 		acknowledge(conn, seg->ack_seq, s->ktime_ns);
-	mind_peers_ending(conn, seg);
+	mind_peers_ending(conn, seg, REQUESTS_IN);
 	if (!seg->payload_length || p->state == PARSER_OFF)
 		return false;
 	if ((p->state == PARSER_LOST || conn->outbound.state == PARSER_LOST) &&
@@ -64,7 +64,7 @@ static __always_inline bool heed_transmitted(struct __sk_buff *skb, struct scrat
 {
 	struct parser *p = &conn->outbound;
 
-	mind_own_ending(conn, seg);
+	mind_own_ending(conn, seg, RESPONSES_OUT);
 	if (conn->inbound.disorder && mind_acknowledged(conn, seg->ack_seq)) {
 		p->state = PARSER_LOST;
 		return true;

@@ -242,6 +242,13 @@ static __always_inline void add_retransmits(struct exchange *x, u32 n, enum flow
 		x->record.response_retransmits += n;
 }
 
+/* A part of a response had to be sent again after its last byte: the client has it whole later. */
+static __always_inline void note_sent_again(struct exchange *x, u64 now)
+{
+	if (x && x->record.flags & REQUEST_ANSWERED)
+		x->record.stamp_ktime_ns[STAMP_TC_OUT_LAST] = now;
+}
+
 /*
  * Brings the parser to this segment. Returns how many of its bytes were seen
  * before (all of them: it is a retransmission), or -1 where bytes before it are
@@ -262,10 +269,13 @@ static __always_inline s64 align(struct __sk_buff *skb, struct scratch *s,
 	if (before(seg->seq, p->next_seq)) {
 		missing = before(p->next_seq, end) ? p->next_seq - seg->seq : seg->payload_length;
 		s->ahead = -missing;
-		if (IS_OUTBOUND(flow))
+		if (IS_OUTBOUND(flow)) {
 			add_retransmits(x, skb->gso_segs ? : 1, flow);
-		else if (x && !p->disorder)	/* else it may fill a hole */
+			if (!CARRIES_REQUESTS(flow))
+				note_sent_again(x, s->ktime_ns);
+		} else if (x && !p->disorder) {	/* else it may fill a hole */
 			add_retransmits(x, 1, flow);
+		}
 		return missing;
 	}
 	missing = seg->seq - p->next_seq;
@@ -389,24 +399,41 @@ static __always_inline struct connection *connection_asked(struct __sk_buff *skb
 }
 
 /* How a packet of this side's says that the connection ends. */
-static __always_inline void mind_own_ending(struct connection *conn, const struct segment *seg)
+static __always_inline void mind_own_ending(struct connection *conn, const struct segment *seg,
+					    enum flow flow)
 {
+	u64 now;
+
 	if (!(seg->tcp_flags & (TCP_FIN | TCP_RST)))
 		return;
-	if (seg->tcp_flags & TCP_FIN)
-		conn->flags |= LOCAL_CLOSED;
+	now = bpf_ktime_get_ns();
+	if (seg->tcp_flags & TCP_FIN) {
+		note_ending(conn, LOCAL_CLOSED);
+		/* A client that has nothing more to ask may still be answered. */
+		if (!IS_CLIENTS(flow))
+			end_responses(conn, now);
+	}
 	if (seg->tcp_flags & TCP_RST) {
 		/* Perhaps of no socket at all, and then none will be seen to close. */
-		conn->flags |= LOCAL_RESET;
-		close_requests(conn);
+		note_ending(conn, LOCAL_RESET);
+		end_responses(conn, now);
+		close_requests(conn, now);
 	}
 }
 
 /* The other side's. */
-static __always_inline void mind_peers_ending(struct connection *conn, const struct segment *seg)
+static __always_inline void mind_peers_ending(struct connection *conn, const struct segment *seg,
+					      enum flow flow)
 {
-	if (seg->tcp_flags & (TCP_RST | TCP_FIN))
-		conn->flags |= seg->tcp_flags & TCP_RST ? PEER_RESET : PEER_CLOSED;
+	if (!(seg->tcp_flags & (TCP_FIN | TCP_RST)))
+		return;
+	/* Whether TCP believes a RST is seen when the socket closes. */
+	if (seg->tcp_flags & TCP_RST)
+		conn->flags |= PEER_RESET;
+	else
+		note_ending(conn, PEER_CLOSED);
+	if (IS_CLIENTS(flow) && seg->tcp_flags & TCP_FIN)
+		end_responses(conn, bpf_ktime_get_ns());
 }
 
 /* The body of all hooks: reads what there is to read of the connection; NULL: nothing. */

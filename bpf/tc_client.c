@@ -17,7 +17,7 @@ static __always_inline bool heed_requested(struct __sk_buff *skb, struct scratch
 	struct parser *p = &conn->outbound;
 
 	conn->used_ktime_ns = s->ktime_ns;
-	mind_own_ending(conn, seg);
+	mind_own_ending(conn, seg, REQUESTS_OUT);
 	if (!seg->payload_length || p->state == PARSER_OFF)
 		return false;
 	if (conn->inbound.disorder && mind_acknowledged(conn, seg->ack_seq)) {
@@ -67,7 +67,7 @@ static __always_inline bool heed_responded(struct __sk_buff *skb, struct scratch
 {
 	struct parser *p = &conn->inbound;
 
-	mind_peers_ending(conn, seg);
+	mind_peers_ending(conn, seg, RESPONSES_IN);
 	if (p->state <= PARSER_OFF) {
 		p->next_seq = seg->seq + seg->payload_length;
 		return false;

@@ -23,6 +23,7 @@ _FIELDS = {
     "SOCK_COMMON_V6_DADDR": ("sock", "__sk_common.skc_v6_daddr"),
     "SOCK_COMMON_V6_RCV_SADDR": ("sock", "__sk_common.skc_v6_rcv_saddr"),
     "SOCK_ERR": ("sock", "sk_err"),
+    "SOCK_SHUTDOWN": ("sock", "sk_shutdown"),
     "SOCK_SOCKET": ("sock", "sk_socket"),
     "SOCKET_FILE": ("socket", "file"),
     "FILE_F_FLAGS": ("file", "f_flags"),

@@ -146,14 +146,18 @@ def stages_of(stamps: list[int]) -> tuple[Stage, ...]:
     the way.
 
     Args:
-        stamps: CLOCK_MONOTONIC ns by enum stamp; 0 is absent. Those that come after a request's
-            end bound no stage.
+        stamps: CLOCK_MONOTONIC ns by enum stamp; 0 is absent. Those that come after the request's
+            end bound no stage: `acked`, and of one that was cut short whatever came after that.
     Returns:
         one stage fewer than there are stamps, or a single one without length,
         named after the stamp, where there is only one.
     """
-    bounds = stamps[: Stamp.ACKED]
-    present = sorted((ktime_ns, stamp) for stamp, ktime_ns in enumerate(bounds) if ktime_ns)
+    ended = stamps[Stamp.ENDED]
+    present = sorted(
+        (ktime_ns, stamp)
+        for stamp, ktime_ns in enumerate(stamps[: Stamp.ACKED])
+        if ktime_ns and (not ended or ktime_ns <= ended)
+    )
     if len(present) == 1:
         ktime_ns, stamp = present[0]
         return (Stage(Stamp(stamp).name.lower(), ktime_ns, ktime_ns),)

@@ -7,50 +7,53 @@ import numpy as np
 
 from otelbpf.loader import Programs
 from otelbpf.mapped import MappedArray
-from otelbpf.records import EXCHANGE, ExchangeState, RequestFlag
+from otelbpf.records import EXCHANGE, ExchangeState
 
-#: How long the acknowledgement of a whole response is waited for.
+#: How long what should follow at once is waited for: a whole response's acknowledgement, the
+#: socket's end after the FIN.
 ACK_WAIT_NS = 2_000_000_000
+# What waits longer is asked for more rarely: there may be thousands of long polls.
+_LONGEST_BETWEEN_NS = 30_000_000_000
 
 
 class Sweeper:
-    """Looks through the table; the kernel then ends what is found, if it is still so.
+    """Looks through the table; the kernel then ends what is found, if nothing else will.
 
     Args:
-        idle_ns: how long an unanswered request may be silent.
+        idle_ns: how long an unanswered request may be silent that is of no socket known to be open.
     """
 
     def __init__(self, programs: Programs, idle_ns: int) -> None:
         self._programs = programs
         self._idle_ns = idle_ns
-        self._mapped = MappedArray(
-            programs.map_fd("exchanges"), EXCHANGE, programs.limits.exchanges
-        )
+        count = programs.limits.exchanges
+        self._mapped = MappedArray(programs.map_fd("exchanges"), EXCHANGE, count)
         self._table = self._mapped.values
+        # Of each slot: what it was last asked for, and when it is to be asked for again.
+        self._asked_activity = np.zeros(count, np.uint64)
+        self._next_ask = np.zeros(count, np.int64)
 
     def sweep(self, now_ktime_ns: int) -> None:
         """Ends what has been silent for too long."""
-        acknowledged_before = now_ktime_ns - ACK_WAIT_NS
-        idle_before = now_ktime_ns - self._idle_ns
-        silent = self._silent_since(max(acknowledged_before, idle_before))
-        if not silent.size:
-            return
-        # An early answer waits, as an unanswered request does, for the rest of the body.
-        # An upstream's whole response waits for its reader, who may well take his time.
-        whole = RequestFlag.REQUEST_RECEIVED | RequestFlag.REQUEST_ANSWERED
-        flags = self._table["record"]["flags"][silent]
-        answered = flags & (whole | RequestFlag.CLIENT) == whole
-        for slots, before_ktime_ns, flag in (
-            (silent[answered], acknowledged_before, 0),
-            (silent[~answered], idle_before, RequestFlag.IDLE_TIMEOUT),
-        ):
-            for slot in slots[self._table["activity_ktime_ns"][slots] <= before_ktime_ns]:
-                self._programs.sweep(int(slot), before_ktime_ns, flag)
+        before = now_ktime_ns - min(ACK_WAIT_NS, self._idle_ns)
+        slots = self._silent_since(before)
+        activity = self._table["activity_ktime_ns"][slots]
+        due = (self._asked_activity[slots] != activity) | (self._next_ask[slots] <= now_ktime_ns)
+        slots, activity = slots[due], activity[due]
+        for slot in slots:
+            self._programs.sweep(int(slot), before, now_ktime_ns - self._idle_ns)
+        between = np.clip(
+            (now_ktime_ns - activity.astype(np.int64)) // 4,
+            0,
+            min(_LONGEST_BETWEEN_NS, self._idle_ns // 8),
+        )
+        self._asked_activity[slots] = activity
+        self._next_ask[slots] = now_ktime_ns + between
 
     def finish(self, now_ktime_ns: int) -> None:
-        """Ends everything: what was answered is reported, the rest counted as lost."""
+        """Ends everything: what is over is reported, the rest counted as lost."""
         for slot in self._silent_since(now_ktime_ns):
-            self._programs.sweep(int(slot), now_ktime_ns, RequestFlag.AGENT_STOPPED)
+            self._programs.sweep(int(slot), now_ktime_ns, now_ktime_ns, stopped=True)
 
     def _silent_since(self, before_ktime_ns: int) -> np.ndarray:
         in_use = np.flatnonzero(self._table["state"] >= ExchangeState.IN_FLIGHT)
