@@ -326,8 +326,8 @@ enum continuation { CONTINUE_INBOUND, CONTINUE_OUTBOUND, CONTINUE_CHUNKS, CONTIN
 struct carry { u8 bytes[CARRY_MAX]; };
 
 struct sweep_order {
-	u64 before_ktime_ns;	/* only what has been silent since */
-	u64 idle_ktime_ns;	/* and for too long, if since this, with no socket that is open */
+	u64 waited_ktime_ns;	/* who is silent since this has waited for what should follow at once */
+	u64 idle_ktime_ns;	/* who is since this, with no socket that is open, for too long */
 	u32 slot;
 	u32 stopped;		/* the agent stops: nothing is waited for any more */
 };

@@ -46,10 +46,13 @@ static __always_inline void end_at_last_byte(struct exchange *x)
 static __always_inline void sweep_unanswered(const struct sweep_order *order,
 					     const struct connection *conn, struct exchange *x)
 {
-	bool ended = conn->ended_ktime_ns;
+	/* What is on its way may still make it whole for a moment. */
+	bool ended = conn->ended_ktime_ns &&
+		     (order->stopped || conn->ended_ktime_ns <= order->waited_ktime_ns);
 
 	if (!order->stopped && !ended &&
-	    (x->activity_ktime_ns > order->idle_ktime_ns || has_open_socket(conn)))
+	    (conn->ended_ktime_ns || x->activity_ktime_ns > order->idle_ktime_ns ||
+	     has_open_socket(conn)))
 		return;
 	if (order->stopped && !ended) {
 		abandon(x, COUNT_LOST_STOPPED);
@@ -78,7 +81,7 @@ int sweep(struct __sk_buff *skb)
 	if (!order)
 		return 0;
 	x = exchange_at(order->slot);
-	if (!x || x->state < EXCHANGE_IN_FLIGHT || x->activity_ktime_ns > order->before_ktime_ns)
+	if (!x || x->state < EXCHANGE_IN_FLIGHT)
 		return 0;
 	copy_address(key.peer_address, x->record.peer_address);
 	copy_address(key.local_address, x->record.local_address);
@@ -87,14 +90,15 @@ int sweep(struct __sk_buff *skb)
 	conn = find_connection(&key);
 	conn = NULL_UNLESS(conn && conn->id == x->record.connection_id, conn);
 	if (x->record.flags & REQUEST_ANSWERED) {
-		if (conn && !order->stopped && waits_for_reader(conn, x))
+		if (!order->stopped && (x->activity_ktime_ns > order->waited_ktime_ns ||
+					(conn && waits_for_reader(conn, x))))
 			return 0;
 		if (conn)
 			x->record.flags |= conn->ending;
 		submit(x, IRREGULAR);
 	} else if (conn) {
 		sweep_unanswered(order, conn, x);
-	} else {
+	} else if (order->stopped || x->activity_ktime_ns <= order->waited_ktime_ns) {
 		abandon(x, COUNT_LOST_EVICTED);
 	}
 	return 0;

@@ -427,12 +427,17 @@ static __always_inline void mind_peers_ending(struct connection *conn, const str
 {
 	if (!(seg->tcp_flags & (TCP_FIN | TCP_RST)))
 		return;
-	/* Whether TCP believes a RST is seen when the socket closes. */
 	if (seg->tcp_flags & TCP_RST)
 		conn->flags |= PEER_RESET;
-	else
+	/* Whether TCP believes a RST is seen when the socket closes, if there is one that is known. */
+	if (!(seg->tcp_flags & TCP_RST))
 		note_ending(conn, PEER_CLOSED);
-	if (IS_CLIENTS(flow) && seg->tcp_flags & TCP_FIN)
+	else if (!conn->socket)
+		note_ending(conn, PEER_RESET);
+	else
+		return;
+	/* A client that has nothing more to ask may still be answered. */
+	if (IS_CLIENTS(flow) || seg->tcp_flags & TCP_RST)
 		end_responses(conn, bpf_ktime_get_ns());
 }
 

@@ -190,18 +190,18 @@ class Programs:
         return counts | {Counter.SUBMITTED: int(self._ring_ends.values["submitted"][0])}
 
     def sweep(
-        self, slot: int, before_ktime_ns: int, idle_ktime_ns: int, *, stopped: bool = False
+        self, slot: int, waited_ktime_ns: int, idle_ktime_ns: int, *, stopped: bool = False
     ) -> None:
         """Ends the request in `slot` where nothing else will.
 
         Args:
-            before_ktime_ns: not if bytes of it were seen after this.
-            idle_ktime_ns: an unanswered one that is known to be over nowhere, and of no socket
-                that is open, only if none were seen after this.
+            waited_ktime_ns: if it was silent since, it has waited for what should follow at once.
+            idle_ktime_ns: if it was silent since, and its socket is not known to be open, it was
+                so for too long.
             stopped: the agent stops: whatever it waits for.
         """
         orders = self._bpf[b"sweep_orders"]
-        orders[ctypes.c_int(0)] = orders.Leaf(before_ktime_ns, idle_ktime_ns, slot, stopped)
+        orders[ctypes.c_int(0)] = orders.Leaf(waited_ktime_ns, idle_ktime_ns, slot, stopped)
         libbpf.run_once(self.fd("sweep"), data=bytes(64))
 
     def set_overflow_place(self, is_client: int, place: bytes) -> None:

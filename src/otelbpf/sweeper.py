@@ -35,13 +35,15 @@ class Sweeper:
 
     def sweep(self, now_ktime_ns: int) -> None:
         """Ends what has been silent for too long."""
-        before = now_ktime_ns - min(ACK_WAIT_NS, self._idle_ns)
-        slots = self._silent_since(before)
+        # The machine may have been started later than that.
+        waited = max(0, now_ktime_ns - ACK_WAIT_NS)
+        idle = max(0, now_ktime_ns - self._idle_ns)
+        slots = self._silent_since(max(waited, idle))
         activity = self._table["activity_ktime_ns"][slots]
         due = (self._asked_activity[slots] != activity) | (self._next_ask[slots] <= now_ktime_ns)
         slots, activity = slots[due], activity[due]
         for slot in slots:
-            self._programs.sweep(int(slot), before, now_ktime_ns - self._idle_ns)
+            self._programs.sweep(int(slot), waited, idle)
         between = np.clip(
             (now_ktime_ns - activity.astype(np.int64)) // 4,
             0,

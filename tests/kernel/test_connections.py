@@ -119,8 +119,8 @@ def test_bytes_that_were_queued_unseen_are_not_stamped_with_later_ones(unattache
         missed, seen = unattached.records(2)
     assert flags(missed) == flags(seen) == WHOLE
     assert set(stamps(missed)) == {
-        Stamp.NIC, Stamp.TC, Stamp.TCP, Stamp.NIC_LAST, Stamp.READ, Stamp.WRITE, Stamp.TC_OUT,
-        Stamp.ACKED,
+        Stamp.NIC, Stamp.TC, Stamp.TCP, Stamp.NIC_LAST, Stamp.TC_LAST, Stamp.READ, Stamp.WRITE,
+        Stamp.TC_OUT, Stamp.ACKED,
     }  # fmt: skip
     assert Stamp.QUEUED in stamps(seen)
 

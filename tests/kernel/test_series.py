@@ -16,7 +16,7 @@ from sums_of_connections import LIMITS
 from sums_of_connections import Sums as OfConnections
 
 from otelbpf.limits import Limits
-from otelbpf.records import Counter, RequestFlag
+from otelbpf.records import Counter, RequestFlag, Stamp
 from otelbpf.request import Kind, stages_of
 from otelbpf.resource import Resources
 from otelbpf.routes import Routes
@@ -85,6 +85,13 @@ def assert_adds_up(series: Series, records: np.ndarray) -> None:
     lengths = [stages[-1].end_ktime_ns - stages[0].start_ktime_ns for stages in by_hand]
     assert_holds(series.duration.counts, lengths)
     assert series.duration.sum_ns == sum(lengths)
+    acked = [
+        int(record["stamp_ktime_ns"][Stamp.ACKED]) - stages[-1].end_ktime_ns
+        for record, stages in zip(records, by_hand, strict=True)
+        if record["stamp_ktime_ns"][Stamp.ACKED]
+    ]
+    assert_holds(series.acked.counts, acked)
+    assert series.acked.sum_ns == sum(acked)
     assert series.request_bytes == records["request_bytes"].sum()
     assert series.response_bytes == records["response_bytes"].sum()
     by_name: dict[str, list[int]] = {}
@@ -122,7 +129,8 @@ def test_the_sums_are_those_of_the_records(sums: Sums) -> None:
     assert in_series(records)[-100:].sum() >= 90
     (series,) = sums.found(route="/sums")
     assert series.key == SeriesKey(
-        Kind.SERVER, series.key.resource, "GET", "/sums", 2, int(records["local_port"][0])
+        Kind.SERVER, series.key.resource, "GET", "/sums", 200,
+        server_port=int(records["local_port"][0]),
     )
     assert_adds_up(series, records)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,7 @@ from otelbpf.records import EXCHANGE, ExchangeState, RequestFlag
 from otelbpf.sweeper import ACK_WAIT_NS, Sweeper
 
 NOW = 10_000_000_000_000
+SECOND_NS = 1_000_000_000
 IDLE_NS = 120_000_000_000
 SLOTS = 64
 UNANSWERED = RequestFlag.REQUEST_RECEIVED
@@ -27,10 +29,12 @@ class Kernel(KernelMaps):
     def __init__(self) -> None:
         super().__init__()
         self.table = self.add("exchanges", EXCHANGE, SLOTS)
-        self.orders: list[tuple[int, int, int]] = []
+        self.orders: list[tuple[int, int, int, bool]] = []
 
-    def sweep(self, slot: int, before_ktime_ns: int, flag: int) -> None:
-        self.orders.append((slot, before_ktime_ns, flag))
+    def sweep(
+        self, slot: int, waited_ktime_ns: int, idle_ktime_ns: int, *, stopped: bool = False
+    ) -> None:
+        self.orders.append((slot, waited_ktime_ns, idle_ktime_ns, stopped))
 
     def put(
         self, slot: int, flags: RequestFlag, silent_ns: int,
@@ -66,50 +70,45 @@ def test_an_empty_table(kernel: Kernel, sweeper: Sweeper) -> None:
 
 
 @pytest.mark.parametrize("slot", [0, 5, SLOTS - 1])
-def test_an_answer_waits_for_its_acknowledgement(
-    kernel: Kernel, sweeper: Sweeper, slot: int
+@pytest.mark.parametrize("flags", [UNANSWERED, ANSWERED, RequestFlag(0)])
+def test_the_kernel_is_asked_once_it_has_waited(
+    kernel: Kernel, sweeper: Sweeper, slot: int, flags: RequestFlag
 ) -> None:
-    kernel.put(slot, ANSWERED, ACK_WAIT_NS - 1)
+    """Whether it is over the kernel knows: its connection may have ended."""
+    kernel.put(slot, flags, ACK_WAIT_NS - 1)
     sweeper.sweep(NOW)
     assert kernel.orders == []
-    kernel.put(slot, ANSWERED, ACK_WAIT_NS)
+    kernel.put(slot, flags, ACK_WAIT_NS)
     sweeper.sweep(NOW)
-    assert kernel.orders == [(slot, NOW - ACK_WAIT_NS, 0)]
+    assert kernel.orders == [(slot, NOW - ACK_WAIT_NS, NOW - IDLE_NS, False)]
 
 
-@pytest.mark.parametrize("flags", [UNANSWERED, RequestFlag(0)])
-def test_without_an_answer_it_may_be_silent_for_longer(
-    kernel: Kernel, sweeper: Sweeper, flags: RequestFlag
-) -> None:
-    kernel.put(3, flags, IDLE_NS - 1)
-    sweeper.sweep(NOW)
-    assert kernel.orders == []
-    kernel.put(3, flags, IDLE_NS)
-    sweeper.sweep(NOW)
-    assert kernel.orders == [(3, NOW - IDLE_NS, RequestFlag.IDLE_TIMEOUT)]
-
-
-def test_an_upstreams_answer_waits_for_its_reader(kernel: Kernel, sweeper: Sweeper) -> None:
-    """Nothing acknowledges that it was read, and the reader may take his time."""
-    kernel.put(3, ANSWERED | RequestFlag.CLIENT, IDLE_NS - 1)
-    sweeper.sweep(NOW)
-    assert kernel.orders == []
-    kernel.put(3, ANSWERED | RequestFlag.CLIENT, IDLE_NS)
-    sweeper.sweep(NOW)
-    assert kernel.orders == [(3, NOW - IDLE_NS, RequestFlag.IDLE_TIMEOUT)]
-
-
-def test_a_whole_table(kernel: Kernel, sweeper: Sweeper) -> None:
+def test_only_those_in_flight_are_asked_for(kernel: Kernel, sweeper: Sweeper) -> None:
     kernel.put(1, ANSWERED, 0)
     kernel.put(2, ANSWERED, 10 * IDLE_NS)
     kernel.put(3, UNANSWERED, 10 * IDLE_NS)
-    kernel.put(4, UNANSWERED, ACK_WAIT_NS)
     kernel.put(5, ANSWERED, 10 * IDLE_NS, ExchangeState.FREE)
     kernel.put(6, UNANSWERED, 10 * IDLE_NS, ExchangeState.FINISHING)
     sweeper.sweep(NOW)
-    assert sorted(kernel.orders) == [
-        (2, NOW - ACK_WAIT_NS, 0), (3, NOW - IDLE_NS, RequestFlag.IDLE_TIMEOUT),
-    ]
+    assert sorted(order[0] for order in kernel.orders) == [2, 3]
+
+
+def test_those_that_wait_for_long_are_asked_for_more_rarely(
+    kernel: Kernel, sweeper: Sweeper
+) -> None:
+    """Thousands of long polls must not cost a call each second each."""
+    kernel.put(3, UNANSWERED, 0)
+    for second in range(600):
+        sweeper.sweep(NOW + second * SECOND_NS)
+    assert 25 <= len(kernel.orders) <= 50
+    asked = [order[1] + ACK_WAIT_NS for order in kernel.orders]
+    assert max(later - earlier for earlier, later in itertools.pairwise(asked)) <= 16 * SECOND_NS
+    # It is asked for again as soon as another request in its place has waited.
+    kernel.orders.clear()
+    later = NOW + 600 * SECOND_NS
+    kernel.put(3, UNANSWERED, NOW - later)
+    sweeper.sweep(later + ACK_WAIT_NS)
+    assert [order[0] for order in kernel.orders] == [3]
 
 
 def test_the_end_ends_all(kernel: Kernel, sweeper: Sweeper) -> None:
@@ -118,28 +117,26 @@ def test_the_end_ends_all(kernel: Kernel, sweeper: Sweeper) -> None:
     kernel.put(5, ANSWERED, IDLE_NS, ExchangeState.FREE)
     kernel.put(6, UNANSWERED, IDLE_NS, ExchangeState.FINISHING)
     sweeper.finish(NOW)
-    assert kernel.orders == [(s, NOW, RequestFlag.AGENT_STOPPED) for s in (1, 3)]
+    assert kernel.orders == [(slot, NOW, NOW, True) for slot in (1, 3)]
 
 
 def test_an_idle_time_that_is_shorter_than_the_wait_for_an_acknowledgement(
     kernel: Kernel,
 ) -> None:
-    """As --idle-timeout 0.5 asks for: the unanswered do not wait as long as the answered."""
+    """As --idle-timeout 0.5 asks for."""
     sweeper = Sweeper(kernel, ACK_WAIT_NS // 4)  # type: ignore[arg-type]
     kernel.put(1, UNANSWERED, ACK_WAIT_NS // 4)
-    kernel.put(2, ANSWERED, ACK_WAIT_NS // 4)
     sweeper.sweep(NOW)
     sweeper.close()
-    assert kernel.orders == [(1, NOW - ACK_WAIT_NS // 4, RequestFlag.IDLE_TIMEOUT)]
+    assert kernel.orders == [(1, NOW - ACK_WAIT_NS, NOW - ACK_WAIT_NS // 4, False)]
 
 
 def test_an_idle_time_longer_than_the_machine_has_been_up(kernel: Kernel) -> None:
     sweeper = Sweeper(kernel, 10**18)  # type: ignore[arg-type]
     kernel.put(1, UNANSWERED, NOW)
-    kernel.put(2, ANSWERED, NOW)
     sweeper.sweep(NOW)
     sweeper.close()
-    assert kernel.orders == [(2, NOW - ACK_WAIT_NS, 0)]
+    assert kernel.orders == [(1, NOW - ACK_WAIT_NS, 0, False)]
 
 
 def test_the_kernel_changes_the_table_meanwhile(kernel: Kernel, sweeper: Sweeper) -> None:
