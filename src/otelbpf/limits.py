@@ -32,4 +32,4 @@ class Limits:
 
 
 #: The verifier follows an index into up to 512 MiB: no array may be longer.
-MOST = Limits(connections=1 << 19, ring=1 << 17, series=1 << 12)
+MOST = Limits(connections=1 << 19, ring=1 << 16, series=1 << 12)

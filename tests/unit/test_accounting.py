@@ -55,6 +55,7 @@ def test_connections_by_their_short_names() -> None:
     sums = Ledger().sums(counts(CONNECTIONS_OPENED=3, CONNECTIONS_NOT_HTTP=1, PACKETS_UNPARSED=9))
     assert sums.connections == {
         "opened": 3, "adopted": 0, "closed": 0, "evicted": 0, "not_http": 1, "own": 0,
+        "tls": 0, "http2": 0, "unseen": 0,
     }
 
 

@@ -65,9 +65,9 @@ def copy(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ("__u32 pid;", "__u32 process;"),
+        ("__u32 pid;", "__u32 reader;"),
         ("#define HOST_MAX 64", "#define HOST_MAX 72"),
-        ("STAMP_COUNT = 16,", "STAMP_EXTRA = 16,\n\tSTAMP_COUNT = 16,"),
+        ("STAMP_COUNT = 18,", "STAMP_EXTRA = 18,\n\tSTAMP_COUNT = 18,"),
         ("REQUEST_CHUNKED = 4,", "REQUEST_CHUNKED = 8192,"),
     ],
 )

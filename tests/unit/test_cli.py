@@ -73,7 +73,7 @@ REFUSED = [
       for seconds in ("0", "nan", "inf", "1e9", "soon", "")),
     ((*RUN, "--duration=-1"), "argument --duration: '-1' is no number of seconds above 0"),
     *(((*RUN, option, n), f"argument {option}: {n!r} is no number from 16 to {most}")
-      for option, most in (("--connections", 524_288), ("--ring", 131_072))
+      for option, most in (("--connections", 524_288), ("--ring", 65_536))
       for n in ("15", f"{most + 1}", "1.5", "many", "")),
     ((*RUN, "--stages", "events"), "argument --stages: invalid choice: 'events'"),
     ((*RUN, "--xdp", "native"), "argument --xdp: invalid choice: 'native'"),

@@ -36,6 +36,7 @@ SERVER_DURATION = "http.server.request.duration"
 OF_SERVICES = {
     "http.server.request.duration": "s",
     "otelbpf.stage.duration": "s",
+    "otelbpf.tcp.ack.duration": "s",
     "otelbpf.http.request.size": "By",
     "otelbpf.http.response.size": "By",
     "otelbpf.tcp.retransmits": "{segment}",
@@ -118,7 +119,7 @@ def test_stages_and_counters_have_the_attributes_of_the_total_and_their_kind() -
     stages = points(data, "otelbpf.stage.duration")
     assert [stage.attributes for stage in stages] == [
         {**with_kind, "otelbpf.stage": "nic_to_read"},
-        {**with_kind, "otelbpf.stage": "read_to_acked"},
+        {**with_kind, "otelbpf.stage": "read_to_tc_out"},
     ]
     assert sum(stage.sum for stage in stages) == pytest.approx(total.sum)
     for name, value in (("request.size", 200), ("response.size", 2_000)):

@@ -66,6 +66,7 @@ def test_names_and_types() -> None:
         "target_info": "gauge",
         "http_server_request_duration_seconds": "histogram",
         "otelbpf_stage_duration_seconds": "histogram",
+        "otelbpf_tcp_ack_duration_seconds": "histogram",
         "otelbpf_http_request_size_bytes": "counter",
         "otelbpf_http_response_size_bytes": "counter",
         "otelbpf_tcp_retransmits": "counter",

@@ -45,6 +45,8 @@ KNOWN_NAMES = {
     if name.isupper() and isinstance(value, str)
 }
 OURS = "otelbpf."
+#: Of what a small request is stamped with, all but the acknowledgement bound its stages.
+BOUNDS = tuple(stamp for stamp in SMALL if stamp is not Stamp.ACKED)
 
 
 def attributes(style: StageStyle = StageStyle.SPANS, **fields: object) -> dict[str, object]:
@@ -90,6 +92,7 @@ def test_a_small_get() -> None:
         "otelbpf.ledger.absent": (),
         "otelbpf.clock.uncertainty_ns": 37,
         "otelbpf.connection.request": 0,
+        "otelbpf.tcp.ack.duration_ns": 37_656,
     }
 
 
@@ -247,7 +250,7 @@ def test_the_requests_span() -> None:
     span = make(request())[0]
     assert span.kind is SpanKind.SERVER
     assert span.start_time == CLOCK.offset_ns + BEGIN_KTIME_NS
-    assert span.end_time == CLOCK.offset_ns + BEGIN_KTIME_NS + SMALL[Stamp.ACKED]
+    assert span.end_time == CLOCK.offset_ns + BEGIN_KTIME_NS + SMALL[Stamp.TC_OUT]
     assert span.resource is RESOURCE
     assert span.instrumentation_scope is spans.SCOPE
     assert (span.context.trace_id, span.context.span_id) == (1 << 64, 0xABC)
@@ -255,6 +258,28 @@ def test_the_requests_span() -> None:
     assert not span.context.is_remote
     assert span.parent is None
     assert list(span.events) == []
+
+
+@pytest.mark.parametrize("last", [Stamp.TC_OUT, Stamp.TC_OUT_LAST, Stamp.ENDED])
+def test_the_acknowledgement_comes_after_the_span(last: Stamp) -> None:
+    """The span ends when the response's last byte has left, or no more of it can."""
+    stamps = {stamp: SMALL[stamp] for stamp in BOUNDS} | {last: 440_000, Stamp.ACKED: 450_001}
+    span = make(request(stamps))[0]
+    assert span.end_time == CLOCK.offset_ns + BEGIN_KTIME_NS + 440_000
+    assert span.attributes is not None
+    assert span.attributes["otelbpf.tcp.ack.duration_ns"] == 10_001
+
+
+@pytest.mark.parametrize("acked_ns", [None, 412_345, 400_000])
+def test_what_is_not_acknowledged_after_its_end_has_no_such_time(acked_ns: int | None) -> None:
+    """Its last byte may have been sent again since."""
+    stamps = {stamp: SMALL[stamp] for stamp in BOUNDS}
+    if acked_ns is not None:
+        stamps[Stamp.ACKED] = acked_ns
+    (span,) = make(request(stamps), StageStyle.ATTRIBUTES)
+    assert span.end_time == CLOCK.offset_ns + BEGIN_KTIME_NS + SMALL[Stamp.TC_OUT]
+    assert span.attributes is not None
+    assert "otelbpf.tcp.ack.duration_ns" not in span.attributes
 
 
 def test_a_callers_span_is_the_parent() -> None:
@@ -265,7 +290,7 @@ def test_a_callers_span_is_the_parent() -> None:
     assert parent.trace_flags == 3
 
 
-@pytest.mark.parametrize("present", [tuple(SMALL), tuple(SMALL)[::2], (Stamp.TC,)])
+@pytest.mark.parametrize("present", [BOUNDS, BOUNDS[::2], (Stamp.TC,)])
 def test_stage_spans_tile_the_requests_span(present: tuple[Stamp, ...]) -> None:
     made = request({s: SMALL[s] for s in present}, parent=0xDEF)
     span, *stages = make(made)
@@ -300,7 +325,7 @@ def test_stages_as_attributes() -> None:
     assert lengths == {
         "nic_to_tc": 700, "tc_to_tcp": 1_301, "tcp_to_queued": 899, "queued_to_woken": 433,
         "woken_to_running": 11_667, "running_to_read": 6_007, "read_to_write": 378_993,
-        "write_to_tc_out": 12_345, "tc_out_to_acked": 37_656,
+        "write_to_tc_out": 12_345,
     }
     assert sum(lengths.values()) == span.end_time - span.start_time
     assert not any(n.startswith("otelbpf.stage.") for n in attributes())
@@ -308,7 +333,7 @@ def test_stages_as_attributes() -> None:
 
 def test_a_span_id_is_never_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spans.random, "getrandbits", lambda bits: 0)
-    assert [s.context.span_id for s in make(request())[1:]] == [1] * 9
+    assert [s.context.span_id for s in make(request())[1:]] == [1] * 8
 
 
 #: What a request to an upstream is stamped with; ns after the first.
