@@ -79,9 +79,9 @@ static __always_inline void unread_response(struct connection *conn, struct exch
  * task that does not wait so may do the bidding of any event, be it a timer, and
  * one that took a request in hand while it had another mingles them.
  *
- * False: it has none, or, which is counted, may have others.
+ * False: it has none, or may have others.
  */
-static __always_inline bool find_cause(u32 tid, struct request_name *cause)
+static __always_inline bool find_cause(u32 tid, struct request_name *cause, u32 *ambiguous)
 {
 	struct reader *r = reader_at(tid);
 	const struct request_name *last;
@@ -96,7 +96,7 @@ static __always_inline bool find_cause(u32 tid, struct request_name *cause)
 		return false;
 	if (!r->waits || r->mingles || conn->answered != last->ordinal ||
 	    conn->begun != last->ordinal + 1) {
-		count(COUNT_CAUSES_AMBIGUOUS);
+		*ambiguous = 1;
 		return false;
 	}
 	if (conn->outbound.state != PARSER_BETWEEN)
@@ -116,7 +116,8 @@ static __always_inline void note_writer(struct connection *conn, u32 write_seq)
 	    (state != PARSER_BETWEEN && state != PARSER_LOST))
 		return;
 	pid_tgid = bpf_get_current_pid_tgid();
-	if (find_cause((u32)pid_tgid, &conn->writer.cause)) {
+	conn->writer.ambiguous = 0;
+	if (find_cause((u32)pid_tgid, &conn->writer.cause, &conn->writer.ambiguous)) {
 		/* Both are to be in one trace: what the thread says must be known by now. */
 		server = connection_at(conn->writer.cause.place);
 		if (server)
@@ -159,15 +160,21 @@ static __always_inline bool same_traceparent(const struct exchange *a, const str
  * The head of the request is whole. It has its cause's trace context, and what the
  * application said of that, if it carries none, or the very one that its cause came
  * with, which was then handed on. If it carries another, the application is traced
- * and knows better.
+ * and knows better. One that carries none, and may be for one of several requests, is counted: it
+ * starts a trace for want of certainty.
  */
 static __always_inline void name_cause(const struct connection *conn, struct exchange *x)
 {
 	struct exchange *cause = NULL;
 	struct connection *server;
 
-	if (!x->record.cause_connection_id)
+	if (!x->record.cause_connection_id) {
+		/* Of those written together only the first is known to be the writer's. */
+		if (conn->writer.ambiguous && conn->writer.seq == x->inbound_start &&
+		    !x->record.traceparent_length)
+			count(COUNT_CAUSES_AMBIGUOUS);
 		return;
+	}
 	server = connection_at(conn->writer.cause.place);
 	if (server && server->id == x->record.cause_connection_id)
 		cause = in_flight(server, x->record.cause_ordinal);

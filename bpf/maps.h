@@ -111,7 +111,7 @@ struct writer {
 	struct process process;
 	struct request_name cause;
 	u32 seq;
-	u32 unused;
+	u32 ambiguous;		/* it may be for one of several requests */
 };
 
 /*

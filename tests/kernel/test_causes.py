@@ -254,6 +254,41 @@ def test_a_thread_that_may_have_others_in_hand_calls_for_none(
     assert gateway.counted(Counter.CAUSES_AMBIGUOUS) == 1
 
 
+@pytest.mark.parametrize("asked", [ASKED, CARRIES], ids=["without", "with traceparent"])
+@pytest.mark.parametrize("prepare_for", [do_not_wait, have_two])
+def test_what_carries_a_context_is_told_to_start_no_trace(
+    gateway: Meter, front: Gateway, prepare_for: Callable[[Pair, Gateway], None], asked: bytes
+) -> None:
+    """Ten calls, each with a parent: its own application's span, or one that was handed on."""
+    caller, upstream = front.connect(), front.upstream()
+    carries = CARRIES if asked == CARRIES else request(headers={"traceparent": ANOTHER})
+
+    def serve() -> None:
+        prepare_for(caller, front)
+        caller.client.sendall(asked)
+        data = b""
+        while len(data) < len(asked):
+            with contextlib.suppress(BlockingIOError):
+                data += caller.server.recv(len(asked))
+        for _ in range(10):
+            call(upstream, carries)
+        caller.server.sendall(OK)
+
+    def answer_all() -> None:
+        for _ in range(10):
+            answer(upstream, carries)
+
+    with Worker(answer_all), Worker(serve):
+        assert receive(caller.client, len(OK)) == OK
+    front.close()
+    _, called = split(gateway.records(12 if prepare_for is have_two else 11))
+    assert len(called) == 10
+    for record in called:
+        assert_not_caused(record)
+        assert record["traceparent_length"] == 55
+    assert gateway.counted(Counter.CAUSES_AMBIGUOUS) == 0
+
+
 def test_two_requests_on_one_connection(gateway: Meter, front: Gateway) -> None:
     caller, upstream = front.connect(), front.upstream()
     caller.client.sendall(2 * ASKED)
@@ -264,6 +299,25 @@ def test_two_requests_on_one_connection(gateway: Meter, front: Gateway) -> None:
     _, (called,) = split(gateway.records(3))
     assert_not_caused(called)
     assert gateway.counted(Counter.CAUSES_AMBIGUOUS) == 1
+
+
+def test_of_requests_in_one_write_only_the_first_is_known_to_be_one_of_several(
+    gateway: Meter, front: Gateway
+) -> None:
+    """And only if it carries no context, whatever the others do."""
+    caller, upstream = front.connect(), front.upstream()
+    caller.client.sendall(2 * ASKED)
+    receive(caller.server, 2 * len(ASKED))
+    for number, asked in enumerate((2 * CALL, CARRIES + CALL, CALL + CARRIES)):
+        upstream.ask(asked)
+        upstream.answer(2 * OK)
+        called = gateway.records(2, others_in_flight=2)
+        assert [bool(record["traceparent_length"]) for record in called] == (
+            [[False, False], [True, False], [False, True]][number]
+        )
+        assert gateway.counted(Counter.CAUSES_AMBIGUOUS) == (1, 1, 2)[number]
+    caller.answer(2 * OK)
+    gateway.records(2)
 
 
 def test_once_mingled_never_trusted(gateway: Meter, front: Gateway) -> None:
