@@ -127,7 +127,7 @@ HOOKS: tuple[Hook, ...] = (
     ),
     Hook(
         "ingress",
-        ("tc", "acked"),
+        ("tc", "tc_last", "acked"),
         "traffic control, inbound: requests and acknowledgements",
         (Candidate(Mechanism.TC, "tcx", "tc_ingress"),
          Candidate(Mechanism.TC, "clsact", "tc_ingress")),
@@ -192,7 +192,7 @@ HOOKS: tuple[Hook, ...] = (
     ),
     Hook(
         "state",
-        (),
+        ("ended",),
         "connections open and close",
         (_tracepoint("inet_sock_set_state", "state"),),
         ("sock",),

@@ -13,8 +13,9 @@ import numpy as np
 
 from otelbpf.loader import Programs
 from otelbpf.mapped import MappedArray
-from otelbpf.records import EXCHANGE, REQUEST_RECORD, RING_ENDS, ExchangeState
+from otelbpf.records import EXCHANGE, PROCESS, REQUEST_RECORD, RING_ENDS, ExchangeState
 
+_UNKNOWN = np.zeros((), PROCESS)
 # Of what lies beyond its length, a text has whatever was there before.
 _TEXTS = ("request_line", "host", "user_agent", "traceparent")
 
@@ -82,6 +83,8 @@ class RingReader:
         slots = told - np.uint64(1)
         records = self._exchanges["record"][slots]
         _cut_texts(records)
+        # Of a process that is not known there is what was there before.
+        records["process"][records["pid"] == 0] = _UNKNOWN
         self._ring[places] = 0
         self._exchanges["state"][slots] = ExchangeState.FREE
         self._ends["read"][0] = begin + len(slots)

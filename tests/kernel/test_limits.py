@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from conversation import Conversation
+from frames import Frame, Wire, fresh_port
 from lab import laboratory
 from messages import OK, request, response
 from meter import WHOLE, Meter, flags, load
@@ -90,15 +92,17 @@ def test_requests_beyond_the_table_are_lost_and_counted(small: Meter) -> None:
 
 def test_a_slot_that_another_connection_has_now_is_not_this_ones(small: Meter) -> None:
     """Swept, then taken by somebody else's request of the same ordinal: answers do not mix."""
-    swept, between = small.lab.connect(), small.lab.connect()
-    swept.ask(request(target="/swept"))
+    # No socket is known of it: one that is open would keep its request.
+    swept = Conversation(Wire(small), Frame(client_port=fresh_port()))
+    between = small.lab.connect()
+    swept.ask(request(target="/swept"), 0)
     small.sweep()
     assert small.record()["request_line"] == b"GET /swept HTTP/1.1"
     between.ask((SLOTS - 1) * request())
     now = small.lab.connect()
     now.ask(request(target="/now"))  # only that slot is left
     assert small.slots_in_use() == SLOTS
-    swept.answer(OK)
+    swept.answer(OK, 0)
     assert small.in_flight() == SLOTS
     created = response(201, body=b"created")
     now.answer(created)

@@ -356,7 +356,7 @@ def test_the_client_goes_without_an_answer(gateway: Meter) -> None:
     record = gateway.record()
     assert flags(record) & RequestFlag.LOCAL_CLOSED
     assert record["status"] == 0
-    assert list(stamps(record)) == [Stamp.WRITE, Stamp.TC_OUT]
+    assert list(stamps(record)) == [Stamp.WRITE, Stamp.TC_OUT, Stamp.ENDED]
 
 
 def test_the_client_reads_only_a_part_of_the_response(gateway: Meter) -> None:

@@ -194,3 +194,12 @@ def test_one_that_is_not_told_yet_holds_up_those_behind_it(
     kernel.tell(place, 2)
     assert ordinals(reader.read()) == [2, 3]
     assert reader.pending == 0
+
+
+def test_a_process_that_is_not_known_is_none(kernel: Kernel, reader: RingReader) -> None:
+    """In its place is what the request before it had."""
+    for slot, pid in enumerate((0, 42)):
+        kernel.finish(slot, slot=slot)
+        kernel.exchanges["record"]["pid"][slot] = pid
+        kernel.exchanges["record"]["process"]["comm"][slot] = b"another"
+    assert reader.read()["process"]["comm"].tolist() == [b"", b"another"]
