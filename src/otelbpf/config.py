@@ -29,7 +29,8 @@ class Config:
         hooks: the one mechanism to use where there is a choice; None: the best of each hook.
         handlers: what to stamp as the requests' handlers, as otelbpf.handlers says.
         xdp: on which interfaces; where it is not there is no `nic` stamp.
-        idle_timeout_s: how long an unanswered request may be silent.
+        idle_timeout_s: how long an unanswered request may be silent whose socket is not known to
+            be open.
         service_name: of the spans; None: the standard variables or the process's name.
         sampler: which requests become spans; None: as the standard variables say.
         slow: from when on a request is kept since it was slow.

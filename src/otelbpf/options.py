@@ -144,7 +144,8 @@ def _measuring() -> argparse.ArgumentParser:
         help="how many combinations of service, route, method and class of status metrics and "
         "`top` tell apart (default: 256)")
     add("--idle-timeout", type=_seconds, default=120.0, metavar="S",
-        help="end an unanswered request after S silent seconds (default: 120)")
+        help="end an unanswered request after S silent seconds if its socket is not known to be "
+        "open: while that is open the request is kept, however long it waits (default: 120)")
     add("--connections", type=_number(16, MOST.connections), default=65_536, metavar="N",
         help="connections remembered at once (default: 65536)")
     add("--ring", type=_number(16, MOST.ring), default=49_152, metavar="N",

@@ -55,9 +55,9 @@ def everything() -> Snapshot:
     recent = dataclasses.replace(EXEMPLAR, unix_ns=now)
     made = snapshot(
         series(exemplars=(recent,)),
-        series(key(status_class=5)),
+        series(key(status=500)),
         series(key(Kind.CLIENT)),
-        series(key(status_class=0, route="/an \"odd\" \\one")),
+        series(key(status=0, ended_by="client_reset", route="/an \"odd\" \\one")),
         series(SeriesKey(Kind.SERVER, SHOP, overflow=True)),
     )
     return dataclasses.replace(made, start_unix_ns=now - 10**10, unix_ns=now)
@@ -91,7 +91,7 @@ def test_prometheus_scrapes_it(endpoint: tuple[int, Snapshot], tmp_path: Path) -
         asked.wait_for('count(up{job="otelbpf-endpoint"} == 1)', 1)
         median = asked.value(
             "histogram_quantile(0.5, http_server_request_duration_seconds_bucket"
-            '{http_route="/items/{id}",otelbpf_http_response_status_class="2xx"})'
+            '{http_route="/items/{id}",http_response_status_code="200"})'
         )
         assert 0.002 < median < 0.0085
         (of_series,) = asked.ask(
