@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from client import Client
 from demo.otlp import Kind, Span
+from demo.processes import running
 from demo.receiver import Receiver
 from network import DEADLINE_S, Network, wait_until
 from servers import Server, python_server
@@ -73,6 +75,28 @@ def measured(net: Network, directory: Path, receiver: Receiver) -> Iterator[Agen
                      "OTEL_TRACES_SAMPLER": "always_on"},
     ) as measuring:  # fmt: skip
         yield measuring.wait_ready()
+
+
+@contextlib.contextmanager
+def topped(net: Network, directory: Path) -> Iterator[None]:
+    """`otelbpf top`, attached."""
+    command = [*net.server.enter(), OTELBPF, "top", "--interface", net.server.interface,
+               "--port", str(PORT)]
+    with running("top", command, directory) as top:
+        wait_until(lambda: "no requests yet" in top.stdout.read_text(), "top measures",
+                   state=top.said)
+        yield
+
+
+@contextlib.contextmanager
+def silent(net: Network, directory: Path, **environment: str) -> Iterator[None]:
+    """`otelbpf run` that exports no spans, attached."""
+    with agent(
+        directory, "--interface", net.server.interface, "--port", PORT,
+        under=net.server.enter(), environment={"OTEL_TRACES_EXPORTER": "none", **environment},
+    ) as measuring:  # fmt: skip
+        measuring.wait_ready()
+        yield
 
 
 @contextlib.contextmanager
@@ -250,6 +274,53 @@ def test_agents_come_and_go(
             while time.monotonic() < ended + alone_s:
                 without.append(ask()[1])
             assert {span.parent_span_id for span in without} == {""}
+
+
+def ask_one_by_one(net: Network, receiver: Receiver) -> dict[int, Span]:
+    """21 requests, of which the first one wakes the plugin; the application's spans of the rest."""
+    with Client.of(net, PORT) as client:
+        for number in (WAKING, *range(20)):
+            client.ask(f"/work/{number}")
+    wait_until(lambda: len(by_number(receiver, "application")) == 20, "their spans have come")
+    return by_number(receiver, "application")
+
+
+@pytest.mark.parametrize(
+    "silent_agent",
+    [topped, silent, functools.partial(silent, OTEL_METRICS_EXPORTER="prometheus")],
+    ids=["top", "run", "run with metrics"],
+)
+def test_beside_an_agent_that_sends_no_spans_no_trace_falls_apart(
+    net: Network,
+    inside: Receiver,
+    tmp_path: Path,
+    silent_agent: Callable[[Network, Path], contextlib.AbstractContextManager[None]],
+) -> None:
+    with (
+        serving(net, tmp_path, inside, APPLICATIONS["fastapi"]),
+        silent_agent(net, tmp_path),
+    ):
+        asked = ask_one_by_one(net, inside)
+    sent = {span.span_id for span in inside.spans()}
+    assert {n for n, span in asked.items() if span.parent_span_id not in {"", *sent}} == set()
+
+
+@pytest.mark.parametrize("first", ["top", "run"])
+def test_beside_top_an_agent_that_sends_spans_is_asked(
+    net: Network, inside: Receiver, tmp_path: Path, first: str
+) -> None:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(serving(net, tmp_path, inside, APPLICATIONS["fastapi"]))
+        if first == "top":
+            stack.enter_context(topped(net, tmp_path))
+        measuring = stack.enter_context(measured(net, tmp_path, inside))
+        if first == "run":
+            stack.enter_context(topped(net, tmp_path))
+        asked = ask_one_by_one(net, inside)
+        measuring.stop().assert_clean(seen=21)
+    kernel = by_number(inside, "kernel")
+    parents = {number: span.parent_span_id for number, span in asked.items()}
+    assert parents == {number: kernel[number].span_id for number in range(20)}
 
 
 def children_of(pid: int) -> list[int]:
