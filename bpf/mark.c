@@ -155,7 +155,7 @@ int marked_request(struct bpf_sockopt *ctx)
 	    ctx->optname < OTELBPF_MARK_START || ctx->optname > OTELBPF_MARK_ASK)
 		return SETSOCKOPT_GO_ON;
 	__builtin_memcpy(&m, start, sizeof(m));
-	if (ctx->optname == OTELBPF_MARK_ASK) {
+	if (ctx->optname == OTELBPF_MARK_ASK && !m.peer_port) {
 		if (!m.local_port || IS_MEASURED_PORT(m.local_port))
 			ctx->optlen = SETSOCKOPT_DONE;
 		return SETSOCKOPT_GO_ON;
@@ -163,7 +163,10 @@ int marked_request(struct bpf_sockopt *ctx)
 	if (marked_key(&m, ctx->sk, &key))
 		return SETSOCKOPT_GO_ON;
 	conn = find_connection(&key);
-	if (ctx->optname == OTELBPF_MARK_END) {
+	if (ctx->optname == OTELBPF_MARK_ASK) {
+		if (!conn)
+			return SETSOCKOPT_GO_ON;
+	} else if (ctx->optname == OTELBPF_MARK_END) {
 		if (conn)
 			end_mark(conn, &m);
 	} else if (!conn) {

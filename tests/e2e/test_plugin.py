@@ -36,6 +36,7 @@ APPLICATIONS = {
     "django-asgi": ("django_server", "asgi"),
     "fastapi": ("fastapi_server",),
     "aiohttp": ("aiohttp_server",),
+    "granian": ("granian_server", "asgi", "::"),
 }
 
 each_application = pytest.mark.parametrize(
@@ -238,6 +239,23 @@ def test_both_keep_the_same_requests(
     # Of 200, one in two: all or none would be no sampling.
     assert 0 < len(kept & wanted[None]) < len(wanted[None])
     assert_joined(kept, inside, flags)
+
+
+def test_what_cannot_be_joined_is_told_once(
+    net: Network, inside: Receiver, tmp_path: Path
+) -> None:
+    """Of WSGI, granian tells the application neither the socket nor the client's port."""
+    application = ("granian_server", "wsgi", "::")
+    with (
+        serving(net, tmp_path, inside, application) as server,
+        measured(net, tmp_path, inside) as measuring,
+    ):
+        asked = ask_one_by_one(net, inside)
+        measuring.stop().assert_clean(seen=21)
+        said = server.process.stderr.read_text()
+    assert {span.parent_span_id for span in asked.values()} == {""}
+    (told,) = (line for line in said.splitlines() if "does not join requests" in line)
+    assert "gunicorn or waitress" in told
 
 
 @pytest.mark.parametrize("application", ["flask", "fastapi"])

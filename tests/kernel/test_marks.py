@@ -263,6 +263,25 @@ def test_asking_marks_no_request(lab: Lab, meter: Meter) -> None:
     assert (meter.counted(Counter.MARKS_JOINED), meter.counted(Counter.MARKS_UNKNOWN)) == (1, 0)
 
 
+@pytest.mark.parametrize("host", [SERVER_IPV4, SERVER_IPV6], ids=["ipv4", "ipv6"])
+def test_whether_a_connection_is_known(lab: Lab, meter: Meter, host: str) -> None:
+    """By its addresses, on any socket of the namespace; nothing is marked."""
+    pair = lab.connect(host)
+    asked(pair)
+    (peer, peer_port), local = pair.server.getpeername()[:2], (host, PORT)
+    with lab.server_netns.run(lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as any_one:
+        for others in (
+            {"local": ("198.18.0.3", PORT)}, {"local": ("::", PORT)}, {"local": (host, PORT + 7)},
+            {"peer": (peer, peer_port ^ 1)}, {"peer": ("198.18.0.3", peer_port)},
+        ):  # fmt: skip
+            mark = Mark(**{"peer": (peer, peer_port), "local": local, **others})
+            assert mark.tell(any_one, ASK) == NOT_MEASURED, others
+        assert Mark(peer=(peer, peer_port), local=local).tell(any_one, ASK) == MEASURED
+    assert meter.counted(Counter.MARKS_UNKNOWN) == 0
+    pair.answer(OK)
+    assert meter.record()["marked"] == 0
+
+
 def test_other_options_are_the_kernel_s(lab: Lab, meter: Meter) -> None:
     pair = lab.connect()
     for size in (20_000, 40_000):

@@ -24,6 +24,22 @@ from otelbpf_plugin import OtelbpfInstrumentor, log, marker
 from otelbpf_plugin.watch import watch
 
 COUNT = 23
+#: What servers have of a request to port 8080.
+ENVIRON = {"wsgi.version": (1, 0), "SERVER_PROTOCOL": "HTTP/1.1", "SERVER_PORT": "8080"}
+SCOPE = {
+    "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1",
+    "client": ("192.0.2.1", 40_000), "server": ("192.0.2.2", 8080),
+}  # fmt: skip
+#: What an end of a scope's connection may be, and is no address and port.
+NOT_AN_END = [
+    None, (), [], ("192.0.2.9",), ("", 1), ("localhost", 1), ("192.0.2.9", None),
+    ("192.0.2.9", 0), ("192.0.2.9", "0"), ("192.0.2.9", ""), ("192.0.2.9", "http"),
+    ("192.0.2.9", -1), ("192.0.2.9", 65_536), ("192.0.2.9", "65536"), ("192.0.2.9", 1.0),
+    ("192.0.2.9", True), ("192.0.2.9", "\u0661"), ("192.0.2.9", " 1"), ("192.0.2.9", "1_0"),
+    ("192.0.2.9", "9" * 5000), ("192.0.2.9", b"1"), ("192.0.2.9", [1]), (b"192.0.2.9", 1),
+    (["192.0.2.9"], 1), ("192.0.2.9:1", 1), ("192.0.2", 1), ("[::1]", 1), ("\0", 1), (":\ud800", 1),
+    "192.0.2.9:1", b"192.0.2.9", 1, {"host": "192.0.2.9", "port": 1}, {1: 2},
+]  # fmt: skip
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e{:04x}", "00f067aa0ba9{:04x}"
 
 
@@ -54,6 +70,8 @@ class Kernel:
         answer: to each START of a port that is measured; 0: the request was found.
         measured: the ports, for all that have been told or asked about; None: each.
         asked: the ports that it was asked about, but not that whether there is any.
+        known: the connections that it says it knows: both addresses packed, both ports.
+        asked_of: those that it was asked about.
     """
 
     def __init__(self) -> None:
@@ -61,13 +79,18 @@ class Kernel:
         self.measured: set[int] | None = None
         self.told: list[Told] = []
         self.asked: list[int] = []
+        self.known: set[tuple[bytes, bytes, int, int]] = set()
+        self.asked_of: list[tuple[bytes, bytes, int, int]] = []
 
     def _measures(self, port: int) -> bool:
         """As bpf/mark.c: port 0 stands for any."""
         return self.measured is None or (port in self.measured if port else bool(self.measured))
 
     def tell(self, fd: int, option: int, mark: bytes) -> int:
-        trace_id, span_id, caller, peer, _, peer_port, port, flags = marker.MARK.unpack(mark)
+        trace_id, span_id, caller, peer, local, peer_port, port, flags = marker.MARK.unpack(mark)
+        if option == marker.ASK and peer_port:
+            self.asked_of.append((peer, local, peer_port, port))
+            return 0 if self.asked_of[-1] in self.known else errno.ENOPROTOOPT
         if option == marker.ASK:
             self.asked += [port] if port else []
             return 0 if self._measures(port) else errno.ENOPROTOOPT

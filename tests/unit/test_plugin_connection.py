@@ -9,21 +9,19 @@ import tempfile
 from typing import Any
 
 import pytest
+from plugin_lab import ENVIRON, NOT_AN_END, SCOPE
 
 from otelbpf_plugin.connection import (
+    ANY_ADDRESS,
     CLIENT_KEY,
     Ends,
     OwnSocket,
+    Unknown,
     connection_of,
     server_end_of,
     server_of,
 )
 
-ENVIRON = {"wsgi.version": (1, 0), "SERVER_PROTOCOL": "HTTP/1.1", "SERVER_PORT": "8080"}
-SCOPE = {
-    "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1",
-    "client": ("192.0.2.1", 40_000), "server": ("192.0.2.2", 8080),
-}  # fmt: skip
 MAPPED = bytes(10) + b"\xff\xff"
 
 
@@ -92,9 +90,26 @@ def test_a_body_in_memory_stays_there() -> None:
     """Asking it for its descriptor would write it to a disk."""
     with tempfile.SpooledTemporaryFile() as body:
         body.write(b"body")
-        assert connection_of({**ENVIRON, "wsgi.input": body}) is None
+        assert isinstance(connection_of({**ENVIRON, "wsgi.input": body}), Unknown)
         assert not body._rolled
-    assert connection_of({**ENVIRON, "wsgi.input": io.BytesIO()}) is None
+
+
+@pytest.mark.parametrize("environ", [
+    {"wsgi.input": io.BytesIO(), "SERVER_PORT": 8080},  # of hypercorn
+    {"wsgi.input": object(), "SERVER_SOFTWARE": "Granian", "REMOTE_ADDR": "192.0.2.1"},
+    {"wsgi.input": None}, {},
+], ids=["BytesIO", "granian", "none", "nothing"])  # fmt: skip
+def test_an_environ_without_a_socket_has_a_port_at_most(environ: dict[str, Any]) -> None:
+    found = connection_of({**ENVIRON, **environ})
+    assert isinstance(found, Unknown)
+    assert "gunicorn or waitress" in found.why
+    assert server_end_of({**ENVIRON, **environ}) == 8080
+
+
+@pytest.mark.parametrize("port", ["0", "", "None", "x", None, -1, 65_536, "65536", "\u0663", True])
+def test_an_environ_without_a_port_is_of_a_unix_socket(port: object) -> None:
+    assert connection_of({**ENVIRON, "SERVER_PORT": port}) is None
+    assert server_end_of({**ENVIRON, "SERVER_PORT": port}) == 0
 
 
 @pytest.mark.parametrize("scope", [SCOPE, {**SCOPE, "type": "websocket"}], ids=["http", "ws"])
@@ -128,19 +143,79 @@ def test_the_client_before_a_header_was_believed() -> None:
 
 
 @pytest.mark.parametrize("changed", [
-    {"client": ("203.0.113.7", 0)},  # from a header
-    {"client": None}, {"server": None}, {"server": ("/run/app.sock", None)}, {"client": ("", 1)},
-    {"client": ("localhost", 1)}, {"client": "/run/app.sock"}, {"http_version": "2"},
-    {"type": "lifespan"},
+    {"http_version": "2"}, {"http_version": "3"}, {"type": "lifespan"},
+    # UNIX sockets, as uvicorn, hypercorn and daphne, and granian have them; behind a proxy.
+    {"client": None, "server": ("/run/app.sock", None)}, {"client": None, "server": None},
+    {"client": ("", "0"), "server": ("/run/app.sock", "0")},
+    {"client": ("203.0.113.7", 0), "server": ("/run/app.sock", None)},
+    {"client": ["203.0.113.7", 0], "server": None},
+    {"client": ("unix:", None), "server": ("unix:/run/app.sock", None)},
+    {"client": "", "server": "/run/app.sock"}, {"client": b"", "server": b"\0abstract"},
 ], ids=str)  # fmt: skip
 def test_scopes_of_no_connection(changed: dict[str, Any]) -> None:
     assert connection_of({**SCOPE, **changed}) is None
 
 
+@pytest.mark.parametrize(("client", "server"), [
+    (("192.0.2.1", 40_000), ("192.0.2.2", 8080)),  # uvicorn, hypercorn
+    (["192.0.2.1", 40_000], ["192.0.2.2", 8080]),  # daphne
+    (("192.0.2.1", "40000"), ("192.0.2.2", "8080")),  # granian, which listens on one address
+    (("::ffff:192.0.2.1", "40000"), ("::ffff:192.0.2.2", "8080")),
+    (("::ffff:192.0.2.1", 40_000, 0, 0), ("::ffff:192.0.2.2", 8080, 0, 0)),
+    (["192.0.2.1", "40000"], ("192.0.2.2", 8080)),
+], ids=str)  # fmt: skip
+def test_each_server_s_scope(client: Any, server: Any) -> None:
+    scope = {**SCOPE, "client": client, "server": server}
+    assert connection_of(scope) == connection_of(SCOPE)
+    assert server_end_of(scope) == 8080
+    hash(server_of(scope))
+
+
+@pytest.mark.parametrize("wildcard", ["0.0.0.0", "::", "::ffff:0.0.0.0"])
+def test_a_server_that_says_only_that_it_listens_on_all_addresses(wildcard: str) -> None:
+    """Granian."""
+    scope = {**SCOPE, "client": ("192.0.2.1", "40000"), "server": (wildcard, "8080")}
+    peer = MAPPED + bytes([192, 0, 2, 1])
+    assert connection_of(scope) == Ends(peer, ANY_ADDRESS, 40_000, 8080)
+
+
+@pytest.mark.parametrize("end", NOT_AN_END, ids=repr)
+def test_a_client_that_is_no_peer_is_told(end: Any) -> None:
+    found = connection_of({**SCOPE, "client": end})
+    assert isinstance(found, Unknown)
+    assert found.why.startswith("the client of the ASGI scope")
+    assert server_end_of({**SCOPE, "client": end}) == 8080
+
+
+@pytest.mark.parametrize("end", NOT_AN_END, ids=repr)
+def test_a_server_that_is_no_end_is_told_unless_it_is_a_path(end: Any) -> None:
+    scope = {**SCOPE, "server": end}
+    found = connection_of(scope)
+    if isinstance(found, Unknown):
+        assert found.why.startswith("the server of the ASGI scope")
+    else:
+        assert found is None
+    hash(server_of(scope))
+    assert server_end_of(scope) in (0, 1)
+
+
+@pytest.mark.parametrize("server", [None, ("localhost", 8080), ("192.0.2.2", None)], ids=str)
+def test_a_server_that_is_no_end_is_told(server: Any) -> None:
+    assert isinstance(connection_of({**SCOPE, "server": server}), Unknown)
+
+
+@pytest.mark.parametrize("left_out", ["client", "server", "http_version"])
+def test_what_a_scope_leaves_out(left_out: str) -> None:
+    scope = {key: value for key, value in SCOPE.items() if key != left_out}
+    expected = Ends if left_out == "http_version" else Unknown
+    assert isinstance(connection_of(scope), expected)
+
+
 @pytest.mark.parametrize("carrier", [
     {}, {"traceparent": "00-1-2-01", "type": "http"}, [("traceparent", "x")], None, "headers",
     {**ENVIRON, "SERVER_PROTOCOL": "HTTP/2", "gunicorn.socket": File(7)},
-    {"wsgi.input": File(7)}, ENVIRON, pytest.param(object(), id="object"),
+    {**ENVIRON, "SERVER_PROTOCOL": "HTTP/2", "wsgi.input": io.BytesIO()},
+    {"wsgi.input": File(7)}, pytest.param(object(), id="object"),
 ], ids=str)  # fmt: skip
 def test_other_carriers(carrier: object) -> None:
     assert connection_of(carrier) is None

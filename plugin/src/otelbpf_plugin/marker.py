@@ -42,6 +42,12 @@ def ask(fd: int, port: int) -> bool:
     return tell(fd, ASK, mark) == 0
 
 
+def knows(peer: bytes, local: bytes, peer_port: int, local_port: int) -> bool:
+    """Is there a connection with these ends, among those that are measured?"""
+    mark = MARK.pack(bytes(16), bytes(8), bytes(8), peer, local, peer_port, local_port, 0)
+    return tell(any_socket(), ASK, mark) == 0
+
+
 def tell(fd: int, option: int, mark: bytes) -> int:
     """One setsockopt().
 

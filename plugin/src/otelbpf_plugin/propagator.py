@@ -12,6 +12,7 @@ from opentelemetry.propagators import textmap
 
 from otelbpf_plugin.connection import (
     Connection,
+    Unknown,
     connection_of,
     is_asgi,
     server_end_of,
@@ -71,12 +72,16 @@ class OtelbpfPropagator(textmap.TextMapPropagator):
             if watch.is_quiet(server):
                 return context
             if not watch.is_awake:
-                watch.ask(server, server_end_of(carrier))
+                if not watch.ask(server, server_end_of(carrier)):
+                    return context
                 # Before, nobody watched who is put into a scope.
-                if not watch.is_awake or is_asgi(carrier):
+                if watch.is_awake and is_asgi(carrier):
                     return context
             connection = connection_of(carrier)
-            if connection is not None:
+            if isinstance(connection, Unknown):
+                if watch.ask(server, server_end_of(carrier)):
+                    warn_once(f"does not join requests to those that otelbpf sees: {connection.why}")
+            elif connection is not None and watch.is_awake:
                 context = set_value(ARRIVAL_KEY, Arrival(connection, server), context)
         except Exception as error:  # a request goes on, whatever is wrong here
             warn_once("cannot tell which connection a request came on", error)

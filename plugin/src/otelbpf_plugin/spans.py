@@ -16,7 +16,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import Span, SpanContext, SpanKind, get_current_span
 
 from otelbpf_plugin import marker
-from otelbpf_plugin.connection import Connection, OwnSocket
+from otelbpf_plugin.addresses import reached_by
+from otelbpf_plugin.connection import ANY_ADDRESS, Connection, OwnSocket
 from otelbpf_plugin.log import warn_once
 from otelbpf_plugin.propagator import ARRIVAL_KEY, Arrival
 from otelbpf_plugin.watch import watch
@@ -111,8 +112,12 @@ def _addressed(connection: Connection) -> tuple[int, tuple[bytes, bytes, int, in
     """The socket to tell of a connection, and a mark's peer, local address, and their ports."""
     if isinstance(connection, OwnSocket):
         return connection.fd, (bytes(16), bytes(16), 0, 0)
-    ends = (connection.peer, connection.local, connection.peer_port, connection.local_port)
-    return marker.any_socket(), ends
+    local = connection.local
+    if local == ANY_ADDRESS:
+        local = reached_by(connection)
+    return marker.any_socket(), (
+        connection.peer, local, connection.peer_port, connection.local_port
+    )  # fmt: skip
 
 
 def _new_span_id() -> bytes:

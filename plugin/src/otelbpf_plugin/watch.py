@@ -63,26 +63,32 @@ class Watch:
         """Was a server not measured just now?"""
         return self._quiet_until.get(server, 0.0) > monotonic()
 
-    def ask(self, server: Hashable, end: ServerEnd) -> None:
-        """Asks the kernel whether a server is measured, and wakes or sleeps if that is to be."""
+    def ask(self, server: Hashable, end: ServerEnd) -> bool:
+        """Asks the kernel whether a server is measured, and wakes or sleeps if that is to be.
+
+        Returns:
+            Is it measured? Of a server whose port is not known: is anyone in its network namespace?
+        """
         switch = self._switch
         if switch is None:  # it has ended meanwhile
             self.nobody_until = math.inf
-            return
+            return False
         now = monotonic()
         fd, port = _place(end)
         if port and marker.ask(fd, port):
             self._note(server, port)
             switch.on()
-            return
+            return True
         _keep(self._quiet_until, server, now + QUIET_S)
+        anyone = switch.is_on or marker.ask(fd, marker.ANY_PORT)
         if not switch.is_on:
-            self.nobody_until = 0.0 if marker.ask(fd, marker.ANY_PORT) else now + QUIET_S
+            self.nobody_until = 0.0 if anyone else now + QUIET_S
         elif any(marker.ask(marker.any_socket(), each) for each in set(self._ports.values())):
             self._measured_at = now
         elif now - self._measured_at >= LINGER_S:
             self._ports.clear()
             switch.off()
+        return anyone and not port
 
     def hear(self, answer: int, server: Hashable, connection: Connection) -> None:
         """Of the kernel's answer to the mark of a request."""
