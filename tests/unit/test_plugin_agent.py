@@ -177,6 +177,19 @@ def test_the_address_for_prometheus_stays_the_applications(
     assert handed_on == {"OTEL_METRICS_EXPORTER": of_the_agent}
 
 
+@pytest.mark.parametrize(
+    ("of_the_application", "of_the_agent"),
+    [("otlp", "otlp"), ("none", "none"), ("console", "none"), ("otlp_json_file", "none"),
+     ("console, otlp", "otlp")],
+)  # fmt: skip
+def test_spans_that_would_go_to_standard_output_are_not_made(
+    of_the_application: str, of_the_agent: str
+) -> None:
+    """Nobody reads the agent's, and the application's spans would be children of theirs."""
+    handed_on = child_agent._environment({"OTEL_TRACES_EXPORTER": of_the_application})
+    assert handed_on == {"OTEL_TRACES_EXPORTER": of_the_agent}
+
+
 @needs_root
 def test_one_for_all_processes_of_an_application(lab: Lab) -> None:
     """Neither a forked worker nor one that was started anew has another one, or ends this one."""

@@ -60,8 +60,8 @@ def reached_by(ends: Ends) -> bytes:
 
 def _warn(why: str) -> None:
     warn_once(
-        "does not join requests to those that otelbpf sees: the server listens on all addresses, "
-        f"does not say which one a client has reached, and {why}; have it listen on one"
+        "does not join requests with otelbpf's spans: the server listens on all addresses, does "
+        f"not say which one a client has reached, and {why}; have it listen on one"
     )
 
 

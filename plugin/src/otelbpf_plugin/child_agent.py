@@ -27,6 +27,8 @@ _PYTHON = "/usr/bin/python3"
 # Capabilities by their bits, linux/capability.h; the ones that otelbpf itself asks for.
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
 _STOP_TIMEOUT_S = 5.0
+# They write to standard output, and nobody reads the child's.
+_TO_STDOUT = ("console", "otlp_json_file")
 # What would make the agent's interpreter another one, or instrument it.
 _NOT_HANDED_ON = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "OTEL_PROPAGATORS", "OTELBPF_AGENT")
 
@@ -187,6 +189,11 @@ def _environment(environment: Mapping[str, str]) -> dict[str, str]:
         for name, value in environment.items()
         if name not in _NOT_HANDED_ON and not name.startswith("OTEL_PYTHON_")
     }
+    # Spans that go nowhere are not to be the parents of the application's.
+    exporters = _listed(environment.get("OTEL_TRACES_EXPORTER", ""))
+    if exporters:
+        sent = [each for each in exporters if each not in _TO_STDOUT]
+        handed_on["OTEL_TRACES_EXPORTER"] = ",".join(sent) or "none"
     # Where it is scraped by Prometheus, the address is its own.
     if "prometheus" in _listed(environment.get("OTEL_METRICS_EXPORTER", "")):
         handed_on["OTEL_METRICS_EXPORTER"] = "none"

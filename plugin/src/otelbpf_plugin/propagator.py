@@ -80,7 +80,7 @@ class OtelbpfPropagator(textmap.TextMapPropagator):
             connection = connection_of(carrier)
             if isinstance(connection, Unknown):
                 if watch.ask(server, server_end_of(carrier)):
-                    warn_once(f"does not join requests to those that otelbpf sees: {connection.why}")
+                    warn_once(f"does not join requests with otelbpf's spans: {connection.why}")
             elif connection is not None and watch.is_awake:
                 context = set_value(ARRIVAL_KEY, Arrival(connection, server), context)
         except Exception as error:  # a request goes on, whatever is wrong here
