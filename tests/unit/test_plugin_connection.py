@@ -148,6 +148,7 @@ def test_the_client_before_a_header_was_believed() -> None:
     {"client": None, "server": ("/run/app.sock", None)}, {"client": None, "server": None},
     {"client": ("", "0"), "server": ("/run/app.sock", "0")},
     {"client": ("203.0.113.7", 0), "server": ("/run/app.sock", None)},
+    {"client": ("203.0.113.7", 443), "server": ("/run/app.sock", None)},
     {"client": ["203.0.113.7", 0], "server": None},
     {"client": ("unix:", None), "server": ("unix:/run/app.sock", None)},
     {"client": "", "server": "/run/app.sock"}, {"client": b"", "server": b"\0abstract"},
@@ -181,6 +182,7 @@ def test_a_server_that_says_only_that_it_listens_on_all_addresses(wildcard: str)
 
 @pytest.mark.parametrize("end", NOT_AN_END, ids=repr)
 def test_a_client_that_is_no_peer_is_told(end: Any) -> None:
+    assert isinstance(connection_of({**SCOPE, "client": ("192.0.2.9", 1)}), Ends)
     found = connection_of({**SCOPE, "client": end})
     assert isinstance(found, Unknown)
     assert found.why.startswith("the client of the ASGI scope")

@@ -161,12 +161,11 @@ def _name(end: Any) -> tuple[Any, Any]:
     host, port = end[0], end[1]
     return (
         host if isinstance(host, str) else None,
-        port if isinstance(port, (int, str)) else None,
+        port if type(port) in (int, str) else None,  # True is none, though it equals one
     )
 
 
-# A connection is kept alive for more than one request. True is no port, though it equals one.
-@functools.lru_cache(maxsize=1024, typed=True)
+@functools.lru_cache(maxsize=1024)  # a connection is kept alive for more than one request
 def _of_names(
     client: Any, client_port: Any, server: Any, server_port: Any, has_server: bool
 ) -> Ends | Unknown | None:
