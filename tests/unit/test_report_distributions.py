@@ -12,7 +12,7 @@ import pytest
 from otelbpf.accounting import Lost
 from otelbpf.records import Stamp
 from otelbpf.report.distributions import BINS_PER_DECADE, Distribution, distribution, nearest_rank
-from otelbpf.report.stamps import (
+from otelbpf.stamps import (
     WAY,
     Owner,
     ends_of,

@@ -13,7 +13,7 @@ from rich.console import Console
 from snapshots import SHOP, key, series, snapshot, sums
 
 from otelbpf.accounting import Sums
-from otelbpf.report.stamps import Owner
+from otelbpf.stamps import Owner
 from otelbpf.request import Kind
 from otelbpf.snapshot import UPPER_NS, Series, buckets_of
 from otelbpf.top.frame import View, frame

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from snapshots import SHOP, histogram, key, series, snapshot
 
-from otelbpf.report.stamps import Owner
+from otelbpf.stamps import Owner
 from otelbpf.request import Kind
 from otelbpf.snapshot import UPPER_NS, Series, Snapshot, buckets_of
 from otelbpf.top.rows import RouteKey, Row, Sort, Table, table_of

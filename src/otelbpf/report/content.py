@@ -15,7 +15,7 @@ from otelbpf.report.distributions import BINS_PER_DECADE, Distribution, distribu
 from otelbpf.report.otlp_json import Span, Value
 from otelbpf.report.recording import Recording, Route, path_of, text_of
 from otelbpf.report.selection import BELOW, FAILED, SLOWEST, Below, Selection, select
-from otelbpf.report.stamps import (
+from otelbpf.stamps import (
     ends_of,
     meaning_of,
     owner_of,

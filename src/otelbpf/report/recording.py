@@ -17,7 +17,7 @@ import numpy as np
 
 from otelbpf.errors import UsageError
 from otelbpf.report.otlp_json import Span, Value, lines
-from otelbpf.report.stamps import ends_of
+from otelbpf.stamps import ends_of
 from otelbpf.request import Kind
 from otelbpf.routes import fold
 from otelbpf.spans import SCOPE

@@ -14,7 +14,7 @@ from rich.console import Group
 from rich.table import Table as Columns
 from rich.text import Text
 
-from otelbpf.report.stamps import Owner
+from otelbpf.stamps import Owner
 from otelbpf.top.look import (
     COLOURS,
     Bar,

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from otelbpf.accounting import Sums
 from otelbpf.metrics_since import since
-from otelbpf.report.stamps import Owner, owner_of, place_of_stage
+from otelbpf.stamps import Owner, owner_of, place_of_stage
 from otelbpf.request import Kind
 from otelbpf.snapshot import Histogram, Series, SeriesKey, Snapshot, no_durations
 from otelbpf.spans import LEAST_ERROR
