@@ -49,6 +49,11 @@ class Histogram:
         """How many they are."""
         return int(self.counts.sum())
 
+    @property
+    def mean_ns(self) -> float:
+        """Their mean; 0: of nothing."""
+        return self.sum_ns / self.count if self.count else 0.0
+
     def quantile_ns(self, q: float) -> float:
         """The upper bound of the bucket in which the q-quantile is, 0 < q <= 1; 0: of nothing."""
         if not self.count:

@@ -65,17 +65,17 @@ class Owner(StrEnum):
 
     @property
     def about(self) -> str:
-        """What is waited for in its time."""
+        """What its time is, in a few words."""
         return _ABOUT[self]
 
 
 _ABOUT = {
-    Owner.RECEIVE: "what has arrived is to be queued",
-    Owner.WAITING: "the reader is to take it",
-    Owner.APPLICATION: "it is to read on, or to write",
-    Owner.SEND: "what was written is to leave",
-    Owner.PEER: "the other side, or the way to it",
-    Owner.UNKNOWN: "the stamps do not tell",
+    Owner.RECEIVE: "until queued",
+    Owner.WAITING: "until read",
+    Owner.APPLICATION: "at work",
+    Owner.SEND: "until it leaves",
+    Owner.PEER: "elsewhere",
+    Owner.UNKNOWN: "no stamp tells",
 }
 _TURNS = {
     Kind.SERVER: tuple(Owner),

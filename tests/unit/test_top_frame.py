@@ -13,9 +13,9 @@ from rich.console import Console
 from snapshots import SHOP, key, series, snapshot, sums
 
 from otelbpf.accounting import Sums
-from otelbpf.stamps import Owner
 from otelbpf.request import Kind
-from otelbpf.snapshot import UPPER_NS, Series, buckets_of
+from otelbpf.snapshot import UPPER_NS, Series, buckets_of, no_durations
+from otelbpf.stamps import Owner
 from otelbpf.top.frame import View, frame
 from otelbpf.top.look import (
     COLOURS,
@@ -98,9 +98,9 @@ def test_a_routes_line(width: int) -> None:
     words = line.split()
     quantiles = [upper(3 * MS)] * (2 if width == 80 else 4)
     assert words[2:4 + len(quantiles)] == ["11.5", "4.3%", *quantiles]
-    # All but a thousandth until acked: the peer's.
-    assert "wpppp" in line
-    assert line.endswith("read→acked 3.00ms")
+    # All but a thousandth after the read: the application's.
+    assert "waaaa" in line
+    assert line.endswith("read→tc_out 3.00ms")
     assert line_with(lines, "all").split()[1:] == words[2:]
     assert line_with(lines, "seen 10 = exported 4 + sampled out 3 + lost 2 (ring_full 2)")
 
@@ -153,16 +153,49 @@ def test_the_selected_route_is_in_sight_and_has_its_stages_below() -> None:
         line_with(lines, f", {row.ever:,} requests so far")
         stage = line_with(lines[lines.index(pointed) + 1:], "nic→read ")
         assert stage.split()[1] == per_second(row.rate)
-        assert line_with(lines, "read→acked  ").rstrip().endswith(("p", "a"))
+        assert line_with(lines, "read→tc_out  ").rstrip().endswith("a")
+        assert lines.index(line_with(lines, "end→acked  ")) > lines.index(stage)
 
 
 def test_stages_are_a_waterfall() -> None:
     row = table(series()).rows[0]
     lines = lines_of(table(series()), view(row.key), 80)
-    first, second = line_with(lines, "nic→read  "), line_with(lines, "read→acked   ")
+    first, second = line_with(lines, "nic→read  "), line_with(lines, "read→tc_out   ")
     assert first.split()[1:] == ["1.0", "4.00µs", upper(5_000), "0.1%", "w"]
     assert second.split()[4] == "100%"
-    assert first.index("w", 20) + 1 >= second.index("ppp")
+    assert first.index("w", 20) + 1 >= second.index("aaa")
+
+
+def test_the_acknowledgement_is_a_line_of_its_own() -> None:
+    """Below the stages, without a share of their time, and where there was none not at all."""
+    row = table(series()).rows[0]
+    lines = lines_of(table(series()), view(row.key), 160)
+    acked = line_with(lines, "end→acked")
+    assert lines[lines.index(line_with(lines, "read→tc_out  ")) + 1] == acked
+    assert acked.split(maxsplit=5) == [
+        "end→acked", "1.0", "7.00µs", upper(7_000), "–",  # noqa: RUF001
+        "after the end: the client's acknowledgement"]
+    none = replace(series(), acked=no_durations())
+    assert not any("acked" in line for line in lines_of(table(none), view(row.key), 160))
+
+
+@pytest.mark.parametrize("height", range(10, 24))
+def test_the_acknowledgement_has_its_place_where_lines_are_few(height: int) -> None:
+    """It goes before the smaller stages, as it is no part of what they share."""
+    row = table(series()).rows[0]
+    lines = lines_of(table(series()), view(row.key, keys=True), 160, height)
+    assert len(lines) == height
+    shown = [line.split()[0] for line in lines if "→" in line.split(" ")[0]]
+    assert shown in ([], ["read→tc_out"], ["read→tc_out", "end→acked"],
+                     ["nic→read", "read→tc_out", "end→acked"])
+
+
+@pytest.mark.parametrize(("width", "text"), [
+    (80, "peer + network"), (160, "peer + network: elsewhere")])
+def test_the_legend_has_every_owner(width: int, text: str) -> None:
+    legend = lines_of(table(series()), view(), width)[1]
+    assert f"p {text}  " in legend
+    assert [word for word in legend.split() if len(word) == 1 and word != "+"] == list("rwaspu")
 
 
 def test_an_agent_without_requests() -> None:

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 from snapshots import SHOP, histogram, key, series, snapshot
 
-from otelbpf.stamps import Owner
 from otelbpf.request import Kind
 from otelbpf.snapshot import UPPER_NS, Series, Snapshot, buckets_of
+from otelbpf.stamps import Owner
 from otelbpf.top.rows import RouteKey, Row, Sort, Table, table_of
 
 MS = 1_000_000
@@ -62,10 +62,10 @@ def test_quantiles_are_those_of_the_requests() -> None:
 
 
 def test_statuses_of_a_route_are_one_row_and_errors_are_the_conventions() -> None:
-    classes = {2: 10, 4: 3, 5: 2, 0: 1}
+    statuses = {200: 10, 404: 3, 503: 2, 0: 1}
     for kind, failed in ((Kind.SERVER, 2 + 1), (Kind.CLIENT, 3 + 2 + 1)):
         all_series = [series(key(kind, status=status), [MS] * n)
-                      for status, n in classes.items()]
+                      for status, n in statuses.items()]
         (row,) = table_of(snapshot(*all_series), None, 1.0).rows
         assert (row.count, row.errors, row.error_share) == (16, failed, failed / 16)
 
@@ -117,23 +117,42 @@ def test_stages_are_in_the_order_of_the_way_and_their_shares_are_of_all_time() -
     waited = {"queued_to_woken": 1 * MS, "woken_to_read": 1 * MS, "read_to_write": 6 * MS}
     at_once = {"read_to_write": 2 * MS, "queued_to_read": 10 * MS}
     (row,) = table_of(snapshot(of_stages("/a", waited, at_once)), None, 2.0).rows
-    assert [(stage.name, stage.share, stage.rate) for stage in row.stages] == [
+    assert [(stage.name, stage.share, row.rate_of(stage.durations)) for stage in row.stages] == [
         ("queued_to_woken", 0.05, 0.5),
         ("queued_to_read", 0.5, 0.5),
         ("woken_to_read", 0.05, 0.5),
         ("read_to_write", 0.4, 1.0),
     ]
     assert row.longest is not None
-    assert (row.longest.name, row.longest.mean_ns) == ("queued_to_read", 10 * MS)
+    assert (row.longest.name, row.longest.durations.mean_ns) == ("queued_to_read", 10 * MS)
     assert row.shares() == pytest.approx({Owner.WAITING: 0.6, Owner.APPLICATION: 0.4})
     (total,) = table_of(snapshot(of_stages("/a", waited), of_stages("/b", at_once)), None, 2).totals
     assert total.shares() == pytest.approx(row.shares())
 
 
 def test_whose_a_stage_is_depends_on_the_side() -> None:
-    asked = replace(series(key(Kind.CLIENT)), stages={"tc_out_to_nic": histogram(MS)})
-    (row,) = table_of(snapshot(asked), None, 1.0).rows
-    assert row.shares() == {Owner.PEER: 1.0}
+    """Without XDP an upstream's answer begins with traffic control."""
+    stages = {"tc_out_to_tc": histogram(7 * MS), "tc_to_queued": histogram(MS),
+              "queued_to_ended": histogram(2 * MS)}
+    for kind, shares in (
+        (Kind.CLIENT, {Owner.PEER: 0.9, Owner.RECEIVE: 0.1}),
+        (Kind.SERVER, {Owner.PEER: 0.7, Owner.RECEIVE: 0.1, Owner.WAITING: 0.2}),
+    ):
+        (row,) = table_of(snapshot(replace(series(key(kind)), stages=stages)), None, 1.0).rows
+        assert row.shares() == pytest.approx(shares)
+
+
+def test_the_acknowledgement_is_no_part_of_the_request() -> None:
+    before = snapshot(series(key(route="/a"), [MS] * 2))
+    after = snapshot(series(key(route="/a"), [MS] * 5), series(key(route="/b"), [MS]))
+    table = table_of(after, before, 2.0)
+    rows = rows_of(table)
+    assert {route: (row.acked.count, row.acked.mean_ns) for route, row in rows.items()} == {
+        "/a": (3, 7_000), "/b": (1, 7_000)}
+    assert rows["/a"].durations.sum_ns == 3 * MS
+    assert sum(rows["/a"].shares().values()) == pytest.approx(1.0)
+    (total,) = table.totals
+    assert (total.acked.count, total.acked.sum_ns) == (4, 28_000)
 
 
 def test_the_others_are_a_row_whose_errors_are_not_known() -> None:

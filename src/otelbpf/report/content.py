@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from otelbpf.accounting import NOT_JOINED
+from otelbpf.records import Stamp
 from otelbpf.report.distributions import BINS_PER_DECADE, Distribution, distribution
 from otelbpf.report.otlp_json import Span, Value
 from otelbpf.report.recording import Recording, Route, path_of, text_of
 from otelbpf.report.selection import BELOW, FAILED, SLOWEST, Below, Selection, select
 from otelbpf.stamps import (
+    Owner,
     ends_of,
     meaning_of,
     owner_of,
@@ -31,6 +33,8 @@ from otelbpf.version import __version__
 MOST_ROUTES = 100
 _ABSENT = "otelbpf.ledger.absent"
 _STAGE_ATTRIBUTE = "otelbpf.stage."
+#: The stamp that comes after a request's end.
+_ACKED = Stamp.ACKED.name.lower()
 
 Json = dict[str, Any]
 
@@ -63,6 +67,9 @@ def content(recording: Recording, sums: RecordedSums | None) -> Json:
         "failed_read": int(np.count_nonzero(recording.requests.failed)),
         "failed_shown": sum(map(len, selection.failed)),
         "bins_per_decade": BINS_PER_DECADE,
+        "owners": [
+            {"name": owner, "label": owner.label, "about": owner.about} for owner in Owner
+        ],
         "stages": [
             {
                 "name": name,
@@ -134,12 +141,15 @@ def _routes(
     told = []
     for number, each in enumerate(routes):
         members = by_route[bounds[number] : bounds[number + 1]]
+        acked = requests.acked_ns[members]
+        acked = acked[acked > 0]
         told.append({
             "number": number,
             **each._asdict(),
             "rate": len(members) / seconds if seconds else None,
             "failed": int(np.count_nonzero(requests.failed[members])),
             "total": _json(distribution(requests.total_ns[members])),
+            "acked": _json(distribution(acked)) if len(acked) else None,
             "stages": [
                 {"stage": name, **_json(found)}
                 for name, found in sorted(
@@ -176,7 +186,7 @@ class _Shown:
     def stamps(self) -> set[str]:
         """Every stamp that any ledger may name."""
         absent = (each.attributes.get(_ABSENT) for each in self._selection.spans.values())
-        named = {name for value in absent for name in _names(value)}
+        named = {_ACKED, *(name for value in absent for name in _names(value))}
         return named | {end for name in self._recording.stage_names for end in ends_of(name)}
 
     def requests(self) -> list[Json]:
@@ -188,6 +198,7 @@ class _Shown:
         stages = self._stages(row, span)
         names = self._recording.stage_names
         status = span.attributes.get("http.response.status_code")
+        acked_ns = int(self._recording.requests.acked_ns[row]) or None
         return {
             "trace": span.trace_id,
             "span": span.span_id,
@@ -201,8 +212,11 @@ class _Shown:
             "at": _utc(span.start_unix_ns),
             "since_first_ns": span.start_unix_ns - self._first_unix_ns,
             "total_ns": span.end_unix_ns - span.start_unix_ns,
+            "acked_ns": acked_ns,
             "stages": stages,
-            "ledger": _ledger([(names[name], at, long) for name, at, long in stages], span),
+            "ledger": _ledger(
+                [(names[name], at, long) for name, at, long in stages], acked_ns, span
+            ),
             "attributes": _texts(span.attributes),
             "resource": self._resource(span),
             "below": [self._below(each, span) for each in self._selection.below[row]],
@@ -244,7 +258,9 @@ class _Shown:
         return number
 
 
-def _ledger(stages: list[tuple[str, int, int]], span: Span) -> list[tuple[str, int | None]]:
+def _ledger(
+    stages: list[tuple[str, int, int]], acked_ns: int | None, span: Span
+) -> list[tuple[str, int | None]]:
     """(stamp, ns since the first; None: absent), absent ones where they would have been."""
     kind = _kind_of(span)
     made: dict[str, int] = {}
@@ -252,6 +268,8 @@ def _ledger(stages: list[tuple[str, int, int]], span: Span) -> list[tuple[str, i
         first, second = ends_of(name)
         made.setdefault(first, offset_ns)
         made.setdefault(second, offset_ns + duration_ns)
+    if acked_ns is not None:
+        made[_ACKED] = span.end_unix_ns - span.start_unix_ns + acked_ns
     ledger: list[tuple[str, int | None]] = sorted(
         made.items(), key=lambda item: (item[1], place_of_stamp(item[0], kind))
     )

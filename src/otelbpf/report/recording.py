@@ -24,6 +24,7 @@ from otelbpf.spans import SCOPE
 
 _KINDS = {2: Kind.SERVER, 3: Kind.CLIENT}
 _STAGE_ATTRIBUTE = "otelbpf.stage."
+_ACKED = "otelbpf.tcp.ack.duration_ns"
 
 
 class Route(NamedTuple):
@@ -58,6 +59,8 @@ class Requests:
     Attributes:
         trace, span, parent: (n,) uint64: a trace id's last 64 bits, span ids; no parent: 0.
         start_unix_ns, total_ns: (n,) int64.
+        acked_ns: (n,) int64, from its end until the client's TCP acknowledged the whole response;
+            0: that was not seen.
         route, line: (n,) int64, numbers in the recording's lists.
         failed: (n,) bool.
     """
@@ -67,6 +70,7 @@ class Requests:
     parent: np.ndarray
     start_unix_ns: np.ndarray
     total_ns: np.ndarray
+    acked_ns: np.ndarray
     route: np.ndarray
     line: np.ndarray
     failed: np.ndarray
@@ -156,7 +160,7 @@ class _Columns:
         self.names: dict[str, int] = {}
         # Requests, then stages (by the span id of their request), then others.
         self.trace, self.span, self.parent = array("Q"), array("Q"), array("Q")
-        self.start, self.total = array("q"), array("q")
+        self.start, self.total, self.acked = array("q"), array("q"), array("q")
         self.route, self.line, self.failed = array("q"), array("q"), array("b")
         self.of, self.name = array("Q"), array("q")
         self.stage_start, self.duration = array("q"), array("q")
@@ -188,6 +192,7 @@ class _Columns:
         self.parent.append(parent)
         self.start.append(span.start_unix_ns)
         self.total.append(duration_ns)
+        self.acked.append(_ns(span.attributes.get(_ACKED, 0), _ACKED, span, path))
         self.route.append(self.routes.setdefault(route_of(span, kind), len(self.routes)))
         self.line.append(line)
         self.failed.append(span.failed)
@@ -209,8 +214,8 @@ class _Columns:
         requests = Requests(
             np.asarray(self.trace)[first], spans, np.asarray(self.parent)[first],
             np.asarray(self.start)[first], np.asarray(self.total)[first],
-            np.asarray(self.route)[first], np.asarray(self.line)[first],
-            np.asarray(self.failed)[first].astype(bool),
+            np.asarray(self.acked)[first], np.asarray(self.route)[first],
+            np.asarray(self.line)[first], np.asarray(self.failed)[first].astype(bool),
         )  # fmt: skip
         of = np.asarray(self.of, np.uint64)
         row = np.minimum(np.searchsorted(spans, of), len(spans) - 1)
@@ -270,6 +275,12 @@ def route_of(span: Span, kind: Kind) -> Route:
     )
 
 
+def _ns(value: Value, key: str, span: Span, path: Path) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise UsageError(f"{key} of span {span.span_id} in {path} is no number of ns")
+    return value
+
+
 def _stage_attributes(span: Span, path: Path) -> list[tuple[str, int]]:
     """The stages that are told as attributes (--stages attributes), in order of time.
 
@@ -278,9 +289,7 @@ def _stage_attributes(span: Span, path: Path) -> list[tuple[str, int]]:
     told = {}
     for key, value in span.attributes.items():
         if key.startswith(_STAGE_ATTRIBUTE):
-            if not isinstance(value, int) or value < 0:
-                raise UsageError(f"{key} of span {span.span_id} in {path} is no number of ns")
-            told[key.removeprefix(_STAGE_ATTRIBUTE)] = value
+            told[key.removeprefix(_STAGE_ATTRIBUTE)] = _ns(value, key, span, path)
     by_first = {ends_of(name)[0]: name for name in told}
     seconds = {ends_of(name)[1] for name in told if "_to_" in name}
     stamp = next((first for first in by_first if first not in seconds), None)

@@ -14,6 +14,8 @@ from rich.console import Group
 from rich.table import Table as Columns
 from rich.text import Text
 
+from otelbpf.records import Stamp
+from otelbpf.snapshot import Histogram
 from otelbpf.stamps import Owner
 from otelbpf.top.look import (
     COLOURS,
@@ -37,15 +39,10 @@ _HEAD = "bold"
 _QUIET = "dim"
 _BAD = "bold red"
 _SELECTED = "on #303a46"
-_UNTIL = {
-    Owner.RECEIVE: "until queued",
-    Owner.WAITING: "until read",
-    Owner.APPLICATION: "until write",
-    Owner.SEND: "until tc_out",
-    Owner.PEER: "until acked; of an upstream, until nic",
-}
 # However many lines the stages of one could take.
 _FEWEST_ROWS = 5
+_ACKED = Stamp.ACKED.name.lower()
+_AFTER_THE_END = "after the end: the client's acknowledgement"
 # A gap, whose stages they are, and the columns' heads.
 _STAGES_HEAD = 3
 
@@ -81,7 +78,7 @@ def frame(table: Table, view: View, width: int, height: int | None, look: Look) 
     head = [_title(view, width, look), _legend(width, look)]
     notes = [*_notes(table), *view.notes]
     keys = [_keys(view, width, look)] if view.keys else []
-    stages = 0 if selected is None else len(rows[selected].stages)
+    stages = 0 if selected is None else _lines_of_stages(rows[selected])
     blank = 1
     if height is not None:
         # The columns' heads are a line, too, and there is one between the table and the foot.
@@ -149,8 +146,8 @@ def _keys(view: View, width: int, look: Look) -> Text:
 
 def _legend(width: int, look: Look) -> Text:
     """Whose time has which colour, in as many words as there is room for."""
-    long = [(owner, f"{owner}: {until}") for owner, until in _UNTIL.items()]
-    short = [(owner, str(owner)) for owner in _UNTIL]
+    long = [(owner, f"{owner.label}: {owner.about}") for owner in Owner]
+    short = [(owner, owner.label) for owner in Owner]
     wide = sum(len(text) + 4 for _, text in long) <= width
     line = Text(no_wrap=True)
     for owner, text in long if wide else short:
@@ -254,7 +251,7 @@ def _longest(row: Row, width: int, look: Look) -> Text:
     stage = row.longest
     if stage is None:
         return Text("")
-    mean = duration(stage.mean_ns, look)
+    mean = duration(stage.durations.mean_ns, look)
     label = shortened(stage_label(stage.name, look), width - len(mean) - 1, look)
     return Text.assemble((label, COLOURS[stage.owner]), f" {mean}")
 
@@ -262,9 +259,15 @@ def _longest(row: Row, width: int, look: Look) -> Text:
 # ---- the stages of one of them ----
 
 
+def _lines_of_stages(row: Row) -> int:
+    """How many there are to show; the last one may be what comes after the requests' end."""
+    return len(row.stages) + (row.acked.count > 0)
+
+
 def _stages(row: Row, most: int, width: int, look: Look) -> list[Text | Columns]:
     """The way of a route's requests, as a waterfall of the shares of its stages."""
-    shown = _largest(row.stages, most)
+    is_acked = row.acked.count > 0 and most > 1
+    shown = _largest(row.stages, most - is_acked)
     some = f", {len(shown)} of {len(row.stages)} stages" if len(shown) < len(row.stages) else ""
     name = " ".join(_method_and_route(row.key))
     of = f", {row.key.kind} {_service(row.key, True, look)}, {row.ever:,} requests so far{some}"
@@ -276,18 +279,26 @@ def _stages(row: Row, most: int, width: int, look: Look) -> list[Text | Columns]
     for head in ("req/s", "mean", "p99", "share"):
         columns.add_column(head, justify="right", min_width=6, no_wrap=True)
     columns.add_column("", ratio=1, no_wrap=True)
+
+    def add(label: str, style: str, durations: Histogram, *share: str | Bar | Text) -> None:
+        columns.add_row(
+            Text(label, style),
+            per_second(row.rate_of(durations)),
+            duration(durations.mean_ns, look),
+            duration(durations.quantile_ns(0.99), look),
+            *share,
+        )
+
     before = 0.0
     for stage in row.stages:
         if stage in shown:
-            columns.add_row(
-                Text(stage_label(stage.name, look), COLOURS[stage.owner]),
-                per_second(stage.rate),
-                duration(stage.mean_ns, look),
-                duration(stage.durations.quantile_ns(0.99), look),
-                percent(stage.share),
-                Bar(((None, before), (stage.owner, stage.share)), look),
-            )
+            bar = Bar(((None, before), (stage.owner, stage.share)), look)
+            label = stage_label(stage.name, look)
+            add(label, COLOURS[stage.owner], stage.durations, percent(stage.share), bar)
         before += stage.share
+    if is_acked:
+        label = f"end{look.arrow}{_ACKED}"
+        add(label, COLOURS[Owner.PEER], row.acked, look.none, Text(_AFTER_THE_END, _QUIET))
     return [Text(""), title, columns]
 
 

@@ -21,7 +21,7 @@ COLOURS = {
     Owner.APPLICATION: "#1fb58a",
     Owner.SEND: "#d988b6",
     Owner.PEER: "#8fd0f6",
-    Owner.OTHER: "#8b929a",
+    Owner.UNKNOWN: "#8b929a",
 }
 _PRINTABLE = "".join(map(chr, range(0x20, 0x7F)))
 # By how many eighths of the cell they fill, from the left.

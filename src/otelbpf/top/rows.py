@@ -9,10 +9,10 @@ from enum import StrEnum
 
 from otelbpf.accounting import Sums
 from otelbpf.metrics_since import since
-from otelbpf.stamps import Owner, owner_of, place_of_stage
 from otelbpf.request import Kind
 from otelbpf.snapshot import Histogram, Series, SeriesKey, Snapshot, no_durations
 from otelbpf.spans import LEAST_ERROR
+from otelbpf.stamps import Owner, owner_of, place_of_stage
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,12 @@ class Stage:
 
     Attributes:
         share: of the time of them all, from 0 to 1.
-        rate: how many requests a second had it.
     """
 
     name: str
     owner: Owner
     durations: Histogram
     share: float
-    rate: float
-
-    @property
-    def mean_ns(self) -> float:
-        """Of the requests that had it."""
-        return self.durations.sum_ns / self.durations.count
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +54,9 @@ class Row:
     Attributes:
         seconds: between them.
         errors: how many failed, by the conventions; None: not known, as their status is not.
-        durations: from the first stamp to the last.
+        durations: from the first stamp to the request's end.
         stages: in the order of the way.
+        acked: from the end until the client's TCP acknowledged the response: no part of the above.
         ever: how many requests there were since the agent was started.
     """
 
@@ -71,6 +65,7 @@ class Row:
     errors: int | None
     durations: Histogram
     stages: tuple[Stage, ...]
+    acked: Histogram
     ever: int
 
     @property
@@ -81,7 +76,11 @@ class Row:
     @property
     def rate(self) -> float:
         """Requests a second."""
-        return self.count / self.seconds if self.seconds > 0 else 0.0
+        return self.rate_of(self.durations)
+
+    def rate_of(self, durations: Histogram) -> float:
+        """How many requests a second these are of."""
+        return durations.count / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def error_share(self) -> float:
@@ -199,22 +198,26 @@ class _Sum:
     errors: int | None = 0
     durations: Histogram = field(default_factory=no_durations)
     stages: dict[str, Histogram] = field(default_factory=dict)
+    acked: Histogram = field(default_factory=no_durations)
 
     def add(self, series: Series) -> None:
         if series.key.overflow:
             self.errors = None
         elif _failed(series.key):
             self.errors = (self.errors or 0) + series.duration.count
-        self._add(series.duration, series.stages)
+        self._add(series.duration, series.stages, series.acked)
 
     def add_up(self, other: _Sum) -> None:
         self.ever += other.ever
         known = self.errors is not None and other.errors is not None
         self.errors = self.errors + other.errors if known else None
-        self._add(other.durations, other.stages)
+        self._add(other.durations, other.stages, other.acked)
 
-    def _add(self, durations: Histogram, stages: dict[str, Histogram]) -> None:
+    def _add(
+        self, durations: Histogram, stages: dict[str, Histogram], acked: Histogram
+    ) -> None:
         self.durations = _add_up(self.durations, durations)
+        self.acked = _add_up(self.acked, acked)
         for name, stage in stages.items():
             self.stages[name] = _add_up(self.stages.get(name, no_durations()), stage)
 
@@ -227,12 +230,13 @@ class _Sum:
                 owner_of(name, key.kind),
                 self.stages[name],
                 self.stages[name].sum_ns / all_ns if all_ns else 0.0,
-                self.stages[name].count / seconds if seconds > 0 else 0.0,
             )
             for name in sorted(self.stages, key=lambda name: place_of_stage(name, key.kind))
             if self.stages[name].count
         )
-        return Row(key, seconds, self.errors, self.durations, tuple(stages), self.ever)
+        return Row(
+            key, seconds, self.errors, self.durations, tuple(stages), self.acked, self.ever
+        )
 
 
 def _together(sums: Iterable[_Sum]) -> _Sum:

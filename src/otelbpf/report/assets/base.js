@@ -66,6 +66,10 @@ const markOf = (stage, kind) =>
 const stageLabel = (stage, kind) => el('span', {class: 'label'},
   el('span', {class: `swatch ${markOf(stage, kind)}`}), stageName(data.stages[stage].name));
 
+/** What comes after a request's end, and is in no sum: its client's acknowledgement. */
+const ackedLabel = () => el('span', {class: 'label', title: data.meanings.acked},
+  el('span', {class: 'swatch after'}), 'end \u2192 acked');
+
 const routeName = (route) =>
   [route.method, `${route.host}${route.template}` || '(no path)'].filter(Boolean).join(' ');
 

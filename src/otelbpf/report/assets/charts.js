@@ -98,21 +98,19 @@ function stripLegend() {
     el('li', {}, 'Logarithmic time; a bar\u2019s height is the square root of how many.'));
 }
 
-const OWNERS = [
-  ['receive', 'receive: until queued'], ['waiting', 'waiting: until read'],
-  ['application', 'application: until write'], ['send', 'send: until tc_out'],
-  ['peer', 'peer: until acked; to an upstream, until nic'],
-];
+const ownerLegend = () => el('ul', {class: 'legend'}, data.owners.map(({name, label, about}) =>
+  el('li', {}, el('span', {class: `swatch ${name} shade-0`}), `${label}: ${about}`)));
 
-const ownerLegend = () => el('ul', {class: 'legend'}, OWNERS.map(([owner, text]) =>
-  el('li', {}, el('span', {class: `swatch ${owner} shade-0`}), text)));
+/** From a request's first stamp to its last, the acknowledgement after its end included. */
+const lengthWithAck = (request) => request.total_ns + (request.acked_ns ?? 0);
 
 /** From the first to the last moment of a request and of what is below it. */
 function linearAxis(request) {
   let first = 0;
-  let last = request.total_ns;
+  let last = lengthWithAck(request);
   for (const each of request.below) {
-    const long = each.request === undefined ? each.total_ns : data.requests[each.request].total_ns;
+    const long = each.request === undefined ? each.total_ns
+      : lengthWithAck(data.requests[each.request]);
     first = Math.min(first, each.offset_ns);
     last = Math.max(last, each.offset_ns + long);
   }

@@ -14,9 +14,16 @@ function waterfallRow(label, depth, chart, ns, options = {}) {
 }
 
 function stageRows(request, axis, offset, depth, options = {}) {
-  return request.stages.map(([stage, at, long]) => waterfallRow(stageLabel(stage, request.kind),
-    depth, track(axis, markOf(stage, request.kind), offset + at, long), long,
+  const rows = request.stages.map(([stage, at, long]) => waterfallRow(
+    stageLabel(stage, request.kind), depth,
+    track(axis, markOf(stage, request.kind), offset + at, long), long,
     {'data-stage': data.stages[stage].name, ...options}));
+  if (request.acked_ns !== null) {
+    rows.push(waterfallRow(ackedLabel(), depth,
+      track(axis, 'after', offset + request.total_ns, request.acked_ns), request.acked_ns,
+      {'data-after': 'acked', ...options}));
+  }
+  return rows;
 }
 
 function tiledTrack(request, axis, offset) {
@@ -70,8 +77,9 @@ function waterfall(request) {
 }
 
 function ledger(request) {
+  const css = (stamp, ns) => (ns === null ? 'absent' : stamp === 'ended' ? 'bad' : null);
   const rows = request.ledger.map(([stamp, ns]) => el('tr',
-    {class: ns === null ? 'absent' : null, 'data-stamp': stamp},
+    {class: css(stamp, ns), 'data-stamp': stamp},
     el('th', {scope: 'row', class: 'label'}, stamp),
     el('td', {class: 'num'}, ns === null ? 'absent' : count(ns)),
     el('td', {class: 'meaning'}, data.meanings[stamp] ?? '')));
@@ -141,7 +149,9 @@ function drawRequest(request) {
       `${request.at}, status ${request.status ?? 'unknown'}, of `,
       el('a', {href: routeHref(route)}, routeName(route)), '. ',
       missing ? `${exact(missing)} are in no stage that was recorded here.`
-        : `Its stages add up to it: ${exact(request.total_ns)}.`),
+        : `Its stages add up to it: ${exact(request.total_ns)}.`,
+      request.acked_ns === null ? null
+        : ` Its client acknowledged all of it ${duration(request.acked_ns)} after its end.`),
     el('dl', {class: 'ids'}, id('trace id', request.trace), id('span id', request.span),
       parentId(request)),
     waterfall(request),

@@ -75,6 +75,7 @@ function drawRoutes(shown) {
     rows));
 }
 
+/** `whole` is what it is a part of; null: of nothing. */
 function distributionRow(label, found, axis, mark, whole, options = {}) {
   return el('tr', options,
     el('th', {scope: 'row'}, label),
@@ -82,18 +83,21 @@ function distributionRow(label, found, axis, mark, whole, options = {}) {
     number('median', duration(found.median_ns), exact(found.median_ns)),
     number('p90', duration(found.p90_ns), exact(found.p90_ns)),
     number('p99', duration(found.p99_ns), exact(found.p99_ns)),
-    number('of the time', percent(found.sum_ns, whole.sum_ns)),
+    number('of the time', whole ? percent(found.sum_ns, whole.sum_ns) : '\u2013'),
     number('requests', count(found.count)));
 }
 
 function distributions(route) {
-  const axis = logAxis([route.total, ...route.stages]);
+  const acked = route.acked === null ? [] : [route.acked];
+  const axis = logAxis([route.total, ...route.stages, ...acked]);
   const rows = [
     distributionRow('whole request', route.total, axis, 'whole shade-0', route.total,
       {'data-stage': 'whole'}),
     ...route.stages.map((stage) => distributionRow(stageLabel(stage.stage, route.kind), stage, axis,
       markOf(stage.stage, route.kind), route.total,
       {'data-stage': data.stages[stage.stage].name})),
+    ...acked.map((found) => distributionRow(ackedLabel(), found, axis, 'peer shade-2', null,
+      {class: 'outside', 'data-after': 'acked'})),
   ];
   const heads = [
     el('th', {scope: 'col'}, 'Stage'),
