@@ -15,7 +15,7 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e{:04x}"
 SERVER, CLIENT, INTERNAL = 2, 3, 1
 #: A request's stages by default; together 100 us.
 STAGES = {"nic_to_tc": 1_000, "tc_to_tcp": 2_000, "tcp_to_queued": 3_000, "queued_to_read": 4_000,
-          "read_to_write": 80_000, "write_to_tc_out": 3_000, "tc_out_to_acked": 7_000}  # fmt: skip
+          "read_to_write": 80_000, "write_to_tc_out": 3_000, "tc_out_to_tc_out_last": 7_000}  # fmt: skip
 
 _stage_ids = itertools.count(0x5000_0000_0000_0000)
 
@@ -40,12 +40,13 @@ def request(
     number: int = 1, *, stages: Mapping[str, int] | None = None, path: str = "/items/7",
     after_ns: int = 0, parent: int = 0, trace: int | None = None, kind: int = SERVER,
     as_attributes: bool = False, status: int = 200, error: str = "", host: str = "up:9000",
-    absent: Sequence[str] = (), **attributes: object,
+    absent: Sequence[str] = (), acked_ns: int = 0, **attributes: object,
 ) -> list[dict[str, Any]]:
     """A request's span, whose id is its number, and its stages.
 
     Args:
         after_ns: its first stamp, after BEGIN_UNIX_NS.
+        acked_ns: from its end until its client acknowledged it; 0: that is not told.
     """
     stages = STAGES if stages is None else stages
     trace = number if trace is None else trace
@@ -55,7 +56,8 @@ def request(
         "otelbpf.ledger.absent": list(absent), "otelbpf.ledger.complete": not absent,
         **({"url.path": path, "network.local.port": 8080} if kind == SERVER
            else {"url.full": f"http://{host}{path}"}),
-        **({"error.type": error} if error else {}), **attributes,
+        **({"error.type": error} if error else {}),
+        **({"otelbpf.tcp.ack.duration_ns": acked_ns} if acked_ns else {}), **attributes,
     }  # fmt: skip
     if as_attributes:
         told |= {f"otelbpf.stage.{name}": ns for name, ns in stages.items()}

@@ -61,7 +61,7 @@ def test_routes_and_their_stages(made: Any) -> None:
     slow = [request(n, path=f"/items/{n}", after_ns=n * 100_000_000,
                     stages={**STAGES, "read_to_write": n * 1_000_000}) for n in range(1, 11)]
     failed = request(99, path="/pay", after_ns=0, status=500, error="500",
-                     stages={"nic_to_tc": 5, "tc_to_acked": 10_000_000_000})
+                     stages={"nic_to_tc": 5, "tc_to_tc_out": 10_000_000_000})
     told = made(export(*slow[:4]), export(*slow[4:], failed))
     assert [route["template"] for route in told["routes"]] == ["/pay", "/items/{id}"]  # by p99
     items, pay = by_name(told)["GET /items/{id}"], by_name(told)["GET /pay"]
@@ -104,26 +104,30 @@ def test_both_styles_of_stages_as_the_agent_writes_them(style: StageStyle, tmp_p
     exporter.shutdown()
     told = content(read([tmp_path / "spans"]), None)
     (route,) = told["routes"]
-    times = [SMALL[stamp] for stamp in sorted(SMALL)]
-    names = [stamp.name.lower() for stamp in sorted(SMALL)]
+    *bounds, acked = sorted(SMALL)
+    assert acked is Stamp.ACKED
+    times = [SMALL[stamp] for stamp in bounds]
+    names = [stamp.name.lower() for stamp in bounds]
     assert (route["method"], route["template"], route["port"]) == ("GET", "/items/{id}", 8080)
     assert route["service"] == "shop"
     assert [told["stages"][stage["stage"]]["name"] for stage in route["stages"]] == [
         f"{first}_to_{second}" for first, second in itertools.pairwise(names)]
     assert [stage["p99_ns"] for stage in route["stages"]] == [
         second - first for first, second in itertools.pairwise(times)]
-    assert figures(route["total"]) == (23, 23 * 450_001, *[450_001] * 5)
+    assert figures(route["total"]) == (23, 23 * 412_345, *[412_345] * 5)
+    assert figures(route["acked"]) == (23, 23 * 37_656, *[37_656] * 5)
     assert (told["untiled"], told["orphans"]) == (0, 0)
     assert len(told["requests"]) == 20
     for each in told["requests"]:
-        assert each["ledger"] == list(zip(names, times, strict=True))
+        assert each["ledger"] == [*zip(names, times, strict=True), ("acked", 450_001)]
+        assert (each["total_ns"], each["acked_ns"]) == (412_345, 37_656)
         keys = [key for key, _ in each["attributes"]]
         assert "url.path" in keys
         assert not any(key.startswith("otelbpf.stage.") for key in keys)
 
 
 def test_what_the_collectors_file_exporter_wrote() -> None:
-    """Both styles in one file (records/collector-file.txt)."""
+    """Both styles in one file (records/collector-file.txt), when requests ended with `acked`."""
     told = content(read([RECORDS / "collector-file.jsonl"]), None)
     (route,) = told["routes"]
     assert (route["template"], route["total"]["count"], told["untiled"]) == ("/items/{id}", 3, 0)
@@ -131,6 +135,45 @@ def test_what_the_collectors_file_exporter_wrote() -> None:
     assert figures(route["total"]) == (3, 3 * 450_001, *[450_001] * 5)
     assert [each["ledger"] for each in told["requests"]] == [
         [(stamp.name.lower(), SMALL[stamp]) for stamp in sorted(SMALL)]] * 3
+    assert told["stages"][route["stages"][-1]["stage"]] == {
+        "name": "tc_out_to_acked", "owner": {"server": "peer", "client": "peer"}, "shade": 0}
+    assert (route["acked"], {each["acked_ns"] for each in told["requests"]}) == (None, {None})
+
+
+def test_the_acknowledgement_comes_after_the_request(made: Any) -> None:
+    """In no sum, and only of the requests whose it was seen."""
+    told = made(export(request(1, acked_ns=40_000_000), request(2, acked_ns=2_000), request(3),
+                       request(4, path="/b", absent=["acked"])))
+    items, other = by_name(told)["GET /items/{id}"], by_name(told)["GET /b"]
+    assert figures(items["total"]) == (3, 300_000, *[100_000] * 5)
+    assert figures(items["acked"]) == (2, 40_002_000, 2_000, 2_000, *[40_000_000] * 3)
+    assert other["acked"] is None
+    assert told["seconds"] == 0.0001
+    ledgers = {number: dict(each["ledger"]) for number, each in shown(told).items()}
+    assert [ledger.get("acked", "not told") for ledger in ledgers.values()] == [
+        40_100_000, 102_000, "not told", None]
+    assert list(ledgers[1]) == [*list(ledgers[3]), "acked"]
+    assert told["meanings"]["acked"]
+    assert told["untiled"] == 0
+
+
+def test_a_request_that_was_cut_short_is_as_long_as_it_was(made: Any) -> None:
+    stages = {"nic_to_tc": 5, "tc_to_read": 6, "read_to_ended": 30_000_000_000}
+    told = made(export(request(stages=stages, error="client_closed", status=0,
+                               absent=["tc_out", "acked"])))
+    (got,), (route,) = told["requests"], told["routes"]
+    assert (got["error"], got["total_ns"], told["untiled"]) == ("client_closed", 30_000_000_011, 0)
+    assert got["ledger"] == [("nic", 0), ("tc", 5), ("read", 11), ("tc_out", None),
+                             ("ended", 30_000_000_011), ("acked", None)]
+    assert told["stages"][route["stages"][-1]["stage"]]["owner"]["server"] == "application"
+    assert told["meanings"]["ended"]
+
+
+def test_the_legend_is_the_tables(made: Any) -> None:
+    told = made(export(request()))
+    assert [(each["name"], each["label"]) for each in told["owners"]] == [
+        ("receive", "receive"), ("waiting", "waiting"), ("application", "application"),
+        ("send", "send"), ("peer", "peer + network"), ("unknown", "unknown")]
 
 
 def test_attributes_have_no_order(made: Any) -> None:
@@ -207,36 +250,36 @@ def test_a_request_without_attributes(made: Any) -> None:
 
 
 def test_absent_stamps_are_where_they_would_have_been(made: Any) -> None:
-    stages = {"nic_to_tc": 5, "tc_to_read": 6, "read_to_acked": 7}
+    stages = {"nic_to_tc": 5, "tc_to_read": 6, "read_to_tc_out_last": 7}
     absent = ["acked2", "tc_out", "woken", "tcp", "read"]
     (got,) = made(export(request(stages=stages, absent=absent)))["requests"]
     assert got["ledger"] == [("nic", 0), ("tc", 5), ("tcp", None), ("woken", None), ("read", 11),
-                             ("tc_out", None), ("acked", 18), ("acked2", None)]
+                             ("tc_out", None), ("tc_out_last", 18), ("acked2", None)]
 
 
 def test_stamps_of_one_nanosecond_keep_the_order_of_the_way(made: Any) -> None:
     stages = {"nic_to_tc": 0, "tc_to_tcp": 0, "tcp_to_queued": 4, "queued_to_read": 0,
-              "read_to_acked": 0}  # fmt: skip
+              "read_to_ended": 0}  # fmt: skip
     told = made(export(request(stages=dict(reversed(stages.items())), as_attributes=True)))
     (got,) = told["requests"]
     assert [(told["stages"][stage]["name"], at, long) for stage, at, long in got["stages"]] == [
         ("nic_to_tc", 0, 0), ("tc_to_tcp", 0, 0), ("tcp_to_queued", 0, 4),
-        ("queued_to_read", 4, 0), ("read_to_acked", 4, 0)]
-    assert [stamp for stamp, _ in got["ledger"]] == ["nic", "tc", "tcp", "queued", "read", "acked"]
+        ("queued_to_read", 4, 0), ("read_to_ended", 4, 0)]
+    assert [stamp for stamp, _ in got["ledger"]] == ["nic", "tc", "tcp", "queued", "read", "ended"]
 
 
 def test_a_request_is_told_in_the_order_of_time(made: Any) -> None:
     """A handler that streams ends long after the first byte was written."""
     stages = {"nic_to_read": 1, "read_to_write": 2, "write_to_handler_end": 3,
-              "handler_end_to_acked": 4}
+              "handler_end_to_tc_out_last": 4}
     told = made(export(request(stages=stages)))
     (got,), (route,) = told["requests"], told["routes"]
     assert [told["stages"][stage]["name"] for stage, _, _ in got["stages"]] == list(stages)
     assert got["ledger"] == [("nic", 0), ("read", 1), ("write", 3), ("handler_end", 6),
-                             ("acked", 10)]
-    # All requests of a route have one order, by who had them.
+                             ("tc_out_last", 10)]
+    # All requests of a route have one order, by whose the time was.
     assert [told["stages"][stage["stage"]]["name"] for stage in route["stages"]] == [
-        "nic_to_read", "read_to_write", "write_to_handler_end", "handler_end_to_acked"]
+        "nic_to_read", "read_to_write", "write_to_handler_end", "handler_end_to_tc_out_last"]
 
 
 def test_a_real_clients_way(tmp_path: Path) -> None:
@@ -261,8 +304,8 @@ def test_a_real_clients_way(tmp_path: Path) -> None:
 def test_the_slowest_and_the_latest_failed(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "SLOWEST", 3)
     monkeypatch.setattr(selection, "FAILED", 4)
-    good = [request(n, stages={"nic_to_acked": 1_000 - n}, after_ns=n) for n in range(1, 11)]
-    bad = [request(n, stages={"nic_to_acked": n}, after_ns=n, path="/pay" if n % 2 else "/items/1",
+    good = [request(n, stages={"nic_to_tc_out": 1_000 - n}, after_ns=n) for n in range(1, 11)]
+    bad = [request(n, stages={"nic_to_tc_out": n}, after_ns=n, path="/pay" if n % 2 else "/items/1",
                    error="500") for n in range(100, 110)]
     told = made(export(*good, *bad))
     spans = {number: int(each["span"], 16) for number, each in enumerate(told["requests"])}

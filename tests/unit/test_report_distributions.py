@@ -1,28 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Percentiles by nearest rank, bins by logarithm; stamps in words."""
+"""Percentiles by nearest rank, bins by logarithm; reasons in words."""
 
 from __future__ import annotations
 
-import itertools
 import random
 
 import numpy as np
 import pytest
 
 from otelbpf.accounting import Lost
-from otelbpf.records import Stamp
 from otelbpf.report.distributions import BINS_PER_DECADE, Distribution, distribution, nearest_rank
-from otelbpf.stamps import (
-    WAY,
-    Owner,
-    ends_of,
-    meaning_of,
-    owner_of,
-    place_of_stage,
-    shade_of,
-)
 from otelbpf.report.sums import REASONS
-from otelbpf.request import Kind, stages_of
 
 
 @pytest.mark.parametrize(
@@ -72,55 +60,5 @@ def test_nothing_is_too_short_or_too_long_for_a_bin() -> None:
     assert found.sum_ns == 2 * (1 << 62) + 10**13 + 1  # more than 64 bits hold
 
 
-def test_every_stamp_is_in_words_and_on_its_way() -> None:
-    for stamp in Stamp:
-        assert meaning_of(stamp.name.lower())
-        assert owner_of(f"x_to_{stamp.name.lower()}", Kind.SERVER) is not Owner.OTHER
-    assert set(WAY[Kind.SERVER]) == set(Stamp)
-    assert set(WAY[Kind.CLIENT]) == (
-        set(Stamp) - {Stamp.ACKED, Stamp.HANDLER_START, Stamp.HANDLER_END}
-    )
-    assert (meaning_of("hw"), owner_of("hw_to_xyz", Kind.SERVER)) == ("", Owner.OTHER)
-
-
-def test_every_stages_name_can_be_taken_apart() -> None:
-    for first, second in itertools.permutations(Stamp, 2):
-        stamps = [0] * len(Stamp)
-        stamps[first], stamps[second] = 1, 2
-        (stage,) = stages_of(stamps)
-        assert ends_of(stage.name) == (first.name.lower(), second.name.lower())
-    assert ends_of("tc_out") == ("tc_out", "tc_out")
-
-
 def test_every_reason_is_in_words() -> None:
     assert REASONS.keys() == set(Lost)
-
-
-def test_stages_come_by_who_had_the_request_in_the_order_of_the_way() -> None:
-    server = ["nic_to_tc", "tc_to_tcp", "tcp_to_queued", "nic_to_nic_last", "nic_last_to_tc",
-              "read_to_nic_last", "queued_to_woken", "queued_to_running", "queued_to_read",
-              "woken_to_running", "running_to_read", "nic_last_to_read_last", "read_to_write",
-              "handler_start_to_handler_end", "handler_start_to_write", "tc_out_to_write_last",
-              "write_to_tc_out", "tc_out_to_acked", "xyz_to_hw"]  # fmt: skip
-    client = ["tc_out_to_write_last", "write_to_tc_out", "tc_out_to_nic", "read_to_nic_last",
-              "nic_to_tc", "tc_to_tcp", "queued_to_read", "xyz_to_hw"]  # fmt: skip
-    for kind, way in ((Kind.SERVER, server), (Kind.CLIENT, client)):
-        assert sorted(sorted(way), key=lambda name: place_of_stage(name, kind)) == way
-
-
-def test_who_had_the_request() -> None:
-    for stage, owner in (("nic_to_tc", Owner.RECEIVE), ("queued_to_running", Owner.WAITING),
-                         ("read_to_write", Owner.APPLICATION), ("write_to_tc_out", Owner.SEND),
-                         ("tc_out_to_acked", Owner.PEER)):
-        assert owner_of(stage, Kind.SERVER) is owner
-    assert owner_of("tc_out_to_nic", Kind.CLIENT) is Owner.PEER
-    assert owner_of("tc_out_to_nic", Kind.SERVER) is Owner.RECEIVE
-
-
-def test_neighbours_of_one_owner_differ_in_shade() -> None:
-    ways = ("nic tc tcp queued woken running read handler_start handler_end write tc_out acked",
-            "nic tc tcp queued read nic_last read_last write tc_out write_last tc_out_last acked")
-    for way in ways:
-        names = [f"{a}_to_{b}" for a, b in itertools.pairwise(way.split())]
-        looks = [(owner_of(name, Kind.SERVER), shade_of(name)) for name in names]
-        assert all(one != other for one, other in itertools.pairwise(looks)), looks

@@ -68,6 +68,18 @@ def test_a_line_is_found_again(tmp_path: Path) -> None:
     assert every[0].offset == 0
 
 
+@pytest.mark.parametrize("key", ["otelbpf.stage.nic_to_tc", "otelbpf.tcp.ack.duration_ns"])
+@pytest.mark.parametrize("value", [-1, 1 << 62, "7", 0.5, [7]])
+def test_what_is_no_duration_is_refused(key: str, value: object, tmp_path: Path) -> None:
+    span = recorded.request(as_attributes=True, **{key: value})
+    if key.startswith("otelbpf.stage."):
+        span[0]["attributes"] = recorded.pairs({"http.request.method": "GET", key: value})
+    path = recorded.write(tmp_path / "spans", recorded.export(span))
+    with pytest.raises(UsageError, match="is no number of ns") as refused:
+        read([path])
+    assert str(refused.value).startswith(f"{key} of span 0000000000000001 in {path}")
+
+
 def broken(change: Callable[[dict[str, Any]], object]) -> str:
     """A whole export after one that is changed."""
     made = recorded.export(recorded.request())

@@ -6,17 +6,20 @@ from __future__ import annotations
 import itertools
 import random
 
+import pytest
 from samples import BEGIN_KTIME_NS, request
 
 from otelbpf.records import Stamp
 from otelbpf.request import Stage, stages_of
 
 N = len(Stamp)
+#: Those that bound stages; the others come after a request's end.
+BOUNDS = tuple(stamp for stamp in Stamp if stamp < Stamp.ACKED)
 
 
 def check_tiles(stamps: list[int]) -> None:
     """Everything that must hold of any ledger."""
-    present = [at for at in stamps if at]
+    present = [stamps[stamp] for stamp in BOUNDS if stamps[stamp]]
     stages = stages_of(stamps)
     assert len(stages) == max(1, len(present) - 1)
     assert stages[0].start_ktime_ns == min(present)
@@ -30,18 +33,18 @@ def check_tiles(stamps: list[int]) -> None:
     if len(present) > 1:
         ends = [stages[0].name.split("_to_")[0], *(s.name.split("_to_")[1] for s in stages)]
         times = [stages[0].start_ktime_ns, *(s.end_ktime_ns for s in stages)]
-        by_name = {s.name.lower(): stamps[s] for s in Stamp if stamps[s]}
+        by_name = {s.name.lower(): stamps[s] for s in BOUNDS if stamps[s]}
         assert dict(zip(ends, times, strict=True)) == by_name
 
 
 def test_every_subset_in_the_order_of_the_way() -> None:
-    for bits in range(1, 1 << N):
+    for bits in range(1, 1 << len(BOUNDS)):
         check_tiles([BEGIN_KTIME_NS + 17 * i**3 if bits >> i & 1 else 0 for i in range(N)])
 
 
 def test_every_subset_in_any_order_with_ties() -> None:
     random_ = random.Random(4711)
-    for bits in range(1, 1 << N):
+    for bits in range(1, 1 << len(BOUNDS)):
         span = random_.choice((1, 3, 1_000_000_000))  # 1: all at once; 3: many ties
         check_tiles(
             [BEGIN_KTIME_NS + random_.randrange(span) if bits >> i & 1 else 0 for i in range(N)]
@@ -65,20 +68,20 @@ def stamps_of(**after_ns: int) -> list[int]:
 
 
 def test_stages_are_named_after_their_stamps() -> None:
-    stages = stages_of(stamps_of(nic=0, tc=1, read=5, tc_out=9, tc_out_last=9, acked=30))
+    stages = stages_of(stamps_of(nic=0, tc=1, read=5, tc_out=9, tc_out_last=9, ended=30))
     assert [(s.name, s.end_ktime_ns - s.start_ktime_ns) for s in stages] == [
         ("nic_to_tc", 1),
         ("tc_to_read", 4),
         ("read_to_tc_out", 4),
         ("tc_out_to_tc_out_last", 0),
-        ("tc_out_last_to_acked", 21),
+        ("tc_out_last_to_ended", 21),
     ]
 
 
 def test_stamps_of_one_nanosecond_keep_the_order_of_the_way() -> None:
     everything = [BEGIN_KTIME_NS] * N
     assert [s.name for s in stages_of(everything)] == [
-        f"{one.name}_to_{other.name}".lower() for one, other in itertools.pairwise(Stamp)
+        f"{one.name}_to_{other.name}".lower() for one, other in itertools.pairwise(BOUNDS)
     ]
 
 
@@ -96,9 +99,19 @@ def test_a_single_stamp() -> None:
 
 
 def test_a_request_lasts_from_its_first_stamp_to_its_last() -> None:
-    made = request({Stamp.ACKED: 3, Stamp.NIC: 9, Stamp.TC: 1})  # clocks of two CPUs
+    made = request({Stamp.READ: 3, Stamp.NIC: 9, Stamp.TC: 1})  # clocks of two CPUs
     assert made.start_ktime_ns == BEGIN_KTIME_NS + 1
     assert made.end_ktime_ns == BEGIN_KTIME_NS + 9
+
+
+@pytest.mark.parametrize(("acked_ns", "after_ns"), [(30, 21), (9, 0), (8, 0)])
+def test_an_acknowledgement_comes_after_the_end_and_bounds_no_stage(
+    acked_ns: int, after_ns: int
+) -> None:
+    """Nor does one that came before its last byte had left once more."""
+    made = request({Stamp.NIC: 0, Stamp.TC_OUT: 9, Stamp.ACKED: acked_ns})
+    assert [stage.name for stage in made.stages] == ["nic_to_tc_out"]
+    assert (made.end_ktime_ns, made.acked_ns) == (BEGIN_KTIME_NS + 9, after_ns)
 
 
 def test_the_largest_times_stay_exact() -> None:

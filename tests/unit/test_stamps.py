@@ -8,7 +8,7 @@ import itertools
 import pytest
 
 from otelbpf.records import Stamp
-from otelbpf.request import Kind, stage_name
+from otelbpf.request import Kind, stage_name, stages_of
 from otelbpf.stamps import (
     WAY,
     Owner,
@@ -176,9 +176,13 @@ def test_neighbours_of_one_owner_differ_in_shade(kind: Kind, way: str) -> None:
             assert shade_of(one) != shade_of(other), (one, other)
 
 
-def test_a_stages_ends() -> None:
-    assert ends_of("tc_out_last_to_tc_last") == ("tc_out_last", "tc_last")
-    assert ends_of("tc") == ("tc", "tc")
+def test_every_stages_name_can_be_taken_apart() -> None:
+    for first, second in itertools.permutations(BOUNDS, 2):
+        stamps = [0] * len(Stamp)
+        stamps[first], stamps[second] = 1, 2
+        (stage,) = stages_of(stamps)
+        assert ends_of(stage.name) == (first.name.lower(), second.name.lower())
+    assert ends_of("tc_out") == ("tc_out", "tc_out")
 
 
 def test_a_peer_is_never_taken_for_the_network_alone() -> None:

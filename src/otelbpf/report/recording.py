@@ -25,6 +25,8 @@ from otelbpf.spans import SCOPE
 _KINDS = {2: Kind.SERVER, 3: Kind.CLIENT}
 _STAGE_ATTRIBUTE = "otelbpf.stage."
 _ACKED = "otelbpf.tcp.ack.duration_ns"
+# That a time and a duration together fit into 64 bits.
+_NS_MOST = 1 << 62
 
 
 class Route(NamedTuple):
@@ -276,7 +278,7 @@ def route_of(span: Span, kind: Kind) -> Route:
 
 
 def _ns(value: Value, key: str, span: Span, path: Path) -> int:
-    if not isinstance(value, int) or value < 0:
+    if not isinstance(value, int) or not 0 <= value < _NS_MOST:
         raise UsageError(f"{key} of span {span.span_id} in {path} is no number of ns")
     return value
 
