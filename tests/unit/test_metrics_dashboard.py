@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from dashboard import Query, load, queries
+from dashboard import Query, load, owned_by, queries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
@@ -20,8 +20,12 @@ from snapshots import key, series, snapshot
 
 from otelbpf.metrics import metrics_of
 from otelbpf.metrics_prometheus import families
-from otelbpf.request import Kind
+from otelbpf.records import Stamp
+from otelbpf.request import Kind, stage_name
+from otelbpf.series import OTHER_STAGES
 from otelbpf.snapshot import SeriesKey
+from otelbpf.stamps import Owner, owner_of
+from otelbpf.top.look import COLOURS
 
 DASHBOARD = load()
 PANELS = DASHBOARD["panels"]
@@ -33,6 +37,13 @@ _LABELS = re.compile(r"\{([^{}]*)\}")
 _MATCHER = re.compile(r'(\w+)\s*(?:=~|!~|!=|=)\s*"')
 _BY = re.compile(r"\b(?:by|ignoring|group_left)\s*\(([^()]*)\)")
 _METRIC = re.compile(r"\b((?:http|otelbpf)_\w+?)(?=[\[{)])")
+
+
+# Panels that tell whose the time is.
+WHOSE = {
+    Kind.SERVER: "Whose the time is",
+    Kind.CLIENT: "Whose the time of requests to upstreams is",
+}
 
 
 def title(panel: dict[str, Any]) -> str:
@@ -127,6 +138,41 @@ def test_a_tables_columns_are_those_of_its_queries() -> None:
     shown = {override["matcher"]["options"] for override in table["fieldConfig"]["overrides"]}
     assert shown == {name for column, name in names.items() if column in values}
     assert {each["displayName"] for each in table["options"]["sortBy"]} <= shown
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_whose_the_time_is_follows_from_the_table(kind: Kind) -> None:
+    """A query for each owner, of its stages; together they are all there are of the kind."""
+    (panel,) = (panel for panel in PANELS if panel["title"] == WHOSE[kind])
+    assert [target["legendFormat"] for target in panel["targets"]] == [o.label for o in Owner]
+    for owner, target in zip(Owner, panel["targets"], strict=True):
+        part, whole = target["expr"].rsplit(" / ", 1)
+        assert f'otelbpf_stage=~"{owned_by(owner, kind)}"' in part
+        assert "otelbpf_stage" not in _MATCHER.findall(whole)
+        assert part.count(f'otelbpf_kind="{kind}"') == whole.count(f'otelbpf_kind="{kind}"') == 1
+    colours = {
+        override["matcher"]["options"]: override["properties"][0]["value"]["fixedColor"]
+        for override in panel["fieldConfig"]["overrides"]
+    }
+    assert colours == {owner.label: colour for owner, colour in COLOURS.items()}
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_each_stage_is_one_owners(kind: Kind) -> None:
+    """Those that no request can have, after its end, too."""
+    begins = [stamp for stamp in Stamp if stamp < Stamp.ENDED]
+    stages = [
+        stage_name(first, second)
+        for first in begins for second in (*begins, Stamp.ENDED) if first is not second
+    ]  # fmt: skip
+    for stage in (*stages, OTHER_STAGES):
+        owners = [owner for owner in Owner if re.fullmatch(owned_by(owner, kind), stage)]
+        assert owners == [owner_of(stage, kind)], stage
+
+
+def test_what_waits_for_the_reader_is_the_tables() -> None:
+    (query,) = (query for query in queries() if query.panel == "Waiting, p99 of each stage")
+    assert f'otelbpf_stage=~"{owned_by(Owner.WAITING, Kind.SERVER)}"' in query.expression
 
 
 def test_variables() -> None:

@@ -22,13 +22,15 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.path.startswith("/slow/"):
             time.sleep(int(self.path.removeprefix("/slow/")) / 1000)
         for _ in range({"/held": 2, "/meet": 1}.get(self.path, 0)):
             meeting.wait()
         if self.path == "/ask":
             upstream = HTTPConnection("127.0.0.1", int(sys.argv[2]))
-            upstream.request("GET", "/asked/7")
+            # Which it writes after the head, by itself.
+            upstream.request("GET", "/asked/7", b"a body")
             upstream.getresponse().read()
             upstream.close()
         body = f"{self.path}\n".encode()
