@@ -21,7 +21,7 @@ from demo import ledgers, otlp
 from demo.check import Sums, calls_owed, problems
 from demo.findings import Export, Findings, as_json
 from demo.load import Summary, requests_option
-from demo.look import UNICODE, counted, printable
+from demo.look import counted
 from demo.names import files
 from demo.plan import KEY, MAX_REQUESTS, SMALL_KEY, SMALL_LIMIT
 from demo.processes import Process, ProcessError, running, signals_as_exit
@@ -29,6 +29,7 @@ from demo.receiver import Receiver
 from demo.report import render
 from demo.topology import GATEWAY_PORT, MODEL_PORTS, Side, Topology, TopologyError, topology
 from demo.traces import traces
+from otelbpf.top.look import visible
 
 EXAMPLES = Path(__file__).resolve().parent.parent
 GATEWAY = EXAMPLES / "gateway"
@@ -80,7 +81,7 @@ def main() -> int:
         return 0
     if not console.is_terminal:
         # The report says it too, but that went elsewhere.
-        print("demo:", printable("; ".join(findings.problems), UNICODE), file=sys.stderr)
+        print("demo:", visible("; ".join(findings.problems)), file=sys.stderr)
     return 1
 
 

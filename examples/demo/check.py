@@ -10,8 +10,16 @@ from demo.ledgers import Decoded
 from demo.links import broken_links
 from demo.load import Summary
 from demo.look import counted
+from demo.otlp import Kind
 from demo.plan import reaches_a_model
 from demo.traces import Trace
+
+# With what the sum of a request's stages ends: its last byte has left, or was read. A handler that
+# sends the response itself may return later.
+_ENDS = {
+    Kind.SERVER: ("tc_out", "tc_out_last", "handler_end"),
+    Kind.CLIENT: ("read", "read_last"),
+}
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,14 @@ def _of_spans(load: Summary, decoded: Decoded) -> list[str]:
     untiled = sum(not request.tiled for request in decoded.requests)
     if untiled:
         found.append(f"the stages of {counted(untiled, 'request')} do not add up to the whole")
+    for kind, ends in _ENDS.items():
+        others = sum(
+            not request.stages or request.stages[-1].name.partition("_to_")[2] not in ends
+            for request in decoded.requests
+            if request.kind is kind
+        )
+        if others:
+            found.append(f"{counted(others, 'request')} did not end with {' or '.join(ends)}")
     if decoded.orphans:
         found.append(f"no request for {counted(len(decoded.orphans), 'stage')}")
     return found

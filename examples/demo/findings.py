@@ -72,6 +72,7 @@ def _route(route: Route) -> dict[str, object]:
         "path": route.path,
         "statuses": {str(status): count for status, count in route.statuses.items()},
         "total": _figures(route.total),
+        "acked": _figures(route.acked) if route.acked is not None else None,
         "stages": [
             {"name": stage.name, "offset_ns": stage.offset_ns, **_figures(stage.figures)}
             for stage in route.stages
@@ -93,6 +94,7 @@ def _request(request: Request) -> dict[str, object]:
         "parent_span_id": request.parent_span_id,
         "start_unix_ns": request.start_unix_ns,
         "total_ns": request.total_ns,
+        "acked_ns": request.acked_ns or None,
         "complete": request.complete,
         "absent": list(request.absent),
         "stages": [_stage(stage) for stage in request.stages],

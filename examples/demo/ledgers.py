@@ -9,17 +9,16 @@ from urllib.parse import urlsplit
 
 from demo.otlp import Kind, Span, Value
 from demo.topology import GATEWAY_PORT
+from otelbpf import request as otelbpf_request
+from otelbpf.stamps import WAY, Owner, owner_of
 
 SCOPE = "otelbpf"
 
-# The way of a request's first byte, and of the response's.
-STAMPS = (
-    *("hw", "nic", "tc", "tcp", "queued", "woken", "running", "read"),
-    *("handler_start", "write", "tc_out", "acked"),
-)
+_ROLES = {Kind.SERVER: otelbpf_request.Kind.SERVER, Kind.CLIENT: otelbpf_request.Kind.CLIENT}
+_WAY = [stamp.name.lower() for stamp in WAY[otelbpf_request.Kind.SERVER]]
 # The last byte may pass a point before the first passes the next, or long after. So may a handler
 # end: one that streams does so when all is sent.
-LAST_STAMPS = ("nic_last", "read_last", "write_last", "tc_out_last", "handler_end")
+_LAST = [name for name in _WAY if name.endswith("_last") or name == "handler_end"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,8 @@ class Request:
         port: the server's.
         status: None if no response was seen.
         parent_span_id: the caller's span; empty if the request started its trace.
-        total_ns: from the first stamp to the last.
+        total_ns: from the first stamp to the request's end.
+        acked_ns: from there until the client's TCP acknowledged it; 0: that was not seen.
         stages: in order of time.
         complete: whether the ledger has every stamp it could have.
         absent: the names of the stamps that it lacks.
@@ -67,10 +67,17 @@ class Request:
     parent_span_id: str
     start_unix_ns: int
     total_ns: int
+    acked_ns: int
     stages: tuple[Stage, ...]
     complete: bool
     absent: tuple[str, ...]
     attributes: Mapping[str, Value]
+
+    @property
+    def tiles(self) -> tuple[tuple[Owner, int], ...]:
+        """Whose the time of each stage is, and how long that is in ns."""
+        role = _ROLES[self.kind]
+        return tuple((owner_of(stage.name, role), stage.duration_ns) for stage in self.stages)
 
     @property
     def stages_sum_ns(self) -> int:
@@ -149,6 +156,7 @@ def _request(span: Span, children: list[Span]) -> Request:
     stages.sort(key=lambda stage: (stage.offset_ns, stage.end_ns))
     status = span.attributes.get("http.response.status_code")
     absent = span.attributes.get("otelbpf.ledger.absent")
+    acked = span.attributes.get("otelbpf.tcp.ack.duration_ns")
     client = span.kind is Kind.CLIENT
     port = span.attributes.get("network.peer.port" if client else "network.local.port")
     url = str(span.attributes.get("url.full", ""))
@@ -163,6 +171,7 @@ def _request(span: Span, children: list[Span]) -> Request:
         parent_span_id=span.parent_span_id,
         start_unix_ns=span.start_unix_ns,
         total_ns=span.end_unix_ns - span.start_unix_ns,
+        acked_ns=acked if isinstance(acked, int) else 0,
         stages=tuple(stages),
         complete=span.attributes.get("otelbpf.ledger.complete") is True,
         absent=tuple(map(str, absent)) if isinstance(absent, list) else (),
@@ -188,6 +197,7 @@ class RouteStage:
     """
 
     name: str
+    owner: Owner
     offset_ns: int
     figures: Figures
 
@@ -197,12 +207,16 @@ class Route:
     """All requests with the same method and path.
 
     Medians of stages do not add up to the median of the whole; the stages of one request do.
+
+    Attributes:
+        acked: of the acknowledgements after the requests' ends; None: none was seen.
     """
 
     method: str
     path: str
     statuses: Mapping[int | None, int]
     total: Figures
+    acked: Figures | None
     stages: tuple[RouteStage, ...]
 
 
@@ -223,24 +237,31 @@ def _route(method: str, path: str, requests: list[Request]) -> Route:
             offsets[stage.name].append(stage.offset_ns)
             durations[stage.name].append(stage.duration_ns)
     stages = [
-        RouteStage(name, quantile(offsets[name], 50), figures(durations[name]))
+        RouteStage(
+            name,
+            owner_of(name, _ROLES[requests[0].kind]),
+            quantile(offsets[name], 50),
+            figures(durations[name]),
+        )
         for name in _along_the_way(durations)
     ]
     statuses = Counter(request.status for request in requests)
+    acked = [request.acked_ns for request in requests if request.acked_ns]
     return Route(
         method,
         path,
         dict(sorted(statuses.items(), key=lambda item: (item[0] is None, item[0]))),
         figures([request.total_ns for request in requests]),
+        figures(acked) if acked else None,
         tuple(stages),
     )
 
 
 def _along_the_way(durations: Mapping[str, Sequence[int]]) -> list[str]:
     """Stages in the order of their stamps: not of their offsets, which not all requests share."""
-    at = {stamp: float(index) for index, stamp in enumerate(STAMPS)}
+    at = {stamp: float(index) for index, stamp in enumerate(_WAY) if stamp not in _LAST}
     ends = {name: name.partition("_to_")[::2] for name in durations}
-    for last in LAST_STAMPS:
+    for last in _LAST:
         # Behind the stamp that most requests have before it.
         before = [name for name, (first, second) in ends.items() if second == last and first in at]
         if before:

@@ -12,31 +12,21 @@ from rich.text import Text
 
 from demo.check import Sums
 from demo.findings import Export, Findings
-from demo.ledgers import Request, Route, quantile, routes
+from demo.ledgers import Figures, Request, Route, quantile, routes
 from demo.links import broken_links
-from demo.look import (
-    OWNERS,
-    Axis,
-    Bar,
-    Look,
-    Owner,
-    Rule,
-    counted,
-    duration,
-    look_of,
-    owner_of,
-    percent,
-    printable,
-    shortened,
-    stage_label,
-)
+from demo.look import Axis, Bar, Look, Rule, Stroke, counted, look_of, percent
 from demo.traces import Part, Trace, example
 from demo.tree import Line, lines
+from otelbpf.stamps import Owner
+from otelbpf.top.look import COLOURS, duration, shortened, stage_label, visible
 
 # What is left at 80 columns: beside the times, beside a few statuses, beside a time and a bar.
 ROUTE_WIDTH = 25
 HEADING_WIDTH = 40
 TREE_WIDTH = 52
+# None of the demo's requests is cut short, which some of the time may then be nobody's of.
+OWNERS = tuple(owner for owner in Owner if owner is not Owner.UNKNOWN)
+AFTER_THE_END = "after the request's end"
 
 Fact = tuple[str, str | Text]  # its name and what it is
 
@@ -46,7 +36,8 @@ def render(console: Console, findings: Findings) -> None:
     look = look_of(console)
     requests = findings.decoded.at_gateway
     names = {stage.name for request in requests for stage in request.stages}
-    writer = _Writer(look, max([len(stage_label(name, look)) for name in names], default=0))
+    labels = [stage_label(visible(name), look) for name in names]
+    writer = _Writer(look, max(map(len, labels), default=0))
     by_route = routes(requests)
     sections: list[RenderableType] = [writer.title(findings)]
     if by_route:
@@ -82,10 +73,11 @@ class _Writer:
     def overview(self, by_route: Sequence[Route], requests: Sequence[Request]) -> RenderableType:
         """One line a route: whose time it was."""
         table = self._table("route")
+        table.padding = (0, 1, 0, 0)
         for owner in OWNERS:
             # not dim: the header of the others is, and would dim the colour
             table.add_column(
-                Text(owner.name, style=f"not dim {owner.style}"), justify="right", no_wrap=True
+                Text(owner, style=f"not dim {COLOURS[owner]}"), justify="right", no_wrap=True
             )
         table.add_column("total", justify="right", no_wrap=True)
         for route in by_route:
@@ -93,8 +85,8 @@ class _Writer:
             for request in requests:
                 if (request.method, request.path) == (route.method, route.path):
                     spent.append(Counter())
-                    for stage in request.stages:
-                        spent[-1][owner_of(stage.name)] += stage.duration_ns
+                    for owner, ns in request.tiles:
+                        spent[-1][owner] += ns
             table.add_row(
                 Text(self._name(route, ROUTE_WIDTH)),
                 *(self._time(quantile([one[owner] for one in spent], 50)) for owner in OWNERS),
@@ -112,27 +104,20 @@ class _Writer:
         table = self._table("stage", "count", "median", "p99")
         self._add_bars(table, size)
         for stage in route.stages:
-            style = owner_of(stage.name).style
-            table.add_row(
-                stage_label(stage.name, self.look),
-                f"{stage.figures.count:,}",
-                self._time(stage.figures.median_ns),
-                self._time(stage.figures.p99_ns, "dim"),
-                Bar(
-                    size,
-                    stage.offset_ns,
-                    stage.offset_ns + stage.figures.median_ns,
-                    style,
-                    self.look,
-                ),
-            )
+            tile = (stage.owner, stage.figures.median_ns)
+            bar = Bar(size, stage.offset_ns, [tile], self.look)
+            table.add_row(self._stage(stage.name), *self._figures(stage.figures), bar)
         table.add_row(
             Text("the whole request", style="bold"),
-            f"{route.total.count:,}",
-            self._time(route.total.median_ns, "bold"),
-            self._time(route.total.p99_ns, "dim"),
-            Bar(size, 0, route.total.median_ns, "bold", self.look),
+            *self._figures(route.total, "bold"),
+            Stroke(size, 0, route.total.median_ns, self.look),
         )
+        if route.acked is not None:
+            table.add_row(
+                self._stage("end_to_acked"),
+                *self._figures(route.acked),
+                Text(AFTER_THE_END, "dim", no_wrap=True),
+            )
         heading = self._heading(self._name(route, HEADING_WIDTH), self._statuses(route))
         return Group(heading, table)
 
@@ -147,19 +132,21 @@ class _Writer:
         )
         table = self._table("stage", "starts at", "takes", "share")
         self._add_bars(table, request.total_ns)
-        for stage in request.stages:
+        for stage, tile in zip(request.stages, request.tiles, strict=True):
             table.add_row(
-                stage_label(stage.name, self.look),
+                self._stage(stage.name),
                 self._time(stage.offset_ns, "dim"),
                 self._time(stage.duration_ns),
                 Text(percent(stage.duration_ns, request.total_ns), style="dim"),
-                Bar(
-                    request.total_ns,
-                    stage.offset_ns,
-                    stage.end_ns,
-                    owner_of(stage.name).style,
-                    self.look,
-                ),
+                Bar(request.total_ns, stage.offset_ns, [tile], self.look),
+            )
+        if request.acked_ns:
+            table.add_row(
+                self._stage("end_to_acked"),
+                self._time(request.total_ns, "dim"),
+                self._time(request.acked_ns),
+                "",
+                Text(AFTER_THE_END, "dim", no_wrap=True),
             )
         return Group(
             self._heading("The slowest request", self._time(request.total_ns)),
@@ -196,7 +183,10 @@ class _Writer:
         yield Text.assemble((line.guide, "dim"), (label, style))
         if line.begin_ns is not None and line.end_ns is not None:
             yield self._time(line.end_ns - line.begin_ns, style)
-            yield Bar(size, line.begin_ns, line.end_ns, line.style, self.look)
+            if line.parts:
+                yield Bar(size, line.begin_ns, line.parts, self.look)
+            else:
+                yield Stroke(size, line.begin_ns, line.end_ns, self.look)
 
     def accounts(self, findings: Findings) -> RenderableType:
         """The ledger's sums, and where the OTLP went."""
@@ -266,7 +256,7 @@ class _Writer:
     def verdict(self, findings: Findings) -> RenderableType:
         if findings.problems:
             mark, style = self.look.no, "bold red"
-            text = printable("; ".join(findings.problems), self.look)
+            text = visible("; ".join(findings.problems))
         else:
             mark, style = self.look.yes, "bold green"
             text = (
@@ -298,14 +288,12 @@ class _Writer:
 
     def _add_bars(self, table: Table, size: int) -> None:
         table.expand = True
-        table.add_column(Axis(duration(size, self.look).strip()), ratio=1)
+        table.add_column(Axis(duration(size, self.look)), ratio=1)
 
     def _legend(self) -> Iterator[Text]:
         for owners in (OWNERS[:3], OWNERS[3:]):
             yield Text("   ").join(
-                Text.assemble(
-                    (self.look.block, owner.style), (f"{owner.name}: {owner.until}", "dim")
-                )
+                Text.assemble(self.look.cell(owner), (f" {owner.label}: {owner.about}", "dim"))
                 for owner in owners
             )
 
@@ -314,7 +302,7 @@ class _Writer:
         table.add_column(style="dim", no_wrap=True, min_width=11)
         table.add_column(overflow="fold")
         for name, fact in facts:
-            table.add_row(name, Text(printable(fact, self.look)) if isinstance(fact, str) else fact)
+            table.add_row(name, Text(visible(fact)) if isinstance(fact, str) else fact)
         return table
 
     def _check(self, text: str, holds: bool) -> Text:
@@ -324,8 +312,18 @@ class _Writer:
     def _time(self, ns: int, style: str = "") -> Text:
         return Text(duration(ns, self.look), style=style)
 
+    def _figures(self, figures: Figures, style: str = "") -> tuple[str, Text, Text]:
+        return (
+            f"{figures.count:,}",
+            self._time(figures.median_ns, style),
+            self._time(figures.p99_ns, "dim"),
+        )
+
+    def _stage(self, name: str) -> str:
+        return stage_label(visible(name), self.look)
+
     def _name(self, of: Route | Request, width: int) -> str:
-        return shortened(printable(f"{of.method} {of.path}", self.look), width, self.look)
+        return shortened(visible(f"{of.method} {of.path}"), width, self.look)
 
     def _statuses(self, route: Route) -> Text:
         return Text("  ").join(

@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from demo.ledgers import SCOPE
-from demo.look import Look, owner_of, printable, stage_label
-from demo.otlp import Kind
+from demo.look import Look
 from demo.traces import Node, Trace
-
-SPAN_STYLE = "bold"
+from otelbpf.stamps import Owner
+from otelbpf.top.look import stage_label, visible
 
 
 @dataclass(frozen=True)
@@ -18,20 +17,17 @@ class Line:
 
     Attributes:
         guide: what draws the tree, before the label.
+        is_span: it is a span, and no stage of one.
         begin_ns, end_ns: since the trace began; both None for what is not measured here.
-        style: of its bar.
+        parts: whose the time in between is; empty where that is not known of a span.
     """
 
     guide: str
     label: str
-    begin_ns: int | None
-    end_ns: int | None
-    style: str
-
-    @property
-    def is_span(self) -> bool:
-        """Whether it is a span, and no stage of one."""
-        return self.style == SPAN_STYLE
+    is_span: bool
+    begin_ns: int | None = None
+    end_ns: int | None = None
+    parts: tuple[tuple[Owner, int], ...] = ()
 
 
 def lines(trace: Trace, look: Look) -> Iterator[Line]:
@@ -39,7 +35,7 @@ def lines(trace: Trace, look: Look) -> Iterator[Line]:
     for root in trace.roots:
         caller = root.span.parent_span_id
         if caller:
-            yield Line("", f"caller: {caller}", None, None, SPAN_STYLE)
+            yield Line("", f"caller: {caller}", is_span=True)
         yield from _below(root, look.last if caller else "", "  " if caller else "", trace, look)
 
 
@@ -47,16 +43,18 @@ def _below(node: Node, guide: str, onward: str, trace: Trace, look: Look) -> Ite
     """A span and all that is below it; `onward` is what stands before the latter."""
     begin = node.span.start_unix_ns - trace.start_unix_ns
     end = node.span.end_unix_ns - trace.start_unix_ns
-    yield Line(guide, _label(node, look), begin, end, SPAN_STYLE)
-    call = node.span.kind is Kind.CLIENT
+    request = node.request
+    tiles = request.tiles if request is not None else ()
+    yield Line(guide, _label(node), True, begin, end, tiles)
     trunk = look.trunk if node.children else "  "
-    for stage in node.stages:
+    for stage, tile in zip(node.stages, tiles, strict=True):
         yield Line(
             onward + trunk,
-            stage_label(stage.name, look),
+            stage_label(visible(stage.name), look),
+            False,
             begin + stage.offset_ns,
             begin + stage.end_ns,
-            owner_of(stage.name, call).style,
+            (tile,),
         )
     for child in node.children:
         last = child is node.children[-1]
@@ -69,7 +67,7 @@ def _below(node: Node, guide: str, onward: str, trace: Trace, look: Look) -> Ite
         )
 
 
-def _label(node: Node, look: Look) -> str:
+def _label(node: Node) -> str:
     """Whose span it is, who told it, and what it says."""
     teller = "kernel" if node.span.scope == SCOPE else "application"
-    return printable(f"{node.service}, {teller}: {node.span.kind.name} {node.span.name}", look)
+    return visible(f"{node.service}, {teller}: {node.span.kind.name} {node.span.name}")

@@ -44,7 +44,7 @@ _MEANING = {
     Stamp.WRITE_LAST: "the application hands over the last byte to send",
     Stamp.TC_OUT_LAST: "the last byte leaves through traffic control",
     Stamp.ENDED: "no whole response can come any more: the request was cut short",
-    Stamp.ACKED: "the client\u2019s TCP has acknowledged the last byte: after the request\u2019s end",
+    Stamp.ACKED: "the client\u2019s TCP has acknowledged the last byte, after the end",
 }
 
 

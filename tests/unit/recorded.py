@@ -14,8 +14,10 @@ BEGIN_UNIX_NS = 1_790_000_000_123_456_789
 TRACE = "4bf92f3577b34da6a3ce929d0e0e{:04x}"
 SERVER, CLIENT, INTERNAL = 2, 3, 1
 #: A request's stages by default; together 100 us.
-STAGES = {"nic_to_tc": 1_000, "tc_to_tcp": 2_000, "tcp_to_queued": 3_000, "queued_to_read": 4_000,
-          "read_to_write": 80_000, "write_to_tc_out": 3_000, "tc_out_to_tc_out_last": 7_000}  # fmt: skip
+STAGES = {
+    "nic_to_tc": 1_000, "tc_to_tcp": 2_000, "tcp_to_queued": 3_000, "queued_to_read": 4_000,
+    "read_to_write": 80_000, "write_to_tc_out": 3_000, "tc_out_to_tc_out_last": 7_000,
+}  # fmt: skip
 
 _stage_ids = itertools.count(0x5000_0000_0000_0000)
 

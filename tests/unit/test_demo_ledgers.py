@@ -23,7 +23,8 @@ from demo.topology import GATEWAY_PORT, MODEL_PORTS
 pytestmark = pytest.mark.unit
 
 START = 1_790_000_000_000_000_000
-STAGES = (("nic_to_tc", 900), ("tc_to_read", 20_100), ("read_to_write", 2_000_003))
+STAGES = (("nic_to_tc", 900), ("tc_to_read", 20_100), ("read_to_tc_out", 2_000_003))
+STAGES_OF_A_CALL = (("write_to_tc_out", 900), ("tc_out_to_tc", 2_000_003), ("tc_to_read", 20_100))
 TOTAL = 2_021_003
 
 
@@ -50,8 +51,10 @@ def server_span(number: int, path: str = "/healthz", status: int | None = 200) -
     )
 
 
-def stage_spans(parent: Span, stages: Sequence[tuple[str, int]] = STAGES) -> list[Span]:
+def stage_spans(parent: Span, stages: Sequence[tuple[str, int]] | None = None) -> list[Span]:
     spans, start = [], parent.start_unix_ns
+    if stages is None:
+        stages = STAGES_OF_A_CALL if parent.kind is Kind.CLIENT else STAGES
     for number, (name, duration_ns) in enumerate(stages):
         spans.append(
             replace(
@@ -86,7 +89,7 @@ def test_stages_come_under_their_request_in_whatever_order_they_arrive() -> None
         assert request.stages == (
             Stage("nic_to_tc", 0, 900),
             Stage("tc_to_read", 900, 20_100),
-            Stage("read_to_write", 21_000, 2_000_003),
+            Stage("read_to_tc_out", 21_000, 2_000_003),
         )
         assert request.tiled
         assert request.stages_sum_ns == request.total_ns == TOTAL
@@ -94,7 +97,12 @@ def test_stages_come_under_their_request_in_whatever_order_they_arrive() -> None
 
 def test_a_request_says_what_its_span_says() -> None:
     span = server_span(5, "/v1/embeddings", 503)
-    told = {**span.attributes, "otelbpf.ledger.complete": False, "otelbpf.ledger.absent": ["woken"]}
+    told = {
+        **span.attributes,
+        "otelbpf.ledger.complete": False,
+        "otelbpf.ledger.absent": ["woken"],
+        "otelbpf.tcp.ack.duration_ns": 40_000,
+    }
     span = replace(span, parent_span_id="00000000000000aa", attributes=told)
 
     assert decode([span]).requests == (
@@ -109,6 +117,7 @@ def test_a_request_says_what_its_span_says() -> None:
             parent_span_id="00000000000000aa",
             start_unix_ns=START + 5,
             total_ns=TOTAL,
+            acked_ns=40_000,
             stages=(),
             complete=False,
             absent=("woken",),
@@ -195,13 +204,16 @@ def test_routes_keep_stages_in_the_order_of_the_way() -> None:
 @pytest.mark.parametrize(
     ("stages", "rare"),
     [
-        (("nic_to_nic_last", "nic_last_to_tc", "tc_to_read", "read_to_acked"), "read_to_nic_last"),
+        (("nic_to_nic_last", "nic_last_to_tc", "tc_to_read", "read_to_tc_out"), "read_to_nic_last"),
+        (("read_to_nic_last", "nic_last_to_tc_last", "tc_last_to_read_last"), ""),
+        (("queued_to_read", "read_to_tc_last", "tc_last_to_read_last", "read_last_to_write"), ""),
         (("nic_to_read", "read_to_nic_last", "nic_last_to_read_last", "read_last_to_write"), ""),
-        (("write_to_write_last", "write_last_to_tc_out", "tc_out_to_acked"), ""),
+        (("write_to_write_last", "write_last_to_tc_out", "tc_out_to_tc_out_last"), ""),
         (("write_to_tc_out", "tc_out_to_write_last", "write_last_to_tc_out_last"), "x_to_y"),
-        (("tc_out_to_write_last", "write_last_to_tc_out_last", "tc_out_last_to_acked"), ""),
+        (("tc_out_to_write_last", "write_last_to_tc_out_last", "tc_out_last_to_handler_end"), ""),
+        (("queued_to_read", "read_to_ended"), ""),
         (("read_to_handler_start", "handler_start_to_handler_end", "handler_end_to_write"), ""),
-        (("write_to_tc_out", "tc_out_to_handler_end", "handler_end_to_acked"), ""),
+        (("write_to_tc_out", "tc_out_to_handler_end", "handler_end_to_tc_out_last"), ""),
         (("write_to_tc_out", "tc_out_to_handler_end"), "handler_start_to_handler_end"),
     ],
 )
@@ -352,6 +364,34 @@ def test_stages_that_do_not_add_up_are_named() -> None:
     assert problems(LOAD, replace(found, requests=(first, *found.requests[1:])), (), SUMS) == [
         "the stages of 1 request do not add up to the whole"
     ]
+
+
+def test_a_request_that_ends_with_something_else_is_named() -> None:
+    """Not with its response's last byte leaving, or a call not with that being read."""
+    load, found = calls(2)
+    late = {found.at_gateway[0].span_id: "read_to_acked", found.calls[1].span_id: "tc_to_tc_last"}
+    requests = tuple(
+        replace(each, stages=(*each.stages[:-1], replace(each.stages[-1], name=late[each.span_id])))
+        if each.span_id in late
+        else each
+        for each in found.requests
+    )
+    assert problems(load, replace(found, requests=requests), (), Sums(6, 6, 0, {})) == [
+        "1 request did not end with tc_out or tc_out_last or handler_end",
+        "1 request did not end with read or read_last",
+    ]
+
+
+def test_acknowledgements_are_of_those_that_were_seen() -> None:
+    spans = [server_span(number) for number in range(1, 4)]
+    told = [
+        replace(span, attributes={**span.attributes, "otelbpf.tcp.ack.duration_ns": number * 1_000})
+        for number, span in enumerate(spans[:2], start=1)
+    ]
+    (route,) = routes(decode([*told, spans[2]]).requests)
+    assert (route.total.count, route.acked) == (3, Figures(2, 1_000, 2_000))
+    (route,) = routes(decode(spans).requests)
+    assert route.acked is None
 
 
 def test_stages_without_a_request_are_named() -> None:

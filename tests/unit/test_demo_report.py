@@ -34,7 +34,7 @@ QUICK = (
     ("running_to_read", 8_700),
     ("read_to_write", 375_000),
     ("write_to_tc_out", 12_000),
-    ("tc_out_to_acked", 38_000),
+    ("tc_out_to_tc_out_last", 38_000),
 )
 STREAM = (
     ("nic_to_tc", 800),
@@ -45,7 +45,7 @@ STREAM = (
     ("write_to_tc_out", 10_000),
     ("tc_out_to_write_last", 74_000_001),
     ("write_last_to_tc_out_last", 9_000),
-    ("tc_out_last_to_acked", 36_000),
+    ("tc_out_last_to_handler_end", 36_000),
 )
 
 
@@ -68,6 +68,7 @@ def request(
         parent_span_id="00000000000000aa" if number == 1 else "",
         start_unix_ns=1_790_000_000_000_000_000 + number,
         total_ns=offset,
+        acked_ns=number * 1_000,
         stages=tuple(tiles),
         complete=complete,
         absent=() if complete else ("woken", "running"),
@@ -123,13 +124,13 @@ def lines(text: str) -> list[str]:
 
 
 def test_what_few_requests_had_does_not_stretch_the_scale() -> None:
-    slow = request(30, (*QUICK[:-1], ("tc_out_to_acked", 90_000_000)), "/healthz")
+    slow = request(30, (*QUICK[:-1], ("tc_out_to_tc_out_last", 90_000_000)), "/healthz")
     rare = replace(slow, stages=(*slow.stages[:-1], replace(slow.stages[-1], name="tc_out_to_x")))
     text = on_paper(replace(FINDINGS, decoded=Decoded((*REQUESTS[:22], rare), ())))
-    row = next(line for line in text.splitlines() if line.startswith(" tc_out -> x"))
-    assert re.fullmatch(r"1 90\.0 ms 90\.0 ms #+>", " ".join(row.split()[3:]))
+    row = next(line for line in text.splitlines() if line.startswith(" tc_out>x"))
+    assert re.fullmatch(r"1 90\.0ms 90\.0ms u+>", " ".join(row.split()[1:]))
     header = next(line for line in text.splitlines() if line.startswith(" stage"))
-    assert header.endswith(" 450 us")
+    assert header.endswith(" 450us")
 
 
 @pytest.mark.parametrize("width", [80, 100, 132, 200])
@@ -143,10 +144,10 @@ def test_on_paper_it_is_plain_ascii_within_its_width(width: int) -> None:
 @pytest.mark.parametrize("width", [80, 132])
 def test_on_a_terminal_it_has_colours_and_stays_within_its_width(width: int) -> None:
     text = on_a_terminal(FINDINGS, width)
-    assert "\x1b[34m" in text  # blue, the receive path
+    assert "\x1b[" in text
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    assert "nic → tc" in plain
-    assert "━" in plain
+    assert "nic→tc" in plain
+    assert "─" in plain
     assert max(map(len, plain.splitlines())) <= width
 
 
@@ -154,21 +155,24 @@ def test_it_has_everything_that_it_promises() -> None:
     found = lines(on_paper(FINDINGS))
 
     assert "23 requests in 0.12 s on 6 connections: 8 over IPv6, 1 with a traceparent" in found
-    assert "GET /healthz 3.60 us 21.4 us 375 us 12.0 us 38.0 us 450 us" in found
+    assert "GET /healthz 3.60us 21.4us 375us 12.0us 38.0us 450us" in found
     # The route's waterfall.
     assert any(line.startswith("GET /healthz ---") and line.endswith(" 200 x22") for line in found)
-    assert "nic -> tc 22 800 ns 800 ns #" in found
-    assert any(line.startswith("read -> write 22 375 us 375 us ####") for line in found)
-    assert any(line.startswith("the whole request 22 450 us 450 us ####") for line in found)
+    assert "nic>tc 22 800ns 800ns r" in found
+    assert any(line.startswith("read>write 22 375us 375us aaaa") for line in found)
+    assert any(line.startswith("tc_out>tc_out_last 22 38.0us 38.0us pp") for line in found)
+    assert any(line.startswith("the whole request 22 450us 450us ----") for line in found)
+    assert "end>acked 22 11.0us 22.0us after the request's end" in found
     # The slowest request.
-    assert any(line.startswith("The slowest request ---") and "76.1 ms" in line for line in found)
+    assert any(line.startswith("The slowest request ---") and "76.1ms" in line for line in found)
     assert "request POST /v1/chat/completions, status 503" in found
     assert f"trace {23:032x}" in found
     assert f"span {23:016x}, the root of its trace" in found
     assert "client 198.18.0.2 port 40000, HTTP/1.1, otelbpf-demo" in found
     assert "ledger not complete, without woken, running" in found
-    assert any(line.startswith("queued -> read 3.60 us 20.0 us <0.1%") for line in found)
-    assert any(line.startswith("tc_out -> write_last 2.03 ms 74.0 ms 97.3%") for line in found)
+    assert any(line.startswith("queued>read 3.60us 20.0us <0.1% w") for line in found)
+    assert any(line.startswith("tc_out>write_last 2.03ms 74.0ms 97% aaa") for line in found)
+    assert "end>acked 76.1ms 23.0us after the request's end" in found
     assert "9 stages: 76,078,601 ns = 76,078,601 ns in all ok" in found
     # The sums, and where the OTLP went.
     assert "sum 23 + 0 + 0 = 23 ok" in found
@@ -185,11 +189,11 @@ def test_it_has_everything_that_it_promises() -> None:
 def test_bars_of_a_route_are_to_scale() -> None:
     """375 of 450 µs, from 25 µs on, over the 40 cells that 80 columns leave here."""
     text = on_paper(replace(FINDINGS, decoded=Decoded(REQUESTS[:22], ())))
-    bar = next(line for line in text.splitlines() if line.startswith(" read -> write"))
+    bar = next(line for line in text.splitlines() if line.startswith(" read>write"))
     header = next(line for line in text.splitlines() if line.startswith(" stage"))
     scale = header.index("0 ")
     width = len(header.rstrip()) - scale
-    begin, end = bar.index("#") - scale, bar.rindex("#") + 1 - scale
+    begin, end = bar.index("aa") - scale, bar.rindex("a") + 1 - scale
     assert begin == pytest.approx(width * 25 / 450, abs=1)
     assert end == pytest.approx(width * 400 / 450, abs=1)
 
@@ -243,8 +247,8 @@ def test_long_and_odd_paths_do_not_break_the_page() -> None:
     for text in (on_paper(findings), on_a_terminal(findings)):
         text = re.sub(r"\x1b\[[0-9;]*m", "", text)
         assert max(map(cell_len, text.splitlines())) <= 80
-        assert "POST /[red]x[/red]/?[31m" in text
-        assert "no span for GET /?]0;x?" in text
+        assert "POST /[red]x[/red]/%1B[31m" in text
+        assert "no span for GET /%1B]0;x%07" in text
         assert not re.search(r"[^\n -\U0010ffff]", text)
         assert re.search("none .1", text)
     assert on_paper(findings).isascii()
@@ -260,6 +264,8 @@ def test_as_json_has_all_of_it_in_ns() -> None:
         assert sum(stage["duration_ns"] for stage in told["stages"]) == told["total_ns"]
     healthz = found["routes"][0]
     assert healthz["total"] == {"count": 22, "median_ns": 450_000, "p99_ns": 450_000}
+    assert healthz["acked"] == {"count": 22, "median_ns": 11_000, "p99_ns": 22_000}
+    assert found["requests"][22]["acked_ns"] == 23_000
     assert healthz["stages"][1] == {
         "name": "tc_to_tcp",
         "offset_ns": 800,

@@ -21,7 +21,7 @@ from demo.findings import Export, Findings, as_json
 from demo.ledgers import SCOPE, decode
 from demo.links import broken_links
 from demo.load import Summary
-from demo.look import ASCII, PEER, UNICODE
+from demo.look import ASCII, look_of
 from demo.otlp import Kind, Span
 from demo.plan import CHAT, EMBEDDINGS, HEALTH
 from demo.report import render
@@ -29,10 +29,15 @@ from demo.topology import GATEWAY_PORT, MODEL_PORTS
 from demo.traces import Part, Trace, example, traces
 from demo.tree import lines
 
+from otelbpf.stamps import Owner
+
 pytestmark = pytest.mark.unit
 
 START = 1_790_000_000_000_000_000
 MS = 1_000_000
+UNICODE = look_of(
+    Console(file=io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), force_terminal=True)
+)
 CALLER = "00000000000000ca"
 NAMES = {1: "gateway", 2: "model"}
 GATEWAY, SERVER, CLIENT, CALL, MODEL = (f"000000000000000{number}" for number in range(1, 6))
@@ -117,10 +122,11 @@ def whole(
 def stages_of(spans: dict[str, Span]) -> list[Span]:
     return [
         stage(spans["gateway"], "nic_to_read", (0, 10)),
-        stage(spans["gateway"], "read_to_acked", (10, 100)),
+        stage(spans["gateway"], "read_to_tc_out", (10, 100)),
         stage(spans["call"], "write_to_tc_out", (21, 22)),
-        stage(spans["call"], "tc_out_to_nic", (22, 80)),
-        stage(spans["model"], "nic_to_acked", (22, 79)),
+        stage(spans["call"], "tc_out_to_nic", (22, 79)),
+        stage(spans["call"], "nic_to_read", (79, 80)),
+        stage(spans["model"], "nic_to_tc_out", (22, 79)),
     ]
 
 
@@ -145,7 +151,7 @@ def test_a_trace_is_a_tree_in_whatever_order_its_spans_arrive() -> None:
     (server,) = root.children
     (client,) = server.children
     assert [node.part for node in client.children] == [Part.CALL, Part.MODEL]
-    assert [each.name for each in root.stages] == ["nic_to_read", "read_to_acked"]
+    assert [each.name for each in root.stages] == ["nic_to_read", "read_to_tc_out"]
     assert server.stages == ()
     assert [node.service for node in trace.all()] == [*["gateway"] * 4, "model"]
     assert (trace.start_unix_ns, trace.total_ns) == (START, 100 * MS)
@@ -334,27 +340,33 @@ def test_without_a_stream_the_example_is_the_slowest() -> None:
 def test_the_tree_has_a_line_for_each_span_and_each_stage() -> None:
     spans = whole()
     (trace,) = traces_of([*spans.values(), *stages_of(spans)])
-    assert [line.guide + line.label for line in lines(trace, UNICODE)] == [
+    shown = list(lines(trace, UNICODE))
+    assert [line.guide + line.label for line in shown] == [
         f"caller: {CALLER}",
         "└ gateway, kernel: SERVER POST",
-        "  │ nic → read",
-        "  │ read → acked",
+        "  │ nic→read",
+        "  │ read→tc_out",
         f"  └ gateway, application: SERVER POST {CHAT}",
         "    └ gateway, application: CLIENT POST",
         "      ├ gateway, kernel: CLIENT POST",
-        "      │   write → tc_out",
-        "      │   tc_out → nic",
+        "      │   write→tc_out",
+        "      │   tc_out→nic",
+        "      │   nic→read",
         "      └ model, kernel: SERVER POST",
-        "          nic → acked",
+        "          nic→tc_out",
     ]
-    assert [line.is_span for line in lines(trace, ASCII)].count(True) == 6
+    assert [line.is_span for line in shown].count(True) == 6
     # The call's stage until the answer comes is its model's time.
-    by_label = {line.label: line for line in lines(trace, UNICODE)}
-    assert by_label["tc_out → nic"].style == PEER.style
-    assert (by_label["tc_out → nic"].begin_ns, by_label["tc_out → nic"].end_ns) == (
-        22 * MS,
-        80 * MS,
+    by_label = {line.label: line for line in shown}
+    answer = by_label["tc_out→nic"]
+    assert answer.parts == ((Owner.PEER, 57 * MS),)
+    assert (answer.begin_ns, answer.end_ns) == (22 * MS, 79 * MS)
+    assert by_label["gateway, kernel: CLIENT POST"].parts == (
+        (Owner.SEND, 1 * MS),
+        (Owner.PEER, 57 * MS),
+        (Owner.WAITING, 1 * MS),
     )
+    assert by_label[f"gateway, application: SERVER POST {CHAT}"].parts == ()
 
 
 def test_without_a_caller_the_kernels_span_is_the_root() -> None:
@@ -378,13 +390,15 @@ def test_the_report_shows_the_trace_to_scale(width: int) -> None:
     assert f" request      POST {CHAT}, status 200" in [line.rstrip() for line in found]
     assert f" trace        {trace_id(1)}" in [line.rstrip() for line in found]
     header = next(line.rstrip() for line in found if line.startswith(" span"))
-    assert header.endswith(" 100 ms")
+    assert header.endswith(" 100ms")
     scale = header.index("  0 ") + 2
     cells = len(header) - scale
     bar = next(line for line in found if "`-model, kernel: SERVER POST" in line)
-    assert bar.split()[-3:-1] == ["57.0", "ms"]
-    assert bar.index("#") - scale == pytest.approx(cells * 0.22, abs=1)
-    assert bar.rindex("#") + 1 - scale == pytest.approx(cells * 0.79, abs=1)
+    assert bar.split()[-2] == "57.0ms"
+    assert bar.index("aaa") - scale == pytest.approx(cells * 0.22, abs=1)
+    assert bar.rindex("a") + 1 - scale == pytest.approx(cells * 0.79, abs=1)
+    stroke = next(line for line in found if "application: CLIENT POST" in line)
+    assert stroke.index("--") - scale == pytest.approx(cells * 0.2, abs=1)
 
 
 def test_the_report_says_how_many_traces_are_whole() -> None:
@@ -403,7 +417,7 @@ def test_names_from_the_network_do_not_break_the_tree() -> None:
     spans = whole()
     spans["server"] = replace(spans["server"], name="POST /\x1b[31m" + "a" * 200)
     found = on_paper(findings(spans), 80)
-    assert any(re.search(r"POST /\?\[31ma+\.\.\. +80\.0 ms", line) for line in found)
+    assert any(re.search(r"SE[^ ]*~a+ +80\.0ms", line) for line in found)
     assert all(len(line) <= 80 and "\x1b" not in line for line in found)
 
 
@@ -414,7 +428,7 @@ def test_as_json_has_the_trees() -> None:
     (root,) = told["traces"][0]["spans"]
     assert (root["part"], root["service"], root["kind"]) == ("gateway", "gateway", "SERVER")
     assert (root["parent_span_id"], root["total_ns"]) == (CALLER, 100 * MS)
-    assert [each["name"] for each in root["stages"]] == ["nic_to_read", "read_to_acked"]
+    assert [each["name"] for each in root["stages"]] == ["nic_to_read", "read_to_tc_out"]
     (server,) = root["children"]
     (client,) = server["children"]
     assert [each["part"] for each in client["children"]] == ["call", "model"]

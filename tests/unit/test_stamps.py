@@ -20,8 +20,8 @@ from otelbpf.stamps import (
     shade_of,
 )
 
-# r receive, w waiting, a application, s send, p peer + network, u unknown. A row is a first stamp, a
-# column a second one, in the order of the rows; `.` is the stamp itself. Acked, the last column,
+# r receive, w waiting, a application, s send, p peer + network, u unknown. A row is a first stamp,
+# a column a second one, in the order of the rows; `.` is the stamp itself. Acked, the last column,
 # bounded stages in earlier versions only, and then as the second one.
 SERVER = """
 nic            . r r r w w w p p w a a a a a p r p

@@ -174,7 +174,7 @@ def test_the_acknowledgement_is_a_line_of_its_own() -> None:
     assert lines[lines.index(line_with(lines, "read→tc_out  ")) + 1] == acked
     assert acked.split(maxsplit=5) == [
         "end→acked", "1.0", "7.00µs", upper(7_000), "–",  # noqa: RUF001
-        "after the end: the client's acknowledgement"]
+        "after the request's end"]
     none = replace(series(), acked=no_durations())
     assert not any("acked" in line for line in lines_of(table(none), view(row.key), 160))
 

@@ -16,6 +16,8 @@ from otelbpf.report.distributions import BINS_PER_DECADE, Distribution, distribu
 from otelbpf.report.otlp_json import Span, Value
 from otelbpf.report.recording import Recording, Route, path_of, text_of
 from otelbpf.report.selection import BELOW, FAILED, SLOWEST, Below, Selection, select
+from otelbpf.report.sums import REASONS, RecordedSums
+from otelbpf.request import Kind
 from otelbpf.stamps import (
     Owner,
     ends_of,
@@ -25,8 +27,6 @@ from otelbpf.stamps import (
     place_of_stamp,
     shade_of,
 )
-from otelbpf.report.sums import REASONS, RecordedSums
-from otelbpf.request import Kind
 from otelbpf.version import __version__
 
 #: Routes with a place of their own, those with the most requests; the others share one.

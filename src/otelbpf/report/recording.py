@@ -17,10 +17,10 @@ import numpy as np
 
 from otelbpf.errors import UsageError
 from otelbpf.report.otlp_json import Span, Value, lines
-from otelbpf.stamps import ends_of
 from otelbpf.request import Kind
 from otelbpf.routes import fold
 from otelbpf.spans import SCOPE
+from otelbpf.stamps import ends_of
 
 _KINDS = {2: Kind.SERVER, 3: Kind.CLIENT}
 _STAGE_ATTRIBUTE = "otelbpf.stage."

@@ -42,7 +42,7 @@ _SELECTED = "on #303a46"
 # However many lines the stages of one could take.
 _FEWEST_ROWS = 5
 _ACKED = Stamp.ACKED.name.lower()
-_AFTER_THE_END = "after the end: the client's acknowledgement"
+_AFTER_THE_END = "after the request's end"
 # A gap, whose stages they are, and the columns' heads.
 _STAGES_HEAD = 3
 
