@@ -159,6 +159,13 @@ def total_ns(span: Span) -> int:
     return span.end_unix_ns - span.start_unix_ns
 
 
+def ack_ns(span: Span) -> int:
+    """From its end until its client acknowledged it; 0: a client's own have none."""
+    told = span.attributes.get("otelbpf.tcp.ack.duration_ns", 0)
+    assert isinstance(told, int)
+    return told
+
+
 def test_the_routes_are_those_that_were_asked(recorded: Recorded, shown: Opened) -> None:
     rows = {cells(row)[0]: row for row in shown.page.locator("#routes tbody tr").all()}
     upstream = "to an upstream"
@@ -188,13 +195,21 @@ def test_a_routes_stages(recorded: Recorded, shown: Opened) -> None:
                        (Kind.CLIENT, f"GET 127.0.0.1:{BEHIND}/items/{{id}}")):
         open_route(shown, name, kind)
         durations: dict[str, list[int]] = defaultdict(list)
+        acked = []
         for span in recorded.of_route(kind, "/items"):
             if span.attributes["http.request.method"] == "GET":
                 durations["whole"].append(total_ns(span))
+                acked.append(ack_ns(span))
                 for stage, ns in recorded.stages(span).items():
                     durations[stage].append(ns)
         rows = shown.page.locator("#route .distributions tbody tr").all()
         told = {row.get_attribute("data-stage"): row for row in rows}
+        # What comes after the end of a server's requests is the last, and no stage.
+        if kind is Kind.SERVER:
+            after = told.pop(None)
+            assert rows[-1].get_attribute("data-after") == "acked"
+            assert exact(after) == figures(acked)
+            assert cells(after)[-2:] == ["\u2013", str(len(acked))]
         assert told.keys() == durations.keys()
         for stage, row in told.items():
             assert exact(row) == figures(durations[str(stage)]), stage
@@ -218,7 +233,9 @@ def test_a_requests_ledger(recorded: Recorded, shown: Opened) -> None:
     ledger = {row.get_attribute("data-stamp"): cells(row)[1]
               for row in page.locator("#request .ledger tbody tr").all()}
     present = {stamp: int(at.replace(",", "")) for stamp, at in ledger.items() if at != "absent"}
-    assert [stamp for stamp in ledger if stamp not in present] == (
+    assert list(ledger)[-1] == "acked"
+    assert present.pop("acked") == total_ns(slowest) + ack_ns(slowest)
+    assert [stamp for stamp in ledger if ledger[stamp] == "absent"] == (
         slowest.attributes["otelbpf.ledger.absent"])
     stamps = list(present)
     assert {f"{first}_to_{second}": present[second] - present[first]
@@ -261,10 +278,13 @@ def test_what_it_asked_of_others_is_below(recorded: Recorded, shown: Opened) -> 
     assert names[len(mine):] == list(its)
     assert names[len(mine)] == "write_to_tc_out"
 
+    acked = waterfall.locator("tbody tr[data-after='acked']")
+    assert exact(acked) == [ack_ns(asked)]
+
     # It lies where it was: to a pixel of the drawing.
     track, bar = below.locator(".track").bounding_box(), below.locator(".tiled").bounding_box()
     assert track and bar
-    scale = track["width"] / total_ns(asked)
+    scale = track["width"] / (total_ns(asked) + ack_ns(asked))
     assert abs(bar["x"] - track["x"] - (call.start_unix_ns - asked.start_unix_ns) * scale) < 1.5
     assert abs(bar["width"] - total_ns(call) * scale) < 2.5
 
