@@ -19,7 +19,9 @@ BOUNDS = tuple(stamp for stamp in Stamp if stamp < Stamp.ACKED)
 
 def check_tiles(stamps: list[int]) -> None:
     """Everything that must hold of any ledger."""
-    present = [stamps[stamp] for stamp in BOUNDS if stamps[stamp]]
+    ended = stamps[Stamp.ENDED] or max(stamps)
+    bounds = {stamp: stamps[stamp] for stamp in BOUNDS if 0 < stamps[stamp] <= ended}
+    present = list(bounds.values())
     stages = stages_of(stamps)
     assert len(stages) == max(1, len(present) - 1)
     assert stages[0].start_ktime_ns == min(present)
@@ -33,7 +35,7 @@ def check_tiles(stamps: list[int]) -> None:
     if len(present) > 1:
         ends = [stages[0].name.split("_to_")[0], *(s.name.split("_to_")[1] for s in stages)]
         times = [stages[0].start_ktime_ns, *(s.end_ktime_ns for s in stages)]
-        by_name = {s.name.lower(): stamps[s] for s in BOUNDS if stamps[s]}
+        by_name = {stamp.name.lower(): at for stamp, at in bounds.items()}
         assert dict(zip(ends, times, strict=True)) == by_name
 
 
@@ -102,6 +104,11 @@ def test_a_request_lasts_from_its_first_stamp_to_its_last() -> None:
     made = request({Stamp.READ: 3, Stamp.NIC: 9, Stamp.TC: 1})  # clocks of two CPUs
     assert made.start_ktime_ns == BEGIN_KTIME_NS + 1
     assert made.end_ktime_ns == BEGIN_KTIME_NS + 9
+
+
+def test_what_comes_after_a_request_was_cut_short_bounds_no_stage() -> None:
+    stages = stages_of(stamps_of(nic=0, read=10, ended=30, read_last=30, handler_end=31))
+    assert [s.name for s in stages] == ["nic_to_read", "read_to_read_last", "read_last_to_ended"]
 
 
 @pytest.mark.parametrize(("acked_ns", "after_ns"), [(30, 21), (9, 0), (8, 0)])
