@@ -8,8 +8,10 @@
 /*
  * Reports the requests whose responses have been read, in order. One that was
  * answered early waits for the rest of its own body to leave.
+ *
+ * first: how the first of them ends; see FIRST_ONLY.
  */
-static __always_inline void finish_read(struct connection *conn)
+static __always_inline void finish_read(struct connection *conn, enum ending first)
 {
 	struct exchange *x;
 	u64 ordinal;
@@ -24,7 +26,7 @@ static __always_inline void finish_read(struct connection *conn)
 		if (x) {
 			if (!(x->record.flags & REQUEST_RECEIVED))
 				return;
-			submit(x, FIRST_ONLY(i));
+			submit(x, first == IRREGULAR ? IRREGULAR : FIRST_ONLY(i));
 		}
 		/* The reader and TC may both be here: neither must count the other's step. */
 		conn->finished = ordinal + 1;

@@ -4,8 +4,6 @@
  * time, and of the head only the lines named in enum found are looked at.
  */
 
-#define NO_TRACEPARENT 1	/* as the length of several: no context is that short */
-
 /* Notes where the value of a line of interest lies. */
 static __always_inline void note_line(struct scratch *s, volatile struct head_cursor *v,
 				      u64 at, u64 length, enum flow flow)
@@ -39,15 +37,13 @@ static __always_inline void note_line(struct scratch *s, volatile struct head_cu
 		name_length = 11;
 	} else if (start == WORD('t', 'r', 'a', 'c', 'e', 'p', 'a', 'r') &&
 		   (next & FIRST_BYTES(4)) == WORD('e', 'n', 't', ':', 0, 0, 0, 0)) {
-		/* Of two, neither is to be believed: W3C Trace Context, section 3.2. */
-		if (s->found_length[FOUND_TRACEPARENT])
-			length = 12 + NO_TRACEPARENT;
 		found = FOUND_TRACEPARENT;
 		name_length = 12;
 	} else {
 		return;
 	}
 	found &= 7;
+	s->found_times[found]++;
 	s->found_at[found] = at + name_length;
 	s->found_length[found] = length - name_length;
 }
@@ -176,12 +172,12 @@ static __always_inline int take_request_lines(struct scratch *s, struct connecti
 	capture(x->record.host, &x->record.host_length, HOST_MAX, s, FOUND_HOST);
 	capture(x->record.user_agent, &x->record.user_agent_length, USER_AGENT_MAX,
 		s, FOUND_USER_AGENT);
-	/* The first of two may have come with the last segment. */
-	if (s->found_length[FOUND_TRACEPARENT] && x->record.traceparent_length)
-		x->record.traceparent_length = NO_TRACEPARENT;
-	else
-		capture(x->record.traceparent, &x->record.traceparent_length, TRACEPARENT_MAX,
-			s, FOUND_TRACEPARENT);
+	/* Of two, neither is to be believed: W3C Trace Context, section 3.2. */
+	x->record.traceparents += s->found_times[FOUND_TRACEPARENT];
+	capture(x->record.traceparent, &x->record.traceparent_length, TRACEPARENT_MAX,
+		s, FOUND_TRACEPARENT);
+	if (x->record.traceparents > 1)
+		x->record.traceparent_length = 0;
 	return 0;
 }
 
@@ -445,6 +441,7 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 	v->line = 0;
 	v->end = 0;
 	__builtin_memset(s->found_length, 0, sizeof(s->found_length));
+	__builtin_memset(s->found_times, 0, sizeof(s->found_times));
 	scan_lines(s, flow);
 	consume_lines(s, conn, p, *x, flow);
 

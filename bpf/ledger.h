@@ -21,6 +21,12 @@ static __always_inline bool is_outgoing(const struct exchange *x)
 	return CLIENTS && x->record.flags & CLIENT;
 }
 
+/* Has the last byte come of the request, or of an upstream's response? */
+static __always_inline bool inbound_is_whole(const struct exchange *x)
+{
+	return x->record.flags & (is_outgoing(x) ? REQUEST_ANSWERED : REQUEST_RECEIVED);
+}
+
 /* The request whose bytes, or whose response's, are passing now. */
 static __always_inline struct exchange *current_exchange(struct connection *conn, enum flow flow)
 {
@@ -141,6 +147,7 @@ static __always_inline struct exchange *begin_request(struct scratch *s, struct 
 
 	clear(&x->record);
 	x->head_whole = 0;
+	x->left_again = 0;
 	x->inbound_start = seq;
 	x->activity_ktime_ns = s->ktime_ns;
 	x->slot = slot;
@@ -262,6 +269,13 @@ static __always_inline void end_responses(struct connection *conn, u64 now)
 		conn->ended_ktime_ns = now;
 }
 
+/* Of a message that never became whole, the latest read was not its last. */
+static __always_inline void forget_last_read(struct exchange *x)
+{
+	if (!inbound_is_whole(x))
+		x->record.stamp_ktime_ns[STAMP_READ_LAST] = 0;
+}
+
 /*
  * The request ends with its connection. If it began when no answer could come any more it ends when
  * that is told, which is now.
@@ -274,6 +288,7 @@ static __always_inline void end_with(const struct connection *conn, struct excha
 	x->record.flags |= conn->ending;
 	if (!(x->record.flags & REQUEST_ANSWERED))
 		x->record.stamp_ktime_ns[STAMP_ENDED] = ended > begun ? ended : now;
+	forget_last_read(x);
 }
 
 /* Ends all requests in flight: those worth a record are submitted, the others lost. */
@@ -316,12 +331,6 @@ static __always_inline void lose_requests(struct connection *conn)
 }
 
 /* ---- stamps of the socket hooks ---- */
-
-/* Has the last byte come of the request, or of an upstream's response? */
-static __always_inline bool inbound_is_whole(const struct exchange *x)
-{
-	return x->record.flags & (is_outgoing(x) ? REQUEST_ANSWERED : REQUEST_RECEIVED);
-}
 
 /*
  * Requests that were reported, or never tracked, want no stamps any more. A

@@ -316,6 +316,7 @@ struct scratch {
 	struct handshake attempt;
 	u64 found_at[FOUND_COUNT];
 	u64 found_length[FOUND_COUNT];
+	u8 found_times[FOUND_COUNT];	/* may wrap: 256 lines of one name find room in no window */
 	u8 window[WINDOW_MASK + 1 + CARRY_MAX + 8];
 } __attribute__((aligned(64)));		/* no two CPUs write to one cache line */
 

@@ -138,7 +138,8 @@ static __always_inline void end_message(struct connection *conn, struct scratch 
 			mind_unread(conn);
 		if (x && !IS_OUTBOUND(flow))
 			mind_read_already(conn, x);
-		finish_read(conn);
+		/* That a request's own body is the last to leave is rare: the agent adds that up. */
+		finish_read(conn, IS_OUTBOUND(flow) ? IRREGULAR : ORDERLY);
 	}
 }
 

@@ -48,6 +48,19 @@ static __always_inline void insert_stamp(struct exchange *x, u8 stamp, u64 time)
 }
 
 /*
+ * When a request that was answered ended; ~0: with its last stamp. A server's ends when the
+ * response's last byte has left: its handler may go on, and the rest of a body come too late.
+ */
+static __always_inline u64 end_of(const struct request_record *r)
+{
+	u64 last = r->stamp_ktime_ns[STAMP_TC_OUT_LAST], first = r->stamp_ktime_ns[STAMP_TC_OUT];
+
+	if (CLIENTS && r->flags & CLIENT)
+		return ~0ULL;
+	return (last ? : first) ? : ~0ULL;
+}
+
+/*
  * Finds the order of a request's stamps, without those that come after its end; those of the same
  * nanosecond keep the order of the way.
  *
@@ -57,7 +70,7 @@ static __always_inline void insert_stamp(struct exchange *x, u8 stamp, u64 time)
 static __always_inline void order_stamps(struct exchange *x)
 {
 	volatile u32 *ordered = &x->ordered;
-	u64 time, last = 0;
+	u64 time, last = 0, end = end_of(&x->record);
 	u32 i;
 
 	x->order.words[0] = 0;
@@ -67,7 +80,7 @@ static __always_inline void order_stamps(struct exchange *x)
 	BOUNDED_LOOP
 	for (i = 0; i < STAMP_ACKED; i++) {
 		time = x->record.stamp_ktime_ns[i];
-		if (!time)
+		if (!time || time > end)
 			continue;
 		if (time >= last) {	/* as it mostly is */
 			put_in_order(x, *ordered, i + 1);

@@ -91,7 +91,7 @@ static __always_inline int handle_read(u64 sk, enum access access)
 	if (is_clients(conn)) {
 		conn->copied_seq = copied_seq;
 		conn->reads_seen = 1;
-		finish_read(conn);
+		finish_read(conn, ORDERLY);
 	}
 	return 0;
 }

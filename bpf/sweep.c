@@ -63,6 +63,7 @@ static __always_inline void sweep_unanswered(const struct sweep_order *order,
 			end_with(conn, x, x->activity_ktime_ns);
 		} else {
 			x->record.flags |= IDLE_TIMEOUT;
+			forget_last_read(x);
 			end_at_last_byte(x);
 		}
 		submit(x, IRREGULAR);

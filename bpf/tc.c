@@ -14,8 +14,10 @@ static __always_inline bool heed_received(struct __sk_buff *skb, struct scratch 
 	struct parser *p = &conn->inbound;
 
 	conn->used_ktime_ns = s->ktime_ns;
-	if (seg->tcp_flags & TCP_ACK)
+	if (seg->tcp_flags & TCP_ACK && conn->finished < conn->answered) {
+		judge_leaving_again(skb, seg, s, conn);
 		acknowledge(conn, seg->ack_seq, s->ktime_ns);
+	}
 	mind_peers_ending(conn, seg, REQUESTS_IN);
 	if (!seg->payload_length || p->state == PARSER_OFF)
 		return false;

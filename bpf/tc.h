@@ -242,11 +242,80 @@ static __always_inline void add_retransmits(struct exchange *x, u32 n, enum flow
 		x->record.response_retransmits += n;
 }
 
-/* A part of a response had to be sent again after its last byte: the client has it whole later. */
-static __always_inline void note_sent_again(struct exchange *x, u64 now)
+#define TCP_OPTIONS_MAX 40
+#define ALIGNED_TIMESTAMP 0x0a080101	/* two NOPs, kind 8, 10 bytes; as every Linux aligns it */
+#define ALIGNED_SACK 0x00050101		/* two NOPs, kind 5; any length */
+#define ANY_LENGTH 0x00ffffff
+
+/* What is looked at of a segment's options. */
+struct tcp_options {
+	u32 tsval;		/* 0: there are no time stamps, or not where they are looked for */
+	u32 tsecr;
+	bool duplicate;		/* it acknowledges a duplicate: RFC 2883 */
+};
+
+/*
+ * Time stamps and the first block of a selective acknowledgement, where they lie as they mostly do:
+ * at the options' start, which is 12, 24, 32 or 40 bytes before the payload. The window is free here.
+ */
+static __always_inline struct tcp_options read_options(struct __sk_buff *skb,
+						       const struct segment *seg, struct scratch *s)
 {
-	if (x && x->record.flags & REQUEST_ANSWERED)
-		x->record.stamp_ktime_ns[STAMP_TC_OUT_LAST] = now;
+	const u32 *words = (const u32 *)s->window;
+	struct tcp_options o = {};
+	u32 at = seg->payload_offset - TCP_OPTIONS_MAX;
+
+	s->window[0] = 0;
+	if (bpf_skb_load_bytes(skb, at, s->window, TCP_OPTIONS_MAX))
+		return o;
+	at = words[7] == ALIGNED_TIMESTAMP ? 7 : words[4] == ALIGNED_TIMESTAMP ? 4 :
+	     words[2] == ALIGNED_TIMESTAMP ? 2 : words[0] == ALIGNED_TIMESTAMP ? 0 : 10;
+	if (at == 10)
+		return o;
+	words += at;
+	o.tsval = __builtin_bswap32(words[1]);
+	o.tsecr = __builtin_bswap32(words[2]);
+	o.duplicate = at < 7 && (words[3] & ANY_LENGTH) == ALIGNED_SACK &&
+		      before(__builtin_bswap32(words[4]), seg->ack_seq);
+	return o;
+}
+
+/*
+ * A part of a response leaves again after its last byte: the client has it whole later, unless that
+ * turns out to be in vain.
+ */
+static __always_inline void leave_again(struct __sk_buff *skb, const struct segment *seg,
+					struct scratch *s, struct exchange *x)
+{
+	if (!x || !(x->record.flags & REQUEST_ANSWERED))
+		return;
+	if (!x->left_again) {
+		x->left_ktime_ns = x->record.stamp_ktime_ns[STAMP_TC_OUT_LAST];
+		x->left_again_tsval = read_options(skb, seg, s).tsval;
+	}
+	x->left_again++;
+	x->record.stamp_ktime_ns[STAMP_TC_OUT_LAST] = s->ktime_ns;
+}
+
+/*
+ * The client acknowledges a response of which a part had left again. That was in vain if the first
+ * one had come through: the acknowledgement echoes a time stamp from before, or says that what came
+ * again was a duplicate. So TCP probes whether the last segment was lost, where a client merely
+ * takes its time to acknowledge it.
+ */
+static __always_inline void judge_leaving_again(struct __sk_buff *skb, const struct segment *seg,
+						struct scratch *s, struct connection *conn)
+{
+	struct exchange *x = in_flight(conn, conn->finished);
+	struct tcp_options o;
+
+	if (!x || !x->left_again || before(seg->ack_seq, x->outbound_end))
+		return;
+	o = read_options(skb, seg, s);
+	if ((o.tsecr && x->left_again_tsval && before(o.tsecr, x->left_again_tsval)) ||
+	    (o.duplicate && x->left_again == 1))
+		x->record.stamp_ktime_ns[STAMP_TC_OUT_LAST] = x->left_ktime_ns;
+	x->left_again = 0;
 }
 
 /*
@@ -272,7 +341,7 @@ static __always_inline s64 align(struct __sk_buff *skb, struct scratch *s,
 		if (IS_OUTBOUND(flow)) {
 			add_retransmits(x, skb->gso_segs ? : 1, flow);
 			if (!CARRIES_REQUESTS(flow))
-				note_sent_again(x, s->ktime_ns);
+				leave_again(skb, seg, s, x);
 		} else if (x && !p->disorder) {	/* else it may fill a hole */
 			add_retransmits(x, 1, flow);
 		}

@@ -72,7 +72,7 @@ REQUEST_RECORD = np.dtype(
             "request_retransmits",
             "response_retransmits",
             "out_of_order",
-            "unused",
+            "traceparents",
             "marked",
             "trace_flags",
             "trace_id",
@@ -173,7 +173,7 @@ REQUEST_RECORD = np.dtype(
     }
 )
 
-#: struct exchange, 840 bytes.
+#: struct exchange, 856 bytes.
 EXCHANGE = np.dtype(
     {
         "names": [
@@ -188,6 +188,9 @@ EXCHANGE = np.dtype(
             "record",
             "order",
             "scratch",
+            "left_ktime_ns",
+            "left_again",
+            "left_again_tsval",
         ],
         "formats": [
             "u8",
@@ -201,6 +204,9 @@ EXCHANGE = np.dtype(
             REQUEST_RECORD,
             STAMP_ORDER,
             "u8",
+            "u8",
+            "u4",
+            "u4",
         ],
         "offsets": [
             0,
@@ -214,8 +220,11 @@ EXCHANGE = np.dtype(
             40,
             808,
             832,
+            840,
+            848,
+            852,
         ],
-        "itemsize": 840,
+        "itemsize": 856,
     }
 )
 

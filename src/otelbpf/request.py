@@ -138,6 +138,28 @@ class Request:
         return self.stages[-1].end_ktime_ns
 
 
+def bounds_of(records: np.ndarray) -> np.ndarray:
+    """The stamps that bound stages: none that came after the request's end.
+
+    A server's request ends when the response's last byte has left, which its handler may outlive,
+    and the rest of a body that came too late for an early answer; one that was cut short ends when
+    no whole response could come any more. bpf/series.h leaves out the same.
+
+    Args:
+        records: (n,) REQUEST_RECORD.
+    Returns:
+        (n, Stamp.ACKED) uint64 by enum stamp, CLOCK_MONOTONIC ns; 0 is absent.
+    """
+    bounds = records["stamp_ktime_ns"][:, : Stamp.ACKED].copy()
+    last, first = bounds[:, Stamp.TC_OUT_LAST], bounds[:, Stamp.TC_OUT]
+    left = np.where(last != 0, last, first)
+    whole = records["flags"] & np.uint32(RequestFlag.REQUEST_ANSWERED | RequestFlag.CLIENT)
+    ends = bounds[:, Stamp.ENDED]
+    ends = np.where((ends == 0) & (whole == RequestFlag.REQUEST_ANSWERED), left, ends)
+    bounds[(ends != 0)[:, np.newaxis] & (bounds > ends[:, np.newaxis])] = 0
+    return bounds
+
+
 def stages_of(stamps: list[int]) -> tuple[Stage, ...]:
     """Tiles a ledger into stages.
 
@@ -146,18 +168,13 @@ def stages_of(stamps: list[int]) -> tuple[Stage, ...]:
     the way.
 
     Args:
-        stamps: CLOCK_MONOTONIC ns by enum stamp; 0 is absent. Those that come after the request's
-            end bound no stage: `acked`, and of one that was cut short whatever came after that.
+        stamps: those that bound stages, by enum stamp, as bounds_of() gives them: CLOCK_MONOTONIC
+            ns; 0 is absent.
     Returns:
         one stage fewer than there are stamps, or a single one without length,
         named after the stamp, where there is only one.
     """
-    ended = stamps[Stamp.ENDED]
-    present = sorted(
-        (ktime_ns, stamp)
-        for stamp, ktime_ns in enumerate(stamps[: Stamp.ACKED])
-        if ktime_ns and (not ended or ktime_ns <= ended)
-    )
+    present = sorted((ktime_ns, stamp) for stamp, ktime_ns in enumerate(stamps) if ktime_ns)
     if len(present) == 1:
         ktime_ns, stamp = present[0]
         return (Stage(Stamp(stamp).name.lower(), ktime_ns, ktime_ns),)
@@ -271,7 +288,7 @@ def requests_of(
         capture_query: keep the part of the target after `?`.
     """
     requests = []
-    stamps = records["stamp_ktime_ns"].tolist()
+    bounds, acked = bounds_of(records).tolist(), records["stamp_ktime_ns"][:, Stamp.ACKED].tolist()
     present = ((records["stamp_ktime_ns"] != 0) @ _STAMP_BITS).tolist()
     high, low = contexts.trace_id_high.tolist(), contexts.trace_id_low.tolist()
     span_ids, parents = contexts.span_id.tolist(), contexts.parent_span_id.tolist()
@@ -284,7 +301,7 @@ def requests_of(
         flags = RequestFlag(record.flags)
         kind = Kind.CLIENT if record.flags & _CLIENT else Kind.SERVER
         absent, complete = _absent(present[i], kind)
-        stages = stages_of(stamps[i])
+        stages = stages_of(bounds[i])
         requests.append(
             Request(
                 kind=kind,
@@ -307,7 +324,7 @@ def requests_of(
                 status=record.status,
                 flags=flags,
                 ended_by=ended_by(flags, kind),
-                acked_ns=max(0, stamps[i][Stamp.ACKED] - stages[-1].end_ktime_ns),
+                acked_ns=max(0, acked[i] - stages[-1].end_ktime_ns),
                 peer_address=address_of(record.peer_address),
                 peer_port=record.peer_port,
                 local_address=address_of(record.local_address),

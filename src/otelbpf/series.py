@@ -33,6 +33,7 @@ from otelbpf.request import (
     Kind,
     Request,
     address_of,
+    bounds_of,
     ended_by,
     method_and_path,
     stage_name,
@@ -342,13 +343,12 @@ def _keys_of(records: np.ndarray) -> np.ndarray:
 
 
 def _sorted_stamps(records: np.ndarray) -> np.ndarray:
-    """(n, _BOUNDS) int64: in order of time, each number below its time; the absent ones, 0, first.
+    """Those that bound stages.
 
-    What came after a request was cut short bounds none of its stages.
+    Returns:
+        (n, _BOUNDS) int64: in order of time, each number below its time; the absent ones, 0, first.
     """
-    times = records["stamp_ktime_ns"][:, :_BOUNDS].astype(np.int64)
-    ended = times[:, Stamp.ENDED, np.newaxis]
-    times[(ended != 0) & (times > ended)] = 0
+    times = bounds_of(records).astype(np.int64)
     return np.sort(np.where(times != 0, times << _STAMP_BITS | np.arange(_BOUNDS), 0), axis=1)
 
 

@@ -38,6 +38,7 @@ from otelbpf.loader import Part, Programs
 from otelbpf.mapped import MappedArray
 from otelbpf.reader import RingReader
 from otelbpf.records import EXCHANGE, REQUEST_RECORD, Counter, ExchangeState, RequestFlag, Stamp
+from otelbpf.request import Stage, bounds_of, stages_of
 from otelbpf.sampler import Sampler
 from otelbpf.sweeper import ACK_WAIT_NS, Sweeper
 from otelbpf.upstreams import Upstreams
@@ -301,6 +302,11 @@ def stages(record: np.void) -> dict[tuple[Stamp, Stamp], int]:
     return {
         (first, last): end - start for (first, start), (last, end) in itertools.pairwise(present)
     }
+
+
+def told_stages(record: np.void) -> tuple[Stage, ...]:
+    """The stages that the agent tells of it."""
+    return stages_of(bounds_of(np.array([record], REQUEST_RECORD))[0].tolist())
 
 
 def flags(record: np.void) -> RequestFlag:

@@ -14,10 +14,9 @@ from conversation import Conversation
 from frames import ACK, FIN, RST, Frame, UpstreamWire, Wire, fresh_port
 from lab import Pair, reset, wait_until
 from messages import OK, request, response
-from meter import FREE_PORT, Meter, flags, stages, stamps
+from meter import FREE_PORT, Meter, flags, stages, stamps, told_stages
 
 from otelbpf.records import Counter, RequestFlag, Stamp
-from otelbpf.request import stages_of
 from otelbpf.sweeper import ACK_WAIT_NS, Sweeper
 
 ENDINGS = (
@@ -56,7 +55,7 @@ def be_silent_and(act: Callable[[], object]) -> Silence:
 
 def end_of(record: np.void) -> int:
     """When the request ended."""
-    return stages_of(record["stamp_ktime_ns"].tolist())[-1].end_ktime_ns
+    return told_stages(record)[-1].end_ktime_ns
 
 
 def assert_lasted(record: np.void, silence: Silence) -> None:
@@ -66,7 +65,7 @@ def assert_lasted(record: np.void, silence: Silence) -> None:
     assert silence.before_ns <= end_of(record)
     # The kernel may take some time to send what the call asked for, but not that much.
     assert end_of(record) - silence.after_ns < int(SILENCE_S * 1e9)
-    told = stages_of(record["stamp_ktime_ns"].tolist())
+    told = told_stages(record)
     assert told[-1].name.endswith("_to_ended")
     assert told[-1].end_ktime_ns - told[-1].start_ktime_ns >= silence.before_ns - silence.begin_ns
     start_ns = min(stamps(record).values())

@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import itertools
+
+import numpy as np
 import pytest
 from lab import Lab, receive
 from messages import CHUNKED, OK, chunks, request, response
 from meter import WHOLE, Meter, flags
 
+from otelbpf.context import contexts_of
+from otelbpf.ids import Ids
 from otelbpf.records import Counter
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -242,3 +247,23 @@ def test_a_request_that_cannot_be_read_is_lost_and_counted(
     pair.exchange(request(target="/next"), OK)
     assert meter.record()["request_line"] == b"GET /next HTTP/1.1"
     assert meter.counted(Counter.SEEN) == 2
+
+
+@pytest.mark.parametrize("cuts", [(), (60,), (120,), (60, 120)], ids=str)
+@pytest.mark.parametrize("count", [2, 3])
+def test_of_several_traceparents_none_is_believed(
+    lab: Lab, meter: Meter, cuts: tuple[int, ...], count: int
+) -> None:
+    """As W3C's own tests want it: the request starts a trace, be they the same or not."""
+    line = b"traceparent: %b\r\n" % TRACEPARENT.encode()
+    asked = b"GET / HTTP/1.1\r\nHost: several\r\n" + count * line + b"User-Agent: last/1\r\n\r\n"
+    pair = lab.connect()
+    for part in (asked[start:end] for start, end in itertools.pairwise((0, *cuts, len(asked)))):
+        pair.send_segment(part)
+    receive(pair.server, len(asked))
+    pair.answer(OK)
+    record = meter.record()
+    assert record["user_agent"] == b"last/1"
+    contexts = contexts_of(np.array([record]), Ids())
+    assert not contexts.called.any()
+    assert not contexts.parent_span_id.any()

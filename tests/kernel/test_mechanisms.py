@@ -26,7 +26,7 @@ from lab import (
     receive,
 )
 from messages import CHUNKED, OK, chunk, request, response
-from meter import SMALL, Meter, stamps
+from meter import SMALL, Meter, stamps, told_stages
 
 from otelbpf import libbpf
 from otelbpf.attach import Attachments, attached
@@ -35,7 +35,6 @@ from otelbpf.hooks import FORCEABLE, Candidate, Choice, Mechanism, Verdict, choo
 from otelbpf.interfaces import find_interfaces
 from otelbpf.loader import Programs
 from otelbpf.records import Stamp
-from otelbpf.request import stages_of
 
 pytestmark = pytest.mark.guest
 
@@ -316,7 +315,7 @@ def test_the_stages_tile_each_request_to_the_nanosecond(played: Played) -> None:
         at = stamps(record)
         # The acknowledgement comes after the request's end.
         order = [stamp for stamp in ledger if stamp in at and stamp is not Stamp.ACKED]
-        stages = stages_of(record["stamp_ktime_ns"].tolist())
+        stages = told_stages(record)
         assert [stage.name for stage in stages] == [
             f"{one.name}_to_{other.name}".lower() for one, other in itertools.pairwise(order)
         ]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from conversation import Conversation
 from frames import ACK, FIN, RST, Frame, Wire, fresh_port
+from lab import Lab
 from messages import CHUNKED, OK, chunk, chunks, request, response
 from meter import WHOLE, Meter, flags, stamps
 
@@ -193,3 +195,29 @@ def test_arrivals_that_are_forgotten_are_absent_and_never_mixed_up(
     assert known == [0, 4, 5, 6, 7, 8, 9, 10, 11]
     for number in known:
         assert times[number] <= stamps(records[number])[Stamp.NIC] <= times[number + 1]
+
+
+def test_a_part_that_was_sent_again_in_vain_does_not_prolong_the_response(
+    lab: Lab, meter: Meter
+) -> None:
+    """TCP probes for a lost tail where the client merely takes its time to acknowledge it."""
+    probed = 0
+    for _ in range(40):
+        pair = lab.connect()
+        for _ in range(3):  # a short round trip is known
+            pair.exchange(request(), OK)
+            meter.record()
+        pair.ask(request())
+        pair.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+        for part in (OK[:20], OK[20:40], OK[40:]):
+            pair.server.sendall(part)
+        left_ns = time.monotonic_ns()
+        record = meter.record()
+        at = stamps(record)
+        pair.close()
+        if record["response_retransmits"] and at[Stamp.ACKED] > left_ns + 2_000_000:
+            assert at[Stamp.TC_OUT_LAST] < left_ns
+            probed += 1
+            if probed == 2:
+                return
+    raise AssertionError(f"TCP has probed {probed} times only")

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from lab import PORT, SERVER_IPV4, SERVER_IPV6, Pair, laboratory, receive, reset, wait_until
 from messages import CHUNKED, OK, chunks, request, response
-from meter import SMALL, Meter, load
+from meter import SMALL, Meter, load, told_stages
 from sums_of_connections import LIMITS
 from sums_of_connections import Sums as OfConnections
 
 from otelbpf.limits import Limits
 from otelbpf.records import Counter, RequestFlag, Stamp
-from otelbpf.request import Kind, stages_of
+from otelbpf.request import Kind
 from otelbpf.resource import Resources
 from otelbpf.routes import Routes
 from otelbpf.sampler import Sampler, Slow
@@ -80,7 +80,7 @@ def sums(_attached: Sums) -> Iterator[Sums]:
 
 def assert_adds_up(series: Series, records: np.ndarray) -> None:
     """It has just these requests, each stage of them in the bucket where it belongs."""
-    by_hand = [stages_of(record["stamp_ktime_ns"].tolist()) for record in records]
+    by_hand = [told_stages(record) for record in records]
     assert series.duration.count == len(records)
     lengths = [stages[-1].end_ktime_ns - stages[0].start_ktime_ns for stages in by_hand]
     assert_holds(series.duration.counts, lengths)

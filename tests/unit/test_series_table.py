@@ -200,7 +200,8 @@ def test_when_all_places_are_taken(kernel: Kernel, table: SeriesTable) -> None:
 
 def test_more_stages_than_there_are_places(table: SeriesTable) -> None:
     """Every two stamps are a stage of some request: 120 of them."""
-    times = [record({first: 1_000, second: 2_000}, flags=WHOLE, status=200)
+    flags = WHOLE | RequestFlag.CLIENT  # a server's ends with its response
+    times = [record({first: 1_000, second: 2_000}, flags=flags, status=200)
              for first in range(16) for second in range(first + 1, 16)]  # fmt: skip
     table.add(np.concatenate(times))
     (series,) = table.snapshot()
@@ -257,7 +258,7 @@ def test_the_kernel_is_told_of_an_order_of_stamps_once(kernel: Kernel, table: Se
     for number, place in enumerate(places[:3], 1):
         kernel.adds_to_stage(int(at["place"]), place, number * 1_000)
     (series,) = table.snapshot()
-    in_order = stages_of([times.get(stamp, 0) for stamp in Stamp])
+    in_order = stages_of([times.get(stamp, 0) for stamp in tuple(Stamp)[: Stamp.ACKED]])
     assert {name: stage.sum_ns for name, stage in series.stages.items()} == {
         stage.name: number * 1_000 + 2 * (stage.end_ktime_ns - stage.start_ktime_ns)
         for number, stage in enumerate(in_order, 1)
