@@ -14,10 +14,9 @@ from demo.otlp import Kind
 from demo.plan import reaches_a_model
 from demo.traces import Trace
 
-# With what the sum of a request's stages ends: its last byte has left, or was read. A handler that
-# sends the response itself may return later.
+# With what the sum of a request's stages ends: its last byte has left, or was read.
 _ENDS = {
-    Kind.SERVER: ("tc_out", "tc_out_last", "handler_end"),
+    Kind.SERVER: ("tc_out", "tc_out_last"),
     Kind.CLIENT: ("read", "read_last"),
 }
 
