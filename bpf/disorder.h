@@ -161,6 +161,7 @@ static __always_inline int keep_piece(struct __sk_buff *skb, struct scratch *s,
 	piece->length = n;
 	piece->ktime_ns = s->ktime_ns;
 	piece->tcp_ktime_ns = 0;
+	piece->interface = skb->ifindex;
 	piece->early = at == 0 && v->early;
 	piece->repeats = at == 0 && v->overlapping < PIECES_MAX;
 	conn->inbound.kept++;
@@ -185,7 +186,9 @@ static __always_inline int keep(struct __sk_buff *skb, struct scratch *s, struct
 	find_pieces(v, d, s->seq, s->seq + s->payload_length);
 	i = v->overlapping;
 	if (i < PIECES_MAX && !before(v->reached, s->seq + s->payload_length)) {
-		d->pieces[i].repeats++;
+		/* Else it is the same packet, at another interface. */
+		if (d->pieces[i].interface == skb->ifindex)
+			d->pieces[i].repeats++;
 		return 0;
 	}
 	v->at = 0;
@@ -264,7 +267,7 @@ static __always_inline bool next_piece(struct scratch *s, struct connection *con
  * or late: what became of the holes, and what is to be said of this one. -1 where
  * what had been kept was evicted.
  */
-static __always_inline int settle(struct scratch *s, struct connection *conn)
+static __always_inline int settle(struct __sk_buff *skb, struct scratch *s, struct connection *conn)
 {
 	u32 start = s->seq, end = start + s->payload_length, late = start, filled;
 	volatile struct disorder_cursor *v = &s->disorder;
@@ -285,6 +288,8 @@ static __always_inline int settle(struct scratch *s, struct connection *conn)
 	else
 		late = start - s->ahead;
 	filled = fill_holes(v, d, start, late);
+	if (!filled && passed_another(skb, conn, INBOUND))
+		return 0;
 	find_pieces(v, d, start, end);
 	count_holes(v, d, start);
 	x = latest_arrival(conn);

@@ -49,6 +49,16 @@ static __always_inline struct parser *parser_of(struct connection *conn, enum fl
 	return IS_OUTBOUND(flow) ? &conn->outbound : &conn->inbound;
 }
 
+/*
+ * Has the packet come from another interface than the flow's last new bytes? Where it brings none
+ * itself it is one of theirs, which passes a bridge after the bridge's port, or a bond after its slave.
+ */
+static __always_inline bool passed_another(const struct __sk_buff *skb, const struct connection *conn,
+					   enum direction direction)
+{
+	return skb->ifindex != conn->interface[direction];
+}
+
 /* Takes a free slot; nobody finds it until begin_request() has filled it. */
 static __always_inline struct exchange *claim(u32 slot)
 {

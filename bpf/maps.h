@@ -153,7 +153,7 @@ struct connection {
 	u32 home;		/* the slot last used, tried first while it is warm */
 	u32 flags;		/* enum request_flag: CLIENT, and all FINs and RSTs that were seen */
 	u32 ending;		/* of these, the one by which it began to end */
-	u32 unused;
+	u32 interface[2];	/* by enum direction: that bytes not seen before last passed; 0: none yet */
 	u64 ended_ktime_ns;	/* no response can become whole any more; 0: they can */
 	u32 slot[IN_FLIGHT_MAX];
 	struct arrivals arrivals;	/* at XDP, inbound bytes */
@@ -195,8 +195,9 @@ struct piece {
 	u32 length;		/* 0: this place is free */
 	u64 ktime_ns;		/* when TC saw it */
 	u64 tcp_ktime_ns;	/* when TCP took it */
-	u32 early;		/* an early segment begins with it */
-	u32 repeats;		/* segments that repeated its bytes, or whose own were repeated */
+	u32 interface;		/* that it came by */
+	u16 early;		/* an early segment begins with it */
+	u16 repeats;		/* segments that repeated its bytes, or whose own were repeated */
 };
 
 /* Bytes of known framing that were stepped over. */

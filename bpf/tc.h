@@ -176,7 +176,7 @@ static __always_inline int mind_early(struct __sk_buff *skb, enum flow flow)
 	conn = continued_connection(s);
 	if (!conn)
 		return TC_NEXT;
-	if (s->early ? keep(skb, s, conn) : settle(s, conn))
+	if (s->early ? keep(skb, s, conn) : settle(skb, s, conn))
 		lose_framing(conn);
 	else if (conn->inbound.kept)
 		call_kept(skb, conn, flow);
@@ -338,6 +338,8 @@ static __always_inline s64 align(struct __sk_buff *skb, struct scratch *s,
 	if (before(seg->seq, p->next_seq)) {
 		missing = before(p->next_seq, end) ? p->next_seq - seg->seq : seg->payload_length;
 		s->ahead = -missing;
+		if (missing == seg->payload_length && passed_another(skb, conn, IS_OUTBOUND(flow)))
+			return missing;
 		if (IS_OUTBOUND(flow)) {
 			add_retransmits(x, skb->gso_segs ? : 1, flow);
 			if (!CARRIES_REQUESTS(flow))
@@ -427,6 +429,7 @@ static __always_inline bool take_inbound(struct __sk_buff *skb, struct scratch *
 		return false;	/* not reached */
 	}
 	p->next_seq = seg->seq + seg->payload_length;
+	conn->interface[INBOUND] = skb->ifindex;
 	return true;
 }
 
@@ -445,6 +448,7 @@ static __always_inline bool take_outbound(struct __sk_buff *skb, struct scratch 
 		return true;
 	}
 	fill_scratch(s, seg, seen_before);
+	conn->interface[OUTBOUND] = skb->ifindex;
 	if (before(p->next_seq, seg->seq + seg->payload_length))
 		p->next_seq = seg->seq + seg->payload_length;
 	return true;

@@ -122,10 +122,17 @@ def verdict(program_fd: int, frame: bytes, interface: int = 0) -> int:
 
 
 class Wire:
-    """Hands frames to the programs as the hooks would, and checks that all of them pass."""
+    """Hands frames to the programs as the hooks would, and checks that all of them pass.
 
-    def __init__(self, meter: Meter) -> None:
+    Args:
+        interfaces: those that each frame passes at traffic control, by index, one after the other;
+            0: the loopback.
+    """
+
+    def __init__(self, meter: Meter, *interfaces: int) -> None:
         self._programs = meter.programs
+        self._netns = meter.netns
+        self._interfaces = interfaces or (0,)
 
     def deliver(self, frame: Frame | bytes, *, length: int | None = None) -> None:
         """A frame arrives: at XDP, then at TC ingress."""
@@ -147,10 +154,16 @@ class Wire:
     def _run_tc(self, program: str, data: bytes) -> None:
         # The kernel makes no skb of a frame that says IP and has no whole IP header.
         if len(data) >= _LEAST.get(data[12:14], 0):
-            self._run(program, TC_NEXT, data)
+            for interface in self._interfaces:
+                self._run(program, TC_NEXT, data, interface)
 
-    def _run(self, program: str, expected: int, data: bytes) -> None:
-        assert verdict(self._programs.fd(program), data) == expected
+    def _run(self, program: str, expected: int, data: bytes, interface: int = 0) -> None:
+        fd = self._programs.fd(program)
+        if interface:
+            said = self._netns.run(lambda: verdict(fd, data, interface))
+        else:
+            said = verdict(fd, data)
+        assert said == expected
 
 
 class UpstreamWire(Wire):

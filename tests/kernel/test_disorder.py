@@ -15,6 +15,7 @@ from frames import ACK, FIN, Frame, Wire, fresh_port
 from messages import CHUNKED, OK, chunks, request
 from meter import WHOLE, Meter, flags, stages, stamps
 
+from otelbpf.interfaces import find_interfaces
 from otelbpf.records import Counter, RequestFlag, Stamp
 
 HEADERS = {"User-Agent": "overtaken/1", "Host": "disorder.example"}
@@ -29,11 +30,17 @@ BEFORE = request(target="/before")
 PIECES_MAX, PIECE_MAX = 32, 2048  # bpf/maps.h
 
 
-@pytest.fixture(params=[1000, 2**32 - 150, 2**32 - 4000], ids=["", "wrap soon", "wrap later"])
+@pytest.fixture(
+    params=[(1000, 1), (2**32 - 150, 1), (2**32 - 4000, 1), (1000, 2)],
+    ids=["", "wrap soon", "wrap later", "at two interfaces"],
+)
 def talk(meter: Meter, request: pytest.FixtureRequest) -> Iterator[Conversation]:
     """A connection on which one request has been answered."""
-    seq = request.param - len(BEFORE)
-    talk = Conversation(Wire(meter), Frame(client_port=fresh_port(), seq=seq, ack_seq=seq))
+    start, interfaces = request.param
+    seq = start - len(BEFORE)
+    both = find_interfaces((meter.interface, "lo"), meter.netns).values()
+    wire = Wire(meter, *(both if interfaces == 2 else ()))
+    talk = Conversation(wire, Frame(client_port=fresh_port(), seq=seq, ack_seq=seq))
     talk.ask(BEFORE, 0)
     talk.answer(OK, 0)
     talk.ask(b"", len(BEFORE), acknowledging=len(OK))
@@ -276,6 +283,8 @@ def test_what_takes_too_many_tail_calls_goes_on_with_the_next_segment(
     assert record["out_of_order"] == 19
 
 
+# At a second interface the last segment would be the next one, too, and go on with it.
+@pytest.mark.parametrize("talk", [(1000, 1)], ids=[""], indirect=True)
 def test_what_is_never_read_is_lost_once_it_is_acknowledged(
     talk: Conversation, meter: Meter
 ) -> None:
