@@ -58,6 +58,7 @@ DEFINE_ARRAY(struct reader, readers)
 DEFINE_ARRAY(u64, ring)
 DEFINE_ARRAY(struct ring_ends, ring_ends)
 DEFINE_ARRAY(struct settings, settings)
+DEFINE_ARRAY(struct notices, notices)
 #if SERIES
 DEFINE_ARRAY(struct series, series)
 DEFINE_ARRAY(struct series_set, series_sets)

@@ -419,17 +419,17 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 {
 	volatile struct head_cursor *v = &s->head;
 	u64 loaded = load_window(skb, s, conn, p, flow, source);
+	int begun;
 
 	if (!loaded)
 		return -1;
 	if (p->state != PARSER_BETWEEN) {
 		*x = current_exchange(conn, flow);
 	} else {
-		if (CARRIES_REQUESTS(flow) ? !start_request(s, conn, p, x, flow, source)
-					   : !start_response(s, conn, p, x, flow, source))
-			return -1;
-		if (p->state != PARSER_FIRST_LINE)
-			return 0;
+		begun = CARRIES_REQUESTS(flow) ? start_request(s, conn, p, x, flow, source)
+					       : start_response(s, conn, p, x, flow, source);
+		if (begun <= 0)
+			return begun;
 		if (!CARRIES_REQUESTS(flow) && read_familiar_head(s, conn, p, *x, loaded, flow))
 			return 0;
 	}

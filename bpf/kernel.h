@@ -20,6 +20,7 @@ struct pt_regs {
 
 #define AF_INET 2
 #define AF_INET6 10
+#define TCP_ESTABLISHED 1
 #define EPIPE 32
 #define ECONNRESET 104
 #define ECONNREFUSED 111
@@ -153,6 +154,11 @@ static __always_inline u32 tcp_write_seq(u64 tp, enum access access)
 	return load_u32(tp + OFFSET_TCP_SOCK_WRITE_SEQ, access);
 }
 
+static __always_inline u32 tcp_snd_una(u64 tp, enum access access)
+{
+	return load_u32(tp + OFFSET_TCP_SOCK_SND_UNA, access);
+}
+
 struct byte_range { u32 start, end; };
 
 /* Once TCP has looked at a segment, its control block holds the range. */
@@ -256,6 +262,21 @@ static __always_inline u8 sock_state(u64 sk, enum access access)
 static __always_inline u8 sock_shutdown(u64 sk)
 {
 	return *(volatile u8 *)(sk + OFFSET_SOCK_SHUTDOWN);
+}
+
+/* The interface that the socket's packets come in by; 0: not known. */
+static __always_inline u32 sock_interface_in(u64 sk, enum access access)
+{
+	return load_u32(sk + OFFSET_SOCK_RX_IFINDEX, access);
+}
+
+/* The one that they leave by. The pointers on the way may change meanwhile. */
+static __always_inline u32 sock_interface_out(u64 sk)
+{
+	u64 route = load_u64(sk + OFFSET_SOCK_DST_CACHE, BY_COPY);
+	u64 device = route ? load_u64(route + OFFSET_DST_ENTRY_DEV, BY_COPY) : 0;
+
+	return device ? load_u32(device + OFFSET_NET_DEVICE_IFINDEX, BY_COPY) : 0;
 }
 
 /* The kernel's own hash of an established connection. */

@@ -12,6 +12,7 @@
 #define MARKS_RECENT 8		/* a power of two */
 #define NO_SLOT 0xffffffffU
 #define NEVER_WOKEN (~0ULL)
+#define UNMEASURED 0xffffffffU	/* an interface that is not: what passed it was told of */
 
 enum direction { INBOUND = 0, OUTBOUND = 1 };
 
@@ -78,7 +79,10 @@ enum parser_state {
 
 enum message_flag { MESSAGE_HAS_LENGTH = 1, MESSAGE_CHUNKED = 2, MESSAGE_ENDS_HTTP = 4 };
 
-/* Where the framing of one flow stands. Written by one TC hook alone. */
+/*
+ * Where the framing of one flow stands. Written by one TC hook alone, and by the socket's where bytes
+ * passed none.
+ */
 struct parser {
 	u64 remaining;
 	u32 next_seq;		/* of the next byte expected */
@@ -153,7 +157,7 @@ struct connection {
 	u32 home;		/* the slot last used, tried first while it is warm */
 	u32 flags;		/* enum request_flag: CLIENT, and all FINs and RSTs that were seen */
 	u32 ending;		/* of these, the one by which it began to end */
-	u32 interface[2];	/* by enum direction: that bytes not seen before last passed; 0: none yet */
+	u32 interface[2];	/* by enum direction: that new bytes last passed; 0: none, or UNMEASURED */
 	u64 ended_ktime_ns;	/* no response can become whole any more; 0: they can */
 	u32 slot[IN_FLIGHT_MAX];
 	struct arrivals arrivals;	/* at XDP, inbound bytes */
@@ -372,6 +376,8 @@ struct settings {
 	u64 netns_pointer;	/* struct net of the measured namespace, once seen */
 	u32 agent_tgid;
 	u32 has_thread_locals;	/* is any process in thread_locals? Written by the agent */
+	u32 is_complete;	/* all is attached: what is not seen from here on is missed. Likewise */
+	u32 unused;
 };
 
 BPF_ARRAY(blank_connection, struct connection, 1);

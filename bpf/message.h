@@ -41,20 +41,13 @@ static __always_inline void lose_framing(struct connection *conn)
 	lose_requests(conn);
 }
 
-static __always_inline void count_as_not_http(struct connection *conn)
-{
-	if (!conn->inbound.counted) {
-		conn->inbound.counted = 1;
-		count(COUNT_CONNECTIONS_NOT_HTTP);
-	}
-}
-
-static __always_inline void turn_off(struct connection *conn)
+/* Of `kind`, a notice's, if that is to be told. */
+static __always_inline void turn_off(struct connection *conn, u32 kind, u32 ifindex)
 {
 	forget_disorder(conn);
 	conn->inbound.state = PARSER_OFF;
 	conn->outbound.state = PARSER_OFF;
-	count_as_not_http(conn);
+	count_as_not_http(conn, kind, ifindex);
 }
 
 static __always_inline void start_message(struct parser *p)
@@ -131,7 +124,7 @@ static __always_inline void end_message(struct connection *conn, struct scratch 
 	if (!CARRIES_REQUESTS(flow)) {
 		conn->answered++;
 		if (p->message_flags & MESSAGE_ENDS_HTTP)
-			turn_off(conn);
+			turn_off(conn, 0, 0);
 	}
 	if (IS_CLIENTS(flow)) {
 		if (!IS_OUTBOUND(flow))
@@ -173,31 +166,41 @@ static __always_inline void add_content(struct exchange *x, u64 n, enum flow flo
 		x->record.response_body_bytes += n;
 }
 
+/* A connection begins with the window's bytes, which begin no request. */
+static __always_inline void note_protocol(const struct scratch *s, struct connection *conn,
+					  enum direction direction)
+{
+	u64 length = s->payload_length - s->position;
+
+	count_as_not_http(conn, length < 4 ? NOTICE_NOT_HTTP : protocol_of(four_at(s, 0)),
+			  conn->interface[direction]);
+}
+
 /*
- * A request may begin with the window's first byte; false where it cannot. An
- * empty line before it, which some clients send after a body, is stepped over.
+ * Does a request begin with the window's first byte? 1: it does; 0: not with this one; -1: there can
+ * be none. An empty line before it, which some clients send after a body, is stepped over.
  */
-static __always_inline bool start_request(struct scratch *s, struct connection *conn,
-					  struct parser *p, struct exchange **x, enum flow flow,
-					  enum source source)
+static __always_inline int start_request(struct scratch *s, struct connection *conn,
+					 struct parser *p, struct exchange **x, enum flow flow,
+					 enum source source)
 {
 	u32 seq = s->seq + s->position;
 	u8 first = byte_at(s, 0);
 
 	if (first == '\r' || first == '\n') {
 		s->position++;
-		return true;
+		return 0;
 	}
 	if (first < 'A' || first > 'Z') {
 		if (!conn->begun)
-			count_as_not_http(conn);
-		return false;
+			note_protocol(s, conn, IS_OUTBOUND(flow));
+		return -1;
 	}
 	/* The preface of HTTP/2, with which a connection begins, was made to look like a request. */
 	if (!conn->begun && s->payload_length - s->position >= 4 &&
 	    (word_at(s, 0) & FIRST_BYTES(4)) == WORD('P', 'R', 'I', ' ', 0, 0, 0, 0)) {
-		turn_off(conn);
-		return true;
+		turn_off(conn, NOTICE_HTTP2, conn->interface[IS_OUTBOUND(flow)]);
+		return 0;
 	}
 	start_message(p);
 	*x = begin_request(s, conn, seq,
@@ -208,19 +211,19 @@ static __always_inline bool start_request(struct scratch *s, struct connection *
 	/* TCP had it in its hands before it was a request. */
 	if (source == FROM_PIECE && *x)
 		(*x)->record.stamp_ktime_ns[STAMP_TCP] = s->tcp_ktime_ns;
-	return true;
+	return 1;
 }
 
-/* A response begins with the window's first byte; false where none was asked for. */
-static __always_inline bool start_response(struct scratch *s, struct connection *conn,
-					   struct parser *p, struct exchange **x, enum flow flow,
-					   enum source source)
+/* A response begins with the window's first byte: 1; -1 where none was asked for. */
+static __always_inline int start_response(struct scratch *s, struct connection *conn,
+					  struct parser *p, struct exchange **x, enum flow flow,
+					  enum source source)
 {
 	u32 seq = s->seq + s->position;
 
 	if (conn->answered >= conn->begun) {
 		count(COUNT_RESPONSES_UNASKED);
-		return false;
+		return -1;
 	}
 	start_message(p);
 	*x = current_exchange(conn, flow);
@@ -236,7 +239,7 @@ static __always_inline bool start_response(struct scratch *s, struct connection 
 	}
 	if (!IS_OUTBOUND(flow))
 		conn->arrived = conn->answered + 1;
-	return true;
+	return 1;
 }
 
 /* The request's head is whole: how long is its body? */

@@ -5,28 +5,38 @@
  * attach; what happens is in the handle_* functions.
  */
 
-/* The connection of a measured socket. */
-static __always_inline struct connection *connection_of(u64 sk, enum access access)
+/* The connection of a measured socket. NULL where it is not known: `*is_measured` says if it is one. */
+static __always_inline struct connection *find_by_socket(u64 sk, struct connection_key *key,
+							 bool *is_measured, enum access access)
 {
 	u16 local_port = sock_local_port(sk, access);
-	struct connection_key key;
 	struct connection *conn;
 	u32 *place;
 
+	*is_measured = false;
 	if (!may_be_measured(local_port, sk, access))
 		return NULL;
 	place = &socket_places()[sock_hash(sk, access) & (SOCKET_SLOTS - 1)];
 	conn = connection_at(*place);
 	if (conn && conn->socket == sk)
 		return conn;
-	if (measured_key(sk, local_port, &key, access))
+	if (measured_key(sk, local_port, key, access))
 		return NULL;
-	conn = find_connection(&key);
+	*is_measured = true;
+	conn = find_connection(key);
 	if (conn) {
 		conn->socket = sk;
 		*place = conn->place;
 	}
 	return conn;
+}
+
+static __always_inline struct connection *connection_of(u64 sk, enum access access)
+{
+	struct connection_key key;
+	bool is_measured;
+
+	return find_by_socket(sk, &key, &is_measured, access);
 }
 
 static __always_inline int handle_tcp(u64 sk, u64 skb, enum access access)
@@ -57,15 +67,27 @@ static __always_inline int handle_tcp(u64 sk, u64 skb, enum access access)
 
 static __always_inline int handle_queued(u64 sk, enum access access)
 {
-	struct connection *conn = connection_of(sk, access);
+	struct connection_key key;
+	struct connection *conn;
+	bool is_measured;
+	u32 rcv_nxt;
 	u64 tp;
 
-	if (!conn)
+	conn = find_by_socket(sk, &key, &is_measured, access);
+	if (!conn) {
+		if (is_measured)
+			miss_unknown(sk, &key, access);
 		return 0;
+	}
 	tp = tcp_sock(sk, access);
 	if (!tp)
 		return 0;
-	stamp_queued(conn, tcp_rcv_nxt(tp, access), bpf_ktime_get_ns());
+	rcv_nxt = tcp_rcv_nxt(tp, access);
+	if (has_come_unseen(conn, rcv_nxt)) {
+		miss(conn, INBOUND, sock_interface_in(sk, access));
+		return 0;
+	}
+	stamp_queued(conn, rcv_nxt, bpf_ktime_get_ns());
 	/*
 	 * Whoever is woken on this CPU before the softirq ends, and then reads this socket, was
 	 * woken for it; others may be woken in between, from an interrupt.
@@ -139,6 +161,8 @@ static __always_inline int handle_write(u64 sk, enum access access)
 	if (!tp)
 		return 0;
 	write_seq = tcp_write_seq(tp, access);
+	if (has_left_unseen(conn, tcp_snd_una(tp, access)))
+		miss(conn, OUTBOUND, sock_interface_out(sk));
 	if (is_clients(conn))
 		note_writer(conn, write_seq);
 	else if (begins_response(conn, write_seq))
@@ -147,7 +171,6 @@ static __always_inline int handle_write(u64 sk, enum access access)
 	return 0;
 }
 
-#define TCP_ESTABLISHED 1
 #define TCP_SYN_SENT 2
 #define TCP_FIN_WAIT1 4
 #define TCP_CLOSE 7
@@ -217,6 +240,12 @@ static __always_inline void note_closed(struct connection *conn, u32 error)
 		note_ending(conn, LOCAL_RESET);
 }
 
+/* Has traffic control seen bytes that TCP has yet to take, which begin no request? */
+static __always_inline bool is_ahead_of(const struct connection *conn, u32 rcv_nxt)
+{
+	return conn->inbound.next_seq && before(rcv_nxt, conn->inbound.next_seq);
+}
+
 static __always_inline int handle_state(u64 sk, u32 earlier, u32 state)
 {
 	struct connection_key key = {};
@@ -244,6 +273,8 @@ static __always_inline int handle_state(u64 sk, u32 earlier, u32 state)
 			note_end(sk, &key, conn, earlier);
 		if (!conn)
 			return 0;
+		if (has_left_unseen(conn, tcp_snd_una(tp, DIRECT)))
+			miss(conn, OUTBOUND, sock_interface_out(sk));
 		now = bpf_ktime_get_ns();
 		if (!(conn->flags & LOCAL_CLOSED))
 			note_closed(conn, sock_error(sk));
@@ -276,11 +307,13 @@ static __always_inline int handle_state(u64 sk, u32 earlier, u32 state)
 	conn->flags &= CLIENT;
 	conn->ending = 0;
 	conn->ended_ktime_ns = 0;
-	conn->inbound.counted = 0;
-	conn->inbound.next_seq = tcp_rcv_nxt(tp, DIRECT);
-	conn->inbound.state = PARSER_BETWEEN;
-	conn->outbound.next_seq = tcp_write_seq(tp, DIRECT);
-	conn->outbound.state = PARSER_BETWEEN;
+	if (!is_ahead_of(conn, tcp_rcv_nxt(tp, DIRECT))) {
+		conn->inbound.counted = 0;
+		conn->inbound.next_seq = tcp_rcv_nxt(tp, DIRECT);
+		conn->inbound.state = PARSER_BETWEEN;
+		conn->outbound.next_seq = tcp_write_seq(tp, DIRECT);
+		conn->outbound.state = PARSER_BETWEEN;
+	}
 	count(COUNT_CONNECTIONS_OPENED);
 	COUNT_CONNECTION(is_clients(conn), opened);
 	if (CLIENTS && own)

@@ -369,12 +369,14 @@ static __always_inline bool take_up(struct __sk_buff *skb, struct connection *co
 				    const struct segment *seg, enum flow flow)
 {
 	struct parser *requests = parser_of(conn, flow), *responses = parser_of(conn, flow ^ 1);
-	u32 first_four = 0;
+	u32 first_four = 0, kind;
 
 	if (seg->payload_length < 16 ||
 	    bpf_skb_load_bytes(skb, seg->payload_offset, &first_four, 4) ||
 	    !starts_a_request(first_four)) {
-		count_as_not_http(conn);
+		/* What is none of these may well be the rest of a request. */
+		kind = protocol_of(first_four);
+		count_as_not_http(conn, kind == NOTICE_NOT_HTTP ? 0 : kind, skb->ifindex);
 		return false;
 	}
 	if (!conn->begun) {

@@ -18,6 +18,7 @@ from otelbpf.mapped import MappedArray
 from otelbpf.records import (
     CONNECTION_SUMS,
     EXCHANGE,
+    NOTICES,
     RING_ENDS,
     SERIES,
     SERIES_SET,
@@ -31,11 +32,16 @@ STAGE_ORDERS, SERIES_SETS = 256, 8192
 _READER_SLOTS = 16_384
 # Connections in a set of them (bpf/connections.h); a power of two.
 _WAYS = 8
-# What only the programs look into, but for two fields; bpf/arrays.h compares.
+# What only the programs look into, but for three fields; bpf/arrays.h compares.
 _CONNECTION_BYTES, _READER_BYTES = 648, 88
 _SCRATCH = np.dtype({"names": ["counts"], "formats": [("u8", len(Counter))], "itemsize": 3008})
 _SETTINGS = np.dtype(
-    {"names": ["has_thread_locals"], "formats": ["u4"], "offsets": [12], "itemsize": 16}
+    {
+        "names": ["has_thread_locals", "is_complete"],
+        "formats": ["u4", "u4"],
+        "offsets": [12, 16],
+        "itemsize": 24,
+    }
 )
 _MIB = 1 << 20
 
@@ -97,7 +103,7 @@ class Arrays:
         return MappedArray(self.fds["scratches"], _SCRATCH, self._cpu_slots)
 
     def map_settings(self) -> MappedArray:
-        """What the agent tells the programs: "has_thread_locals" of struct settings."""
+        """What the agent tells the programs: fields of struct settings."""
         return MappedArray(self.fds["settings"], _SETTINGS, 1, writable=True)
 
     def close(self) -> None:
@@ -119,6 +125,7 @@ class Arrays:
             "settings": _SETTINGS.itemsize,
             "ring": limits.ring_slots * 8,
             "ring_ends": RING_ENDS.itemsize,
+            "notices": NOTICES.itemsize,
         }
         if limits.series:
             sizes |= {

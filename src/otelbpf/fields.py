@@ -24,12 +24,15 @@ _FIELDS = {
     "SOCK_COMMON_V6_RCV_SADDR": ("sock", "__sk_common.skc_v6_rcv_saddr"),
     "SOCK_ERR": ("sock", "sk_err"),
     "SOCK_SHUTDOWN": ("sock", "sk_shutdown"),
+    "SOCK_DST_CACHE": ("sock", "sk_dst_cache"),
+    "SOCK_RX_IFINDEX": ("sock", "sk_rx_dst_ifindex"),
     "SOCK_SOCKET": ("sock", "sk_socket"),
     "SOCKET_FILE": ("socket", "file"),
     "FILE_F_FLAGS": ("file", "f_flags"),
     "INET_SOCK_SPORT": ("inet_sock", "inet_sport"),
     "TCP_SOCK_RCV_NXT": ("tcp_sock", "rcv_nxt"),
     "TCP_SOCK_COPIED_SEQ": ("tcp_sock", "copied_seq"),
+    "TCP_SOCK_SND_UNA": ("tcp_sock", "snd_una"),
     "TCP_SOCK_WRITE_SEQ": ("tcp_sock", "write_seq"),
     "TASK_STRUCT_PID": ("task_struct", "pid"),
     "TASK_STRUCT_GROUP_LEADER": ("task_struct", "group_leader"),
@@ -38,7 +41,13 @@ _FIELDS = {
     "TASK_STRUCT_FLAGS": ("task_struct", "flags"),
     "TASK_STRUCT_FSBASE": ("task_struct", "thread.fsbase"),
     "SK_BUFF_CB": ("sk_buff", "cb"),
+    "DST_ENTRY_DEV": ("dst_entry", "dev"),
+    "NET_DEVICE_IFINDEX": ("net_device", "ifindex"),
     "NET_COOKIE": ("net", "net_cookie"),
+}
+# Where a field was before it was there.
+_EARLIER = {
+    "SOCK_RX_IFINDEX": ("inet_sock", "rx_dst_ifindex"),  # until 5.16
 }
 
 
@@ -53,6 +62,8 @@ def field_offsets(btf: Btf) -> dict[str, int]:
     offsets = {}
     for name, (struct, path) in _FIELDS.items():
         offset = btf.offset_of(struct, path)
+        if offset is None and name in _EARLIER:
+            offset = btf.offset_of(*_EARLIER[name])
         if offset is None:
             raise KernelError(
                 f"this kernel's struct {struct} has no field {path}: otelbpf does not know this "

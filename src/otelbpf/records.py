@@ -431,10 +431,11 @@ STAGE_ORDER = np.dtype(
     }
 )
 
-#: struct notice, 48 bytes.
+#: struct notice, 56 bytes.
 NOTICE = np.dtype(
     {
         "names": [
+            "ktime_ns",
             "peer_address",
             "local_address",
             "peer_port",
@@ -444,6 +445,7 @@ NOTICE = np.dtype(
             "is_client",
         ],
         "formats": [
+            "u8",
             "V16",
             "V16",
             "u2",
@@ -454,18 +456,19 @@ NOTICE = np.dtype(
         ],
         "offsets": [
             0,
-            16,
-            32,
-            34,
-            36,
+            8,
+            24,
             40,
+            42,
             44,
+            48,
+            52,
         ],
-        "itemsize": 48,
+        "itemsize": 56,
     }
 )
 
-#: struct notices, 3080 bytes.
+#: struct notices, 3592 bytes.
 NOTICES = np.dtype(
     {
         "names": [
@@ -480,7 +483,7 @@ NOTICES = np.dtype(
             0,
             8,
         ],
-        "itemsize": 3080,
+        "itemsize": 3592,
     }
 )
 
@@ -584,3 +587,4 @@ class NoticeKind(IntEnum):
     HTTP2 = 2
     NOT_HTTP = 3
     UNSEEN = 4
+    UNSEEN_OUT = 5
