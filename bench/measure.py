@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 from demo.processes import Process, running
 from demo.topology import Topology, topology
 
-from otelbpf import libbpf
+from otelbpf import bpf_info, libbpf
 from otelbpf.btf import Btf
 from otelbpf.netns import find_netns
 
@@ -190,12 +190,12 @@ def of_clients(passed_by: dict[str, Cost]) -> Cost:
     return Cost(sum(cost.runs for cost in costs) // 2, sum(cost.ns for cost in costs) // 2)
 
 
-def _info_of(program: int) -> libbpf.ProgramInfo:
+def _info_of(program: int) -> bpf_info.ProgramInfo:
     fd = libbpf.library().bpf_prog_get_fd_by_id(program)
     if fd < 0:
         raise OSError(-fd, os.strerror(-fd))
     try:
-        return libbpf.program_info(fd)
+        return bpf_info.program_info(fd)
     finally:
         os.close(fd)
 

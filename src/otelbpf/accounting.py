@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -47,6 +48,37 @@ NOT_JOINED = {
 }
 
 
+class Gap(StrEnum):
+    """Why an interface that was asked for is not measured."""
+
+    #: There is none of this name.
+    GONE = "gone"
+    #: The network namespace has ended.
+    NAMESPACE_GONE = "namespace_gone"
+    #: Somebody's program in front of otelbpf's keeps packets from it.
+    BEHIND = "behind"
+    #: The kernel did not let otelbpf attach to it.
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Whether an interface is measured.
+
+    Attributes:
+        gap: why it is not, at the moment; None: it is.
+        unmeasured_s: for how long it was not, by reason.
+    """
+
+    gap: Gap | None = None
+    unmeasured_s: Mapping[Gap, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        seconds = {gap.value: round(seconds, 3) for gap, seconds in self.unmeasured_s.items()}
+        return {"unmeasured": self.gap and self.gap.value, "unmeasured_s": seconds}
+
+
 @dataclass(frozen=True)
 class Sums:
     """The sums at one moment, in requests.
@@ -67,6 +99,7 @@ class Sums:
     connections: dict[str, int] = field(default_factory=dict)
     missed: dict[str, int] = field(default_factory=dict)
     joins: dict[str, int] = field(default_factory=dict)
+    interfaces: dict[str, Coverage] = field(default_factory=dict)
 
     @property
     def in_flight(self) -> int:
@@ -85,6 +118,7 @@ class Sums:
                 "connections": self.connections,
                 "missed": {hook: count for hook, count in self.missed.items() if count},
                 "joins": self.joins,
+                "interfaces": {name: each.as_dict() for name, each in self.interfaces.items()},
             }
         )
 

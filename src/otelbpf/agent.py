@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +14,7 @@ import numpy as np
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter
 
-from otelbpf.accounting import Ledger, Lost, Sums
+from otelbpf.accounting import Coverage, Ledger, Lost, Sums
 from otelbpf.attach import Attachments, attached
 from otelbpf.btf import Btf
 from otelbpf.clock import ClockReading, read_clock
@@ -28,6 +28,7 @@ from otelbpf.hooks import choose, require, without
 from otelbpf.ids import Ids
 from otelbpf.interfaces import Xdp, find_interfaces
 from otelbpf.loader import Part, Programs
+from otelbpf.lookout import Lookout
 from otelbpf.metrics_export import metrics_export
 from otelbpf.netns import find_netns
 from otelbpf.processes import listening_processes
@@ -137,6 +138,7 @@ class Agent:
         self._sweeper = Sweeper(programs, int(config.idle_timeout_s * 1e9))
         self._thread_contexts = ThreadContexts(programs)
         self._missed: dict[str, int] = {}
+        self._coverage: dict[str, Coverage] = {}
 
     def know(self, pids: Iterable[int]) -> None:
         """Measured servers that run already: their very first requests can be linked and named."""
@@ -145,7 +147,7 @@ class Agent:
         for pid in pids:
             self._pipeline.resources.of_process(pid)
 
-    def run(self, stop: Stop, missed: Callable[[], dict[str, int]]) -> None:
+    def run(self, stop: Stop, missed: Callable[[], dict[str, int]], lookout: Lookout) -> None:
         """Reads until `stop` is set.
 
         Args:
@@ -155,6 +157,7 @@ class Agent:
         while not stop.is_set():
             if self._read_batch() < _BATCH:
                 time.sleep(_POLL_S)
+            self._coverage = lookout.look(time.monotonic())
             if time.monotonic() >= housekeeping_at:
                 self._pipeline.refresh()
                 self._sweeper.sweep(time.monotonic_ns())
@@ -187,7 +190,11 @@ class Agent:
 
     def sums(self) -> Sums:
         """The sums so far."""
-        return replace(self._pipeline.ledger.sums(self._programs.counts()), missed=self._missed)
+        return replace(
+            self._pipeline.ledger.sums(self._programs.counts()),
+            missed=self._missed,
+            interfaces=self._coverage,
+        )
 
     def snapshot(self) -> Snapshot:
         """All requests in sums, as they are now; from any thread."""
@@ -244,18 +251,6 @@ def _prepare(path: Path | None) -> None:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
-@contextlib.contextmanager
-def _file_while(path: Path | None) -> Iterator[None]:
-    if path is None:
-        yield
-        return
-    path.touch()
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-
-
 @dataclass(frozen=True)
 class Running:
     """An agent that has begun.
@@ -279,12 +274,14 @@ def run(
     environment: Mapping[str, str],
     stop: Stop,
     on_ready: Callable[[Running], None],
+    on_loading: Callable[[], None] = lambda: None,
 ) -> Sums:
     """Runs the agent until `stop` is set.
 
     Args:
         environment: the OTEL_* variables.
         on_ready: called once everything is attached.
+        on_loading: called before what takes some seconds.
     Returns:
         the sums at the end; nothing is in flight any more.
     Raises:
@@ -299,10 +296,12 @@ def run(
         _prepare(path)
     exporter = make_exporter(name, config.output)
     netns = find_netns(config.netns)
-    ids, resources = Ids(), Resources(config.service_name, str(netns.cookie))
+    cookie = netns.cookie
+    ids, resources = Ids(), Resources(config.service_name, str(cookie))
     interfaces = find_interfaces(config.interfaces, netns)
     handlers = tuple(handler for spec in config.handlers for handler in find_handlers(spec))
     upstreams = resolve(config.upstreams, config.client_ports, netns)
+    on_loading()
     with Btf.of_kernel() as btf:
         choices = choose(btf, config.hooks, metrics=bool(config.limits.series))
         if config.xdp is Xdp.OFF:
@@ -312,7 +311,7 @@ def run(
             choices = without(choices, "mark", "no spans are exported")
         require(choices)
         programs = Programs(
-            btf, config.ports, netns.cookie, choices, config.limits, _parts(handlers), upstreams,
+            btf, config.ports, cookie, choices, config.limits, _parts(handlers), upstreams,
             sampler, ids,
         )
     with contextlib.ExitStack() as stack:
@@ -338,7 +337,9 @@ def run(
                 stack.callback(metrics.stop)
                 spans_to = destination(environment, name)
                 on_ready(Running(attachments, spans_to, metrics.destination, agent.snapshot))
-                with _file_while(config.ready_file):
-                    agent.run(stop, attachments.missed)
+                with contextlib.closing(
+                    Lookout(programs, attachments, netns, cookie, config, time.monotonic())
+                ) as lookout:
+                    agent.run(stop, attachments.missed, lookout)
         agent.finish()
         return agent.sums()

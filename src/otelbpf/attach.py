@@ -13,18 +13,18 @@ next candidate's turn comes.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from otelbpf import clsact, libbpf
+from otelbpf import bpf_info, libbpf
 from otelbpf.errors import KernelError
 from otelbpf.handlers import Handler
 from otelbpf.hooks import Candidate, Choice, Hook, Mechanism, require
-from otelbpf.interfaces import VETH_AND_XDP, Xdp, look_at_xdp
+from otelbpf.interfaces import Xdp
 from otelbpf.loader import Programs
 from otelbpf.netns import Netns
+from otelbpf.on_interface import OnInterface, Ways
 from otelbpf.processes import cgroup_directory
 from otelbpf.rehearsal import silent_programs
 from otelbpf.uprobes import attach_handlers
@@ -46,9 +46,9 @@ class _Probe:
     stack: contextlib.ExitStack
 
     def missed(self) -> int:
-        missed = libbpf.program_info(self.program).missed
+        missed = bpf_info.program_info(self.program).missed
         if self.candidate.mechanism is Mechanism.KPROBE:
-            missed += libbpf.kprobe_missed(self.link)
+            missed += bpf_info.kprobe_missed(self.link)
         return missed
 
 
@@ -59,21 +59,25 @@ class Attachments:
         self._stack = contextlib.ExitStack()
         self._probes: list[_Probe] = []
         self._nothing_for: list[Choice] = []
-        self._on_interfaces: list[str] = []
         self._on_handlers: list[str] = []
-        self._left_alone: list[str] = []
+        self._ways: Ways | None = None
+        #: What is attached to interfaces, in that order.
+        self.on_interfaces: list[OnInterface] = []
 
     def __enter__(self) -> Attachments:
         return self
 
     def __exit__(self, *_: object) -> None:
+        while self.on_interfaces:
+            self.detach_from(self.on_interfaces[-1])
         self._stack.close()
 
     @property
     def description(self) -> list[str]:
         """For people: what was attached where."""
         on_hooks = [str(probe.candidate) for probe in self._probes]
-        return on_hooks + self._on_interfaces + self._on_handlers
+        on_interfaces = [each for on in self.on_interfaces for each in on.description]
+        return on_hooks + on_interfaces + self._on_handlers
 
     @property
     def fallbacks(self) -> list[str]:
@@ -88,7 +92,8 @@ class Attachments:
     @property
     def absent(self) -> list[str]:
         """For people: the stamps that no request will have, or none on an interface, and why."""
-        return self._nothing_gives(lambda hook: hook.stamps) + self._left_alone
+        left_alone = [on.left_alone for on in self.on_interfaces if on.left_alone]
+        return self._nothing_gives(lambda hook: hook.stamps) + left_alone
 
     @property
     def unmeasured(self) -> list[str]:
@@ -137,13 +142,38 @@ class Attachments:
         """
         self._attach_probes(programs, choices)
         by_name = {choice.hook.name: choice for choice in choices}
+        self._ways = Ways(programs, by_name, netns, xdp)
         for name, ifindex in interfaces.items():
-            for hook in ("egress", "ingress"):
-                self._attach_tc(programs, by_name[hook], name, ifindex, netns)
-            if by_name["arrival"].chosen:
-                self._attach_xdp(programs, name, ifindex, netns, xdp)
+            self._attach_to(name, ifindex).attach_xdp(insist=xdp is Xdp.ON)
         if not by_name["arrival"].chosen:
             self._nothing_for.append(by_name["arrival"])
+
+    def attach_again(self, name: str, ifindex: int) -> OnInterface:
+        """Attaches to an interface that has come again, as to the first of its name.
+
+        It is measured without XDP if need be, which its `left_alone` then tells.
+
+        Raises:
+            KernelError: the kernel refused, and nothing is attached to it.
+        """
+        on = self._attach_to(name, ifindex)
+        try:
+            on.attach_xdp(insist=False)
+        except BaseException:
+            self.detach_from(on)
+            raise
+        return on
+
+    def _attach_to(self, name: str, ifindex: int) -> OnInterface:
+        assert self._ways is not None, "nothing was attached yet"
+        on = OnInterface(self._ways, name, ifindex)
+        self.on_interfaces.append(on)
+        return on
+
+    def detach_from(self, on: OnInterface) -> None:
+        """Detaches from one interface, be it gone."""
+        self.on_interfaces.remove(on)
+        on.close()
 
     def _attach_probes(self, programs: Programs, choices: tuple[Choice, ...]) -> None:
         """Attaches to the kernel's code, and goes on to the next best where nothing comes of it."""
@@ -189,69 +219,6 @@ class Attachments:
         require((choice,))
         self._nothing_for.append(choice)
         return None
-
-    def _attach_xdp(
-        self, programs: Programs, name: str, ifindex: int, netns: Netns, xdp: Xdp
-    ) -> None:
-        modes = {"native": libbpf.XDP_FLAGS_DRV_MODE}
-        if xdp is Xdp.ON:
-            modes["generic"] = libbpf.XDP_FLAGS_SKB_MODE
-        elif look_at_xdp({name: ifindex}, netns)[name].is_veth:
-            self._leave_alone(name, VETH_AND_XDP)
-            return
-        fd = programs.fd("xdp_arrival")
-        refusals = []
-        for mode, flags in modes.items():
-            try:
-                link = netns.run(
-                    lambda flags=flags: libbpf.link_create(fd, ifindex, libbpf.BPF_XDP, flags)
-                )
-            except OSError as error:
-                if error.errno in (errno.EBUSY, errno.EEXIST):
-                    refusals = ["it has an XDP program already, and otelbpf replaces nobody's"]
-                    break
-                refusals.append(f"{mode}: {error.strerror}")
-                continue
-            self._stack.callback(os.close, link)
-            self._on_interfaces.append(f"XDP {mode} on {name}")
-            return
-        if xdp is Xdp.ON:
-            raise KernelError(
-                f"cannot attach XDP to interface {name} ({'; '.join(refusals)}): "
-                f"`ip link show dev {name}` shows what is there; with `--xdp auto` the interface "
-                "is measured without the nic stamp"
-            )
-        self._leave_alone(name, "; ".join(refusals))
-
-    def _leave_alone(self, interface: str, reason: str) -> None:
-        self._left_alone.append(f"nic, nic_last on {interface}: {reason}; see --xdp")
-
-    def _attach_tc(
-        self, programs: Programs, choice: Choice, name: str, ifindex: int, netns: Netns
-    ) -> None:
-        direction = choice.hook.name
-        for fd in programs.tc_fds(direction).values():
-            if choice.chosen.target == "clsact":
-                self._stack.enter_context(clsact.attached(netns, ifindex, fd, direction))
-            else:
-                self._attach_tcx(fd, direction, name, ifindex, netns)
-        self._on_interfaces.append(f"{choice.chosen.target} {direction} on {name}")
-
-    def _attach_tcx(self, fd: int, direction: str, name: str, ifindex: int, netns: Netns) -> None:
-        attach_type = (
-            libbpf.BPF_TCX_INGRESS if direction == "ingress" else libbpf.BPF_TCX_EGRESS
-        )
-        try:
-            # First in line: a program of somebody else that decides about a packet ends the
-            # line, while ours always hands on.
-            link = netns.run(
-                lambda: libbpf.link_create(fd, ifindex, attach_type, libbpf.BPF_F_BEFORE)
-            )
-        except OSError as error:
-            raise KernelError(
-                f"cannot attach to TC {direction} of interface {name}: {error.strerror}"
-            ) from error
-        self._stack.callback(os.close, link)
 
 
 def _attach_probe(stack: contextlib.ExitStack, candidate: Candidate, fd: int) -> int:

@@ -110,6 +110,13 @@ def _tell_attached(attachments: Attachments) -> None:
 
 
 def _tell_sums(sums: Sums) -> None:
+    for name, coverage in sums.interfaces.items():
+        for gap, seconds in coverage.unmeasured_s.items():
+            print(f"otelbpf: {name} was not measured for {seconds:.1f} s: {gap}", file=sys.stderr)
+    unseen = sums.connections.get("unseen", 0)
+    if unseen:
+        print(f"otelbpf: {unseen} connection{'s' * (unseen != 1)} had bytes that no measured interface "
+              "saw: their requests are in none of these sums", file=sys.stderr)
     print(f"otelbpf: {sums}", file=sys.stderr)
     for hook, count in sums.missed.items():
         if not count:
@@ -159,7 +166,11 @@ def _run(arguments: argparse.Namespace) -> int:
             timer.daemon = True
             timer.start()
 
-    sums = run(config, os.environ, stop, on_ready)
+    def on_loading() -> None:
+        print(f"otelbpf: loading, to measure {_measured(config)} on "
+              f"{', '.join(config.interfaces)}; that takes some seconds", file=sys.stderr, flush=True)
+
+    sums = run(config, os.environ, stop, on_ready, on_loading)
     for name, meaning in NOT_JOINED.items():
         if sums.joins.get(name):
             print(f"otelbpf: {sums.joins[name]} {meaning}", file=sys.stderr)

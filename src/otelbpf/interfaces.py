@@ -77,13 +77,18 @@ def find_interfaces(names: tuple[str, ...], netns: Netns) -> dict[str, int]:
                 raise UsageError(
                     f"no network interface {name!r}{where}: it has {present}"
                 ) from error
-            _require_ethernet(name)
+            require_ethernet(name)
         return found
 
     return netns.run(look)
 
 
-def _require_ethernet(name: str) -> None:
+def require_ethernet(name: str) -> None:
+    """Raises UsageError for an interface of the calling thread's namespace without such a header.
+
+    Raises:
+        OSError: there is no such interface.
+    """
     siocgifhwaddr = 0x8927
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         answer = fcntl.ioctl(probe, siocgifhwaddr, struct.pack("256s", name.encode()[:15]))

@@ -13,9 +13,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from otelbpf.errors import KernelError
 
@@ -23,6 +21,7 @@ from otelbpf.errors import KernelError
 _BPF_MAP_TYPE_ARRAY = 2
 _BPF_F_MMAPABLE = 1 << 10
 # enum bpf_prog_type
+_BPF_PROG_TYPE_SCHED_CLS = 3
 _BPF_PROG_TYPE_XDP = 6
 _BPF_PROG_TYPE_CGROUP_SOCKOPT = 25
 _BPF_PROG_TYPE_TRACING = 26
@@ -114,30 +113,6 @@ class _LoadOpts(ctypes.Structure):
     ]
 
 
-class _ProgInfo(ctypes.Structure):
-    """struct bpf_prog_info up to the last field that is read here; the kernel fills what fits."""
-
-    _fields_ = [
-        ("type", ctypes.c_uint32),
-        ("id", ctypes.c_uint32),
-        ("before_name", ctypes.c_uint8 * 56),
-        ("name", ctypes.c_char * 16),
-        ("before_run_time", ctypes.c_uint8 * 112),
-        ("run_time_ns", ctypes.c_uint64),
-        ("run_cnt", ctypes.c_uint64),
-        ("recursion_misses", ctypes.c_uint64),
-    ]
-
-
-class _LinkInfo(ctypes.Structure):
-    """struct bpf_link_info of a kprobe's link; a kernel that does not know a field leaves it 0."""
-
-    _fields_ = [
-        ("before_missed", ctypes.c_uint8 * 48),
-        ("missed", ctypes.c_uint64),
-    ]
-
-
 class _PerfEventAttr(ctypes.Structure):
     """struct perf_event_attr as of PERF_ATTR_SIZE_VER1, for kprobes and uprobes."""
 
@@ -156,7 +131,6 @@ class _PerfEventAttr(ctypes.Structure):
     ]
 
 
-_Info = TypeVar("_Info", _ProgInfo, _LinkInfo)
 KPROBE_EVENTS = Path("/sys/bus/event_source/devices/kprobe/type")
 UPROBE_EVENTS = Path("/sys/bus/event_source/devices/uprobe/type")
 # What the kernel's own format/retprobe and format/ref_ctr_offset say of config.
@@ -167,22 +141,6 @@ _PERF_FLAG_FD_CLOEXEC = 8
 _INSTRUCTION_BYTES = 8
 #: The instructions of a program that does nothing.
 RETURN_0 = bytes([0xB7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0])
-
-
-@dataclass(frozen=True)
-class ProgramInfo:
-    """What the kernel says of a loaded program.
-
-    Attributes:
-        name: of which the kernel keeps 15 characters.
-        runs, run_time_ns: counted only while statistics are on.
-        missed: how often it was not run because a program was running already.
-    """
-
-    name: str
-    runs: int
-    run_time_ns: int
-    missed: int
 
 
 class VerifierError(OSError):
@@ -212,7 +170,8 @@ def library() -> ctypes.CDLL:
         ) from error
 
 
-def _checked(result: int) -> int:
+def checked(result: int) -> int:
+    """What a call gave, or the OSError that it says."""
     if result < 0:
         number = -result if result != -1 else ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -225,7 +184,7 @@ def possible_cpus() -> int:
     Raises:
         OSError: the kernel does not say.
     """
-    return _checked(library().libbpf_num_possible_cpus())
+    return checked(library().libbpf_num_possible_cpus())
 
 
 def create_value(name: str, size: int) -> int:
@@ -240,7 +199,7 @@ def create_value(name: str, size: int) -> int:
         OSError: the kernel's refusal.
     """
     opts = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), map_flags=_BPF_F_MMAPABLE)
-    return _checked(
+    return checked(
         library().bpf_map_create(
             _BPF_MAP_TYPE_ARRAY, name.encode()[:15], ctypes.sizeof(ctypes.c_uint32), size, 1,
             ctypes.byref(opts),
@@ -257,9 +216,18 @@ def link_create(program_fd: int, ifindex: int, attach_type: int, flags: int = 0)
         OSError: the kernel's refusal.
     """
     opts = _LinkCreateOpts(sz=ctypes.sizeof(_LinkCreateOpts), flags=flags)
-    return _checked(
+    return checked(
         library().bpf_link_create(program_fd, ifindex, attach_type, ctypes.byref(opts))
     )
+
+
+def link_update(link_fd: int, program_fd: int) -> None:
+    """Puts another program in the place of a link's own.
+
+    Raises:
+        OSError: the kernel's refusal.
+    """
+    checked(library().bpf_link_update(link_fd, program_fd, None))
 
 
 def load_program(name: str, instructions: bytes, attach_type: int, target_btf_id: int = 0) -> int:
@@ -298,13 +266,27 @@ def load_program(name: str, instructions: bytes, attach_type: int, target_btf_id
     return fd
 
 
+def load_classifier(name: str, instructions: bytes) -> int:
+    """Loads a program for traffic control that needs no maps.
+
+    Raises:
+        OSError: the kernel's refusal.
+    """
+    return checked(
+        library().bpf_prog_load(
+            _BPF_PROG_TYPE_SCHED_CLS, name.encode()[:15], b"GPL", instructions,
+            ctypes.c_size_t(len(instructions) // _INSTRUCTION_BYTES), None,
+        )
+    )
+
+
 def attach_tracing(program_fd: int) -> int:
     """Attaches a program of load_program(); closing the descriptor detaches it.
 
     Raises:
         OSError: the kernel's refusal.
     """
-    return _checked(library().bpf_raw_tracepoint_open(None, program_fd))
+    return checked(library().bpf_raw_tracepoint_open(None, program_fd))
 
 
 def attach_cgroup(directory: Path, program_fd: int) -> int:
@@ -317,7 +299,7 @@ def attach_cgroup(directory: Path, program_fd: int) -> int:
     """
     cgroup = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        return _checked(
+        return checked(
             library().bpf_link_create(program_fd, cgroup, BPF_CGROUP_SETSOCKOPT, None)
         )
     finally:
@@ -381,32 +363,19 @@ def _attach_to_event(
     libc = ctypes.CDLL(None, use_errno=True)
     # On no process and one CPU: a program on a probe runs wherever it is hit, all the same.
     on_pid, on_cpu = (-1, 0) if pid is None else (pid, -1)
-    event = _checked(
+    event = checked(
         libc.syscall(
             _PERF_EVENT_OPEN, ctypes.byref(attr), on_pid, on_cpu, -1, _PERF_FLAG_FD_CLOEXEC
         )
     )
     try:
         opts = _LinkCreateOpts(sz=ctypes.sizeof(_LinkCreateOpts), cookie=cookie)
-        return _checked(
+        return checked(
             library().bpf_link_create(program_fd, event, _BPF_PERF_EVENT, ctypes.byref(opts))
         ), event
     except OSError:
         os.close(event)
         raise
-
-
-def kprobe_missed(link_fd: int) -> int:
-    """How often a kprobe was hit while the kernel could not run it, as far as it tells.
-
-    Kernels before 6.7 do not count it, and 0 is all they say.
-
-    Args:
-        link_fd: of attach_kprobe().
-    Raises:
-        OSError: the kernel's refusal.
-    """
-    return _info(link_fd, _LinkInfo()).missed
 
 
 def enable_run_counts() -> int:
@@ -416,25 +385,7 @@ def enable_run_counts() -> int:
         OSError: the kernel's refusal.
     """
     run_time = 0  # BPF_STATS_RUN_TIME
-    return _checked(library().bpf_enable_stats(run_time))
-
-
-def program_info(program_fd: int) -> ProgramInfo:
-    """What the kernel says of a loaded program.
-
-    Raises:
-        OSError: the kernel's refusal.
-    """
-    info = _info(program_fd, _ProgInfo())
-    return ProgramInfo(
-        info.name.decode(), info.run_cnt, info.run_time_ns, info.recursion_misses
-    )
-
-
-def _info(fd: int, info: _Info) -> _Info:
-    size = ctypes.c_uint32(ctypes.sizeof(info))
-    _checked(library().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)))
-    return info
+    return checked(library().bpf_enable_stats(run_time))
 
 
 def run_once(program_fd: int, *, data: bytes = b"", context: bytes = b"") -> None:
@@ -450,4 +401,4 @@ def run_once(program_fd: int, *, data: bytes = b"", context: bytes = b"") -> Non
     if context:
         opts.ctx_in = ctypes.cast(ctypes.c_char_p(context), ctypes.c_void_p)
         opts.ctx_size_in = len(context)
-    _checked(library().bpf_prog_test_run_opts(program_fd, ctypes.byref(opts)))
+    checked(library().bpf_prog_test_run_opts(program_fd, ctypes.byref(opts)))

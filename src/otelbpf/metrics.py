@@ -25,7 +25,7 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.metrics.export import Histogram as SdkHistogram
 from opentelemetry.sdk.resources import Resource
 
-from otelbpf.accounting import Lost
+from otelbpf.accounting import Gap, Lost
 from otelbpf.metrics_points import Attributes, HistogramStyle, Point, histogram_point
 from otelbpf.metrics_since import by_kind, since
 from otelbpf.request import Kind
@@ -101,6 +101,9 @@ _CONNECTIONS = {
     "unanswered": "Connections that were asked for and had no answer in time.",
     "evicted": "Connections forgotten to make room for others.",
     "not_http": "Connections that are not HTTP/1, and left alone.",
+    "tls": "Those of them that are of TLS.",
+    "http2": "Those of them that are HTTP/2.",
+    "unseen": "Connections some of whose bytes passed no measured interface.",
     "own": "Connections over which the agent itself exports, left alone.",
 }
 _HANDSHAKE = _histogram(
@@ -124,6 +127,15 @@ _IN_FLIGHT = Instrument(
 _JOINS = _counter("otelbpf.joins", "{join}", "What was joined to a request, and what could not be.")
 _MISSED = _counter(
     "otelbpf.hooks.missed", "{call}", "Calls of a hook during which its program did not run."
+)
+_UNMEASURED = Instrument(
+    _Type.UP_DOWN,
+    "otelbpf.interfaces.unmeasured",
+    "{interface}",
+    "Interfaces that were asked for and are not measured.",
+)
+_UNMEASURED_TIME = _counter(
+    "otelbpf.interfaces.unmeasured.time", "s", "How long interfaces were not measured."
 )
 _EXPORTS_FAILED = _counter(
     "otelbpf.metrics.exports.failed", "{export}", "Exports of metrics that were not taken."
@@ -213,7 +225,7 @@ class _Told:
         self,
         resource: Resource,
         instrument: Instrument,
-        value: int,
+        value: float,
         attributes: Attributes | None = None,
     ) -> None:
         """A number."""
@@ -326,3 +338,10 @@ def _tell_agent(told: _Told, snapshot: Snapshot) -> None:
         told.count(resource, _JOINS, count, {"otelbpf.join": name})
     for hook, count in sums.missed.items():
         told.count(resource, _MISSED, count, {"otelbpf.hook": hook})
+    for name, coverage in sums.interfaces.items():
+        # All reasons, likewise.
+        for gap in Gap:
+            attributes = {"network.interface.name": name, "otelbpf.reason": gap.value}
+            told.count(resource, _UNMEASURED, int(coverage.gap is gap), attributes)
+            seconds = coverage.unmeasured_s.get(gap, 0.0)
+            told.count(resource, _UNMEASURED_TIME, seconds, attributes)

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
-from otelbpf.accounting import Sums
+from otelbpf.accounting import Coverage, Sums
 from otelbpf.request import Kind
 from otelbpf.snapshot import Connections, Histogram, Series, Snapshot, no_durations
 
@@ -105,6 +105,17 @@ def _sums_since(now: Sums, earlier: Sums) -> Sums:
         connections=_counts_since(now.connections, earlier.connections),
         missed=_counts_since(now.missed, earlier.missed),
         joins=_counts_since(now.joins, earlier.joins),
+        interfaces={
+            name: _coverage_since(coverage, earlier.interfaces.get(name, Coverage()))
+            for name, coverage in now.interfaces.items()
+        },
+    )
+
+
+def _coverage_since(now: Coverage, earlier: Coverage) -> Coverage:
+    before = earlier.unmeasured_s
+    return Coverage(
+        now.gap, {gap: s - before.get(gap, 0.0) for gap, s in now.unmeasured_s.items()}
     )
 
 

@@ -35,7 +35,7 @@ class Netns:
     @property
     def cookie(self) -> int:
         """The kernel's number for it, which no other namespace ever gets."""
-        return self.run(_netns_cookie)
+        return self.run(current_cookie)
 
     def run(self, function: Callable[[], T]) -> T:
         """Calls `function` inside this namespace: in a thread that enters it, if need be."""
@@ -95,11 +95,11 @@ def _kind_of_namespace(path: Path) -> int:
         return fcntl.ioctl(file, ns_get_nstype)
 
 
-def _netns_cookie() -> int:
-    so_netns_cookie = 71  # since 5.14; Python has no name for it
+def current_cookie() -> int:
+    socurrent_cookie = 71  # since 5.14; Python has no name for it
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            cookie = probe.getsockopt(socket.SOL_SOCKET, so_netns_cookie, 8)
+            cookie = probe.getsockopt(socket.SOL_SOCKET, socurrent_cookie, 8)
         except OSError as error:
             raise KernelError(
                 f"this kernel ({os.uname().release}) is too old: it has no network namespace "

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,28 +36,46 @@ def cgroup_directory() -> Path | None:
 
 def listening_processes(ports: Collection[int], netns: Netns) -> set[int]:
     """The processes that have a socket which listens on one of these TCP ports; of all they see."""
-    sockets = netns.run(lambda: _listening_sockets(ports))
-    found = set()
+    return set().union(*_owners(netns.run(lambda: _listening_sockets(ports))).values())
+
+
+def listening_ports(netns: Netns) -> dict[int, str]:
+    """The TCP ports that somebody listens on, and who that is: an executable's name.
+
+    Empty where it cannot be told, as of another PID namespace. This process's own are left out.
+    """
+    sockets = netns.run(lambda: _listening_sockets(range(1 << 16)))
+    owners = _owners(sockets)
+    return {
+        port: executable_name(min(owners[port])) if port in owners else ""
+        for port in sockets.values()
+        if os.getpid() not in owners.get(port, ())
+    }
+
+
+def _owners(sockets: Mapping[str, int]) -> dict[int, set[int]]:
+    """The processes that have these sockets, by port."""
+    found: dict[int, set[int]] = {}
     for descriptors in _PROC.glob("[0-9]*/fd") if sockets else ():
         with contextlib.suppress(OSError):  # it has just ended
             for name in os.listdir(descriptors):
                 with contextlib.suppress(OSError):
-                    if os.readlink(descriptors / name) in sockets:
-                        found.add(int(descriptors.parent.name))
-                        break
+                    port = sockets.get(os.readlink(descriptors / name))
+                    if port is not None:
+                        found.setdefault(port, set()).add(int(descriptors.parent.name))
     return found
 
 
-def _listening_sockets(ports: Collection[int]) -> set[str]:
-    """As /proc/PID/fd names them; of this thread's network namespace."""
-    sockets = set()
+def _listening_sockets(ports: Collection[int]) -> dict[str, int]:
+    """The port of each, by the name that /proc/PID/fd has for it; of this thread's namespace."""
+    sockets = {}
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
             for line in (_PROC / "thread-self/net" / table).read_text().splitlines()[1:]:
                 fields = line.split()
                 port = int(fields[1].rpartition(":")[2], 16)
                 if fields[3] == _LISTENING and port in ports:
-                    sockets.add(f"socket:[{fields[9]}]")
+                    sockets[f"socket:[{fields[9]}]"] = port
     return sockets
 
 

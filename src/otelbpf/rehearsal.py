@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 
-from otelbpf import libbpf
+from otelbpf import bpf_info, libbpf
 
 _LOOPBACK = ("127.0.0.1", 0)
 _TIMEOUT_S = 2.0
@@ -27,9 +27,9 @@ def silent_programs(program_fds: list[int]) -> set[int]:
     except OSError:
         return set()
     try:
-        before = {fd: libbpf.program_info(fd).runs for fd in program_fds}
+        before = {fd: bpf_info.program_info(fd).runs for fd in program_fds}
         _exchange()
-        return {fd for fd, runs in before.items() if libbpf.program_info(fd).runs == runs}
+        return {fd for fd, runs in before.items() if bpf_info.program_info(fd).runs == runs}
     except OSError:
         return set()
     finally:

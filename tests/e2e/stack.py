@@ -70,7 +70,9 @@ class Ended:
         """It said one sentence with these words, and exited with status 2."""
         assert self.code == 2, (self.code, self.stderr)
         assert self.stderr.startswith("otelbpf: "), self.stderr
-        assert self.stderr.count("\n") == 1, self.stderr
+        loading, _, said = self.stderr.rpartition("; that takes some seconds\n")
+        assert loading.count("\n") == 0, self.stderr
+        assert said.count("\n") == 1, self.stderr
         assert self.stdout == ""
         for word in words:
             assert word in self.stderr, self.stderr

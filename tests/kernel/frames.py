@@ -117,7 +117,7 @@ def verdict(program_fd: int, frame: bytes, interface: int = 0) -> int:
         opts.ctx_size_in = _SK_BUFF
     opts.data_in = ctypes.cast(ctypes.c_char_p(frame), ctypes.c_void_p)
     opts.data_size_in = len(frame)
-    libbpf._checked(libbpf.library().bpf_prog_test_run_opts(program_fd, ctypes.byref(opts)))
+    libbpf.checked(libbpf.library().bpf_prog_test_run_opts(program_fd, ctypes.byref(opts)))
     return opts.retval
 
 

@@ -86,6 +86,8 @@ class Meter:
         self._untaken = np.empty(0, REQUEST_RECORD)
         self._attachments = Attachments()
         self._missed_before: dict[str, int] = {}
+        #: How many connections of the test are to have bytes that no program sees.
+        self.unseen = 0
 
     def close(self) -> None:
         self._exchanges.close()
@@ -110,9 +112,11 @@ class Meter:
         ) as attachments:
             self._attachments = attachments
             self._missed_before = attachments.missed()
+            self.programs.set_complete(True)
             try:
                 yield attachments.description
             finally:
+                self.programs.set_complete(False)
                 self._attachments = Attachments()
 
     def begin(self) -> None:
@@ -121,6 +125,7 @@ class Meter:
         self._untaken = np.empty(0, REQUEST_RECORD)
         self._baseline = self.programs.counts()
         self._missed_before = self._attachments.missed()
+        self.unseen = 0
 
     def end(self) -> None:
         """Closes the connections and checks the promise that every test must leave intact.
@@ -139,6 +144,7 @@ class Meter:
         assert not len(self._untaken), f"records that nobody asked for: {describe(self._untaken)}"
         assert self.in_flight() == 0
         assert self.slots_in_use() == 0, "a slot was never freed"
+        assert self.counted(Counter.CONNECTIONS_UNSEEN) == self.unseen
 
     def counted(self, counter: Counter) -> int:
         """By how much a counter has grown since begin()."""

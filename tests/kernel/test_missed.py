@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from otelbpf import libbpf
+from otelbpf import bpf_info, libbpf
 from otelbpf.btf import Btf
 from otelbpf.hooks import Mechanism, choose
 
@@ -58,7 +58,7 @@ def test_what_a_function_entry_missed_is_counted(btf: Btf) -> None:
         link = libbpf.attach_tracing(fd)
         enter_helper(23)
         os.close(link)
-        assert libbpf.program_info(fd).missed == 23
+        assert bpf_info.program_info(fd).missed == 23
     finally:
         os.close(fd)
 
@@ -70,7 +70,7 @@ def test_what_a_kprobe_missed_is_counted(btf: Btf) -> None:
     with helper_caller(KPROBE) as fd:
         link, event = libbpf.attach_kprobe(HELPER, fd)
         enter_helper(23)
-        missed = libbpf.kprobe_missed(link)
+        missed = bpf_info.kprobe_missed(link)
         os.close(link)
         os.close(event)
     assert missed == (23 if counted else 0)

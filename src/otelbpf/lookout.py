@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looks out for what is not measured, and says so: nothing is missed in silence."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from pathlib import Path
+
+from otelbpf.accounting import Coverage
+from otelbpf.attach import Attachments
+from otelbpf.config import Config
+from otelbpf.conntrack import port_on_the_wire
+from otelbpf.errors import KernelError, UsageError
+from otelbpf.hints import Cause, Hints, Way, nobody_listens
+from otelbpf.interfaces import require_ethernet
+from otelbpf.loader import Programs
+from otelbpf.netns import Netns
+from otelbpf.notices import Notice, NoticeReader
+from otelbpf.on_interface import OnInterface
+from otelbpf.processes import listening_ports
+from otelbpf.records import Counter, NoticeKind
+from otelbpf.watch import Watcher
+
+_log = logging.getLogger(__name__)
+
+_UNSEEN = (NoticeKind.UNSEEN, NoticeKind.UNSEEN_OUT)
+# A server may be about to start, and requests about to come.
+_LISTENERS_AFTER_S = 2.0
+
+
+class ReadyFile:
+    """Is there while all is measured that was asked for.
+
+    Args:
+        path: None: there is none.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._is_there = False
+
+    def set(self, is_there: bool) -> None:
+        """Makes it, or takes it away."""
+        if self._path is None or is_there == self._is_there:
+            return
+        self._is_there = is_there
+        if is_there:
+            self._path.touch()
+        else:
+            self._path.unlink(missing_ok=True)
+
+
+class Lookout:
+    """Begins when all is attached. Close it before anything is detached.
+
+    Args:
+        cookie: of the measured namespace.
+        now_s: on the monotonic clock.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        attachments: Attachments,
+        netns: Netns,
+        cookie: int,
+        config: Config,
+        now_s: float,
+    ) -> None:
+        self._programs = programs
+        self._netns = netns
+        self._ports = config.ports
+        self._watcher = Watcher(attachments, netns, cookie, config.interfaces)
+        self._notices = NoticeReader(programs)
+        self._hints = Hints()
+        self._ready = ReadyFile(config.ready_file)
+        self._listeners_at_s: float | None = now_s + _LISTENERS_AFTER_S
+        self._wire_ports: dict[tuple[int, int], int] = {}
+        programs.set_complete(True)
+        self._ready.set(True)
+
+    def look(self, now_s: float) -> dict[str, Coverage]:
+        """Several times a second: mends what can be mended, and says what there is to be said.
+
+        Returns:
+            whether the interfaces are measured that were asked for, by name.
+        """
+        self._watcher.look(now_s)
+        notices = self._notices.read()
+        if any(notice.kind in _UNSEEN and self._should_be_seen(notice) for notice in notices):
+            # Somebody may have come in front of the programs just now.
+            self._watcher.look(now_s, at_lines=True)
+        causes = (self._cause(notice, now_s) for notice in notices)
+        self._hints.add([cause for cause in causes if cause is not None], now_s)
+        if self._listeners_at_s is not None and now_s >= self._listeners_at_s:
+            self._listeners_at_s = None
+            self._look_for_listeners()
+        for hint in self._hints.due(now_s):
+            _log.warning("%s", hint)
+        self._ready.set(self._watcher.is_whole)
+        return self._watcher.coverage(now_s)
+
+    def close(self) -> None:
+        """From here on nothing is missed that passes unseen."""
+        self._ready.set(False)
+        self._programs.set_complete(False)
+        self._notices.close()
+
+    def _on(self, notice: Notice) -> OnInterface | None:
+        """The measured interface that its bytes pass."""
+        return self._watcher.measured().get(notice.ifindex)
+
+    def _should_be_seen(self, notice: Notice) -> bool:
+        on = self._on(notice)
+        return on is not None and notice.ktime_ns > on.attached_ktime_ns
+
+    def _cause(self, notice: Notice, now_s: float) -> Cause | None:
+        """None: it has been told already, of the interface."""
+        kind, port, is_client = notice.kind, notice.port, notice.is_client
+        if kind not in _UNSEEN:
+            return Cause(kind, port, is_client)
+        on = self._on(notice)
+        if on is None:
+            return self._cause_elsewhere(notice)
+        if not self._should_be_seen(notice):
+            return None
+        direction = "ingress" if kind is NoticeKind.UNSEEN else "egress"
+        strangers = self._watcher.strangers(on, direction)
+        if strangers:
+            self._watcher.blame_strangers(on, now_s)
+            names = ", ".join(dict.fromkeys(map(str, strangers)))
+            return Cause(kind, port, is_client, on.called, Way.BEHIND, names)
+        wire_port = self._wire_port(notice)
+        if wire_port is not None:
+            return Cause(kind, port, is_client, on.called, Way.REDIRECTED, str(wire_port))
+        return Cause(kind, port, is_client, on.called, Way.HIDDEN)
+
+    def _cause_elsewhere(self, notice: Notice) -> Cause | None:
+        """Of bytes that pass an interface which is not measured."""
+        if self._watcher.was_measured(notice.ifindex):
+            return None
+        cause = (notice.kind, notice.port, notice.is_client)
+        try:
+            name = self._netns.run(lambda: socket.if_indextoname(notice.ifindex))
+            self._netns.run(lambda: require_ethernet(name))
+        except UsageError:
+            return Cause(*cause, name, Way.NO_ETHERNET)
+        except (OSError, KernelError):
+            # While one of those asked for is gone, it may well have been that one.
+            return Cause(*cause) if self._watcher.is_whole else None
+        return Cause(*cause, name, Way.UNMEASURED)
+
+    def _wire_port(self, notice: Notice) -> int | None:
+        if notice.is_client or notice.kind is not NoticeKind.UNSEEN:
+            return None
+        key = notice.port, notice.ifindex
+        if key not in self._wire_ports:
+            port = port_on_the_wire(notice.peer, notice.local, self._netns)
+            if port is None:
+                return None
+            self._wire_ports[key] = port
+        return self._wire_ports[key]
+
+    def _look_for_listeners(self) -> None:
+        """A mistyped port shows by nobody listening on it, and by no request."""
+        try:
+            listeners = listening_ports(self._netns)
+        except KernelError:
+            return  # the namespace has ended, which is told
+        unheard = [port for port in self._ports if port not in listeners]
+        if not unheard or self._programs.counts()[Counter.SEEN]:
+            return
+        others = {port: name for port, name in listeners.items() if port not in self._ports}
+        for port in unheard:
+            _log.warning("%s", nobody_listens(port, others, self._netns.name))
