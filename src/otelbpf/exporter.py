@@ -29,6 +29,8 @@ _log = logging.getLogger(__name__)
 
 _BY_PROTOCOL = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
 _BACK_OFF_FIRST_S = 1.0
+#: How long stopping may wait for a collector without a word.
+UNSAID_S = 0.5
 # How long an export under way is waited for once the exporter was shut down.
 _LAST_EXPORT_S = 2.0
 _BACK_OFF_LONGEST_S = 8.0
@@ -255,12 +257,19 @@ class Sender:
     def stop(self) -> None:
         """Sends what is queued, for as long as the limits allow, and ends the thread.
 
-        What could not be sent by then is counted as lost.
+        What could not be sent by then is counted as lost. If it waits, it says so.
         """
         with self._changed:
             self._stop_at = time.monotonic() + self._limits.flush_s
             self._changed.notify()
-        self._thread.join(self._limits.flush_s)
+        self._thread.join(min(UNSAID_S, self._limits.flush_s))
+        rest_s = self._stop_at - time.monotonic()
+        if self._thread.is_alive() and rest_s > 0:
+            _log.warning(
+                "stopping: %d requests wait for the collector, for %g s at most",
+                len(self._queue) + self._sending, self._limits.flush_s,
+            )  # fmt: skip
+            self._thread.join(rest_s)
         if self._exporter is not None:
             # Wakes an export that waits to try again; one under way may not hear it.
             self._exporter.shutdown()

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""notices -> sentences: which connections are not measured, why, and what to do about it.
+"""causes -> sentences: which connections are not measured, why, and what to do about it.
 
 Knows nothing of the kernel. What is not certain is not said: a wrong hint is worse than none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from enum import Enum, auto
 
-from otelbpf.notices import Notice
 from otelbpf.records import NoticeKind
 
 # How long connections of one cause are counted before they are told of.
@@ -18,10 +17,14 @@ _GATHERED_S = 1.0
 # They are told of again when there are so many times as many.
 _GROWN = 10
 _LISTENERS_MOST = 4
+# Of one connection, and of several.
 _PROTOCOLS = {
-    NoticeKind.TLS: ("TLS", "which is not read: measure what ends it, behind it"),
-    NoticeKind.HTTP2: ("HTTP/2", "which is not read"),
-    NoticeKind.NOT_HTTP: ("no HTTP/1", "and are not read"),
+    kind: (f"is {what.format('is')}", f"are {what.format('are')}")
+    for kind, what in (
+        (NoticeKind.TLS, "TLS, which is not read: measure what ends it, behind it"),
+        (NoticeKind.HTTP2, "HTTP/2, which is not read"),
+        (NoticeKind.NOT_HTTP, "no HTTP/1, and {} not read"),
+    )
 }
 
 
@@ -49,8 +52,8 @@ class Cause:
     Attributes:
         port: the server's.
         is_client: is it an upstream's?
-        way: of those whose bytes are unseen.
-        interface: by which they come.
+        interface: of those whose bytes are unseen, by which they come, or leave.
+        way: the way of them.
         detail: who comes first, or the port on the wire.
     """
 
@@ -63,53 +66,42 @@ class Cause:
 
     def sentence(self, count: int) -> str:
         """For people, of so many connections."""
+        port = f"upstream port {self.port}" if self.is_client else f"port {self.port}"
+        whose = f"{count} connection{'s' * (count != 1)} to {port}"
         if self.kind in _PROTOCOLS:
-            what, therefore = _PROTOCOLS[self.kind]
-            verb = "is" if count == 1 else "are"
-            if count == 1:
-                therefore = therefore.replace("are not", "is not")
-            return f"{_connections(count)} to {self._whose} {verb} {what}, {therefore}"
-        return f"{self._unseen(count)}{self._explanation}"
+            one, several = _PROTOCOLS[self.kind]
+            return f"{whose} {one if count == 1 else several}"
+        return f"{self._passage(whose, count == 1)}{self._explanation(count == 1)}"
 
-    @property
-    def _whose(self) -> str:
-        return f"upstream port {self.port}" if self.is_client else f"port {self.port}"
-
-    def _unseen(self, count: int) -> str:
-        """Which bytes pass, and where."""
-        one = count == 1
+    def _passage(self, whose: str, is_one: bool) -> str:
+        """What passes where."""
+        where = self.interface or "an interface"
         if self.kind is NoticeKind.UNSEEN_OUT:
             what = "requests" if self.is_client else "responses"
-            start = f"the {what} of {_connections(count)} to {self._whose} leave by"
-        elif self.is_client:
-            start = f"the responses of {_connections(count)} to {self._whose} come in on"
-        else:
-            start = f"{_connections(count)} to {self._whose} {'comes' if one else 'come'} in on"
-        return f"{start} {self.interface or 'an interface'}"
+            return f"the {what} of {whose} leave by {where}"
+        if self.is_client:
+            return f"the responses of {whose} come in on {where}"
+        return f"{whose} {'comes' if is_one else 'come'} in on {where}"
 
-    @property
-    def _explanation(self) -> str:
+    def _explanation(self, is_one: bool) -> str:
         if self.way is Way.UNMEASURED:
             return f", which is not measured: add --interface {self.interface}"
         if self.way is Way.NO_ETHERNET:
             return ", which cannot be measured: its packets have no Ethernet header"
         if self.way is Way.BEHIND:
-            return f", where {self.detail} keeps them from otelbpf"
+            return f", where {self.detail} keeps {'its' if is_one else 'their'} packets from otelbpf"
         if self.way is Way.REDIRECTED:
             return (
-                f" for port {self.detail}, and are redirected to there: measure --port "
-                f"{self.detail} instead, without the stamps of the sockets"
+                f" to port {self.detail}, and REDIRECT or DNAT changes that: measure --port "
+                f"{self.detail} instead; stamps of the sockets will be absent"
             )
         if self.way is Way.HIDDEN:
+            verb, whom = ("is", "it") if is_one else ("are", "them")
             return (
-                ", which is measured, and are not seen there: REDIRECT, DNAT or IPsec hides them, "
-                "or a program before otelbpf's"
+                f", which is measured, and {verb} not seen there: REDIRECT, DNAT or IPsec may hide "
+                f"{whom}"
             )
         return " that is not measured"
-
-
-def _connections(count: int) -> str:
-    return "1 connection" if count == 1 else f"{count} connections"
 
 
 @dataclass
@@ -148,12 +140,13 @@ def nobody_listens(port: int, listeners: Mapping[int, str], where: str) -> str:
         listeners: who listens on the other ports; empty: it is not known who.
         where: the name of the network namespace; empty: the agent's own.
     """
+    ports: dict[str, list[int]] = {}
+    for other, name in sorted(listeners.items()):
+        ports.setdefault(name or "somebody", []).append(other)
     others = [
-        f"{name or 'somebody'} listens on {port}"
-        for port, name in sorted(listeners.items())[:_LISTENERS_MOST]
+        f"{name} listens on {', '.join(map(str, theirs[:_LISTENERS_MOST]))}"
+        + (f" and {len(theirs) - _LISTENERS_MOST} more" if len(theirs) > _LISTENERS_MOST else "")
+        for name, theirs in ports.items()
     ]
-    more = len(listeners) - len(others)
-    namespace = f" in network namespace {where}" if where else " here"
-    return f"nobody listens on port {port}{namespace}" + (
-        f"; {', '.join(others)}{f', and on {more} more' if more > 0 else ''}" if others else ""
-    )
+    namespace = f"in network namespace {where}" if where else "here"
+    return "; ".join([f"nobody listens on port {port} {namespace}", *others[:_LISTENERS_MOST]])

@@ -14,6 +14,7 @@ from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult
 
 from otelbpf.errors import UsageError
 from otelbpf.exporter import (
+    UNSAID_S,
     Signal,
     destination,
     exporter_name,
@@ -205,8 +206,14 @@ class Periodic:
         if self._take_snapshot is None or self._stopping.is_set():
             return
         patience_s = _GIVING_UP_S if self._failing else _LAST_EXPORT_S
+        patience_s = min(patience_s, self._schedule.timeout_s)
         self._stopping.set()
-        self._thread.join(min(patience_s, self._schedule.timeout_s))
+        self._thread.join(min(UNSAID_S, patience_s))
+        if self._thread.is_alive() and patience_s > UNSAID_S:
+            _log.warning(
+                "stopping: the last metrics wait for %s, for %g s at most", self.destination, patience_s
+            )
+            self._thread.join(patience_s - UNSAID_S)
         # Wakes an export that waits to try again; one under way may not hear it.
         self._exporter.shutdown()
         self._thread.join(_GIVING_UP_S)

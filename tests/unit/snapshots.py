@@ -10,7 +10,7 @@ import numpy as np
 from opentelemetry.sdk.metrics.export import Metric, MetricsData
 from opentelemetry.sdk.resources import Resource
 
-from otelbpf.accounting import Lost, Sums
+from otelbpf.accounting import Coverage, Gap, Lost, Sums
 from otelbpf.request import Kind
 from otelbpf.snapshot import (
     BUCKETS,
@@ -80,6 +80,10 @@ def sums(seen: int = 10) -> Sums:
         connections={"opened": 4, "own": 1},
         missed={"tracepoint tcp_probe": 5},
         joins={"marks_joined": 6, "marks_unknown": 1},
+        interfaces={
+            "eth0": Coverage(),
+            "eth1": Coverage(Gap.GONE, {Gap.GONE: 2.5, Gap.BEHIND: 0.5}),
+        },
     )
 
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from otelbpf.accounting import Ledger, Lost, Sums
+from otelbpf.accounting import Coverage, Gap, Ledger, Lost, Sums
 from otelbpf.records import Counter
 
 IN_KERNEL = {
@@ -78,12 +78,19 @@ def test_sums_do_not_change_afterwards() -> None:
 def test_json_has_all_that_counts() -> None:
     lost = {Lost.PARSER: 2, Lost.RING_FULL: 0, Lost.EXPORT_FAILED: 1}
     missed = {"kprobe tcp_sendmsg_locked": 2}
-    sums = Sums(23, 15, 4, lost, {"opened": 5}, missed, {"marks_joined": 3})
+    interfaces = {
+        "eth0": Coverage(Gap.GONE, {Gap.GONE: 1.23456, Gap.BEHIND: 2.0}), "lo": Coverage(),
+    }  # fmt: skip
+    sums = Sums(23, 15, 4, lost, {"opened": 5}, missed, {"marks_joined": 3}, interfaces)
     assert json.loads(sums.as_json()) == {
         "seen": 23, "exported": 15, "sampled_out": 4, "in_flight": 1,
         "lost": {"parser": 2, "export_failed": 1}, "connections": {"opened": 5},
         "missed": {"kprobe tcp_sendmsg_locked": 2},
         "joins": {"marks_joined": 3},
+        "interfaces": {
+            "eth0": {"unmeasured": "gone", "unmeasured_s": {"gone": 1.235, "behind": 2.0}},
+            "lo": {"unmeasured": None, "unmeasured_s": {}},
+        },
     }
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from opentelemetry.sdk.metrics.export import AggregationTemporality
 from opentelemetry.sdk.resources import Resource
@@ -23,7 +25,7 @@ from snapshots import (
     values,
 )
 
-from otelbpf.accounting import Lost
+from otelbpf.accounting import Coverage, Gap, Lost
 from otelbpf.metrics import MetricStyle, Temporality, metrics_of
 from otelbpf.metrics_points import HistogramStyle
 from otelbpf.request import Kind
@@ -57,6 +59,8 @@ OF_THE_AGENT = {
     "otelbpf.requests.in_flight": "{request}",
     "otelbpf.joins": "{join}",
     "otelbpf.hooks.missed": "{call}",
+    "otelbpf.interfaces.unmeasured": "{interface}",
+    "otelbpf.interfaces.unmeasured.time": "s",
     "otelbpf.metrics.exports.failed": "{export}",
 }
 
@@ -170,7 +174,7 @@ def test_what_can_fall_is_no_counter() -> None:
         name
         for name, metric in metrics.items()
         if not getattr(metric.data, "is_monotonic", True)
-    ] == ["otelbpf.requests.in_flight"]
+    ] == ["otelbpf.requests.in_flight", "otelbpf.interfaces.unmeasured"]
 
 
 @pytest.mark.parametrize(
@@ -218,3 +222,33 @@ def test_deltas_with_nothing_new_are_left_out() -> None:
     data = metrics_of(snapshot(seconds=20), snapshot(), MetricStyle(EXPLICIT, DELTA))
     assert SERVER_DURATION not in by_name(data)
     assert values(data, "otelbpf.requests.seen") == 0
+
+
+def test_interfaces_that_are_not_measured() -> None:
+    """All reasons of all that were asked for, so that the first one is seen as a rise."""
+    data = metrics_of(snapshot())
+    for name, expected in (
+        ("otelbpf.interfaces.unmeasured", {("eth1", "gone"): 1}),
+        ("otelbpf.interfaces.unmeasured.time", {("eth1", "gone"): 2.5, ("eth1", "behind"): 0.5}),
+    ):
+        told = {
+            (point.attributes["network.interface.name"], point.attributes["otelbpf.reason"]):
+            point.value
+            for point in points(data, name)
+        }  # fmt: skip
+        assert told == {
+            (interface, gap.value): expected.get((interface, gap.value), 0)
+            for interface in ("eth0", "eth1")
+            for gap in Gap
+        }
+
+
+def test_how_long_it_was_not_since_the_last_export() -> None:
+    now = replace(sums(), interfaces={"eth0": Coverage(None, {Gap.GONE: 4.0})})
+    earlier = replace(sums(), interfaces={"eth0": Coverage(Gap.GONE, {Gap.GONE: 1.5})})
+    data = metrics_of(
+        snapshot(sums=now), snapshot(sums=earlier, seconds=5), MetricStyle(temporality=DELTA)
+    )
+    times = values(data, "otelbpf.interfaces.unmeasured.time", "otelbpf.reason")
+    assert times["gone"] == 2.5
+    assert values(data, "otelbpf.interfaces.unmeasured", "otelbpf.reason")["gone"] == 0

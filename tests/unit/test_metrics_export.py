@@ -8,6 +8,7 @@ import json
 import logging
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -420,3 +421,16 @@ def test_console(monkeypatch: pytest.MonkeyPatch) -> None:
     shop, agent = json.loads(output.getvalue())["resource_metrics"]
     assert shop["resource"]["attributes"]["service.name"] == "shop"
     assert agent["resource"]["attributes"]["service.name"] == "otelbpf"
+
+
+def test_a_stop_that_waits_for_the_last_export_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    def take() -> Snapshot:
+        end = time.monotonic() + DEADLINE_S
+        while not caplog.messages and time.monotonic() < end:
+            time.sleep(0.001)
+        return snapshot()
+
+    export = periodic(Exporter(), SELDOM)
+    export.start(take)
+    export.stop()
+    assert caplog.messages == ["stopping: the last metrics wait for there, for 5 s at most"]

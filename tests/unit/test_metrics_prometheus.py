@@ -85,6 +85,8 @@ def test_names_and_types() -> None:
         "otelbpf_requests_in_flight": "gauge",
         "otelbpf_joins": "counter",
         "otelbpf_hooks_missed": "counter",
+        "otelbpf_interfaces_unmeasured": "gauge",
+        "otelbpf_interfaces_unmeasured_time_seconds": "counter",
         "otelbpf_metrics_exports_failed": "counter",
     }
 

@@ -342,3 +342,21 @@ def test_a_dead_collector_is_reported_once(hours: Hours, caplog: pytest.LogCaptu
         line.sender.stop()
     assert line.lost() == {Lost.EXPORT_FAILED: 10}
     assert len(caplog.records) == 2
+
+
+def test_a_stop_that_waits_for_the_collector_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """How many requests wait, and for how long at most; not where it need not wait."""
+    line = Line(Collector())
+    run_to_the_end(line, 23)
+    assert caplog.messages == []
+
+    def answer(_: int) -> SpanExportResult:
+        end = time.monotonic() + DEADLINE_S
+        while not caplog.messages and time.monotonic() < end:
+            time.sleep(0.001)
+        return SUCCESS
+
+    line = Line(Collector(answer))
+    run_to_the_end(line, 23)
+    assert caplog.messages == ["stopping: 23 requests wait for the collector, for 10 s at most"]
+    assert line.sums().exported == 23
