@@ -59,8 +59,10 @@ class _Asked:
         on: what programs are on: one that was renamed may have a successor.
         since_s: of the gap.
         refusal: what was said last of attaching in vain.
+        given_up: the index of one that programs are taken off time and again.
         left_alone: what was said last of stamps that are absent there.
         met: all strangers that were ever before the programs, by direction.
+        told: those of them that stayed there, or came again, which is said once.
         moves: how often the programs went before them, or were attached again.
     """
 
@@ -69,8 +71,10 @@ class _Asked:
     since_s: float = 0.0
     unmeasured_s: dict[Gap, float] = field(default_factory=dict)
     refusal: str = ""
+    given_up: int = 0
     left_alone: str = ""
     met: set[tuple[str, int | str]] = field(default_factory=set)
+    told: set[tuple[str, int | str]] = field(default_factory=set)
     moves: int = 0
 
     def may_move(self) -> bool:
@@ -149,6 +153,9 @@ class Watcher:
         self._lost_namespace = ""
         for name, asked in self._asked.items():
             self._heed_interface(name, asked, sight, now_s)
+            # What was refused is tried again, but not as often.
+            if not asked.refusal or at_lines:
+                self._attach_to_new(name, asked, sight.indices[name], now_s)
         for (on, direction), strangers in sight.strangers.items():
             if on in self._attachments.on_interfaces:
                 self._heed_line(self._asked[on.name], on, direction, strangers, now_s)
@@ -191,11 +198,12 @@ class Watcher:
             elif called != on.called:
                 _log.warning("interface %s is called %s now, and measured", on.called, called)
                 on.called = called
-        index = sight.indices[name]
-        if index and all(on.ifindex != index for on in asked.on):
-            self._attach(name, asked, index, "is there again", now_s)
-        elif not asked.on and self._set_gap(asked, Gap.GONE, now_s):
+        if not asked.on and not sight.indices[name] and self._set_gap(asked, Gap.GONE, now_s):
             _log.warning("interface %s is gone: nothing comes in on it until it is there again", name)
+
+    def _attach_to_new(self, name: str, asked: _Asked, index: int, now_s: float) -> None:
+        if index not in (0, asked.given_up, *(on.ifindex for on in asked.on)):
+            self._attach(name, asked, index, "is there again", now_s)
 
     def _attach(self, name: str, asked: _Asked, index: int, what: str, now_s: float) -> None:
         try:
@@ -239,18 +247,20 @@ class Watcher:
             self._forget(asked, on)
             if asked.may_move():
                 self._attach(on.name, asked, on.ifindex, "had lost otelbpf's programs", now_s)
-            elif self._set_gap(asked, Gap.REFUSED, now_s):
+            else:
+                asked.given_up = on.ifindex
+                self._set_gap(asked, Gap.REFUSED, now_s)
                 _log.warning("somebody takes otelbpf's programs off %s time and again", where)
             return
         new = [each for each in strangers if (direction, each.key) not in asked.met]
         asked.met |= {(direction, each.key) for each in new}
+        if new and self._go_first(asked, on, direction):
+            strangers = []
+            _log.warning("%s came before otelbpf at %s, which is first again", _list(new), where)
+        new = [each for each in strangers if (direction, each.key) not in asked.told]
+        asked.told |= {(direction, each.key) for each in new}
         if new:
-            names = ", ".join(dict.fromkeys(map(str, new)))
-            if self._go_first(asked, on, direction):
-                strangers = []
-                _log.warning("%s came before otelbpf at %s, which is first again", names, where)
-            else:
-                _log.warning("%s is before otelbpf at %s: what it keeps is missed", names, where)
+            _log.warning("%s is before otelbpf at %s: what it keeps is missed", _list(new), where)
         self._strangers[on, direction] = strangers
         if asked.gap is Gap.BEHIND and not any(self.strangers(on, each) for each in on.lines):
             self._set_gap(asked, None, now_s)
@@ -281,6 +291,10 @@ def _coverage(asked: _Asked, now_s: float) -> Coverage:
     if gap is not None:
         unmeasured_s[gap] = unmeasured_s.get(gap, 0.0) + now_s - asked.since_s
     return Coverage(gap, unmeasured_s)
+
+
+def _list(strangers: list[Stranger]) -> str:
+    return ", ".join(dict.fromkeys(map(str, strangers)))
 
 
 def _index_of(name: str) -> int:
