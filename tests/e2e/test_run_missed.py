@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nothing is missed in silence: what is not measured is said at once, and measured again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import ssl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from client import Client
+from collectors import unused_port
+from demo.processes import running
+from demo.receiver import Behaviour, Receiver
+from network import DEADLINE_S, Network, network, run, wait_until
+from prometheus import scrape
+from servers import Server, python_server
+from stack import COUNT, OTELBPF, Agent, agent, to, wait_for_requests
+
+from otelbpf import libbpf
+from otelbpf.netns import find_netns
+
+NOWHERE = {"OTEL_TRACES_EXPORTER": "none"}
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[tuple[Network, Server]]:
+    """A network that a test may change as it likes, and a server in it."""
+    with network() as net, python_server(net, tmp_path, "asyncio_server", 8080) as server:
+        yield net, server
+
+
+def options(net: Network, port: int) -> tuple[str | int, ...]:
+    return "--interface", net.server.interface, "--port", port, "--netns", net.server.netns
+
+
+def ask(net: Network, port: int, count: int = COUNT, host: str | None = None) -> None:
+    with Client.of(net, port, host) as client:
+        for number in range(count):
+            client.ask(f"/{number}")
+
+
+def wait_for_word(running: Agent, *words: str) -> str:
+    """Waits until the agent has said something with these words in one line, and gives that."""
+
+    def said() -> list[str]:
+        lines = running.stderr.splitlines()
+        return [line for line in lines if all(word in line for word in words)]
+
+    wait_until(said, f"it said {words}", state=lambda: running.stderr)
+    (line,) = said()
+    return line
+
+
+def make_veth(net: Network) -> None:
+    """The first one, as the network had it."""
+    run("ip", "link", "add", net.server.interface, "netns", net.server.netns, "type", "veth",
+        "peer", "name", net.client.interface, "netns", net.client.netns)
+    for side in (net.server, net.client):
+        device = ("dev", side.interface)
+        run("ip", "-n", side.netns, "addr", "add", f"{side.ipv4}/24", *device)
+        run("ip", "-n", side.netns, "link", "set", *device, "up")
+
+
+def test_it_says_at_once_that_it_loads(net: Network, server: Server, tmp_path: Path) -> None:
+    """Before the seconds that the compiler takes, and that there is nothing else to see."""
+    with agent(tmp_path, *options(net, server.port), environment=NOWHERE) as running:
+        wait_until(lambda: "\n" in running.stderr, "it said something")
+        assert running.stderr == (
+            f"otelbpf: loading, to measure port {server.port} on {net.server.interface}; that takes "
+            "some seconds\n"
+        )
+        assert not running.ready_file.exists()
+        running.wait_ready()
+        running.stop().assert_clean(seen=0)
+
+
+def test_an_interface_that_goes_and_comes_again(
+    own: tuple[Network, Server], receiver: Receiver, tmp_path: Path
+) -> None:
+    net, server = own
+    port = unused_port()
+    environment = {
+        **to(receiver), "OTEL_METRICS_EXPORTER": "prometheus",
+        "OTEL_EXPORTER_PROMETHEUS_HOST": "127.0.0.1", "OTEL_EXPORTER_PROMETHEUS_PORT": str(port),
+    }
+    name = net.server.interface
+
+    def unmeasured() -> dict[str, float]:
+        lines = [line for line in scrape(port).splitlines()
+                 if line.startswith("otelbpf_interfaces_unmeasured{")]
+        assert all(f'network_interface_name="{name}"' in line for line in lines)
+        return {
+            line.split('otelbpf_reason="')[1].split('"')[0]: float(line.split()[-1])
+            for line in lines
+        }
+
+    with agent(tmp_path, *options(net, server.port), environment=environment) as running:
+        running.wait_ready()
+        ask(net, server.port)
+        wait_for_requests(receiver, COUNT)
+        assert unmeasured() == dict.fromkeys(
+            ("gone", "namespace_gone", "behind", "refused"), 0.0
+        )
+        run("ip", "-n", net.server.netns, "link", "del", name)
+        wait_for_word(running, f"interface {name} is gone")
+        wait_until(lambda: not running.ready_file.exists(), "it is not ready")
+        assert unmeasured()["gone"] == 1.0
+        make_veth(net)
+        wait_for_word(running, f"interface {name} is there again, and is measured")
+        wait_until(running.ready_file.exists, "it is ready again")
+        assert unmeasured()["gone"] == 0.0
+        ask(net, server.port)
+        wait_for_requests(receiver, 2 * COUNT)
+        ended = running.stop()
+    ended.assert_clean(seen=2 * COUNT)
+    told = ended.sums["interfaces"][name]
+    assert told["unmeasured"] is None
+    assert told["unmeasured_s"]["gone"] > 0.0
+    assert f"otelbpf: {name} was not measured for " in ended.stderr
+
+
+def test_a_namespace_that_ends(tmp_path: Path) -> None:
+    with network() as net:
+        with agent(tmp_path, *options(net, 8080), environment=NOWHERE) as running:
+            running.wait_ready()
+            run("ip", "netns", "del", net.server.netns)
+            wait_for_word(running, f"network namespace {net.server.netns} has ended")
+            wait_until(lambda: not running.ready_file.exists(), "it is not ready")
+            ended = running.stop()
+    ended.assert_clean(seen=0)
+    assert ended.sums["interfaces"][net.server.interface]["unmeasured"] == "namespace_gone"
+
+
+def test_connections_by_an_interface_that_is_not_measured(
+    net: Network, server: Server, tmp_path: Path
+) -> None:
+    with agent(tmp_path, *options(net, server.port), environment=NOWHERE) as running:
+        running.wait_ready()
+        for _ in range(3):
+            with Client.local(net, server.port) as client:
+                client.ask("/")
+        ask(net, server.port, host=net.second_ipv4)
+        said = wait_for_word(running, "on lo")
+        assert said.endswith("in on lo, which is not measured: add --interface lo")
+        assert f"to port {server.port} " in said
+        said = wait_for_word(running, f"on {net.second_interface}")
+        assert f"add --interface {net.second_interface}" in said
+        ended = running.stop()
+    ended.assert_clean(seen=0)
+    assert ended.sums["connections"]["unseen"] == 4
+    assert "otelbpf: 4 connections had bytes that no measured interface saw" in ended.stderr
+
+
+@contextlib.contextmanager
+def redirected(net: Network, port: int, to_port: int) -> Iterator[None]:
+    """What comes in for one port goes to another."""
+    rule = ("PREROUTING", "-p", "tcp", "--dport", str(port), "-j", "REDIRECT", "--to-port",
+            str(to_port))
+    run(*net.server.enter(), "iptables", "-t", "nat", "-A", *rule)
+    try:
+        yield
+    finally:
+        run(*net.server.enter(), "iptables", "-t", "nat", "-D", *rule)
+
+
+def test_a_port_that_is_redirected(net: Network, server: Server, tmp_path: Path) -> None:
+    """The port on the wire is told, and can be measured."""
+    with redirected(net, 80, server.port):
+        with agent(tmp_path, *options(net, server.port), environment=NOWHERE) as running:
+            running.wait_ready()
+            ask(net, 80)
+            said = wait_for_word(running, f"connection to port {server.port} ")
+            assert f"comes in on {net.server.interface} to port 80, and REDIRECT" in said
+            assert "--port 80 instead" in said
+            running.stop().assert_clean(seen=0)
+        with agent(tmp_path, *options(net, 80), environment=NOWHERE) as running:
+            running.wait_ready()
+            ask(net, 80)
+            ended = running.stop()
+    ended.assert_clean(seen=COUNT)
+    assert "listens" not in ended.stderr
+
+
+def test_a_program_that_comes_before_it(net: Network, server: Server, tmp_path: Path) -> None:
+    """It decides about every packet, and so would end the line."""
+    with agent(tmp_path, *options(net, server.port), environment=NOWHERE) as running:
+        running.wait_ready()
+        netns = find_netns(net.server.netns)
+        program = libbpf.load_classifier("decides", libbpf.RETURN_0)
+        link = netns.run(
+            lambda: libbpf.link_create(
+                program, socket.if_nametoindex(net.server.interface), libbpf.BPF_TCX_INGRESS,
+                libbpf.BPF_F_BEFORE,
+            )
+        )
+        try:
+            said = wait_for_word(running, "program decides (id ")
+            assert said.endswith(
+                f"came before otelbpf at TC ingress of {net.server.interface}, which is first again"
+            )
+            ask(net, server.port)
+            ended = running.stop()
+        finally:
+            os.close(link)
+            os.close(program)
+    ended.assert_clean(seen=COUNT)
+
+
+def test_a_port_that_nobody_listens_on(net: Network, server: Server, tmp_path: Path) -> None:
+    with agent(tmp_path, *options(net, 9), environment=NOWHERE) as running:
+        said = wait_for_word(running, "nobody listens on port 9 ")
+        assert f"in network namespace {net.server.netns}; " in said
+        assert f"{server.executable} listens on {server.port}" in said
+        running.stop().assert_clean(seen=0)
+
+
+def test_nothing_is_said_where_somebody_listens(
+    net: Network, server: Server, receiver: Receiver, tmp_path: Path
+) -> None:
+    """Nor where all is well in any other way: it would have been by the time of the other hint."""
+    both = (*options(net, server.port), "--port", 9)
+    with agent(tmp_path, *both, environment=to(receiver)) as running:
+        running.wait_ready()
+        ask(net, server.port)
+        wait_for_requests(receiver, COUNT)
+        running.stop().assert_clean(seen=COUNT)
+    with agent(tmp_path, *both, environment=NOWHERE) as running:
+        running.wait_ready()
+        wait_for_word(running, "nobody listens on port 9 ")
+        assert f"nobody listens on port {server.port} " not in running.stderr
+        running.stop().assert_clean(seen=0)
+
+
+def say_hello_over_tls(net: Network, port: int) -> None:
+    """And does not wait for an answer, which a server without TLS has not."""
+    outgoing = ssl.MemoryBIO()
+    client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="x")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    with net.client.connect(net.server.ipv4, port) as sock:
+        sock.sendall(outgoing.read())
+
+
+def test_tls_and_http2(net: Network, server: Server, tmp_path: Path) -> None:
+    with agent(tmp_path, *options(net, server.port), environment=NOWHERE) as running:
+        running.wait_ready()
+        for _ in range(3):
+            say_hello_over_tls(net, server.port)
+        said = wait_for_word(running, " TLS")
+        assert said.endswith(
+            f" to port {server.port} are TLS, which is not read: measure what ends it, behind it"
+        )
+        subprocess.run(
+            [*net.client.enter(), "curl", "-s", "--max-time", "1", "--http2-prior-knowledge",
+             f"http://{net.server.ipv4}:{server.port}/"],
+            timeout=DEADLINE_S,
+        )
+        assert wait_for_word(running, "HTTP/2") == (
+            f"otelbpf: 1 connection to port {server.port} is HTTP/2, which is not read"
+        )
+        ended = running.stop()
+    connections = ended.sums["connections"]
+    assert (connections["tls"], connections["http2"], connections["not_http"]) == (3, 1, 4)
+    assert connections["unseen"] == 0
+
+
+def test_a_stop_that_waits_for_the_collector(
+    net: Network, server: Server, receiver: Receiver, tmp_path: Path
+) -> None:
+    receiver.behave(Behaviour(refuse=True))
+    environment = {**to(receiver), "OTEL_BSP_EXPORT_TIMEOUT": "3000"}
+    with agent(tmp_path, *options(net, server.port), environment=environment) as running:
+        running.wait_ready()
+        ask(net, server.port)
+        ended = running.stop()
+    assert "otelbpf: stopping: 23 requests wait for the collector, for 3 s at most" in ended.stderr
+    ended.assert_adds_up()
+    assert ended.sums["lost"] == {"export_failed": COUNT}
+
+
+def test_top_says_it_too(net: Network, server: Server, tmp_path: Path) -> None:
+    command = [OTELBPF, "top", *map(str, options(net, server.port)), "--interval", "0.2"]
+    with running("top", command, tmp_path) as process:
+        wait_until(lambda: "otelbpf top" in process.stdout.read_text(), "there is a table")
+        with Client.local(net, server.port) as client:
+            client.ask("/")
+        wait_until(lambda: "add --interface lo" in process.stderr.read_text(), "it said so")
+        process.popen.terminate()
+        assert process.popen.wait(DEADLINE_S) == 0
