@@ -32,11 +32,13 @@ _FIELDS = {
     "TCP_SOCK_COPIED_SEQ": ("tcp_sock", "copied_seq"),
     "TCP_SOCK_WRITE_SEQ": ("tcp_sock", "write_seq"),
     "TASK_STRUCT_PID": ("task_struct", "pid"),
+    "TASK_STRUCT_MM": ("task_struct", "mm"),
     "TASK_STRUCT_GROUP_LEADER": ("task_struct", "group_leader"),
     "TASK_STRUCT_START_BOOTTIME": ("task_struct", "start_boottime"),
     "TASK_STRUCT_COMM": ("task_struct", "comm"),
     "TASK_STRUCT_FLAGS": ("task_struct", "flags"),
     "TASK_STRUCT_FSBASE": ("task_struct", "thread.fsbase"),
+    "MM_STRUCT_START_STACK": ("mm_struct", "start_stack"),
     "SK_BUFF_CB": ("sk_buff", "cb"),
     "NET_COOKIE": ("net", "net_cookie"),
 }
