@@ -243,11 +243,12 @@ class Resources:
 
 
 def _program_name(running: Running) -> str:
-    if not running.executable:
-        name = running.comm.decode("utf-8", "backslashreplace")
-        return name if name and not is_interpreter(name) else _UNKNOWN_SERVICE
-    program = program_of(running.executable, running.arguments)
-    return program or f"{_UNKNOWN_SERVICE}:{running.executable}"
+    # Without the right to look at what it runs: what exec() has called it.
+    executable = running.executable or running.comm.decode("utf-8", "backslashreplace")
+    program = program_of(executable, running.arguments)
+    if program or not running.executable:
+        return program or _UNKNOWN_SERVICE
+    return f"{_UNKNOWN_SERVICE}:{running.executable}"
 
 
 def _pairs(text: str) -> _Attributes:

@@ -146,6 +146,7 @@ def test_who_may_not_be_looked_at_has_its_comm_or_its_unit(proc: Proc) -> None:
     """As without CAP_SYS_PTRACE."""
     assert name_of(proc.add(11, comm=b"shop")) == "shop"
     assert name_of(proc.add(12, comm=b"python3")) == "unknown_service"
+    assert name_of(proc.add(15, "", ("python3", "/srv/serve.py"), comm=b"python3")) == "serve.py"
     assert name_of(proc.add(13, comm=b"python3", cgroup=BY_UNIT)) == "by-unit"
     assert Resources(None).of(proc.add(14, comm=b"shop")).is_certain
 
