@@ -70,7 +70,7 @@ class Server:
         return self.process.popen.pid
 
 
-def _listens(pid: int, port: int) -> bool:
+def listens(pid: int, port: int) -> bool:
     """Does anyone in the network namespace of `pid` listen on IPv6, which all do last?
 
     Asking the kernel leaves no connection behind that a test would count.
@@ -87,7 +87,7 @@ def server(
 ) -> Iterator[Server]:
     """Runs a command; its service is the executable if nothing else is said."""
     with running(name, [*network.server.enter(), *command], directory, environment) as process:
-        process.wait_until(lambda each: _listens(each.popen.pid, port), DEADLINE_S)
+        process.wait_until(lambda each: listens(each.popen.pid, port), DEADLINE_S)
         yield Server(process, port, executable, service or executable)
 
 
