@@ -9,10 +9,12 @@ Source:
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _PORT_MAX = 65_535
+_SERVERS_KEPT = 4_096
 
 
 class RequestLine(NamedTuple):
@@ -78,6 +80,7 @@ def split_request_line(line: str, *, is_cut: bool) -> RequestLine:
     )
 
 
+@functools.lru_cache(_SERVERS_KEPT)
 def server_asked(scheme: str, authority: str, host: str, address: str, port: int) -> Server:
     """Which server a request is for.
 
