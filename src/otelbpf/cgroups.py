@@ -86,33 +86,32 @@ class Cgroups:
             self._walk()
         return self._paths.get(number, "")
 
-    def learn(self, path: str) -> int:
-        """The number of the cgroup that has this path now; 0: none that is known.
-
-        A service that is started again gets another one by the same path: refresh() looks for it,
-        since its processes may be gone before anybody has looked at them.
-        """
+    def number(self, path: str) -> int:
+        """The number of the cgroup that has this path now; 0: none that is known."""
         if self._root is None:
             return _TOPMOST
-        number = self._number(path)
-        if number:
+        with contextlib.suppress(OSError):
+            return os.stat(self._root / path.lstrip("/")).st_ino
+        return 0
+
+    def learn(self, number: int, path: str) -> None:
+        """A process in the cgroup with this number, as the kernel has told, has this path.
+
+        A service that is started again gets another cgroup by the same path: refresh() looks for
+        it, since its processes may be gone before anybody has looked at them.
+        """
+        # In a namespace of cgroups paths may begin elsewhere than here.
+        if self._root is not None and self.number(path) == number:
             self._note(number, path)
             if service_unit(path):
                 self._services[path] = None
-        return number
 
     def refresh(self) -> None:
         """Looks again at the services that are known."""
         for path in list(self._services):
-            number = self._number(path)
+            number = self.number(path)
             if number:
                 self._note(number, path)
-
-    def _number(self, path: str) -> int:
-        assert self._root is not None
-        with contextlib.suppress(OSError):
-            return os.stat(self._root / path.lstrip("/")).st_ino
-        return 0
 
     def _note(self, number: int, path: str) -> None:
         if len(self._paths) >= _KNOWN_MOST:

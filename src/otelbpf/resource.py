@@ -30,7 +30,7 @@ _SERVICE_NAME, _ATTRIBUTES = "OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"
 # Of ids that are made from what tells instances apart, by OpenTelemetry's semantic conventions.
 _INSTANCES = uuid.UUID("4d63009a-8d0f-11ee-aad7-4c796ed8e320")
 # Those that are forgotten first are looked at again, if they still run.
-_PROCESSES_MOST, _PROGRAMS_MOST, _SERVICES_MOST = 16_384, 4_096, 4_096
+_PROCESSES_MOST, _PROGRAMS_MOST, _SERVICES_MOST = 4_096, 4_096, 4_096
 
 _Attributes = dict[str, str | int]
 
@@ -195,7 +195,10 @@ class Resources:
             cgroup_id: that one's number, if the kernel has told it.
         """
         paths = paths_of(running.cgroups)
-        number = self._cgroups.learn(paths.unified)
+        if cgroup_id is None:
+            cgroup_id = self._cgroups.number(paths.unified)
+        else:
+            self._cgroups.learn(cgroup_id, paths.unified)
         said = _pairs(running.variables.get(_ATTRIBUTES, ""))
         told = running.variables.get(_SERVICE_NAME) or said.get(_NAME, "")
         attributes: _Attributes = {**self._of_all, **said}
@@ -205,7 +208,7 @@ class Resources:
             attributes["container.id"] = container
         attributes |= self._named(told or service_unit(paths.systemds) or _program_name(running))
         if running.stack:
-            program = running.stack, number if cgroup_id is None else cgroup_id
+            program = running.stack, cgroup_id
             _put(self._by_program, program, attributes, _PROGRAMS_MOST)
         return attributes
 

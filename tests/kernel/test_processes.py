@@ -42,7 +42,7 @@ def assert_is(told: Process, pid: int) -> Running:
     assert running.is_still(told)
     assert told.comm == running.comm
     assert running.stack == told.stack != 0
-    assert told.cgroup_id == Cgroups(cgroup_directory()).learn(paths_of(running.cgroups).unified)
+    assert told.cgroup_id == Cgroups(cgroup_directory()).number(paths_of(running.cgroups).unified)
     return running
 
 
@@ -60,6 +60,7 @@ def in_thread(request: pytest.FixtureRequest) -> Callable[[Callable[[], object]]
     return call
 
 
+@pytest.mark.guest
 def test_the_process_that_reads(
     meter: Meter, in_thread: Callable[[Callable[[], object]], None]
 ) -> None:
@@ -70,6 +71,7 @@ def test_the_process_that_reads(
     assert_is(whose(meter), os.getpid())
 
 
+@pytest.mark.guest
 def test_the_process_that_asks(
     gateway: Meter, in_thread: Callable[[Callable[[], object]], None]
 ) -> None:
@@ -100,6 +102,7 @@ def ask(pair: Pair) -> None:
     assert receive(pair.client, len(OK)) == OK
 
 
+@pytest.mark.guest
 def test_another_program_has_another_stack(meter: Meter, other: Callable) -> None:
     pair = meter.lab.connect()
     server = other(_SERVE, pair.server.fileno(), str(len(ASKED)), OK.hex())
@@ -113,6 +116,7 @@ def test_another_program_has_another_stack(meter: Meter, other: Callable) -> Non
     assert look_at(server.pid, ()) is None
 
 
+@pytest.mark.guest
 def test_a_fork_is_another_process_with_the_same_stack(meter: Meter) -> None:
     pair = meter.lab.connect()
     told_to_end, end = os.pipe()

@@ -118,7 +118,8 @@ def test_a_cgroup_is_found_by_its_number(hierarchy: Hierarchy) -> None:
 def test_it_is_found_when_it_is_gone_if_it_was_known(hierarchy: Hierarchy) -> None:
     number = hierarchy.make("shop.service")
     cgroups = Cgroups(hierarchy.root)
-    assert cgroups.learn("/shop.service") == number
+    assert cgroups.number("/shop.service") == number
+    cgroups.learn(number, "/shop.service")
     (hierarchy.root / "shop.service").rename(hierarchy.root / "other")
     assert cgroups.path(number) == "/shop.service"
 
@@ -134,9 +135,9 @@ def test_the_hierarchy_is_looked_through_once_a_second(hierarchy: Hierarchy) -> 
 
 def test_a_service_that_is_started_again_has_another_cgroup(hierarchy: Hierarchy) -> None:
     """The new one is known though none of its processes was looked at: they may end at once."""
-    hierarchy.make("shop.service")
+    first = hierarchy.make("shop.service")
     cgroups = Cgroups(hierarchy.root)
-    cgroups.learn("/shop.service")
+    cgroups.learn(first, "/shop.service")
     assert cgroups.path(1 << 60) == ""  # which has looked through all of it for this second
     (hierarchy.root / "shop.service").rename(hierarchy.root / "before")
     cgroups.refresh()  # there is none just now
@@ -146,9 +147,22 @@ def test_a_service_that_is_started_again_has_another_cgroup(hierarchy: Hierarchy
     assert cgroups.path(number) == "/shop.service"
 
 
+def test_a_path_that_begins_elsewhere_is_not_taken_for_one_from_here(hierarchy: Hierarchy) -> None:
+    """As in another namespace of cgroups."""
+    number = hierarchy.make("shop.service")
+    cgroups = Cgroups(hierarchy.root)
+    assert cgroups.path(1 << 60) == ""
+    for path in ("/shop.service", "/../shop.service"):
+        cgroups.learn(number + 1, path)
+    assert cgroups.path(number + 1) == ""
+    cgroups.refresh()
+    assert cgroups.number("/../../no/shop.service") == 0
+
+
 def test_without_cgroup2_all_are_in_the_topmost_one() -> None:
     """As the kernel numbers it."""
     cgroups = Cgroups(None)
-    assert cgroups.learn("/shop.service") == 1
+    assert cgroups.number("/shop.service") == 1
+    cgroups.learn(1, "/shop.service")
     assert cgroups.path(1) == cgroups.path(7) == ""
     cgroups.refresh()
