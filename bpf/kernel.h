@@ -124,6 +124,8 @@ static __always_inline void name_process(struct process *p)
 
 	p->start_boottime_ns = load_u64(leader + OFFSET_TASK_STRUCT_START_BOOTTIME, DIRECT);
 	p->cgroup_id = bpf_get_current_cgroup_id();
+	p->stack = load_u64(load_u64(task + OFFSET_TASK_STRUCT_MM, DIRECT) +
+			    OFFSET_MM_STRUCT_START_STACK, DIRECT);
 	((u64 *)p->comm)[0] = load_u64(leader + OFFSET_TASK_STRUCT_COMM, DIRECT);
 	((u64 *)p->comm)[1] = load_u64(leader + OFFSET_TASK_STRUCT_COMM + 8, DIRECT);
 }

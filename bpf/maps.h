@@ -251,6 +251,7 @@ struct route_cursor {
 	u64 in_path;
 	u64 start;		/* of the segment that is read */
 	u64 digits;		/* in it */
+	u64 whole;		/* how many segments from there on are no ids, whatever they look like */
 };
 
 /* What the loop over chunks carries. Positions in the payload. */

@@ -151,10 +151,25 @@ static __always_inline void add_duration(struct histogram *h, u64 ns, volatile u
 }
 
 #if SERIES
-/* Where the requests with this key, in two words, are added up; false: nowhere yet. */
-static __always_inline bool find_place(u64 route_hash, u64 rest, struct series_place *found)
+/*
+ * Tells processes apart of which one may be another service than the other: all but those that have
+ * forked from one another. As src/otelbpf/series.py does.
+ */
+static __always_inline u64 hash_process(const struct request_record *r)
 {
-	u64 index = (route_hash ^ rest) * PLACE_FACTOR >> 32 & (SERIES_SETS - 1);
+	const struct process *p = &r->process;
+	const u64 *comm = (const u64 *)p->comm;
+
+	if (!r->pid)
+		return 0;
+	return (((p->stack * PLACE_FACTOR ^ p->cgroup_id) * PLACE_FACTOR ^ comm[0]) * PLACE_FACTOR ^
+		comm[1]) * PLACE_FACTOR;
+}
+
+/* Where the requests with this key, in two words, are added up; false: nowhere yet. */
+static __always_inline bool find_place(u64 hash, u64 rest, struct series_place *found)
+{
+	u64 index = (hash ^ rest) * PLACE_FACTOR >> 32 & (SERIES_SETS - 1);
 	struct series_set *set = &series_sets()[index];
 	volatile struct series_place *place;
 	volatile u64 *key;
@@ -163,13 +178,13 @@ static __always_inline bool find_place(u64 route_hash, u64 rest, struct series_p
 #pragma unroll
 	for (way = 0; way < SERIES_WAYS; way++) {
 		key = (volatile u64 *)&set->keys[way];
-		if (key[0] != route_hash || key[1] != rest)
+		if (key[0] != hash || key[1] != rest)
 			continue;
 		place = &set->places[way];
 		found->slow_ns = place->slow_ns;
 		found->place = place->place;
 		/* Else the agent has just given the way to another. */
-		return key[0] == route_hash && key[1] == rest;
+		return key[0] == hash && key[1] == rest;
 	}
 	return false;
 }
@@ -182,7 +197,8 @@ static __always_inline bool place_of(const struct request_record *r, struct seri
 	struct series_place *overflow;
 
 	/* As struct series_key has them, on little-endian machines. */
-	if (find_place(r->route_hash, port | status << 16 | (u64)is_client << 32, found))
+	if (find_place(r->route_hash ^ hash_process(r),
+		       port | status << 16 | (u64)is_client << 32, found))
 		return true;
 	overflow = overflow_places.lookup(&is_client);
 	if (!overflow || !overflow->in_use)

@@ -89,7 +89,7 @@ def traces(
 
     Args:
         requests: the kernel's, with their stages.
-        names: process id -> the service's name; to the kernel they are all Python.
+        names: process id -> the name that the demo has for it, for its service's.
     Returns:
         In the order in which they began.
     """

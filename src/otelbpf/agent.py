@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter
 
@@ -31,7 +32,7 @@ from otelbpf.loader import Part, Programs
 from otelbpf.lookout import Lookout
 from otelbpf.metrics_export import metrics_export
 from otelbpf.netns import find_netns
-from otelbpf.processes import listening_processes
+from otelbpf.processes import Listeners
 from otelbpf.reader import RingReader
 from otelbpf.records import RequestFlag, Stamp
 from otelbpf.request import Kind, Request, requests_of
@@ -84,9 +85,9 @@ class Pipeline:
         self.sender = Sender(exporter, self._to_spans, spans_each, self.ledger, config.queue)
 
     def refresh(self) -> None:
-        """Once a second: compares the clocks again, and forgets processes that ended."""
+        """Once a second: compares the clocks again, and looks what became of services."""
         self.clock = read_clock()
-        self.resources.forget_gone()
+        self.resources.refresh()
 
     def take(self, records: np.ndarray) -> None:
         """Takes a batch of records: queues those that are kept, adds up what is yet to be."""
@@ -108,10 +109,15 @@ class Pipeline:
         )
         if self._series is not None:
             self._series.exemplify(records, requests, self.clock.offset_ns)
-        self.sender.put(requests)
+        # Now, as the process may be gone when the spans are made.
+        self.sender.put([(request, self._resource_of(request)) for request in requests])
 
-    def _to_spans(self, request: Request) -> list[ReadableSpan]:
-        resource = self.resources.of_process(request.pid)
+    def _resource_of(self, request: Request) -> Resource:
+        port = request.local_port if request.kind is Kind.SERVER else 0
+        return self.resources.of(request.process, port).resource
+
+    def _to_spans(self, of: tuple[Request, Resource]) -> list[ReadableSpan]:
+        request, resource = of
         return spans_of(request, self.clock, resource, self._config.stages)
 
 
@@ -145,7 +151,7 @@ class Agent:
         pids = tuple(pids)
         self._thread_contexts.saw(pids, time.monotonic())
         for pid in pids:
-            self._pipeline.resources.of_process(pid)
+            self._pipeline.resources.know(pid)
 
     def run(self, stop: Stop, missed: Callable[[], dict[str, int]], lookout: Lookout) -> None:
         """Reads until `stop` is set.
@@ -216,7 +222,11 @@ class Agent:
 def _sampler_of(config: Config, environment: Mapping[str, str]) -> Sampler:
     sampler = config.sampler or Sampler.from_environment(environment)
     # Whoever asks for the slow ones wants to see what goes wrong.
-    return replace(sampler, keep_errors=True) if config.slow else sampler
+    return replace(
+        sampler,
+        keep_errors=sampler.keep_errors or bool(config.slow),
+        keep_4xx=config.keep_4xx,
+    )
 
 
 def _parts(handlers: tuple[Handler, ...]) -> frozenset[Part]:
@@ -291,13 +301,15 @@ def run(
     require_endpoint(environment, name)
     metrics = metrics_export(environment)
     sampler = _sampler_of(config, environment)
-    routes = Routes((*config.routes, *(route for route, _ in config.slow.by_route)))
+    templates = (*config.routes, *(route for route, _ in config.slow.by_route))
+    routes = Routes(templates, config.found_routes)
     for path in (config.ready_file, config.sums_file):
         _prepare(path)
     exporter = make_exporter(name, config.output)
     netns = find_netns(config.netns)
     cookie = netns.cookie
-    ids, resources = Ids(), Resources(config.service_name, str(cookie))
+    listeners = Listeners(config.ports, netns)
+    ids, resources = Ids(), Resources(config.service_name, str(cookie), listeners)
     interfaces = find_interfaces(config.interfaces, netns)
     handlers = tuple(handler for spec in config.handlers for handler in find_handlers(spec))
     upstreams = resolve(config.upstreams, config.client_ports, netns)
@@ -327,7 +339,7 @@ def run(
         agent = Agent(programs, pipeline, series, connections, config)
         stack.enter_context(contextlib.closing(agent))
         pipeline.sender.start()
-        agent.know(listening_processes(config.ports, netns))
+        agent.know(listeners.of_all_ports())
         if not stop.is_set():
             with attached(
                 programs, choices, interfaces, netns, handlers, config.xdp

@@ -91,6 +91,7 @@ def _config(arguments: argparse.Namespace, series: int, **others: object) -> Con
         idle_timeout_s=arguments.idle_timeout,
         service_name=arguments.service_name,
         routes=tuple(dict.fromkeys(arguments.route)),
+        found_routes=arguments.series if arguments.routes == "found" else 0,
         limits=Limits(
             connections=arguments.connections, ring=arguments.ring, series=series
         ),
@@ -135,6 +136,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from otelbpf.spans import StageStyle
 
     slow = Slow.of_times(arguments.slow)
+    if arguments.keep_4xx and not (arguments.sample or slow):
+        raise UsageError(
+            "--keep-4xx says what --sample and --slow keep: give one of these, too; see `otelbpf run "
+            "--help`"
+        )
     has_metrics = exporter_name(os.environ, Signal.METRICS) != "none"
     config = _config(
         arguments,
@@ -143,6 +149,7 @@ def _run(arguments: argparse.Namespace) -> int:
         capture_query=arguments.capture_query,
         sampler=Sampler.one_in(arguments.sample) if arguments.sample else None,
         slow=slow,
+        keep_4xx=arguments.keep_4xx,
         output=arguments.output,
         ready_file=arguments.ready_file,
         sums_file=arguments.sums_file,

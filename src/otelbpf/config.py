@@ -10,6 +10,7 @@ from otelbpf.exporter import QueueLimits
 from otelbpf.hooks import Mechanism
 from otelbpf.interfaces import Xdp
 from otelbpf.limits import Limits
+from otelbpf.routes import FOUND_MOST
 from otelbpf.sampler import Sampler, Slow
 from otelbpf.spans import StageStyle
 
@@ -34,7 +35,9 @@ class Config:
         service_name: of the spans; None: the standard variables or the process's name.
         sampler: which requests become spans; None: as the standard variables say.
         slow: from when on a request is kept since it was slow.
+        keep_4xx: what servers answer with 4xx is kept with the errors.
         routes: templates, as otelbpf.routes says.
+        found_routes: how many routes that were found are in spans; 0: none, nor in metrics.
         output: where otlp_json_file writes.
         ready_file: made once everything is attached, removed when it no longer is.
         sums_file: gets the sums as JSON at the end.
@@ -55,7 +58,9 @@ class Config:
     service_name: str | None = None
     sampler: Sampler | None = None
     slow: Slow = field(default_factory=Slow)
+    keep_4xx: bool = False
     routes: tuple[str, ...] = ()
+    found_routes: int = FOUND_MOST
     output: str | None = None
     ready_file: Path | None = None
     sums_file: Path | None = None

@@ -16,14 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from otelbpf.accounting import Ledger, Lost
 from otelbpf.errors import UsageError
-from otelbpf.request import Request
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +33,9 @@ UNSAID_S = 0.5
 # How long an export under way is waited for once the exporter was shut down.
 _LAST_EXPORT_S = 2.0
 _BACK_OFF_LONGEST_S = 8.0
+
+# What stands for a request while it waits.
+Item = TypeVar("Item")
 
 
 class Signal(StrEnum):
@@ -205,7 +207,7 @@ def load_exporter(
         ) from error
 
 
-class Sender:
+class Sender(Generic[Item]):
     """Sends requests in a thread of its own.
 
     Args:
@@ -217,7 +219,7 @@ class Sender:
     def __init__(
         self,
         exporter: SpanExporter | None,
-        to_spans: Callable[[Request], list[ReadableSpan]],
+        to_spans: Callable[[Item], list[ReadableSpan]],
         spans_each: int,
         ledger: Ledger,
         limits: QueueLimits,
@@ -227,7 +229,7 @@ class Sender:
         self._ledger = ledger
         self._limits = limits
         self._batch = max(1, limits.batch_spans // spans_each)
-        self._queue: deque[Request] = deque()
+        self._queue: deque[Item] = deque()
         self._changed = threading.Condition()
         self._stop_at: float | None = None
         self._failing = False
@@ -246,7 +248,7 @@ class Sender:
             self._ledger.lose(Lost.QUEUE_FULL, count - room)
         return min(count, room)
 
-    def put(self, requests: Sequence[Request]) -> None:
+    def put(self, requests: Sequence[Item]) -> None:
         """Queues requests; those that do not fit are counted as lost. Never waits."""
         requests = requests[: self.admit(len(requests))]
         with self._changed:
@@ -296,7 +298,7 @@ class Sender:
                 else:
                     self._ledger.lose(Lost.EXPORT_FAILED, len(batch))
 
-    def _next_batch(self) -> list[Request] | None:
+    def _next_batch(self) -> list[Item] | None:
         """The next requests to send; empty after a wait in vain, None when all is done."""
         with self._changed:
             if len(self._queue) < self._batch and self._stop_at is None:
@@ -306,7 +308,7 @@ class Sender:
             self._sending = min(self._batch, len(self._queue))
             return [self._queue.popleft() for _ in range(self._sending)]
 
-    def _send(self, batch: list[Request]) -> bool:
+    def _send(self, batch: list[Item]) -> bool:
         if self._exporter is None:
             return True
         if self._stop_at is not None and time.monotonic() >= self._stop_at:

@@ -271,9 +271,10 @@ def _attributes_of(key: SeriesKey) -> dict[str, str | int | bool]:
         return {"otel.metric.overflow": True}
     attributes: dict[str, str | int | bool] = {
         "http.request.method": key.method,
-        "http.route" if key.kind is Kind.SERVER else "url.template": key.route,
         "server.port": key.server_port,
     }
+    if key.route:
+        attributes["http.route" if key.kind is Kind.SERVER else "url.template"] = key.route
     if key.server_address:
         attributes["server.address"] = key.server_address
     if key.status:
@@ -295,7 +296,7 @@ def _tell_series(told: _Told, snapshot: Snapshot) -> None:
         attributes["otelbpf.kind"] = kind.value
         for name, stage in series.stages.items():
             told.histogram(resource, _STAGE, stage, {**attributes, "otelbpf.stage": name})
-        if kind is Kind.SERVER:
+        if kind is Kind.SERVER and series.acked.count:
             told.histogram(resource, _ACK, series.acked, attributes)
         told.count(resource, _REQUEST_SIZE, series.request_bytes, attributes)
         told.count(resource, _RESPONSE_SIZE, series.response_bytes, attributes)

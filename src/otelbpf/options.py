@@ -124,7 +124,8 @@ def _measuring() -> argparse.ArgumentParser:
         help="network namespace of the interfaces and the server (default: this one)")
     add("--duration", type=_seconds, metavar="S", help="stop by itself after S seconds")
     add("--service-name", metavar="NAME",
-        help="service.name (default: OTEL_SERVICE_NAME, else the server process's)")
+        help="service.name of all that is measured (default: each process's own: its "
+        "OTEL_SERVICE_NAME, else its systemd service, else what it runs)")
     add("--hooks", choices=("auto", "tracepoint", "fentry", "kprobe"), default="auto",
         help="how to attach where the kernel offers several ways (default: the one "
         "that costs least); stamps that have no such way will be absent")
@@ -138,11 +139,14 @@ def _measuring() -> argparse.ArgumentParser:
         "driver has it, its slot is free and it slows nothing down, so not on a veth; on: on all "
         "interfaces, if need be in the kernel's generic way; off: nowhere")
     add("--route", action="append", default=[], type=_route, metavar="TEMPLATE",
-        help="a route that metrics, `top` and the names of spans tell apart (/users/{name}, "
-        "/static/*); in paths that fit none, ids are folded; may be repeated")
+        help="a route that metrics, `top` and spans tell apart (/users/{name}, /static/*); may be "
+        "repeated")
+    add("--routes", choices=("found", "given"), default="found",
+        help="what the routes of paths are that fit no --route. found (default): the path with "
+        "{id} for each part that looks like one; given: none")
     add("--series", type=_number(8, MOST.series), default=256, metavar="N",
-        help="how many combinations of service, route, method and class of status metrics and "
-        "`top` tell apart (default: 256)")
+        help="how many combinations of service, route, method and status metrics and `top` tell "
+        "apart; and how many found routes are in spans (default: 256)")
     add("--idle-timeout", type=_seconds, default=120.0, metavar="S",
         help="end an unanswered request after S silent seconds if its socket is not known to be "
         "open: while that is open the request is kept, however long it waits (default: 120)")
@@ -183,6 +187,9 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--slow", action="append", default=[], type=_slow, metavar="[ROUTE=]TIME",
                      help="also keep requests that took this long (5ms, 1.5s), of this route or of "
                      "all others, and all errors; may be repeated")
+    run.add_argument("--keep-4xx", action="store_true",
+                     help="--sample and --slow also keep what servers answer with 4xx, like an "
+                     "upstream's 4xx")
     run.add_argument("--output", metavar="FILE",
                      help="where OTEL_TRACES_EXPORTER=otlp_json_file appends (default: stdout)")
     run.add_argument("--ready-file", type=_writable_path, metavar="PATH",

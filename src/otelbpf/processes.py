@@ -5,15 +5,162 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from otelbpf.netns import Netns
 
 _PROC = Path("/proc")
 # TCP_LISTEN, as /proc/net/tcp writes it
 _LISTENING = "0A"
+_LISTENERS_LEAST_S = 1.0
+# Of all time, what may go into looking for listeners.
+_LISTENERS_SHARE = 0.05
+# USER_HZ, in which /proc tells times on every machine that otelbpf runs on.
+_NS_PER_TICK = 10_000_000
+# linux/personality.h: exec() puts all where it always does.
+_ADDR_NO_RANDOMIZE = 0x0040000
+_LOOKS = 3
+
+
+class Process(NamedTuple):
+    """A process as the kernel knew it when it read a request, or wrote one to an upstream.
+
+    Attributes:
+        pid: 0: it is not known who that was, and all else means nothing.
+        start_boottime_ns: no two processes with the same pid have the same.
+        cgroup_id: its cgroup's number, in cgroup2's hierarchy.
+        stack: the address of its stack. What exec() starts has one that was drawn by lot, and
+            what a process forks has the same.
+        comm: its main thread's name.
+    Source:
+        struct process, bpf/records.h.
+    """
+
+    pid: int
+    start_boottime_ns: int
+    cgroup_id: int
+    stack: int
+    comm: bytes
+
+
+NOBODY = Process(0, 0, 0, 0, b"")
+
+
+@dataclass(frozen=True)
+class Running:
+    """What /proc says of a process; empty is what it does not say.
+
+    Attributes:
+        start_ticks: since boot, by the clock that the agent sees.
+        stack: its address; 0: it is not told, or exec() did not draw it by lot.
+        executable: its file name.
+        variables: those of its environment that were asked for.
+        cgroups: the lines of its cgroups.
+    """
+
+    start_ticks: int
+    stack: int
+    comm: bytes
+    executable: str
+    arguments: tuple[str, ...]
+    variables: dict[str, str]
+    cgroups: str
+
+    def is_still(self, process: Process) -> bool:
+        """Is it that process, and runs what that ran?
+
+        An exec() leaves the pid and the start as they were.
+        """
+        ticks = (process.start_boottime_ns + _boottime_offset_ns()) // _NS_PER_TICK
+        if self.start_ticks != ticks:
+            return False
+        return self.stack == process.stack if self.stack else self.comm == process.comm
+
+
+def look_at(pid: int, variables: Iterable[str]) -> Running | None:
+    """What /proc says of a process; None: there is none any more.
+
+    Args:
+        variables: which ones of its environment are to be looked for.
+    """
+    process = _PROC / str(pid)
+    for _ in range(_LOOKS):
+        before = _stat_of(process)
+        if before is None:
+            return None
+        running = Running(
+            start_ticks=before.start_ticks,
+            stack=before.stack if _is_drawn_by_lot(process) else 0,
+            comm=_read(process / "comm").removesuffix(b"\n"),
+            executable=executable_name(pid),
+            arguments=tuple(map(_text, _read(process / "cmdline").rstrip(b"\0").split(b"\0"))),
+            variables=_variables_of(process, variables),
+            cgroups=_text(_read(process / "cgroup")),
+        )
+        # Else another process, or an exec(), has come between.
+        if _stat_of(process) == before:
+            return running
+    return None
+
+
+class _Stat(NamedTuple):
+    start_ticks: int
+    stack: int
+
+
+def _stat_of(process: Path) -> _Stat | None:
+    # The command's name, in parentheses, may hold anything.
+    fields = _read(process / "stat").rpartition(b")")[2].split()
+    if not fields or fields[0] in (b"Z", b"X"):
+        return None
+    return _Stat(int(fields[19]), int(fields[25]))
+
+
+def _is_drawn_by_lot(process: Path) -> bool:
+    """Has exec() chosen the address of its stack at random?"""
+    personality = _read(process / "personality")
+    return (
+        _read(_PROC / "sys/kernel/randomize_va_space").strip() != b"0"
+        and bool(personality)
+        and not int(personality, 16) & _ADDR_NO_RANDOMIZE
+    )
+
+
+def _variables_of(process: Path, names: Iterable[str]) -> dict[str, str]:
+    wanted = {f"{name}=".encode(): name for name in names}
+    found: dict[str, str] = {}
+    for each in _read(process / "environ").split(b"\0"):
+        key, equals, value = each.partition(b"=")
+        name = wanted.get(key + equals)
+        if name is not None:
+            found.setdefault(name, _text(value))
+    return found
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _text(octets: bytes) -> str:
+    return octets.decode("utf-8", "backslashreplace")
+
+
+@cache
+def _boottime_offset_ns() -> int:
+    """What the agent's time namespace adds to the kernel's time since boot."""
+    for line in _read(_PROC / "self" / "timens_offsets").decode().splitlines():
+        clock, seconds, ns = line.split()
+        if clock == "boottime":
+            return int(seconds) * 1_000_000_000 + int(ns)
+    return 0
 
 
 def executable_name(pid: int) -> str:
@@ -34,9 +181,39 @@ def cgroup_directory() -> Path | None:
     return None
 
 
-def listening_processes(ports: Collection[int], netns: Netns) -> set[int]:
-    """The processes that have a socket which listens on one of these TCP ports; of all they see."""
-    return set().union(*_owners(netns.run(lambda: _listening_sockets(ports))).values())
+class Listeners:
+    """Who listens on the measured ports: all processes that have such a socket, of all they see.
+
+    Args:
+        ports: TCP ports.
+        netns: the network namespace that they are in.
+    """
+
+    def __init__(self, ports: Collection[int], netns: Netns) -> None:
+        self._ports = frozenset(ports)
+        self._netns = netns
+        self._found: dict[int, frozenset[int]] = {}
+        self._next_look_s = 0.0
+
+    def of(self, port: int) -> frozenset[int]:
+        """The pids of those of a port, as they were about a second ago at most.
+
+        The same object as before where nobody has looked since.
+        """
+        if port in self._ports and time.monotonic() >= self._next_look_s:
+            self._look()
+        return self._found.get(port, frozenset())
+
+    def of_all_ports(self) -> frozenset[int]:
+        """The pids of all of them."""
+        return frozenset().union(*(self.of(port) for port in self._ports))
+
+    def _look(self) -> None:
+        started_s = time.monotonic()
+        owners = _owners(self._netns.run(lambda: _listening_sockets(self._ports)))
+        self._found = {port: frozenset(owners.get(port, ())) for port in self._ports}
+        took_s = time.monotonic() - started_s
+        self._next_look_s = started_s + max(_LISTENERS_LEAST_S, took_s / _LISTENERS_SHARE)
 
 
 def listening_ports(netns: Netns) -> dict[int, str]:

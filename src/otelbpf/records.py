@@ -11,15 +11,17 @@ from enum import IntEnum, IntFlag
 
 import numpy as np
 
-#: struct process, 32 bytes.
+#: struct process, 40 bytes.
 PROCESS = np.dtype(
     {
         "names": [
             "start_boottime_ns",
             "cgroup_id",
+            "stack",
             "comm",
         ],
         "formats": [
+            "u8",
             "u8",
             "u8",
             "S16",
@@ -28,8 +30,9 @@ PROCESS = np.dtype(
             0,
             8,
             16,
+            24,
         ],
-        "itemsize": 32,
+        "itemsize": 40,
     }
 )
 
@@ -49,7 +52,7 @@ STAMP_ORDER = np.dtype(
     }
 )
 
-#: struct request_record, 768 bytes.
+#: struct request_record, 776 bytes.
 REQUEST_RECORD = np.dtype(
     {
         "names": [
@@ -136,8 +139,7 @@ REQUEST_RECORD = np.dtype(
             16,
             32,
             48,
-            80,
-            224,
+            88,
             232,
             240,
             248,
@@ -145,35 +147,36 @@ REQUEST_RECORD = np.dtype(
             264,
             272,
             280,
-            284,
             288,
             292,
             296,
             300,
             304,
             308,
-            310,
             312,
-            328,
+            316,
+            318,
+            320,
             336,
             344,
-            346,
-            348,
-            350,
             352,
             354,
             356,
             358,
             360,
-            552,
-            616,
-            712,
+            362,
+            364,
+            366,
+            368,
+            560,
+            624,
+            720,
         ],
-        "itemsize": 768,
+        "itemsize": 776,
     }
 )
 
-#: struct exchange, 856 bytes.
+#: struct exchange, 864 bytes.
 EXCHANGE = np.dtype(
     {
         "names": [
@@ -218,13 +221,13 @@ EXCHANGE = np.dtype(
             32,
             36,
             40,
-            808,
-            832,
+            816,
             840,
             848,
-            852,
+            856,
+            860,
         ],
-        "itemsize": 856,
+        "itemsize": 864,
     }
 )
 
@@ -344,7 +347,7 @@ CONNECTION_SUMS = np.dtype(
 SERIES_KEY = np.dtype(
     {
         "names": [
-            "route_hash",
+            "hash",
             "port",
             "status",
             "is_client",

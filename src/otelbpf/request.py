@@ -14,12 +14,14 @@ from typing import NamedTuple
 import numpy as np
 
 from otelbpf.context import Contexts
+from otelbpf.processes import NOBODY, Process
 from otelbpf.records import REQUEST_RECORD, RequestFlag, Stamp
 from otelbpf.routes import Routes
+from otelbpf.urls import RequestLine, Server, server_asked, split_request_line
 
 _LINE_MAX = REQUEST_RECORD["request_line"].itemsize
-# The fields of a record as Python's own values, all at once: one by one they are dear to get.
-_Fields = namedtuple("_Fields", REQUEST_RECORD.names)  # type: ignore[misc]
+#: The fields of a record as Python's own values, all at once: one by one they are dear to get.
+Fields = namedtuple("Fields", REQUEST_RECORD.names)  # type: ignore[misc]
 _STAMP_BITS = 1 << np.arange(REQUEST_RECORD["stamp_ktime_ns"].shape[0])
 _ADDRESSES_KEPT = 4_096
 _CLIENT = int(RequestFlag.CLIENT)
@@ -76,14 +78,16 @@ class Request:
         stages: in order; each starts where the one before it ends.
         absent: stamps of the way that were not seen.
         complete: no stamp is absent that every request has.
+        scheme: of its URL, `http` if the request line does not say.
         path: without the query; empty where the request line was no such thing.
-        route: the template that was given for the path; empty: none was.
+        route: the template of the path, given or found; empty: it has none.
         path_cut: the path was longer than the kernel keeps.
+        server: which server was asked.
         status: 0 where no response was seen.
         ended_by: how the exchange was cut short; empty: it was not.
         acked_ns: from its end until the client's TCP acknowledged the whole response; 0: that was
             not seen.
-        pid, tid: of the server's reader, or of the client's writer; 0: unknown.
+        process, tid: the server's reader, or the client's writer.
         request_retransmits, response_retransmits: segments that repeated bytes.
         out_of_order: segments that came before bytes that precede them.
     """
@@ -98,12 +102,13 @@ class Request:
     linked_flags: int
     elsewhere_trace_id: int
     method: str
+    scheme: str
     path: str
     route: str
     query: str
     path_cut: bool
     http_version: str
-    host: str
+    server: Server
     user_agent: str
     status: int
     flags: RequestFlag
@@ -113,7 +118,7 @@ class Request:
     peer_port: int
     local_address: str
     local_port: int
-    pid: int
+    process: Process
     tid: int
     ordinal: int
     request_bytes: int
@@ -196,11 +201,27 @@ _STAGE_NAMES = {
 }
 
 
-def method_and_path(record: np.void) -> tuple[str, str]:
-    """What a record's request line asks for; the path without its query."""
-    length = int(record["request_line_length"])
-    line = _text(bytes(record["request_line"]), length)
-    return _split_request_line(line, length > _LINE_MAX)[:2]
+def line_of(record: Fields) -> RequestLine:
+    """A record's request line, in its parts."""
+    length = record.request_line_length
+    return split_request_line(_text(record.request_line, length), is_cut=length > _LINE_MAX)
+
+
+def server_of(record: Fields, line: RequestLine) -> Server:
+    """Which server a record's request is for; `line` is its request line."""
+    is_client = record.flags & _CLIENT
+    return server_asked(
+        line.scheme,
+        line.authority,
+        _whole(record.host, record.host_length),
+        address_of(record.peer_address if is_client else record.local_address),
+        record.peer_port if is_client else record.local_port,
+    )
+
+
+def process_of(record: Fields) -> Process:
+    """Whose a record is."""
+    return Process(record.pid, *record.process) if record.pid else NOBODY
 
 
 @functools.lru_cache(_ADDRESSES_KEPT)
@@ -222,17 +243,6 @@ def _whole(raw: bytes, length: int) -> str:
 def _text(raw: bytes, length: int) -> str:
     """What the client sent, which ought to be ASCII and may be UTF-8 or anything."""
     return raw[:length].decode("utf-8", "backslashreplace")
-
-
-def _split_request_line(line: str, cut: bool) -> tuple[str, str, str, bool]:
-    """(method, path, query, is the path cut); the path of an absolute URL is its path alone."""
-    method, _, rest = line.partition(" ")
-    target, space, version = rest.rpartition(" ")
-    target_cut = cut and not (space and "HTTP/1.".startswith(version[:7]))
-    path, mark, query = (rest if target_cut else target).partition("?")
-    if not path.startswith("/") and "://" in path:
-        path = "/" + path.partition("://")[2].partition("/")[2]
-    return method, path, query, target_cut and not mark
 
 
 @functools.cache
@@ -284,7 +294,7 @@ def requests_of(
     Args:
         records: (n,) REQUEST_RECORD.
         contexts: of the same n requests.
-        routes: names the paths for which templates were given.
+        routes: names the paths.
         capture_query: keep the part of the target after `?`.
     """
     requests = []
@@ -294,10 +304,8 @@ def requests_of(
     span_ids, parents = contexts.span_id.tolist(), contexts.parent_span_id.tolist()
     trace_flags, caused = contexts.flags.tolist(), contexts.caused.tolist()
     linked, elsewhere = contexts.linked_span_id.tolist(), contexts.elsewhere.tolist()
-    for i, record in enumerate(map(_Fields._make, records.tolist())):
-        line = _text(record.request_line, record.request_line_length)
-        cut = record.request_line_length > _LINE_MAX
-        method, path, query, path_cut = _split_request_line(line, cut)
+    for i, record in enumerate(map(Fields._make, records.tolist())):
+        line = line_of(record)
         flags = RequestFlag(record.flags)
         kind = Kind.CLIENT if record.flags & _CLIENT else Kind.SERVER
         absent, complete = _absent(present[i], kind)
@@ -313,13 +321,14 @@ def requests_of(
                 linked_span_id=linked[i],
                 linked_flags=record.trace_flags if linked[i] else 0,
                 elsewhere_trace_id=int.from_bytes(record.trace_id, "big") if elsewhere[i] else 0,
-                method=method,
-                path=path,
-                route="" if path_cut else routes.given(path),
-                query=query if capture_query else "",
-                path_cut=path_cut,
+                method=line.method,
+                scheme=line.scheme,
+                path=line.path,
+                route="" if line.path_cut else routes.name(line.path),
+                query=line.query if capture_query else "",
+                path_cut=line.path_cut,
                 http_version=f"1.{record.http_minor}",
-                host=_whole(record.host, record.host_length),
+                server=server_of(record, line),
                 user_agent=_text(record.user_agent, record.user_agent_length),
                 status=record.status,
                 flags=flags,
@@ -329,7 +338,7 @@ def requests_of(
                 peer_port=record.peer_port,
                 local_address=address_of(record.local_address),
                 local_port=record.local_port,
-                pid=record.pid,
+                process=process_of(record),
                 tid=record.tid,
                 ordinal=record.ordinal,
                 request_bytes=record.request_bytes,

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who handled a request: the OpenTelemetry resource of the serving process."""
+"""Who read a request, or wrote it: the OpenTelemetry resource of that process, and its service.
+
+Source:
+    OpenTelemetry semantic conventions for service, process and container resources.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,28 @@ import os
 import platform
 import socket
 import uuid
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+from urllib.parse import unquote
 
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
-from otelbpf.processes import executable_name, start_time
+from otelbpf.cgroups import Cgroups, container_id, paths_of, service_unit
+from otelbpf.command_lines import is_interpreter, program_of
+from otelbpf.processes import Process, Running, cgroup_directory, look_at
 from otelbpf.version import __version__
 
+_NAME, _NAMESPACE, _INSTANCE = "service.name", "service.namespace", "service.instance.id"
 _UNKNOWN_SERVICE = "unknown_service"
+_AGENT = "otelbpf"
+# What a process's own environment says of it, as it says it to OpenTelemetry's SDKs.
+_SERVICE_NAME, _ATTRIBUTES = "OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"
 # Of ids that are made from what tells instances apart, by OpenTelemetry's semantic conventions.
 _INSTANCES = uuid.UUID("4d63009a-8d0f-11ee-aad7-4c796ed8e320")
-_OF_ONE_PROCESS = ("process.pid", "process.executable.name")
+# Those that are forgotten first are looked at again, if they still run.
+_PROCESSES_MOST, _PROGRAMS_MOST, _SERVICES_MOST = 4_096, 4_096, 4_096
+
+_Attributes = dict[str, str | int]
 
 
 class _SharedResource(Resource):
@@ -30,21 +46,48 @@ class _SharedResource(Resource):
         return self._hash
 
 
-class Resources:
-    """Makes each serving process's resource once.
+class Listening(Protocol):
+    """Who listens on the measured ports; otelbpf.processes.Listeners is one."""
 
-    Args:
-        service_name: of all of them; None: OTEL_SERVICE_NAME, then
-            OTEL_RESOURCE_ATTRIBUTES, then the process's own name.
-        place: tells the measured network namespace from others of this host.
+    def of(self, port: int) -> frozenset[int]:
+        """The pids of those of a port; the same object where nobody has looked since."""
+
+
+class _Nobody:
+    def of(self, _port: int) -> frozenset[int]:
+        return frozenset()
+
+
+class Named(NamedTuple):
+    """A process's resource.
+
+    Attributes:
+        is_certain: it is what /proc said of the process, or of one that runs the same since one of
+            the two has forked the other. Else the process was gone before anybody looked at it,
+            and its name is what the kernel knew.
     """
 
-    def __init__(self, service_name: str | None, place: str = "") -> None:
+    resource: Resource
+    is_certain: bool
+
+
+class Resources:
+    """Makes each process's resource once.
+
+    Args:
+        service_name: of all of them; None: each one's own.
+        place: tells the measured network namespace from others of this host.
+        listeners: who listens on the measured ports.
+    """
+
+    def __init__(
+        self, service_name: str | None, place: str = "", listeners: Listening = _Nobody()
+    ) -> None:
         self._service_name = service_name
         self._place = place
-        # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES.
-        self._from_environment = dict(OTELResourceDetector().detect().attributes)
-        self._machine = {
+        self._listeners = listeners
+        self._cgroups = Cgroups(cgroup_directory())
+        machine: _Attributes = {
             "host.name": socket.gethostname(),
             "host.arch": {"x86_64": "amd64", "aarch64": "arm64"}.get(
                 platform.machine(), platform.machine()
@@ -58,61 +101,171 @@ class Resources:
                 for key, value in Resource.create().attributes.items()
                 if key.startswith("telemetry.sdk.")
             },
-        }
-        self._by_pid: dict[int, tuple[int, Resource]] = {}
+        }  # type: ignore[dict-item]
+        # The agent's own name is not that of those whom it measures; all else holds for them, too.
+        given = dict(OTELResourceDetector().detect().attributes)
+        agent = given.pop(_NAME, _AGENT)
+        self._of_all: _Attributes = {**machine, **given}  # type: ignore[dict-item]
         self._agent = _SharedResource(
-            {**self._machine, "process.pid": os.getpid(), "service.name": "otelbpf",
-             "service.version": __version__, "service.instance.id": str(uuid.uuid4())}
-        )
-        self._by_service: dict[str, Resource] = {}
-        self._last_name = ""
+            {**machine, "process.pid": os.getpid(), "service.version": __version__,
+             _INSTANCE: str(uuid.uuid4()), **given, _NAME: agent}
+        )  # fmt: skip
+        self._unknown = _SharedResource({**self._of_all, **self._named(_UNKNOWN_SERVICE)})
+        self._by_process: dict[Process, Named] = {}
+        # What a program's processes have in common, by its stack and its cgroup.
+        self._by_program: dict[tuple[int, int], _Attributes] = {}
+        self._by_port: dict[int, tuple[frozenset[int], Resource]] = {}
+        self._by_service: dict[tuple[object, object], Resource] = {}
 
-    def of_process(self, pid: int) -> Resource:
-        """The resource of the process `pid`, as it was when first asked for.
+    def of(self, process: Process, port: int = 0) -> Named:
+        """The resource of a process.
 
-        A pid of 0 (a request that nobody read) or of a process that is gone gets
-        the name of the last process known, since it served the same port.
+        It is another one's under no circumstances: of a process that is gone, only what the kernel
+        knew of it counts, and what is known of those that it has forked from.
+
+        Args:
+            port: that it served; 0: it was a client. A request that nobody has read is put down to
+                the one service that listens there, if it is only one.
         """
-        known = self._by_pid.get(pid)
+        if not process.pid:
+            return Named(self._of_port(port), False)
+        known = self._by_process.get(process)
         if known is None:
-            known = self._by_pid[pid] = (start_time(pid), self._make(pid))
-        return known[1]
+            known = self._name(process, port)
+            _put(self._by_process, process, known, _PROCESSES_MOST)
+        return known
 
     def of_agent(self) -> Resource:
         """The agent's own, which its counters belong to."""
         return self._agent
 
-    def of_service(self, pid: int) -> Resource:
-        """The resource of all processes here that are this service, as `pid` is.
+    def of_unknown(self) -> Resource:
+        """That of requests whose services nobody knows, or tells apart."""
+        return self._unknown
+
+    def of_service(self, resource: Resource) -> Resource:
+        """The resource of all processes here that are the same service as this one.
 
         Collectors tell hosts apart by its instance, which is all of these processes together.
         """
-        attributes = {
-            key: value
-            for key, value in self.of_process(pid).attributes.items()
-            if key not in _OF_ONE_PROCESS
-        }
-        name = str(attributes["service.name"])
-        instance = uuid.uuid5(_INSTANCES, f"{self._machine['host.name']}/{self._place}/{name}")
-        attributes.setdefault("service.instance.id", str(instance))
-        return self._by_service.setdefault(name, _SharedResource(attributes))
+        attributes = self._service_only(resource.attributes)
+        key = attributes[_NAME], attributes.get(_NAMESPACE)
+        service = self._by_service.get(key)
+        if service is None:
+            names = "/".join(str(part) for part in reversed(key) if part)
+            where = f"{self._of_all['host.name']}/{self._place}/{names}"
+            attributes.setdefault(_INSTANCE, str(uuid.uuid5(_INSTANCES, where)))
+            service = _SharedResource(attributes)
+            _put(self._by_service, key, service, _SERVICES_MOST)
+        return service
 
-    def forget_gone(self) -> None:
-        """Forgets processes that have ended: their pids may come to mean others."""
-        for pid, (started, _) in list(self._by_pid.items()):
-            if started == 0 or start_time(pid) != started:
-                self._by_pid.pop(pid, None)
+    def know(self, pid: int) -> None:
+        """Looks at a process that runs, so that what it forks can be named, however short-lived."""
+        running = look_at(pid, (_SERVICE_NAME, _ATTRIBUTES))
+        if running is not None:
+            self._attributes_of(running, None)
 
-    def _make(self, pid: int) -> Resource:
-        name = executable_name(pid) if pid else ""
-        self._last_name = name or self._last_name
-        attributes: dict[str, str | int] = dict(self._machine)
-        if pid:
-            attributes["process.pid"] = pid
-        if name:
-            attributes["process.executable.name"] = name
-        attributes.update(self._from_environment)
-        if self._service_name:
-            attributes["service.name"] = self._service_name
-        attributes.setdefault("service.name", self._last_name or _UNKNOWN_SERVICE)
-        return _SharedResource(attributes)
+    def refresh(self) -> None:
+        """Once a second: finds services' new cgroups."""
+        self._cgroups.refresh()
+
+    # ---- what is known of a process ----
+
+    def _name(self, process: Process, port: int) -> Named:
+        own: _Attributes = {"process.pid": process.pid}
+        program = process.stack, process.cgroup_id
+        attributes = self._by_program.get(program)
+        if attributes is None:
+            running = look_at(process.pid, (_SERVICE_NAME, _ATTRIBUTES))
+            if running is not None and running.is_still(process):
+                attributes = self._attributes_of(running, process.cgroup_id)
+            else:
+                # Who listens there may have forked it.
+                for pid in self._listeners.of(port) if port else ():
+                    self.know(pid)
+                attributes = self._by_program.get(program)
+        if attributes is not None:
+            return Named(_SharedResource({**attributes, **own}), True)
+        return Named(_SharedResource({**self._of_gone(process), **own}), False)
+
+    def _attributes_of(self, running: Running, cgroup_id: int | None) -> _Attributes:
+        """Of a process that runs, and of all that run the same in the same cgroup.
+
+        Args:
+            cgroup_id: that one's number, if the kernel has told it.
+        """
+        paths = paths_of(running.cgroups)
+        if cgroup_id is None:
+            cgroup_id = self._cgroups.number(paths.unified)
+        else:
+            self._cgroups.learn(cgroup_id, paths.unified)
+        said = _pairs(running.variables.get(_ATTRIBUTES, ""))
+        told = running.variables.get(_SERVICE_NAME) or said.get(_NAME, "")
+        attributes: _Attributes = {**self._of_all, **said}
+        if running.executable:
+            attributes["process.executable.name"] = running.executable
+        if container := container_id(running.cgroups):
+            attributes["container.id"] = container
+        attributes |= self._named(told or service_unit(paths.systemds) or _program_name(running))
+        if running.stack:
+            program = running.stack, cgroup_id
+            _put(self._by_program, program, attributes, _PROGRAMS_MOST)
+        return attributes
+
+    def _of_gone(self, process: Process) -> _Attributes:
+        """Of a process of which nothing is left but what the kernel has told."""
+        path = self._cgroups.path(process.cgroup_id)
+        attributes = dict(self._of_all)
+        if container := container_id(path):
+            attributes["container.id"] = container
+        name = process.comm.decode("utf-8", "backslashreplace")
+        name = _UNKNOWN_SERVICE if is_interpreter(name) else name
+        return attributes | self._named(service_unit(path) or name or _UNKNOWN_SERVICE)
+
+    def _of_port(self, port: int) -> Resource:
+        pids = self._listeners.of(port) if port else frozenset()
+        known = self._by_port.get(port)
+        if known is not None and known[0] is pids:
+            return known[1]
+        found = []
+        for pid in pids:
+            running = look_at(pid, (_SERVICE_NAME, _ATTRIBUTES))
+            if running is not None:
+                found.append(_SharedResource(self._service_only(self._attributes_of(running, None))))
+        resource = found[0] if found and all(each == found[0] for each in found) else self._unknown
+        self._by_port[port] = pids, resource
+        return resource
+
+    def _service_only(self, attributes: Mapping[str, object]) -> _Attributes:
+        """What all processes of a service have in common."""
+        kept = {key: attributes[key] for key in (_NAMESPACE, _NAME) if key in attributes}
+        return {**self._of_all, **kept}  # type: ignore[dict-item]
+
+    def _named(self, name: str) -> _Attributes:
+        return {_NAME: self._service_name or name}
+
+
+def _program_name(running: Running) -> str:
+    # Without the right to look at what it runs: what exec() has called it.
+    executable = running.executable or running.comm.decode("utf-8", "backslashreplace")
+    program = program_of(executable, running.arguments)
+    if program or not running.executable:
+        return program or _UNKNOWN_SERVICE
+    return f"{_UNKNOWN_SERVICE}:{running.executable}"
+
+
+def _pairs(text: str) -> _Attributes:
+    """What OTEL_RESOURCE_ATTRIBUTES says, as OpenTelemetry's SDK reads it; the rest is left out."""
+    pairs: _Attributes = {}
+    for pair in text.split(","):
+        key, equals, value = pair.partition("=")
+        if equals and key.strip():
+            pairs[key.strip()] = unquote(value.strip())
+    return pairs
+
+
+def _put(known: dict, key: object, value: object, most: int) -> None:
+    """Adds to what is known; the oldest goes where there is no room."""
+    if len(known) >= most:
+        known.pop(next(iter(known)))
+    known[key] = value

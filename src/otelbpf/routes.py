@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The route that a path is of: a template that was given, else the path with its ids folded.
 
-The kernel folds by the same rule (bpf/route.h), so that all paths of one route, as far as this
-rule can tell, come under one key there.
+A route that is found is a guess by the path's looks; nobody has told it. The kernel folds by the
+same rule (bpf/route.h), so that all paths of one route, as far as this rule can tell, come under one
+key there.
 """
 
 from __future__ import annotations
@@ -14,7 +15,12 @@ from otelbpf.errors import UsageError
 
 #: What stands in a found route for a segment that is an id.
 ID = "{id}"
-_VERSION_LONGEST = 8
+#: How many found routes spans tell apart where nothing else is said.
+FOUND_MOST = 256
+# A whole segment that starts with a digit, or has two; but for a version of eight characters at most.
+_ID = re.compile(
+    r"(?<![^/])(?!v[0-9][^/]{0,6}(?:/|\Z))(?:[0-9][^/]*|[^/0-9]+[0-9][^/0-9]*[0-9][^/]*)"
+)
 _PLACEHOLDER = re.compile(r"\{[^{}/]+\}")
 _REST = "/*"
 
@@ -24,18 +30,12 @@ def is_id(segment: str) -> bool:
 
     Not so a version: a `v`, then a digit, and eight characters at most, as in `v1beta1`.
     """
-    if len(segment) <= _VERSION_LONGEST and segment[:1] == "v" and _is_digit(segment[1:2]):
-        return False
-    return _is_digit(segment[:1]) or sum(map(_is_digit, segment)) >= 2
-
-
-def _is_digit(character: str) -> bool:
-    return "0" <= character <= "9"
+    return _ID.fullmatch(segment) is not None
 
 
 def fold(path: str) -> str:
     """The path with `{id}` for each segment that is one."""
-    return "/".join(ID if is_id(segment) else segment for segment in path.split("/"))
+    return _ID.sub(ID, path)
 
 
 class Routes:
@@ -44,23 +44,43 @@ class Routes:
     Args:
         templates: as in `/users/{name}/files`, where `{…}` stands for one segment and a `/*` at
             the end for all the rest; the first that fits is taken.
+        found_most: how many routes that were found are names of spans; 0: only those that were
+            given are routes at all.
     Raises:
         UsageError: one is no path, or has braces that enclose nothing.
     """
 
-    def __init__(self, templates: Iterable[str] = ()) -> None:
+    def __init__(self, templates: Iterable[str] = (), found_most: int = FOUND_MOST) -> None:
         self._templates = tuple((template, _expression(template)) for template in templates)
+        self._found_most = found_most
+        self._found: set[str] = set()
 
     def template(self, path: str) -> str:
-        """The route of a path; the path without its query."""
-        return self.given(path) or fold(path)
+        """The route of a path, which is without its query; empty: it has none."""
+        return self._given(path) or self._find(path)
 
-    def given(self, path: str) -> str:
-        """The template that was given for it; empty: none was."""
+    def name(self, path: str) -> str:
+        """The same for the names of spans, which must not be without number: of the routes that
+        were found only the first ones."""
+        route = self._given(path)
+        if route:
+            return route
+        route = self._find(path)
+        if route not in self._found:
+            if not route or len(self._found) >= self._found_most:
+                return ""
+            self._found.add(route)
+        return route
+
+    def _given(self, path: str) -> str:
         for template, expression in self._templates:
             if expression.fullmatch(path):
                 return template
         return ""
+
+    def _find(self, path: str) -> str:
+        # `*`, or the host that CONNECT asks for, is no path.
+        return fold(path) if self._found_most and path.startswith("/") else ""
 
 
 def _expression(template: str) -> re.Pattern[str]:

@@ -32,11 +32,13 @@ class Sampler:
         bound: a new trace is kept if the low half of its id is below this, 2**64 keeps all.
         parent_based: a caller's sampled flag decides instead, where there is one.
         keep_errors: what failed is kept, whatever was decided.
+        keep_4xx: and so is what servers have answered with 4xx, though that was the client's fault.
     """
 
     bound: int = _ALL
     parent_based: bool = True
     keep_errors: bool = False
+    keep_4xx: bool = False
 
     @classmethod
     def one_in(cls, n: int) -> Sampler:
@@ -79,6 +81,7 @@ class Sampler:
             "SAMPLER_BOUND": f"{self.bound % _ALL}ull",
             "PARENT_BASED": str(int(self.parent_based)),
             "KEEP_ERRORS": str(int(self.keep_errors)),
+            "KEEP_4XX": str(int(self.keep_4xx)),
         }
 
 

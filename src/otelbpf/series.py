@@ -10,7 +10,9 @@ is told where its stages are. A snapshot is the sum of both.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,12 +32,14 @@ from otelbpf.records import (
 from otelbpf.request import (
     ENDINGS,
     KINDS,
+    Fields,
     Kind,
     Request,
-    address_of,
     bounds_of,
     ended_by,
-    method_and_path,
+    line_of,
+    process_of,
+    server_of,
     stage_name,
 )
 from otelbpf.resource import Resources
@@ -60,8 +64,26 @@ OTHER_STAGES = "other"
 # Keys whose place is remembered here; the kernel has ways for twice as many.
 _KEYS_MOST = 16_384
 _EXEMPLARS_EACH = 4
+# Until the name of a key's process is taken for what it will stay, though it is not certain.
+_UNCERTAIN_S = 2.0
 _NO_ORDER = [0] * STAMP_ORDER["words"].shape[0]
 _COUNTS = ("request_bytes", "response_bytes", "retransmits", "out_of_order")
+
+
+class _Known(NamedTuple):
+    """What is known of a key.
+
+    Attributes:
+        place: of its series.
+        slow_ns: from when on its requests are slow.
+        asked_s: when it was first asked for.
+        is_settled: it is so for good, and the kernel is told.
+    """
+
+    place: int
+    slow_ns: int
+    asked_s: float
+    is_settled: bool
 
 
 class SeriesTable:
@@ -96,10 +118,10 @@ class SeriesTable:
         #: 1 + the place of a stage, by its first stamp and its second; 0: it has none yet.
         self._stage_places = np.zeros(_STAMPS * _STAMPS, np.int64)
         self._stage_names = [OTHER_STAGES]
-        # Those for which there is no other place come first, in the order of KINDS.
-        self._keys: list[SeriesKey] = []
+        # Those for which there is no other place come first; whose they are is not told.
+        self._keys = [SeriesKey(kind, resources.of_unknown(), overflow=True) for kind in KINDS]
         self._places: dict[SeriesKey, int] = {}
-        self._known: dict[bytes, tuple[int, int]] = {}
+        self._known: dict[bytes, _Known] = {}
         self._exemplars: dict[int, list[Exemplar]] = {}
 
     def add(self, records: np.ndarray) -> np.ndarray:
@@ -116,8 +138,6 @@ class SeriesTable:
             return self._add(records)
 
     def _add(self, records: np.ndarray) -> np.ndarray:
-        if not self._keys:
-            self._begin(int(records["pid"][0]))
         places, slow_ns = self._places_of(records)
         ours = self._ours
         for name in ("request_bytes", "response_bytes", "out_of_order"):
@@ -159,9 +179,9 @@ class SeriesTable:
         newest: dict[int, list[Exemplar]] = {}
         for key, request in zip(keys[::-1], reversed(requests), strict=True):
             known = self._known.get(key.tobytes())
-            if known is None or len(newest.setdefault(known[0], [])) == _EXEMPLARS_EACH:
+            if known is None or len(newest.setdefault(known.place, [])) == _EXEMPLARS_EACH:
                 continue
-            newest[known[0]].append(
+            newest[known.place].append(
                 Exemplar(
                     request.trace_id,
                     request.span_id,
@@ -207,10 +227,6 @@ class SeriesTable:
 
     # ---- places ----
 
-    def _begin(self, pid: int) -> None:
-        resource = self._resources.of_service(pid)
-        self._keys = [SeriesKey(kind, resource, overflow=True) for kind in KINDS]
-
     def _places_of(self, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The place of each record's series, and from how many ns on it is slow."""
         keys, firsts, inverse = np.unique(
@@ -219,23 +235,27 @@ class SeriesTable:
             return_inverse=True,
         )
         found = [
-            self._place_of(key.tobytes(), records[first])
+            self._known_of(key.tobytes(), records[first])
             for key, first in zip(keys, firsts, strict=True)
         ]
-        places, slow_ns = zip(*found, strict=True)
+        places = np.array([known.place for known in found])
+        slow_ns = np.array([known.slow_ns for known in found], np.uint64)
         inverse = inverse.reshape(-1)
-        return np.array(places)[inverse], np.array(slow_ns, np.uint64)[inverse]
+        return places[inverse], slow_ns[inverse]
 
-    def _place_of(self, key: bytes, record: np.void) -> tuple[int, int]:
+    def _known_of(self, key: bytes, record: np.void) -> _Known:
         known = self._known.get(key)
-        if known is None:
-            if len(self._known) >= _KEYS_MOST:
+        if known is None or not known.is_settled:
+            if known is None and len(self._known) >= _KEYS_MOST:
                 self._known.clear()
-            known = self._known[key] = self._find_place(key, record)
-        place, slow_ns = known
+            known = self._known[key] = self._find_place(key, record, known)
         # Also where it was told before: another key may have been given that way.
-        if place >= len(KINDS) and np.frombuffer(key, SERIES_KEY)["status"][0]:
-            self._tell_place(key, place, slow_ns)
+        if (
+            known.is_settled
+            and known.place >= len(KINDS)
+            and np.frombuffer(key, SERIES_KEY)["status"][0]
+        ):
+            self._tell_place(key, known.place, known.slow_ns)
         return known
 
     def _tell_place(self, key: bytes, place: int, slow_ns: int) -> None:
@@ -255,9 +275,15 @@ class SeriesTable:
         told["places"][ways[0]] = (slow_ns, place, 1)
         words[ways[0], 1] = second
 
-    def _find_place(self, key: bytes, record: np.void) -> tuple[int, int]:
+    def _find_place(self, key: bytes, record: np.void, earlier: _Known | None) -> _Known:
         """The series' place, a new one if there is one left, and its threshold."""
-        series_key = self._series_key(np.frombuffer(key, SERIES_KEY)[0], record)
+        fields, now_s = Fields._make(record.item()), time.monotonic()
+        asked_s = now_s if earlier is None else earlier.asked_s
+        process = process_of(fields)
+        series_key, is_certain = self._series_key(np.frombuffer(key, SERIES_KEY)[0], fields)
+        # Who was gone too soon may yet be found to be a fork of somebody. Who listens on a port,
+        # and is taken for the reader of what nobody has read, is another one some day.
+        is_settled = is_certain or bool(process.pid and now_s - asked_s > _UNCERTAIN_S)
         place = self._places.get(series_key)
         if place is None and len(self._keys) < self._most:
             place = self._places[series_key] = len(self._keys)
@@ -266,24 +292,32 @@ class SeriesTable:
                 self._send_the_rest_to_overflow()
         if place is None:
             place = KINDS.index(series_key.kind)
-        return place, self._slow.of(series_key.route)
+        return _Known(place, self._slow.of(series_key.route), asked_s, is_settled)
 
     def _send_the_rest_to_overflow(self) -> None:
         for place in range(len(KINDS)):
             self._programs.set_overflow_place(place, _series_place(place, self._slow.of("")))
 
-    def _series_key(self, key: np.void, record: np.void) -> SeriesKey:
+    def _series_key(self, key: np.void, record: Fields) -> tuple[SeriesKey, bool]:
+        """A key in words, and whether it is certain which service it is of."""
         kind = KINDS[key["is_client"]]
-        method, path = method_and_path(record)
-        return SeriesKey(
-            kind,
-            self._resources.of_service(int(record["pid"])),
-            method if method in METHODS else "_OTHER",
-            self._routes.template(path),
-            int(key["status"]),
-            "" if key["status"] else ended_by(RequestFlag(int(key["ended_by"])), kind),
-            int(key["port"]),
-            address_of(record["peer_address"].tobytes()) if kind is Kind.CLIENT else "",
+        line = line_of(record)
+        named = self._resources.of(
+            process_of(record), record.local_port if kind is Kind.SERVER else 0
+        )
+        server = server_of(record, line) if kind is Kind.CLIENT else None
+        return (
+            SeriesKey(
+                kind,
+                self._resources.of_service(named.resource),
+                line.method if line.method in METHODS else "_OTHER",
+                self._routes.template(line.path),
+                int(key["status"]),
+                "" if key["status"] else ended_by(RequestFlag(int(key["ended_by"])), kind),
+                server.port if server else int(key["port"]),
+                server.address if server else "",
+            ),
+            named.is_certain,
         )
 
     def _stages_of(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -334,12 +368,22 @@ def _keys_of(records: np.ndarray) -> np.ndarray:
     keys = np.zeros(len(records), SERIES_KEY)
     is_client = records["flags"] & np.uint32(RequestFlag.CLIENT) != 0
     answered = records["flags"] & np.uint32(RequestFlag.REQUEST_ANSWERED) != 0
-    keys["route_hash"] = records["route_hash"]
+    keys["hash"] = records["route_hash"] ^ _hash_processes(records)
     keys["port"] = np.where(is_client, records["peer_port"], records["local_port"])
     keys["status"] = np.where(answered, records["status"], 0)
     keys["ended_by"] = np.where(answered, 0, records["flags"] & np.uint32(ENDINGS))
     keys["is_client"] = is_client
     return keys
+
+
+def _hash_processes(records: np.ndarray) -> np.ndarray:
+    """(n,) uint64, as hash_process() of bpf/series.h finds them."""
+    process = records["process"]
+    comm = np.ascontiguousarray(process["comm"]).view(np.uint64).reshape(-1, 2)
+    hashes = np.zeros(len(records), np.uint64)
+    for word in (process["stack"], process["cgroup_id"], comm[:, 0], comm[:, 1]):
+        hashes = (hashes ^ word) * np.uint64(_PLACE_FACTOR)
+    return np.where(records["pid"] != 0, hashes, np.uint64(0))
 
 
 def _sorted_stamps(records: np.ndarray) -> np.ndarray:

@@ -29,7 +29,6 @@ METHODS = frozenset(
 )
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _UNSET = Status(StatusCode.UNSET)
-_PORT_MAX = 65_535
 _SPAN_KINDS = {Kind.SERVER: SpanKind.SERVER, Kind.CLIENT: SpanKind.CLIENT}
 #: What a server answers with 4xx was the client's error.
 LEAST_ERROR = {Kind.SERVER: 500, Kind.CLIENT: 400}
@@ -44,28 +43,20 @@ class StageStyle(StrEnum):
     ATTRIBUTES = "attributes"
 
 
-def _split_host(host: str, default_port: int) -> tuple[str, int]:
-    """A Host header's name and port; IPv6 literals lose their brackets."""
-    name, separator, port = host.rpartition(":")
-    if not separator or (":" in name and not name.endswith("]")):
-        return host.strip("[]"), default_port
-    # The client wrote it: a number that is none, or too large for OTLP, must do no harm.
-    is_port = port.isascii() and port.isdigit() and int(port) <= _PORT_MAX
-    return name.strip("[]"), int(port) if is_port else default_port
-
-
 def attributes_of(request: Request, clock: ClockReading, style: StageStyle) -> Attributes:
     """The attributes of the request's own span."""
     known = request.method in METHODS
     attributes: Attributes = {
         "http.request.method": request.method if known else "_OTHER",
-        "url.scheme": "http",
+        "url.scheme": request.scheme,
         "network.protocol.name": "http",
         "network.protocol.version": request.http_version,
         "network.peer.address": request.peer_address,
         "network.peer.port": request.peer_port,
         "network.local.address": request.local_address,
         "network.local.port": request.local_port,
+        "server.address": request.server.address,
+        "server.port": request.server.port,
         "http.request.size": request.request_bytes,
         "http.response.size": request.response_bytes,
         "otelbpf.ledger.complete": request.complete,
@@ -111,14 +102,11 @@ def attributes_of(request: Request, clock: ClockReading, style: StageStyle) -> A
 
 
 def _of_server(request: Request) -> Attributes:
-    """What a server span says of the two sides and of the URL."""
-    address, port = _split_host(request.host or request.local_address, request.local_port)
+    """What a server span says of the client and of the URL."""
     attributes: Attributes = {
         "url.path": request.path,
         "client.address": request.peer_address,
         "client.port": request.peer_port,
-        "server.address": address,
-        "server.port": port,
     }
     if request.query:
         attributes["url.query"] = request.query
@@ -128,15 +116,12 @@ def _of_server(request: Request) -> Attributes:
 
 
 def _of_client(request: Request) -> Attributes:
-    """What a client span says of them: the server is the upstream, by the name it was asked by."""
-    peer = request.peer_address
-    authority = request.host or f"{f'[{peer}]' if ':' in peer else peer}:{request.peer_port}"
-    address, port = _split_host(authority, request.peer_port)
+    """What a client span says of the URL."""
     query = f"?{request.query}" if request.query else ""
+    # `*`, or the host that CONNECT asks for, is no path.
+    path = request.path if request.path.startswith("/") else ""
     attributes: Attributes = {
-        "url.full": f"http://{authority}{request.path}{query}",
-        "server.address": address,
-        "server.port": port,
+        "url.full": f"{request.scheme}://{request.server.authority}{path}{query}",
     }
     if request.route:
         attributes["url.template"] = request.route

@@ -56,11 +56,13 @@ class Server:
 
     Attributes:
         executable: the name of the program that reads the requests.
+        service: what it runs, which its spans are of.
     """
 
     process: Process
     port: int
     executable: str
+    service: str
 
     @property
     def pid(self) -> int:
@@ -68,7 +70,7 @@ class Server:
         return self.process.popen.pid
 
 
-def _listens(pid: int, port: int) -> bool:
+def listens(pid: int, port: int) -> bool:
     """Does anyone in the network namespace of `pid` listen on IPv6, which all do last?
 
     Asking the kernel leaves no connection behind that a test would count.
@@ -81,11 +83,12 @@ def _listens(pid: int, port: int) -> bool:
 @contextlib.contextmanager
 def server(
     network: Network, directory: Path, name: str, port: int, command: Sequence[str | Path],
-    executable: str, environment: Mapping[str, str] | None = None,
+    executable: str, environment: Mapping[str, str] | None = None, service: str = "",
 ) -> Iterator[Server]:
+    """Runs a command; its service is the executable if nothing else is said."""
     with running(name, [*network.server.enter(), *command], directory, environment) as process:
-        process.wait_until(lambda each: _listens(each.popen.pid, port), DEADLINE_S)
-        yield Server(process, port, executable)
+        process.wait_until(lambda each: listens(each.popen.pid, port), DEADLINE_S)
+        yield Server(process, port, executable, service or executable)
 
 
 def python_server(
@@ -95,7 +98,7 @@ def python_server(
     """Runs served/NAME.py."""
     command = [sys.executable, SOURCES / f"{name}.py", str(port), *arguments]
     executable = Path(sys.executable).resolve().name
-    return server(network, directory, name, port, command, executable, environment)
+    return server(network, directory, name, port, command, executable, environment, f"{name}.py")
 
 
 def gateway(
@@ -105,7 +108,8 @@ def gateway(
     command = [sys.executable, GATEWAY, "--port", str(port), "--host", "0.0.0.0",
                "--host", network.server.ipv6]
     return server(
-        network, directory, "gateway", port, command, Path(sys.executable).resolve().name
+        network, directory, "gateway", port, command, Path(sys.executable).resolve().name,
+        service=GATEWAY.name,
     )
 
 
@@ -113,8 +117,10 @@ def node_server(
     network: Network, directory: Path, port: int
 ) -> contextlib.AbstractContextManager[Server]:
     """Runs Node's http."""
+    program = SOURCES / "node_server.js"
     return server(
-        network, directory, "node", port, ["node", SOURCES / "node_server.js", str(port)], "node"
+        network, directory, "node", port, ["node", program, str(port)], "node",
+        service=program.name,
     )
 
 

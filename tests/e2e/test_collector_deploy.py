@@ -225,6 +225,7 @@ def test_the_capabilities_are_enough(
     for request in requests:
         request.assert_complete()
         assert request.span.resource["process.executable.name"] == server.executable
+        assert request.span.resource["service.name"] == server.service
 
 
 def without(capability: str) -> list[str]:
@@ -232,13 +233,15 @@ def without(capability: str) -> list[str]:
     return [name for name in CAPABILITIES if name != capability]
 
 
-def test_without_sys_ptrace_nobody_is_named(
+def test_without_sys_ptrace_nobodys_environment_and_executable_are_known(
     net: Network, server: Server, receiver: Receiver, tmp_path: Path
 ) -> None:
+    """What it runs, its command line says all the same."""
     with started(net, server, receiver, tmp_path, without("SYS_PTRACE")) as running:
         requests = wait_for_requests(receiver, COUNT)
         running.stop().assert_clean(seen=COUNT)
     assert {each.span.resource.get("process.executable.name") for each in requests} == {None}
+    assert {each.span.resource["service.name"] for each in requests} == {server.service}
 
 
 def refused(capability: str, net: Network, server: Server, directory: Path) -> str:

@@ -71,10 +71,9 @@ def measured(net: Network, directory: Path, receiver: Receiver) -> Iterator[Agen
     """The agent, ready. It never samples by itself: what it drops, the application did not want."""
     with agent(
         directory, "--interface", net.server.interface, "--port", PORT,
-        under=net.server.enter(),
-        environment={**to(receiver), "OTEL_SERVICE_NAME": "kernel",
-                     "OTEL_TRACES_SAMPLER": "always_on"},
-    ) as measuring:  # fmt: skip
+        "--service-name", "kernel", under=net.server.enter(),
+        environment={**to(receiver), "OTEL_TRACES_SAMPLER": "always_on"},
+    ) as measuring:
         yield measuring.wait_ready()
 
 

@@ -67,7 +67,8 @@ def test_otlp_with_headers_and_a_resource(
         assert (headers["x-api-key"], headers["x-tenant"]) == ("s3cret", "a b")
     assert f"spans go to http://127.0.0.1:{received.port} ({protocol})" in ended.stderr
     for span in received.spans:
-        assert span.resource["service.name"] == "shop"
+        # The agent's own name is not that of whom it measures; all else that is said is.
+        assert span.resource["service.name"] == server.service
         assert span.resource["deployment.environment.name"] == "test"
 
 
@@ -96,7 +97,7 @@ def test_otlp_json_to_a_file_says_who_served(net: Network, server: Server, tmp_p
             "otelbpf.kernel.release": os.uname().release,
             "process.pid": server.pid,
             "process.executable.name": server.executable,
-            "service.name": server.executable,
+            "service.name": server.service,
         }
 
 
@@ -111,11 +112,11 @@ def test_otlp_json_to_standard_output(net: Network, server: Server, tmp_path: Pa
 def test_console(net: Network, server: Server, tmp_path: Path) -> None:
     """One JSON object after the other on standard output, and nothing else.
 
-    And --service-name wins over the variable.
+    And --service-name is that of all.
     """
     ended = run(
         net, server.port, tmp_path, "--service-name", "till",
-        environment={"OTEL_TRACES_EXPORTER": "console", "OTEL_SERVICE_NAME": "shop"},
+        environment={"OTEL_TRACES_EXPORTER": "console"},
     )
     decoder, text, spans = json.JSONDecoder(), ended.stdout.strip(), []
     while text:

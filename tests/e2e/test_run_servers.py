@@ -15,6 +15,8 @@ from network import Network
 from servers import Server, gateway, nginx, node_server, python_server
 from stack import COUNT, agent, to, wait_for_requests
 
+from otelbpf.routes import fold
+
 PORT = 8080
 BEHIND = 9090
 SERVERS = ("nginx static", "nginx proxy", "python threading", "python asyncio", "aiohttp", "node")
@@ -89,7 +91,9 @@ def test_each_request_is_one_whole_span(
             key = request["client.address"], request["client.port"]
             expected = exchanges.pop((*key, request["otelbpf.connection.request"]))
             says = f"{kind}: {expected.method} {expected.target}: {request.span}"
-            assert request.span.name == expected.method, says
+            route = fold(expected.target.partition("?")[0])
+            assert request.span.name == f"{expected.method} {route}", says
+            assert request["http.route"] == route, says
             assert request.span.kind is Kind.SERVER
             host = hosts[request["client.port"]]
             assert {name: request[name] for name in (
@@ -120,7 +124,7 @@ def test_each_request_is_one_whole_span(
             request.assert_tiled()
             request.assert_complete()
             assert request.span.resource["process.executable.name"] == server.executable
-            assert request.span.resource["service.name"] == server.executable
+            assert request.span.resource["service.name"] == server.service
             if server.executable != "nginx":  # whose worker is a child
                 assert request.span.resource["process.pid"] == server.pid
         assert not exchanges

@@ -65,9 +65,10 @@ def all_at_once(net: Network, ask: Callable[[Client, int], Exchange]) -> None:
         raise errors[0]
 
 
-def assert_told(called: Measured, host: str, path: str, executable: str) -> None:
+def assert_told(called: Measured, host: str, path: str, service: str) -> None:
     """The conventions' HTTP client span, and its stages."""
-    assert called.span.name == "GET"
+    assert called.span.name == "GET /{id}"
+    assert called["url.template"] == "/{id}"
     assert {name: called[name] for name in (
         "http.request.method", "http.response.status_code", "url.full", "url.path",
         "server.port", "network.peer.address", "network.peer.port", "client.address",
@@ -85,7 +86,7 @@ def assert_told(called: Measured, host: str, path: str, executable: str) -> None
         "error.type": None,
         "http.response.body.size": len(path) + 1,
     }
-    assert called.span.resource["service.name"] == executable
+    assert called.span.resource["service.name"] == service
     called.assert_tiled()
     called.assert_complete()
 
@@ -117,7 +118,7 @@ def test_a_thread_for_each_request_gives_each_call_its_parent(
     assert asked.keys() == called.keys() == {f"/{n}" for n in range(CLIENTS * EACH)}
     for n in range(CLIENTS * EACH):
         cause, call = asked[f"/{n}"], called[f"/{n}"]
-        assert_told(call, f"127.0.0.1:{BEHIND}", f"/{n}", gateway.executable)
+        assert_told(call, f"127.0.0.1:{BEHIND}", f"/{n}", gateway.service)
         assert call["thread.id"] == cause["thread.id"]
         if n % 3 == 2:
             # The SDK's own span is the parent, whatever caused that.

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import subprocess
+import sys
 from collections import Counter as Multiset
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -57,6 +61,12 @@ def in_series(records: np.ndarray) -> np.ndarray:
     return records["flags"] & np.uint32(RequestFlag.IN_SERIES) != 0
 
 
+def asking(method: str, target: str, host: str) -> bytes:
+    """A request with this Host header; empty: with none."""
+    asked = request(method, target, {"Host": host})
+    return asked if host else asked.replace(b"Host: \r\n", b"")
+
+
 @contextmanager
 def summing(meter: Meter, slow: Slow = NEVER) -> Iterator[Sums]:
     """The sums of a meter that is attached as long; once for each load of the programs."""
@@ -76,6 +86,20 @@ def sums(_attached: Sums) -> Iterator[Sums]:
     _attached.meter.begin()
     yield _attached
     _attached.meter.end()
+
+
+@pytest.fixture(scope="module")
+def _clients(sums_of_clients: OfConnections) -> Iterator[Sums]:
+    with summing(sums_of_clients.meter) as sums:
+        yield sums
+
+
+@pytest.fixture
+def clients(_clients: Sums) -> Iterator[Sums]:
+    """Those of requests to upstreams."""
+    _clients.meter.begin()
+    yield _clients
+    _clients.meter.end()
 
 
 def assert_adds_up(series: Series, records: np.ndarray) -> None:
@@ -189,6 +213,46 @@ def test_paths_of_other_routes_have_other_numbers(sums: Sums) -> None:
     pair.exchange(request("PATCH", "/a"), OK)
     records = sums.take(len(targets) + 1)
     assert len(set(records["route_hash"].tolist())) == len(targets) + 1
+
+
+@pytest.mark.guest
+def test_a_server_has_one_number_for_a_route_whatever_host_is_asked(sums: Sums) -> None:
+    pair = sums.meter.lab.connect()
+    for host in ("shop.example", "shop.example:80", "x" * 64, ""):
+        pair.exchange(asking("PUT", "/hosts", host), OK)
+    for authority in ("10.0.0.1:9000", "10.0.0.2"):
+        pair.exchange(request("PUT", f"http://{authority}/hosts"), OK)
+    records = sums.take(6)
+    assert len(set(records["route_hash"].tolist()[:4])) == 1
+    (series,) = sums.found(route="/hosts", method="PUT")
+    assert series.duration.count == 6
+
+
+@pytest.mark.guest
+def test_each_process_has_its_own_key(sums: Sums) -> None:
+    """But for those that were forked: the kernel adds up what a process for each connection has
+    read, without asking whose that is each time."""
+    for number in range(60):
+        pair = sums.meter.lab.connect()
+        child = os.fork()
+        if not child:
+            pair.exchange(request(target="/forked"), OK)
+            os._exit(0)
+        os.waitpid(child, 0)
+        record = sums.take(1)
+    assert in_series(record).all()
+    (series,) = sums.found(route="/forked")
+    assert series.duration.count == 60
+    for number in range(2):
+        pair = sums.meter.lab.connect()
+        command = [sys.executable, "-c", _READ, str(pair.server.fileno())]
+        pair.client.sendall(request(target="/forked"))
+        subprocess.run(command, pass_fds=[pair.server.fileno()], check=True)
+        pair.answer(OK)
+        assert not in_series(sums.take(1)).any()
+
+
+_READ = "import os, sys; os.read(int(sys.argv[1]), 4096)"
 
 
 @pytest.mark.guest
@@ -329,25 +393,96 @@ def test_beyond_the_last_series_all_is_overflow() -> None:
 
 
 @pytest.mark.guest
-def test_upstreams_are_told_apart_by_address_and_are_of_another_kind(
-    sums_of_clients: OfConnections,
-) -> None:
-    lab = sums_of_clients.lab
-    with summing(sums_of_clients.meter) as sums:
-        sums.meter.begin()
-        taken = {}
-        for host in (SERVER_IPV4, SERVER_IPV6):
-            pair = lab.connect(host)
-            records = []
-            for _ in range(40):
-                pair.ask(request(target="/up/1"))
-                pair.answer(OK)
-                records.append(sums.take(1))
-            taken[host] = np.concatenate(records)
-        for host, records in taken.items():
-            assert in_series(records).any()
-            (series,) = sums.found(server_address=host)
-            assert (series.key.kind, series.key.route) == (Kind.CLIENT, "/up/{id}")
-            assert series.key.server_port == PORT
-            assert_adds_up(series, records)
-        sums.meter.end()
+def test_upstreams_are_told_apart_by_address_and_are_of_another_kind(clients: Sums) -> None:
+    taken = {}
+    for host in (SERVER_IPV4, SERVER_IPV6):
+        pair = clients.meter.lab.connect(host)
+        records = []
+        for _ in range(40):
+            pair.ask(asking("GET", "/up/1", ""))
+            pair.answer(OK)
+            records.append(clients.take(1))
+        taken[host] = np.concatenate(records)
+    for host, records in taken.items():
+        assert in_series(records).any()
+        (series,) = clients.found(server_address=host)
+        assert (series.key.kind, series.key.route) == (Kind.CLIENT, "/up/{id}")
+        assert series.key.server_port == PORT
+        assert_adds_up(series, records)
+
+
+# Hosts that a request to one and the same upstream may be for, and as whose it then counts.
+HOSTS = {
+    ("/x/7", "shop.example"): ("shop.example", PORT),
+    ("/x/7", "shop.example:80"): ("shop.example", 80),
+    ("/x/7", "shop.examplf"): ("shop.examplf", PORT),
+    ("/x/7", "10.0.0.1"): ("10.0.0.1", PORT),
+    ("/x/7", "10.0.0.2"): ("10.0.0.2", PORT),
+    ("/x/7", "x" * 7): ("x" * 7, PORT),
+    ("/x/7", "x" * 8): ("x" * 8, PORT),
+    ("/x/7", "x" * 9): ("x" * 9, PORT),
+    ("/x/7", "x" * 63 + "a"): ("x" * 63 + "a", PORT),
+    ("/x/7", "x" * 63 + "b"): ("x" * 63 + "b", PORT),
+    ("/x/7", ""): (SERVER_IPV4, PORT),
+    ("http://10.0.0.1:9000/x/7", ""): ("10.0.0.1", 9000),
+    ("http://10.0.0.1:9001/x/7", ""): ("10.0.0.1", 9001),
+    ("http://10.0.0.2:9000/x/7", ""): ("10.0.0.2", 9000),
+    ("http://10.0.0.2:9000/x/7", "proxy"): ("10.0.0.2", 9000),
+    ("http://10.0.0.3/x/7", ""): ("10.0.0.3", 80),
+}
+
+
+@pytest.mark.guest
+def test_the_hosts_that_clients_ask_are_told_apart(clients: Sums) -> None:
+    """By what they are asked, not by where it goes; ids in their paths are ids all the same."""
+    pair = clients.meter.lab.connect(SERVER_IPV4)
+    numbers: dict[tuple[str, str], set[int]] = {}
+    for turn, (target, host) in itertools.product(range(3), HOSTS):
+        # What was in the slot before is longer, and must not count.
+        for asked in ("y" * 60, host):
+            pair.exchange(asking("PUT", target.replace("/x/7", f"/x/{turn}"), asked), OK)
+        record = clients.take(2)[1]
+        numbers.setdefault((target, host), set()).add(int(record["route_hash"]))
+    assert {len(each) for each in numbers.values()} == {1}
+    assert len(set().union(*numbers.values())) == len(HOSTS)
+    counted: Multiset[tuple[str, int]] = Multiset()
+    for series in clients.found(route="/x/{id}", method="PUT"):
+        counted[series.key.server_address, series.key.server_port] += series.duration.count
+    expected: Multiset[tuple[str, int]] = Multiset()
+    for (target, _), server in HOSTS.items():
+        # Where the line names the host, the header does not count.
+        expected[server if target.startswith("http") else ("y" * 60, PORT)] += 3
+        expected[server] += 3
+    assert counted == expected
+
+
+@pytest.mark.guest
+def test_what_connect_asks_for_is_no_id(clients: Sums) -> None:
+    for target in ("10.0.0.1:443", "10.0.0.2:443"):
+        pair = clients.meter.lab.connect(SERVER_IPV4)
+        pair.exchange(request("CONNECT", target), response(502, body=b""))
+    records = clients.take(2)
+    assert len(set(records["route_hash"].tolist())) == 2
+    assert {(s.key.server_address, s.key.route) for s in clients.found(method="CONNECT")} == {
+        ("10.0.0.1", ""), ("10.0.0.2", "")
+    }  # fmt: skip
+
+
+@pytest.mark.guest
+@pytest.mark.parametrize("keep_4xx", [False, True])
+def test_what_servers_answer_with_4xx_is_kept_if_that_is_wanted(keep_4xx: bool) -> None:
+    sampler = Sampler(0, keep_errors=True, keep_4xx=keep_4xx)
+    with (
+        laboratory() as lab,
+        closing(load(lab, SMALL, sampler=sampler)) as meter,
+        meter.attached(),
+    ):
+        meter.begin()
+        pair = lab.connect()
+        for status in (200, 399, 400, 404, 499, 500):
+            pair.exchange(request(), response(status, body=b""))
+        wait_until(lambda: not meter.in_flight(), "every request had ended")
+        kept = meter.reader.read()["status"].tolist()
+        assert kept == ([400, 404, 499, 500] if keep_4xx else [500])
+        assert meter.counted(Counter.SAMPLED_OUT) == 6 - len(kept)
+        meter.end()

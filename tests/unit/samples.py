@@ -73,7 +73,8 @@ def record(stamps: dict[Stamp, int] | None = None, **fields: object) -> np.ndarr
     for name in TEXTS:
         values.setdefault(f"{name}_length", len(values[name]))  # type: ignore[arg-type]
     for name, value in values.items():
-        made[name] = np.void(value) if made[name].dtype.kind == "V" else value
+        is_octets = isinstance(value, bytes) and made[name].dtype.kind == "V"
+        made[name] = np.void(value) if is_octets else value
     return made
 
 
@@ -96,7 +97,7 @@ def request(
     stamps: dict[Stamp, int] | None = None,
     *,
     capture_query: bool = False,
-    templates: tuple[str, ...] = (),
+    routes: Routes | None = None,
     parent: int = 0,
     parent_flags: int = 0,
     **fields: object,
@@ -105,7 +106,7 @@ def request(
     (made,) = requests_of(
         record(stamps, **fields),
         contexts(parent=parent, flags=parent_flags),
-        Routes(templates),
+        routes or Routes(),
         capture_query=capture_query,
     )
     return made

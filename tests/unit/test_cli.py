@@ -52,6 +52,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 REFUSED = [
     ((), "the following arguments are required: command; see `otelbpf --help`"),
+    ((*RUN, "--keep-4xx"), "--keep-4xx says what --sample and --slow keep: give one of these, too"),
     (("walk",), "argument command: invalid choice: 'walk' (choose from "),
     (("--verbose", "check"), "unrecognized arguments: --verbose"),
     (("run",), "the following arguments are required: --interface"),
@@ -213,7 +214,7 @@ def test_every_option_arrives(
         "--service-name", "shop", "--xdp", "off", "--idle-timeout", "0.5", "--connections", "16",
         "--ring", "1000", "--output", "spans.jsonl", "--ready-file", str(tmp_path / "ready"),
         "--sums-file", str(tmp_path / "sums"), "--sample", "1/4", "--slow", "5ms", "--slow",
-        "/up=1.5s", "--route", "/a/{b}", "--series", "8",
+        "/up=1.5s", "--route", "/a/{b}", "--series", "8", "--keep-4xx",
     )
     assert call(monkeypatch, *RUN, *arguments) == 0
     assert ran == [
@@ -224,10 +225,22 @@ def test_every_option_arrives(
             service_name="shop", output="spans.jsonl", ready_file=tmp_path / "ready",
             sums_file=tmp_path / "sums", limits=Limits(16, 1000, series=8),
             sampler=Sampler(1 << 62, keep_errors=True), routes=("/a/{b}",),
-            slow=Slow(5_000_000, (("/up", 1_500_000_000),)),
+            found_routes=8, slow=Slow(5_000_000, (("/up", 1_500_000_000),)), keep_4xx=True,
             queue=QueueLimits(requests=77),
         )
     ]
+
+
+def test_routes_may_be_only_those_that_are_given(
+    ran: list[Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With or without metrics, which the number of found routes is that of."""
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
+    for arguments in (("--routes", "given"), ("--routes", "found", "--series", "9"), ()):
+        assert call(monkeypatch, *RUN, *arguments) == 0
+    assert [(config.found_routes, config.limits.series) for config in ran] == [
+        (0, 0), (9, 0), (256, 0)
+    ]  # fmt: skip
 
 
 def test_as_a_command() -> None:

@@ -135,7 +135,7 @@ def test_the_json_file(tmp_path: Path) -> None:
          for span in scope["spans"]]
         for line in lines
     ]
-    assert names == [[span.name for span in made], ["GET"]]
+    assert names == [[span.name for span in made], ["GET /items/{id}"]]
 
 
 @pytest.mark.parametrize("name", ["console", "otlp_proto_grpc", "none"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from samples import SMALL, WHOLE, address, contexts, record, request
 
+from otelbpf.processes import NOBODY, Process
 from otelbpf.records import REQUEST_RECORD, RequestFlag, Stamp
 from otelbpf.request import address_of, requests_of
 from otelbpf.routes import Routes
@@ -129,15 +130,17 @@ def test_addresses(raw: bytes, text: str) -> None:
 
 def test_everything_else_is_carried_over() -> None:
     made = request(
-        http_minor=0, status=503, pid=3, tid=4, ordinal=22, request_bytes=1 << 40,
+        http_minor=0, status=503, pid=3, process=(5, 6, 7, b"shop"), tid=4, ordinal=22, request_bytes=1 << 40,
         response_bytes=6, request_body_bytes=7, response_body_bytes=8,
         request_retransmits=9, response_retransmits=10, out_of_order=11, peer_port=65_535,
         local_port=1, flags=WHOLE | RequestFlag.UPGRADED, parent=0xDEF, parent_flags=3,
     )
     assert (made.trace_id, made.span_id, made.parent_span_id) == (1 << 64, 0xABC, 0xDEF)
     assert (made.trace_flags, made.http_version, made.status) == (3, "1.0", 503)
-    assert (made.host, made.user_agent) == ("shop.example:8080", "curl/8.1")
-    assert (made.pid, made.tid, made.ordinal) == (3, 4, 22)
+    assert made.server == ("shop.example:8080", "shop.example", 8080)
+    assert made.user_agent == "curl/8.1"
+    assert made.process == Process(3, 5, 6, 7, b"shop")
+    assert (made.tid, made.ordinal) == (4, 22)
     assert (made.request_bytes, made.response_bytes) == (1 << 40, 6)
     assert (made.request_body_bytes, made.response_body_bytes) == (7, 8)
     assert (made.request_retransmits, made.response_retransmits) == (9, 10)
@@ -154,8 +157,13 @@ def test_a_user_agent_longer_than_the_record_holds_is_its_beginning() -> None:
 
 def test_a_part_of_a_host_is_not_taken_for_the_host() -> None:
     held = REQUEST_RECORD["host"].itemsize
-    assert request(host=b"h" * held, host_length=held).host == "h" * held
-    assert request(host=b"h" * held, host_length=held + 1).host == ""
+    assert request(host=b"h" * held, host_length=held).server.address == "h" * held
+    assert request(host=b"h" * held, host_length=held + 1).server.address == "192.0.2.1"
+
+
+def test_whose_it_is_is_not_known_without_a_pid() -> None:
+    """What was in the slot before is not cleared."""
+    assert request(pid=0, process=(5, 6, 7, b"shop")).process == NOBODY
 
 
 def test_a_batch_keeps_its_order() -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from otelbpf.errors import UsageError
@@ -33,6 +35,53 @@ def test_folding() -> None:
     assert fold("*") == "*"
 
 
+def test_folding_is_the_rule_for_each_segment() -> None:
+    """Of all short paths of what the rule looks at."""
+    for length in range(6):
+        for characters in itertools.product("/v1a", repeat=length):
+            path = "".join(characters)
+            assert fold(path) == "/".join(
+                "{id}" if is_id_by_hand(segment) else segment for segment in path.split("/")
+            ), path
+
+
+def is_id_by_hand(segment: str) -> bool:
+    if segment[:1] == "v" and segment[1:2] == "1" and len(segment) <= 8:
+        return False
+    return segment[:1] == "1" or segment.count("1") >= 2
+
+
+@pytest.mark.parametrize("path", ["*", "shop.example:443", "", "a/b"])
+def test_what_is_no_path_has_no_route(path: str) -> None:
+    """As what OPTIONS and CONNECT may ask for: no host may be in a route."""
+    assert Routes().template(path) == Routes().name(path) == ""
+
+
+def test_names_of_spans_are_the_first_routes_and_no_others() -> None:
+    routes = Routes(("/given/{slug}",), found_most=3)
+    for path in ("/posts/a", "/posts/b", "/users/1", "/users/2", "/posts/c", "/posts/d"):
+        routes.name(path)
+    assert [routes.name(path) for path in ("/posts/a", "/users/3", "/posts/c", "/posts/b")] == [
+        "/posts/a", "/users/{id}", "", "/posts/b"
+    ]  # fmt: skip
+    # Those that were given are as many as they are, and series are bounded by themselves.
+    assert [routes.name(f"/given/{number}") for number in range(9)] == ["/given/{slug}"] * 9
+    assert routes.template("/posts/c") == "/posts/c"
+
+
+def test_nothing_is_remembered_of_what_has_no_room() -> None:
+    routes = Routes(found_most=8)
+    for number in range(10_000):
+        routes.name("/" + "x" * number)
+    assert len(routes._found) == 8
+
+
+def test_routes_are_only_found_if_that_is_wanted() -> None:
+    routes = Routes(("/users/{name}",), found_most=0)
+    for find in (routes.name, routes.template):
+        assert [find(path) for path in ("/users/7", "/posts/7")] == ["/users/{name}", ""]
+
+
 def test_the_first_template_that_fits() -> None:
     routes = Routes(("/users/me", "/users/{name}", "/{a}-{b}.png", "/static/*", "/users/{x}/y"))
     for path, route in {
@@ -50,13 +99,13 @@ def test_the_first_template_that_fits() -> None:
         "/statics": "/statics",
     }.items():
         assert routes.template(path) == route, path
-    assert routes.given("/users/42/z") == ""
+        assert routes.name(path) == route, path
 
 
 def test_a_template_is_no_pattern() -> None:
     routes = Routes(("/a.b/(c)/{x}",))
-    assert routes.given("/a.b/(c)/1")
-    assert not routes.given("/aXb/(c)/1")
+    assert routes.template("/a.b/(c)/1") == "/a.b/(c)/{x}"
+    assert routes.template("/aXb/(c)/1") == "/aXb/(c)/{id}"
 
 
 @pytest.mark.parametrize("template", ["", "users", "/{}", "/a{b", "/a}b", "/{a{b}}", "/{a/b}"])

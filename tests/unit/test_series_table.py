@@ -8,9 +8,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from samples import SMALL, numbered, record
+from samples import SMALL, address, numbered, record
 
+from otelbpf import series as series_module
 from otelbpf.limits import Limits
+from otelbpf.processes import NOBODY, Process, look_at
 from otelbpf.records import (
     HISTOGRAM,
     SERIES,
@@ -101,10 +103,36 @@ def table(kernel: Kernel) -> Iterator[SeriesTable]:
     table.close()
 
 
-def one(path: str, route_hash: int, **fields: object) -> np.ndarray:
-    fields = {"status": 200, "flags": WHOLE, "local_port": 80, "pid": os.getpid(), **fields}
-    line = f"GET {path} HTTP/1.1".encode()
-    return record(SMALL, request_line=line, route_hash=route_hash, **fields)
+def this_process() -> Process:
+    running = look_at(os.getpid(), ())
+    assert running is not None
+    started_ns = running.start_ticks * 10_000_000
+    return Process(os.getpid(), started_ns, 1, running.stack, running.comm)
+
+
+THIS = this_process()
+
+
+def one(
+    path: str, route_hash: int, process: Process = THIS, times: dict[Stamp, int] = SMALL,
+    **fields: object,
+) -> np.ndarray:  # fmt: skip
+    """A request that was read by a process, which is this one if nothing else is said."""
+    pid, *others = process
+    fields = {
+        "status": 200, "flags": WHOLE, "local_port": 80, "pid": pid, "process": tuple(others),
+        "request_line": f"GET {path} HTTP/1.1".encode(), **fields,
+    }  # fmt: skip
+    return record(times, route_hash=route_hash, **fields)
+
+
+def hash_of(route_hash: int, process: Process = THIS) -> int:
+    """As add_to_series() of bpf/series.h has it."""
+    pid, _, cgroup_id, stack, comm = process
+    hashed = 0
+    for word in (stack, cgroup_id, *np.frombuffer(comm.ljust(16, b"\0"), np.uint64).tolist()):
+        hashed = (hashed ^ word) * 0x9E3779B97F4A7C15 % 2**64
+    return route_hash ^ (hashed if pid else 0)
 
 
 def test_a_new_series_gets_a_place_and_the_kernel_is_told(
@@ -120,9 +148,9 @@ def test_a_new_series_gets_a_place_and_the_kernel_is_told(
     assert by_route["/slow"].duration.sum_ns == LENGTH_NS
     assert np.flatnonzero(by_route["/slow"].duration.counts).tolist() == [buckets_of(LENGTH_NS)]
     assert {
-        (int(key["route_hash"]), int(key["status"]), int(key["port"]), int(at["slow_ns"]))
+        (int(key["hash"]), int(key["status"]), int(key["port"]), int(at["slow_ns"]))
         for key, at in kernel.told
-    } == {(11, 200, 80, LENGTH_NS + 1), (12, 200, 80, LENGTH_NS)}
+    } == {(hash_of(11), 200, 80, LENGTH_NS + 1), (hash_of(12), 200, 80, LENGTH_NS)}
     assert len({int(place["place"]) for _, place in kernel.told}) == 2
 
 
@@ -155,16 +183,17 @@ def test_more_keys_than_there_are_ways(kernel: Kernel, table: SeriesTable) -> No
     in_one_set, hashes = [], iter(range(1, 1 << 20))
     while len(in_one_set) < 6:
         route_hash = next(hashes)
-        product = (route_hash ^ (80 | 200 << 16)) * 0x9E3779B97F4A7C15 % 2**64
+        product = (hash_of(route_hash) ^ (80 | 200 << 16)) * 0x9E3779B97F4A7C15 % 2**64
         if product >> 32 & 8191 == 23:
             in_one_set.append(route_hash)
     for route_hash in in_one_set:
         table.add(one("/a", route_hash))
-    assert {int(key["route_hash"]) for key, _ in kernel.told} == set(in_one_set[2:])
+    hashes = [hash_of(route_hash) for route_hash in in_one_set]
+    assert {int(key["hash"]) for key, _ in kernel.told} == set(hashes[2:])
     assert len({bytes(place) for _, place in kernel.told}) == 1
     table.add(one("/a", in_one_set[0]))
-    assert in_one_set[0] in {int(key["route_hash"]) for key, _ in kernel.told}
-    assert in_one_set[2] not in {int(key["route_hash"]) for key, _ in kernel.told}
+    assert hashes[0] in {int(key["hash"]) for key, _ in kernel.told}
+    assert hashes[2] not in {int(key["hash"]) for key, _ in kernel.told}
     assert len(kernel.told) == 4
 
 
@@ -184,6 +213,120 @@ def test_the_kernel_is_not_told_of_what_it_will_not_ask_for(
     (series,) = table.snapshot()
     assert (series.key.status, series.key.ended_by) == (0, "client_reset")
     assert kernel.told == []
+
+
+GONE = Process(1 << 22, 7, 1, 77, b"shop")  # above every pid
+
+
+@pytest.fixture
+def own_names(kernel: Kernel) -> Iterator[SeriesTable]:
+    """A table in which each service has its own name."""
+    table = SeriesTable(kernel, Routes(), Resources(None), Slow())  # type: ignore[arg-type]
+    yield table
+    table.close()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Its one element is the time in seconds."""
+    now_s = [100.0]
+    monkeypatch.setattr(series_module.time, "monotonic", lambda: now_s[0])
+    return now_s
+
+
+def counts(table: SeriesTable) -> dict[object, int]:
+    return {
+        series.key.resource.attributes["service.name"]: series.duration.count
+        for series in table.snapshot()
+    }
+
+
+def test_each_service_has_its_own_series(kernel: Kernel, own_names: SeriesTable) -> None:
+    """On the same port, with the same route, one after the other or at once."""
+    ours = str(Resources(None).of(THIS).resource.attributes["service.name"])
+    bank = GONE._replace(comm=b"bank", stack=78)
+    python = GONE._replace(comm=b"python3", stack=79)
+    for _ in range(3):
+        records = [one("/a", 11, process) for process in (THIS, GONE, bank, python, NOBODY, THIS)]
+        own_names.add(np.concatenate(records))
+    assert counts(own_names) == {ours: 6, "shop": 3, "bank": 3, "unknown_service": 6}
+    assert {int(key["hash"]) for key, _ in kernel.told} == {hash_of(11)}
+
+
+def test_what_has_forked_from_one_another_has_one_key(
+    kernel: Kernel, own_names: SeriesTable
+) -> None:
+    for number in range(5):
+        child = THIS._replace(pid=(1 << 22) + number, start_boottime_ns=number)
+        own_names.add(one("/a", 11, THIS if number == 0 else child))
+    assert list(counts(own_names).values()) == [5]
+    assert len(kernel.told) == 1
+
+
+def test_who_is_gone_may_be_known_later_but_not_forever(
+    kernel: Kernel, own_names: SeriesTable, clock: list[float]
+) -> None:
+    """The kernel is told once the name will not change; so that of a fork's is not missed."""
+    for after_s in (0.0, 1.0, 1.0):
+        clock[0] += after_s
+        own_names.add(one("/a", 11, GONE))
+        assert kernel.told == []
+    clock[0] += 0.1
+    own_names.add(one("/a", 11, GONE))
+    assert {int(key["hash"]) for key, _ in kernel.told} == {hash_of(11, GONE)}
+    assert counts(own_names) == {"shop": 4}
+
+
+def test_of_what_nobody_has_read_the_kernel_is_told_nothing(
+    kernel: Kernel, own_names: SeriesTable, clock: list[float]
+) -> None:
+    """Who listens there is somebody else some day."""
+    for _ in range(3):
+        clock[0] += 10.0
+        own_names.add(one("/a", 11, NOBODY))
+    assert kernel.told == []
+    assert counts(own_names) == {"unknown_service": 3}
+
+
+def test_those_without_a_place_are_of_no_service(
+    kernel: Kernel, own_names: SeriesTable
+) -> None:
+    """They may be of several."""
+    for number in range(MOST + 3):
+        own_names.add(one("/" + "x" * number, 100 + number))
+    (overflow,) = (series for series in own_names.snapshot() if series.key.overflow)
+    assert overflow.key.resource.attributes["service.name"] == "unknown_service"
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "route", "server"),
+    [
+        ("/x/7", b"shop.internal:81", "/x/{id}", ("shop.internal", 81)),
+        ("/x/7", b"", "/x/{id}", ("192.0.2.9", 9090)),
+        ("http://10.0.0.1:9000/x", b"proxy", "/x", ("10.0.0.1", 9000)),
+        ("http://10.0.0.1/x", b"proxy", "/x", ("10.0.0.1", 80)),
+    ],
+)
+def test_whom_clients_have_asked(
+    table: SeriesTable, target: str, host: bytes, route: str, server: tuple[str, int]
+) -> None:
+    table.add(one(
+        target, 11, flags=WHOLE | RequestFlag.CLIENT, host=host, peer_port=9090,
+        peer_address=address("192.0.2.9"),
+    ))  # fmt: skip
+    (series,) = table.snapshot()
+    assert (series.key.route, series.key.server_address, series.key.server_port) == (
+        route, *server
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("target", ["http://10.0.0.1:9000/x/7", "http://shop.example/x/7", "/x/8"])
+def test_a_server_has_no_host_in_its_routes(table: SeriesTable, target: str) -> None:
+    table.add(one(target, 11))
+    (series,) = table.snapshot()
+    assert (series.key.route, series.key.server_address, series.key.server_port) == (
+        "/x/{id}", "", 80
+    )  # fmt: skip
 
 
 def test_when_all_places_are_taken(kernel: Kernel, table: SeriesTable) -> None:
@@ -250,7 +393,7 @@ def test_the_kernel_is_told_of_an_order_of_stamps_once(kernel: Kernel, table: Se
     """Those of the same nanosecond in the order of the way; none that comes after the end."""
     times = {Stamp.TC: 10, Stamp.READ: 40, Stamp.NIC_LAST: 20, Stamp.WRITE: 40, Stamp.ACKED: 50}
     for _ in range(2):
-        table.add(record(times, flags=WHOLE, status=200))
+        table.add(one("/a", 11, times=times))
         ((order, places),) = orders_told(kernel).items()
         assert order == (Stamp.TC, Stamp.NIC_LAST, Stamp.READ, Stamp.WRITE)
         assert places[3:] == [0] * 21

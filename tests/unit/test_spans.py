@@ -28,7 +28,7 @@ from otelbpf.clock import ClockReading
 from otelbpf.context import contexts_of
 from otelbpf.ids import Ids
 from otelbpf.records import RequestFlag, Said, Stamp
-from otelbpf.request import Request, requests_of
+from otelbpf.request import Request, address_of, requests_of
 from otelbpf.routes import Routes
 from otelbpf.spans import StageStyle, attributes_of, spans_of
 
@@ -70,6 +70,7 @@ def test_a_small_get() -> None:
     assert attributes() == {
         http_attributes.HTTP_REQUEST_METHOD: "GET",
         url_attributes.URL_PATH: "/items/7",
+        http_attributes.HTTP_ROUTE: "/items/{id}",
         url_attributes.URL_SCHEME: "http",
         network_attributes.NETWORK_PROTOCOL_NAME: "http",
         network_attributes.NETWORK_PROTOCOL_VERSION: "1.1",
@@ -108,7 +109,7 @@ def test_every_name_is_the_conventions_or_ours(style: StageStyle) -> None:
 def test_every_method_of_the_conventions_is_known(method: str) -> None:
     made = request(request_line=f"{method} / HTTP/1.1".encode())
     assert attributes_of(made, CLOCK, StageStyle.SPANS)["http.request.method"] == method
-    assert make(made)[0].name == method
+    assert make(made)[0].name == f"{method} /"
 
 
 @pytest.mark.parametrize("method", ["BREW", "get", "PROPFIND", ""])
@@ -116,7 +117,7 @@ def test_other_methods(method: str) -> None:
     found = attributes(request_line=f"{method} / HTTP/1.1".encode())
     assert found["http.request.method"] == http_attributes.HttpRequestMethodValues.OTHER.value
     assert found["http.request.method_original"] == method
-    assert make(request(request_line=f"{method} / HTTP/1.1".encode()))[0].name == "HTTP"
+    assert make(request(request_line=f"{method} / HTTP/1.1".encode()))[0].name == "HTTP /"
 
 
 def test_a_known_method_has_no_original() -> None:
@@ -356,6 +357,7 @@ def test_a_small_get_to_an_upstream() -> None:
     assert attributes_of(made, CLOCK, StageStyle.SPANS) == {
         http_attributes.HTTP_REQUEST_METHOD: "GET",
         url_attributes.URL_FULL: "http://shop.internal:9090/items/7",
+        url_attributes.URL_TEMPLATE: "/items/{id}",
         url_attributes.URL_SCHEME: "http",
         network_attributes.NETWORK_PROTOCOL_NAME: "http",
         network_attributes.NETWORK_PROTOCOL_VERSION: "1.1",
@@ -378,7 +380,7 @@ def test_a_small_get_to_an_upstream() -> None:
         "otelbpf.connection.request": 0,
     }
     span, *stages = make(made)
-    assert (span.name, span.kind) == ("GET", SpanKind.CLIENT)
+    assert (span.name, span.kind) == ("GET /items/{id}", SpanKind.CLIENT)
     assert [stage.name for stage in stages] == [
         "write_to_tc_out", "tc_out_to_nic", "nic_to_tc", "tc_to_tcp", "tcp_to_queued",
         "queued_to_read",
@@ -394,9 +396,22 @@ def test_a_small_get_to_an_upstream() -> None:
             {"host": b"", "peer_address": address("fd00::7")},
             "http://[fd00::7]:9090/items/7", ("fd00::7", 9090),
         ),
+        # What goes through a proxy says whom it is for, and that goes before its Host.
         (
-            {"host": b"proxied.example", "request_line": b"GET http://proxied.example/a HTTP/1.1"},
-            "http://proxied.example/a", ("proxied.example", 9090),
+            {"host": b"proxy", "request_line": b"GET http://proxied.example/a HTTP/1.1"},
+            "http://proxied.example/a", ("proxied.example", 80),
+        ),
+        (
+            {"host": b"proxy", "request_line": b"GET http://10.0.0.1:9000/a?b HTTP/1.1"},
+            "http://10.0.0.1:9000/a", ("10.0.0.1", 9000),
+        ),
+        (
+            {"request_line": b"CONNECT shop.example:443 HTTP/1.1"},
+            "http://shop.example:443", ("shop.example", 443),
+        ),
+        (
+            {"host": b"shop.internal", "request_line": b"OPTIONS * HTTP/1.1"},
+            "http://shop.internal", ("shop.internal", 9090),
         ),
     ],
 )  # fmt: skip
@@ -408,6 +423,19 @@ def test_where_an_upstream_is(
     assert (
         told[server_attributes.SERVER_ADDRESS], told[server_attributes.SERVER_PORT]
     ) == server  # fmt: skip
+    # Where it went is another thing.
+    peer = address_of(fields.get("peer_address", address("198.51.100.7")))  # type: ignore[arg-type]
+    assert told[network_attributes.NETWORK_PEER_ADDRESS] == peer
+    assert told[network_attributes.NETWORK_PEER_PORT] == 9090
+
+
+def test_a_server_is_asked_for_by_its_request_line_first() -> None:
+    line = b"GET https://shop.example/items/7 HTTP/1.1"
+    told = attributes(request_line=line, host=b"other.example:81")
+    assert (told["server.address"], told["server.port"]) == ("shop.example", 443)
+    assert told[url_attributes.URL_SCHEME] == "https"
+    assert told[url_attributes.URL_PATH] == "/items/7"
+    assert told[http_attributes.HTTP_ROUTE] == "/items/{id}"
 
 
 def test_an_upstreams_query_only_when_captured() -> None:
@@ -494,8 +522,31 @@ def test_an_application_that_is_in_another_trace_is_told_of() -> None:
 def test_a_route_that_was_given_is_in_the_name(flag: RequestFlag, key: str) -> None:
     whole = RequestFlag.REQUEST_RECEIVED | RequestFlag.REQUEST_ANSWERED | flag
     line = {"request_line": b"GET /users/bob?x=1 HTTP/1.1", "flags": whole}
-    span = make(request(templates=("/users/{name}",), **line))[0]
+    span = make(request(routes=Routes(("/users/{name}",), found_most=0), **line))[0]
     assert (span.name, span.attributes[key]) == ("GET /users/{name}", "/users/{name}")
-    for templates in ((), ("/others/{name}",)):
-        span = make(request(templates=templates, **line))[0]
-        assert (span.name, key in span.attributes) == ("GET", False)
+    span = make(request(routes=Routes(("/others/{name}",), found_most=0), **line))[0]
+    assert (span.name, key in span.attributes) == ("GET", False)
+
+
+@pytest.mark.parametrize(
+    ("flag", "key"), [(RequestFlag(0), "http.route"), (RequestFlag.CLIENT, "url.template")]
+)
+def test_a_route_that_was_found_is_in_the_name_if_it_was_among_the_first(
+    flag: RequestFlag, key: str
+) -> None:
+    whole = RequestFlag.REQUEST_RECEIVED | RequestFlag.REQUEST_ANSWERED | flag
+    routes = Routes(found_most=2)
+    told = [
+        make(request(routes=routes, flags=whole, request_line=f"GET {target} HTTP/1.1".encode()))[0]
+        for target in ("/users/7", "http://shop.example/a?b", "/slug", "/users/8/", "/users/9", "*")
+    ]
+    assert [(span.name, span.attributes.get(key)) for span in told] == [
+        ("GET /users/{id}", "/users/{id}"), ("GET /a", "/a"), ("GET", None), ("GET", None),
+        ("GET /users/{id}", "/users/{id}"), ("GET", None),
+    ]  # fmt: skip
+
+
+def test_a_path_that_was_cut_has_no_route() -> None:
+    line = b"GET /" + b"a" * 187
+    span = make(request(request_line=line, request_line_length=500))[0]
+    assert (span.name, "http.route" in span.attributes) == ("GET", False)

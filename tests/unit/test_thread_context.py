@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,8 +13,6 @@ import pytest
 from binaries import compile_c
 
 from otelbpf import thread_context
-from otelbpf.netns import find_netns
-from otelbpf.processes import listening_processes
 from otelbpf.thread_context import ThreadContexts
 from otelbpf.tls import ThreadLocal, UnresolvedError
 
@@ -192,22 +188,3 @@ def test_a_full_table_is_said_once(
     contexts.saw([os.getpid(), os.getppid()], now_s=0.0)
     looks(contexts, 10)
     assert len(caplog.messages) == 1 and "more processes" in caplog.messages[0]
-
-
-@contextlib.contextmanager
-def listener(host: str) -> Iterator[int]:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, 0), family=family) as sock:
-        yield sock.getsockname()[1]
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::"])
-def test_who_listens_on_a_port(host: str) -> None:
-    netns = find_netns(None)
-    with listener(host) as port, listener(host) as other:
-        assert listening_processes([port], netns) == {os.getpid()}
-        assert listening_processes([port, other], netns) == {os.getpid()}
-        with socket.create_connection((host, port)):
-            pass
-    assert listening_processes([port], netns) == set()
-    assert listening_processes([], netns) == set()
