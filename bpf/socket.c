@@ -83,10 +83,8 @@ static __always_inline int handle_queued(u64 sk, enum access access)
 	if (!tp)
 		return 0;
 	rcv_nxt = tcp_rcv_nxt(tp, access);
-	if (has_come_unseen(conn, rcv_nxt)) {
+	if (has_come_unseen(conn, rcv_nxt))
 		miss(conn, INBOUND, sock_interface_in(sk, access));
-		return 0;
-	}
 	stamp_queued(conn, rcv_nxt, bpf_ktime_get_ns());
 	/*
 	 * Whoever is woken on this CPU before the softirq ends, and then reads this socket, was

@@ -116,8 +116,9 @@ def _tell_sums(sums: Sums) -> None:
             print(f"otelbpf: {name} was not measured for {seconds:.1f} s: {gap}", file=sys.stderr)
     unseen = sums.connections.get("unseen", 0)
     if unseen:
-        print(f"otelbpf: {unseen} connection{'s' * (unseen != 1)} had bytes that no measured interface "
-              "saw: their requests are in none of these sums", file=sys.stderr)
+        print(f"otelbpf: {unseen} connection{'s' * (unseen != 1)} had bytes that were not seen on a "
+              "measured interface; what was asked with them is in none of these sums",
+              file=sys.stderr)
     print(f"otelbpf: {sums}", file=sys.stderr)
     for hook, count in sums.missed.items():
         if not count:

@@ -39,8 +39,10 @@ class Way(Enum):
     NO_ETHERNET = auto()
     #: By one that is, where somebody's program comes first.
     BEHIND = auto()
-    #: By one that is, for another port.
+    #: By one that is, for another port, which is not measured.
     REDIRECTED = auto()
+    #: By one that is, for another address or port, where they are measured.
+    READDRESSED = auto()
     #: By one that is, in a way that is not known.
     HIDDEN = auto()
 
@@ -54,7 +56,7 @@ class Cause:
         is_client: is it an upstream's?
         interface: of those whose bytes are unseen, by which they come, or leave.
         way: the way of them.
-        detail: who comes first, or the port on the wire.
+        detail: who comes first; or the port on the wire, or the address and port.
     """
 
     kind: NoticeKind
@@ -95,11 +97,16 @@ class Cause:
                 f" to port {self.detail}, and REDIRECT or DNAT changes that: measure --port "
                 f"{self.detail} instead; stamps of the sockets will be absent"
             )
+        if self.way is Way.READDRESSED:
+            return (
+                f" to {self.detail}, and REDIRECT or DNAT changes that: measured without the stamps "
+                "of the sockets"
+            )
         if self.way is Way.HIDDEN:
             verb, whom = ("is", "it") if is_one else ("are", "them")
             return (
-                f", which is measured, and {verb} not seen there: REDIRECT, DNAT or IPsec may hide "
-                f"{whom}"
+                f", which is measured, and {verb} not seen there: REDIRECT, DNAT, IPsec or fragments "
+                f"may hide {whom}"
             )
         return " that is not measured"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from otelbpf.accounting import Coverage
 from otelbpf.attach import Attachments
 from otelbpf.config import Config
-from otelbpf.conntrack import port_on_the_wire
+from otelbpf.conntrack import on_the_wire
 from otelbpf.errors import KernelError, UsageError
 from otelbpf.hints import Cause, Hints, Way, nobody_listens
 from otelbpf.interfaces import require_ethernet
@@ -27,6 +27,9 @@ _log = logging.getLogger(__name__)
 _UNSEEN = (NoticeKind.UNSEEN, NoticeKind.UNSEEN_OUT)
 # A server may be about to start, and requests about to come.
 _LISTENERS_AFTER_S = 2.0
+# How often, and of how many connections, it is asked for whom they came.
+_HIDDEN_S = 1.0
+_HIDDEN_MOST = 1_024
 
 
 class ReadyFile:
@@ -76,7 +79,8 @@ class Lookout:
         self._hints = Hints()
         self._ready = ReadyFile(config.ready_file)
         self._listeners_at_s: float | None = now_s + _LISTENERS_AFTER_S
-        self._wire_ports: dict[tuple[int, int], int] = {}
+        self._hidden: list[tuple[Notice, str]] = []
+        self._hidden_at_s = now_s
         programs.set_complete(True)
         self._ready.set(True)
 
@@ -93,6 +97,10 @@ class Lookout:
             self._watcher.look(now_s, at_lines=True)
         causes = (self._cause(notice, now_s) for notice in notices)
         self._hints.add([cause for cause in causes if cause is not None], now_s)
+        if self._hidden and now_s >= self._hidden_at_s:
+            # All connections of the kernel's are looked through for it.
+            self._hidden_at_s = now_s + _HIDDEN_S
+            self._hints.add(self._causes_of_hidden(), now_s)
         if self._listeners_at_s is not None and now_s >= self._listeners_at_s:
             self._listeners_at_s = None
             self._look_for_listeners()
@@ -116,7 +124,7 @@ class Lookout:
         return on is not None and notice.ktime_ns > on.attached_ktime_ns
 
     def _cause(self, notice: Notice, now_s: float) -> Cause | None:
-        """None: it has been told already, of the interface."""
+        """None: it has been told already, of the interface, or it is to be found out."""
         kind, port, is_client = notice.kind, notice.port, notice.is_client
         if kind not in _UNSEEN:
             return Cause(kind, port, is_client)
@@ -131,9 +139,9 @@ class Lookout:
             self._watcher.blame_strangers(on, now_s)
             names = ", ".join(dict.fromkeys(map(str, strangers)))
             return Cause(kind, port, is_client, on.called, Way.BEHIND, names)
-        wire_port = self._wire_port(notice)
-        if wire_port is not None:
-            return Cause(kind, port, is_client, on.called, Way.REDIRECTED, str(wire_port))
+        if kind is NoticeKind.UNSEEN and not is_client and len(self._hidden) < _HIDDEN_MOST:
+            self._hidden.append((notice, on.called))
+            return None
         return Cause(kind, port, is_client, on.called, Way.HIDDEN)
 
     def _cause_elsewhere(self, notice: Notice) -> Cause | None:
@@ -151,16 +159,22 @@ class Lookout:
             return Cause(*cause) if self._watcher.is_whole else None
         return Cause(*cause, name, Way.UNMEASURED)
 
-    def _wire_port(self, notice: Notice) -> int | None:
-        if notice.is_client or notice.kind is not NoticeKind.UNSEEN:
-            return None
-        key = notice.port, notice.ifindex
-        if key not in self._wire_ports:
-            port = port_on_the_wire(notice.peer, notice.local, self._netns)
-            if port is None:
-                return None
-            self._wire_ports[key] = port
-        return self._wire_ports[key]
+    def _causes_of_hidden(self) -> list[Cause]:
+        """Of bytes that came in on a measured interface: for whom did they come?"""
+        hidden, self._hidden = self._hidden, []
+        wires = on_the_wire([(notice.peer, notice.local) for notice, _ in hidden], self._netns)
+        causes = []
+        for notice, interface in hidden:
+            host, port = wires.get((notice.peer, notice.local), ("", 0))
+            if not port:
+                way, detail = Way.HIDDEN, ""
+            elif port in self._ports:
+                way = Way.READDRESSED
+                detail = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            else:
+                way, detail = Way.REDIRECTED, str(port)
+            causes.append(Cause(notice.kind, notice.port, False, interface, way, detail))
+        return causes
 
     def _look_for_listeners(self) -> None:
         """A mistyped port shows by nobody listening on it, and by no request."""

@@ -153,7 +153,7 @@ def test_connections_by_an_interface_that_is_not_measured(
         ended = running.stop()
     ended.assert_clean(seen=0)
     assert ended.sums["connections"]["unseen"] == 4
-    assert "otelbpf: 4 connections had bytes that no measured interface saw" in ended.stderr
+    assert "otelbpf: 4 connections had bytes that were not seen on a measured interface" in ended.stderr
 
 
 @contextlib.contextmanager

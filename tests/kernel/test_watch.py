@@ -145,6 +145,12 @@ def make(lab: Lab, *more: str) -> None:
     ip(lab, "link", "set", CLIENT_INTERFACE, "up", side="client")
 
 
+def rename(lab: Lab, name: str, new_name: str) -> None:
+    ip(lab, "link", "set", name, "down")
+    ip(lab, "link", "set", name, "name", new_name)
+    ip(lab, "link", "set", new_name, "up")
+
+
 def index(lab: Lab) -> int:
     (found,) = find_interfaces((INTERFACE,), lab.server_netns).values()
     return found
@@ -219,23 +225,19 @@ def test_xdp_that_is_somebody_elses_by_then(
 
 def test_one_that_is_renamed_stays_measured(watched: Watched) -> None:
     lab = watched.meter.lab
-    ip(lab, "link", "set", INTERFACE, "down")
-    ip(lab, "link", "set", INTERFACE, "name", "other0")
-    ip(lab, "link", "set", "other0", "up")
+    rename(lab, INTERFACE, "other0")
     assert watched.look() == [f"interface {INTERFACE} is called other0 now, and measured"]
     assert watched.look() == []
     assert watched.gap() is None
     watched.assert_measured()
-    ip(lab, "link", "set", "other0", "down")
-    ip(lab, "link", "set", "other0", "name", INTERFACE)
-    ip(lab, "link", "set", INTERFACE, "up")
+    rename(lab, "other0", INTERFACE)
     assert watched.look() == [f"interface other0 is called {INTERFACE} now, and measured"]
 
 
 def test_one_that_takes_the_name_of_one_that_was_renamed(watched: Watched) -> None:
     """Both are measured: it is not known which of them was meant."""
     lab = watched.meter.lab
-    ip(lab, "link", "set", INTERFACE, "name", "other0")
+    rename(lab, INTERFACE, "other0")
     run("ip", "-n", lab.server_netns.name, "link", "add", INTERFACE, "type", "bridge")
     assert watched.look()[0] == f"interface {INTERFACE} is called other0 now, and measured"
     assert len(watched.watcher.measured()) == 2

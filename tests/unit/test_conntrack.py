@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For which port the packets of a connection came in, by the kernel's table of connections."""
+"""For whom the packets of a connection came in, by the kernel's table of connections."""
 
 from __future__ import annotations
 
-import pytest
-
-from otelbpf.conntrack import Endpoint, find
+from otelbpf.conntrack import find
 
 PEER, LOCAL = ("198.18.0.2", 4444), ("198.18.0.1", 8080)
 PEER6, LOCAL6 = ("fd00::2", 4444), ("fd00::1", 8080)
@@ -25,21 +23,29 @@ TABLE = [
     "sport=4444 dport=443 "
     "src=fd00:0000:0000:0000:0000:0000:0000:0001 dst=fd00:0000:0000:0000:0000:0000:0000:0002 "
     "sport=8080 dport=4444 [ASSURED] mark=0 use=2\n",
+    "ipv4     2 tcp      6 431999 ESTABLISHED src=198.18.0.2 dst=203.0.113.1 sport=7777 dport=8080 "
+    "src=198.18.0.1 dst=198.18.0.2 sport=8080 dport=7777 [ASSURED] mark=0 use=2\n",
     "ipv4     2 tcp      6 431999 ESTABLISHED src=198.18.0.2 dst=198.18.0.1 sport=5555 dport=8080 "
     "src=198.18.0.1 dst=198.18.0.2 sport=8080 dport=5555 [ASSURED] mark=0 use=2\n",
 ]
 
 
-@pytest.mark.parametrize(
-    ("peer", "local", "port"),
-    [
-        (PEER, LOCAL, 80),
-        (PEER6, LOCAL6, 443),
-        (("198.18.0.9", 4444), LOCAL, 81),
-        (("198.18.0.2", 5555), LOCAL, None),  # it came for the socket's own
-        (("198.18.0.2", 6666), LOCAL, None),  # it is not known
-        (PEER, ("198.18.0.1", 53), None),
-    ],
-)
-def test_the_port_on_the_wire(peer: Endpoint, local: Endpoint, port: int | None) -> None:
-    assert find(TABLE, peer, local) == port
+ON_THE_WIRE = {
+    (PEER, LOCAL): ("203.0.113.1", 80),
+    (PEER6, LOCAL6): ("fd00::1", 443),
+    (("198.18.0.9", 4444), LOCAL): ("198.18.0.1", 81),
+    (("198.18.0.2", 7777), LOCAL): ("203.0.113.1", 8080),
+}
+NOT_TOLD = [
+    (("198.18.0.2", 5555), LOCAL),  # it came for the socket's own
+    (("198.18.0.2", 6666), LOCAL),  # it is not known
+    (PEER, ("198.18.0.1", 53)),  # not of TCP
+    (("198.18.0.8", 4444), LOCAL),  # another one's ports
+]
+
+
+def test_the_end_on_the_wire() -> None:
+    assert find(TABLE, [*ON_THE_WIRE, *NOT_TOLD]) == ON_THE_WIRE
+    for connection, wire in ON_THE_WIRE.items():
+        assert find(TABLE, [connection]) == {connection: wire}
+    assert find(TABLE, []) == {}

@@ -48,12 +48,15 @@ LOOPBACK = Cause(UNSEEN, 8080, False, "lo", Way.UNMEASURED)
         (Cause(UNSEEN, 8080, False, "eth0", Way.REDIRECTED, "80"), 4,
          "4 connections to port 8080 come in on eth0 to port 80, and REDIRECT or DNAT changes that: "
          "measure --port 80 instead; stamps of the sockets will be absent"),
+        (Cause(UNSEEN, 8080, False, "eth0", Way.READDRESSED, "203.0.113.1:8080"), 4,
+         "4 connections to port 8080 come in on eth0 to 203.0.113.1:8080, and REDIRECT or DNAT "
+         "changes that: measured without the stamps of the sockets"),
         (Cause(UNSEEN, 8080, False, "eth0", Way.HIDDEN), 1,
          "1 connection to port 8080 comes in on eth0, which is measured, and is not seen there: "
-         "REDIRECT, DNAT or IPsec may hide it"),
+         "REDIRECT, DNAT, IPsec or fragments may hide it"),
         (Cause(UNSEEN, 8080, False, "eth0", Way.HIDDEN), 2,
          "2 connections to port 8080 come in on eth0, which is measured, and are not seen there: "
-         "REDIRECT, DNAT or IPsec may hide them"),
+         "REDIRECT, DNAT, IPsec or fragments may hide them"),
         (Cause(UNSEEN, 8080, False), 2,
          "2 connections to port 8080 come in on an interface that is not measured"),
     ],
