@@ -17,6 +17,7 @@ import gc
 import json
 import mmap
 import os
+import select
 import signal
 import socket
 import struct
@@ -27,14 +28,19 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from otelbpf_plugin.marker import END, MARK, START, tell
+
 _PRIORITY, _PRIORITY_OF_HOG = 10, 20
 # Nobody waits longer than this: a peer that is gone must not leave a hog behind.
 _STUCK_S = 20.0
 _HOG_MOST_NS = 500_000_000
+_SAMPLED = 1
 _LOOK_S = 0.0002
 _RETRY_S = 0.01
+# Before each request, so that those with a delay and those without come to the same calm.
+_PAUSE_S = 0.005
 # Of the x86-64, and of what /proc/PID/stat calls it.
-_RECVFROM, _ASLEEP, _STOPPED = "45", "S", "T"
+_RECVFROM, _POLL, _ASLEEP, _STOPPED = "45", "7", "S", "T"
 _MOST = 1 << 20
 
 
@@ -54,8 +60,10 @@ class Step(StrEnum):
     AWAIT_WHOLE = "await_whole"
     #: As long as the request's delay.
     SLEEP = "sleep"
-    #: Until the other end sleeps inside recv().
-    UNTIL_IT_READS = "until_it_reads"
+    #: Until the socket is readable: poll(), which sleeps, and is woken.
+    POLL = "poll"
+    #: Until the other end sleeps inside recv() or poll().
+    UNTIL_IT_WAITS = "until_it_waits"
     #: SIGSTOP and SIGCONT to the other end.
     STOP = "stop"
     CONTINUE = "continue"
@@ -63,6 +71,12 @@ class Step(StrEnum):
     #: go.
     HOG = "hog"
     RELEASE = "release"
+    #: What is written stays in the socket; leaves it.
+    CORK = "cork"
+    UNCORK = "uncork"
+    #: The application says so, as one with the plugin does.
+    HANDLER_STARTS = "handler_starts"
+    HANDLER_ENDS = "handler_ends"
     #: What is received is acknowledged late; now.
     DELAY_ACKS = "delay_acks"
     ACK = "ack"
@@ -77,7 +91,7 @@ class Plan:
         address, port: that it listens on or connects to.
         path: of the requests; followed by each one's number.
         request_bytes, response_bytes: of each message, head and body.
-        receive_buffer: SO_RCVBUF; 0: as the kernel likes.
+        receive_buffer, send_buffer: SO_RCVBUF and SO_SNDBUF; 0: as the kernel likes.
         delays_ns: one for each request.
         processor: that it runs on.
         other_pid, other_processor: of the other end; 0: not needed.
@@ -91,6 +105,7 @@ class Plan:
     request_bytes: int
     response_bytes: int
     receive_buffer: int
+    send_buffer: int
     delays_ns: tuple[int, ...]
     processor: int
     other_pid: int = 0
@@ -142,12 +157,12 @@ class Hog:
         shared = self._shared
         while its.recv(1):  # nothing: the other end is gone
             shared[0] = 1
+            shared[8:16] = bytes(8)
             its.send(b".")
             end = time.monotonic_ns() + _HOG_MOST_NS
-            now = 0
-            while shared[0] and now < end:
-                now = time.monotonic_ns()
-            shared[8:16] = struct.pack("q", now)
+            while shared[0] and time.monotonic_ns() < end:
+                pass
+            shared[8:16] = struct.pack("q", time.monotonic_ns())
 
     def start(self) -> None:
         """Returns once it has the processor."""
@@ -156,7 +171,6 @@ class Hog:
 
     def stop(self) -> int:
         """Gives when it let go."""
-        self._shared[8:16] = bytes(8)
         self._shared[0] = 0
         while not (at := struct.unpack("q", self._shared[8:16])[0]):
             pass
@@ -179,13 +193,13 @@ def _become_real_time(processor: int, priority: int) -> None:
         ) from error
 
 
-def _wait_until(pid: int, state: str, call: str = "") -> None:
-    """Until the process is in this state of /proc/PID/stat, and inside this system call."""
+def _wait_until(pid: int, state: str, *calls: str) -> None:
+    """Until the process is in this state of /proc/PID/stat, and inside one of these calls."""
     task = Path(f"/proc/{pid}")
     end = time.monotonic() + _STUCK_S
     while time.monotonic() < end:
         now = (task / "stat").read_text().rpartition(")")[2].split()[0]
-        if now == state and (not call or (task / "syscall").read_text().split()[0] == call):
+        if now == state and (not calls or (task / "syscall").read_text().split()[0] in calls):
             return
         time.sleep(_LOOK_S)
     raise SystemExit(f"process {pid} was not in state {state} after {_STUCK_S:g} s")
@@ -202,6 +216,9 @@ class Actor:
         self._message = response(plan.response_bytes)
         self._to_read = plan.response_bytes if plan.asks else plan.request_bytes
         self._left = 0
+        self._mark = b""
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
 
     def play(self) -> dict[str, list[tuple[int, int]]]:
         """All requests; gives when each step of each was taken."""
@@ -209,7 +226,10 @@ class Actor:
         for number, delay_ns in enumerate(self._plan.delays_ns):
             if self._plan.asks:
                 self._message = request(self._plan.path, number, self._plan.request_bytes)
+                time.sleep(_PAUSE_S)
             self._left = self._to_read
+            self._mark = MARK.pack(os.urandom(16), os.urandom(8), bytes(8), bytes(16), bytes(16),
+                                   0, 0, _SAMPLED)  # fmt: skip
             for step in self._plan.steps:
                 taken[step].append(self._take(step, delay_ns))
         if self._hog:
@@ -247,8 +267,10 @@ class Actor:
                 self._await(self._to_read)
             case Step.SLEEP if delay_ns:
                 time.sleep(delay_ns / 1e9)
-            case Step.UNTIL_IT_READS:
-                _wait_until(plan.other_pid, _ASLEEP, _RECVFROM)
+            case Step.POLL:
+                self._poll.poll(_STUCK_S * 1000)
+            case Step.UNTIL_IT_WAITS:
+                _wait_until(plan.other_pid, _ASLEEP, _RECVFROM, _POLL)
             case Step.STOP:
                 os.kill(plan.other_pid, signal.SIGSTOP)
                 _wait_until(plan.other_pid, _STOPPED)
@@ -258,11 +280,22 @@ class Actor:
                 self._hog.start()
             case Step.RELEASE:
                 return self._hog.stop()
-            case Step.DELAY_ACKS:
-                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
-            case Step.ACK:
-                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            case Step.CORK | Step.UNCORK:
+                self._set(socket.TCP_CORK, step is Step.CORK)
+            case Step.DELAY_ACKS | Step.ACK:
+                self._set(socket.TCP_QUICKACK, step is Step.ACK)
+            case Step.HANDLER_STARTS:
+                self._tell(START)
+            case Step.HANDLER_ENDS:
+                self._tell(END)
         return None
+
+    def _set(self, option: int, value: bool) -> None:
+        self._socket.setsockopt(socket.IPPROTO_TCP, option, value)
+
+    def _tell(self, option: int) -> None:
+        if number := tell(self._socket.fileno(), option, self._mark):
+            raise SystemExit(f"the agent knows no such request: {os.strerror(number)}")
 
     def _write(self, data: bytes) -> tuple[int, int]:
         begin = time.monotonic_ns()
@@ -270,9 +303,6 @@ class Actor:
         return begin, time.monotonic_ns()
 
     def _read_once(self) -> tuple[int, int]:
-        if Step.DELAY_ACKS not in self._plan.steps:
-            # What is acknowledged late would be a delay of its own.
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         begin = time.monotonic_ns()
         n = self._socket.recv_into(self._buffer)
         end = time.monotonic_ns()
@@ -321,6 +351,8 @@ def _socket(plan: Plan) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
     if plan.receive_buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, plan.receive_buffer)
+    if plan.send_buffer:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, plan.send_buffer)
     return sock
 
 

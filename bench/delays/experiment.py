@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +92,13 @@ class Trial:
     told: tuple[Told, ...]
     packets: Capture
 
+    @property
+    def stage(self) -> str:
+        """The stage that has the delay, of those that may have it; empty: none is to."""
+        names = self.scenario.stages_with(xdp=self.xdp)
+        seen = Counter(name for each in self.told for name in each.stage_ns if name in names)
+        return seen.most_common(1)[0][0] if seen else "".join(names[:1])
+
 
 def delays(count: int, least_ns: int, most_ns: int) -> tuple[int, ...]:
     """So many delays, evenly spread, each after a request without one."""
@@ -120,7 +128,8 @@ def run(
                 "--output", str(spans), OTEL_TRACES_EXPORTER="otlp_json_file",
             ) as measuring,
         ):
-            played = [_play(net, each, delays_ns, directory) for each in scenarios]
+            with _processors_awake():
+                played = [_play(net, each, delays_ns, directory) for each in scenarios]
             sums = measuring.stop()
         expected = sum(len(own) for own, _ in played)
         if sums["lost"] or sums["exported"] != expected:
@@ -132,6 +141,18 @@ def run(
               tuple(told[f"{_path(scenario)}/{n}"] for n in range(len(own))), seen)
         for scenario, (own, taken) in zip(scenarios, played, strict=True)
     ]  # fmt: skip
+
+
+@contextlib.contextmanager
+def _processors_awake() -> Iterator[None]:
+    """An idle processor polls: to wake one from its sleep takes longer than what is measured.
+
+    Source:
+        Documentation/power/pm_qos_interface.rst.
+    """
+    with Path("/dev/cpu_dma_latency").open("wb", buffering=0) as latency_us:
+        latency_us.write((0).to_bytes(4, sys.byteorder))
+        yield
 
 
 def _path(scenario: Scenario) -> str:
@@ -151,7 +172,7 @@ def _play(
     serving = End.SUBJECT if scenario.kind is Kind.SERVER else End.PEER
     timeout_s = _STUCK_S + sum(delays_ns) / 1e9
 
-    def start(end: End, subject_pid: int = 0) -> AbstractContextManager[Process]:
+    def start(end: End, subject_pid: int = 0) -> contextlib.AbstractContextManager[Process]:
         plan = Plan(
             asks=end is not serving,
             address=sides[serving].ipv4,
@@ -161,6 +182,7 @@ def _play(
             request_bytes=scenario.request_bytes,
             response_bytes=scenario.response_bytes,
             receive_buffer=scenario.peer_receive_buffer if end is End.PEER else 0,
+            send_buffer=scenario.subject_send_buffer if end is End.SUBJECT else 0,
             delays_ns=delays_ns,
             processor=processors[end is End.PEER],
             other_pid=subject_pid,

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from delays.experiment import WARM, Told, Trial
-from delays.scenarios import Scenario
-from otelbpf.report.stamps import Owner, owner_of
+from delays.scenarios import Owner, Scenario, ends_of, owner_of
 from otelbpf.request import Kind
 
 
@@ -42,10 +41,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Finding:
-    """All requests of a scenario that had a delay."""
+    """All requests of a scenario that had a delay.
+
+    Attributes:
+        stage: that has it; empty: none is to.
+    """
 
     scenario: Scenario
-    xdp: bool
+    stage: str
     outcomes: tuple[Outcome, ...]
 
     def is_right(self, outcome: Outcome) -> bool:
@@ -80,7 +83,7 @@ def find(trial: Trial) -> Finding:
     usual_ns = round(statistics.median(plain))
     return Finding(
         trial.scenario,
-        trial.xdp,
+        trial.stage,
         tuple(
             Outcome(
                 injected_ns=trial.scenario.injected_ns(trial.taken, number),
@@ -97,17 +100,13 @@ def find(trial: Trial) -> Finding:
 
 
 def _measured_ns(trial: Trial, told: Told) -> int:
-    if not trial.scenario.stage:
-        return told.acked_ns
-    return told.stage_ns.get(trial.scenario.stage_name(xdp=trial.xdp), 0)
+    return told.stage_ns.get(trial.stage, 0) if trial.stage else told.acked_ns
 
 
 def _outside_ns(trial: Trial, told: Told) -> int:
     """All of the request's time but what lies between the two stamps of the delayed stage."""
-    if not trial.scenario.stage:
-        return told.total_ns
     stamps = told.stamps_unix_ns()
-    first, second = (stamps.get(each, 0) for each in trial.scenario.bounds(xdp=trial.xdp))
+    first, second = (stamps.get(each, 0) for each in ends_of(trial.stage))
     return told.total_ns - (max(0, second - first) if first and second else 0)
 
 

@@ -30,7 +30,7 @@ def _row(finding: Finding) -> tuple[str, ...]:
     return (
         scenario.kind,
         scenario.what,
-        f"`{scenario.stage_name(xdp=finding.xdp) or _ACK}`",
+        f"`{finding.stage or _ACK}`",
         scenario.owner or "none: after the request",
         f"{finding.right} of {len(outcomes)}",
         _us(np.median(errors)), _us(np.quantile(abs(errors), 0.99)), _us(abs(errors).max()),
