@@ -30,7 +30,7 @@ from pathlib import Path
 
 from otelbpf_plugin.marker import END, MARK, START, tell
 
-_PRIORITY, _PRIORITY_OF_HOG = 10, 20
+PRIORITY, _PRIORITY_OF_HOG = 10, 20
 # Nobody waits longer than this: a peer that is gone must not leave a hog behind.
 _STUCK_S = 20.0
 _HOG_MOST_NS = 500_000_000
@@ -147,7 +147,7 @@ class Hog:
         self._pid = os.fork()
         if self._pid == 0:
             mine.close()
-            _become_real_time(processor, _PRIORITY_OF_HOG)
+            become_real_time(processor, _PRIORITY_OF_HOG)
             self._serve(its)
             os._exit(0)
         its.close()
@@ -182,7 +182,12 @@ class Hog:
         os.waitpid(self._pid, 0)
 
 
-def _become_real_time(processor: int, priority: int) -> None:
+def become_real_time(processor: int, priority: int) -> None:
+    """Of the calling thread.
+
+    Raises:
+        SystemExit: it may not.
+    """
     os.sched_setaffinity(0, {processor})
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
@@ -360,7 +365,7 @@ def main() -> int:
     """Plays the plan on the command line."""
     plan = Plan.from_json(sys.argv[1])
     actor = Actor(plan, _connect(plan) if plan.asks else _accept(plan))
-    _become_real_time(plan.processor, _PRIORITY)
+    become_real_time(plan.processor, PRIORITY)
     gc.disable()
     print(json.dumps(actor.play()))
     return 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 import tempfile
 from collections import Counter
@@ -20,6 +19,7 @@ from measure import PORT, agent
 from delays import actor, capture
 from delays.actor import Plan, Step
 from delays.capture import Capture
+from delays.machine import processors
 from delays.scenarios import End, Scenario
 from otelbpf.report.otlp_json import Span, lines
 from otelbpf.report.recording import path_of
@@ -165,9 +165,7 @@ def _play(
     """Gives the delays, too."""
     if scenario.most_ns:
         delays_ns = tuple(min(scenario.most_ns, each) for each in delays_ns)
-    processors = sorted(os.sched_getaffinity(0))[:2]
-    if len(processors) < 2:
-        raise RuntimeError("the two ends need a processor each, and there is only one")
+    subjects, peers = processors()
     sides = {End.SUBJECT: net.server, End.PEER: net.client}
     serving = End.SUBJECT if scenario.kind is Kind.SERVER else End.PEER
     timeout_s = _STUCK_S + sum(delays_ns) / 1e9
@@ -184,9 +182,9 @@ def _play(
             receive_buffer=scenario.peer_receive_buffer if end is End.PEER else 0,
             send_buffer=scenario.subject_send_buffer if end is End.SUBJECT else 0,
             delays_ns=delays_ns,
-            processor=processors[end is End.PEER],
+            processor=subjects if end is End.SUBJECT else peers,
             other_pid=subject_pid,
-            other_processor=processors[0],
+            other_processor=subjects,
         )
         command = [*sides[end].enter(), sys.executable, actor.__file__, plan.to_json()]
         return running(end, command, directory)

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from delays.experiment import WARM, Told, Trial
-from delays.scenarios import Owner, Scenario, ends_of, owner_of
+from delays.scenarios import Scenario
 from otelbpf.request import Kind
+from otelbpf.stamps import Owner, ends_of, owner_of
 
 
 @dataclass(frozen=True)

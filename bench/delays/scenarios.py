@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from delays.actor import Step
-from otelbpf.report.stamps import Owner, ends_of, owner_of  # noqa: F401
+from otelbpf.stamps import Owner
 from otelbpf.request import Kind
 
 _MESSAGE_BYTES = 400
@@ -153,14 +153,14 @@ SCENARIOS = (
         "cork", "the server's socket holds the response back (TCP_CORK)", Kind.SERVER,
         subject=(Step.READ, Step.CORK, Step.WRITE, Step.SLEEP, Step.UNCORK),
         peer=(Step.WRITE, Step.READ),
-        begins=_after(_S, Step.WRITE), ends=_before(_S, Step.UNCORK),
+        begins=_before(_S, Step.WRITE), ends=_before(_S, Step.UNCORK),
         stages=("write_to_tc_out",), owner=Owner.SEND,
     ),
     Scenario(
         "slow-writer", "the server pauses within its response", Kind.SERVER,
         subject=(Step.READ, Step.WRITE_HALF, Step.SLEEP, Step.WRITE_REST),
         peer=(Step.WRITE, Step.READ),
-        begins=_after(_S, Step.WRITE_HALF), ends=_before(_S, Step.WRITE_REST),
+        begins=_before(_S, Step.WRITE_HALF), ends=_before(_S, Step.WRITE_REST),
         stages=("tc_out_to_write_last",), owner=Owner.APPLICATION,
     ),
     Scenario(
@@ -185,14 +185,14 @@ SCENARIOS = (
         "late-rest", "the client pauses within its request", Kind.SERVER,
         subject=(Step.READ_SOME, Step.READ, Step.WRITE),
         peer=(Step.WRITE_HALF, Step.SLEEP, Step.WRITE_REST, Step.READ),
-        begins=_after(_S, Step.READ_SOME), ends=_after(_P, Step.WRITE_REST),
+        begins=_after(_S, Step.READ_SOME), ends=_before(_P, Step.WRITE_REST),
         stages=("read_to_nic_last",), owner=Owner.PEER,
     ),
     Scenario(
         "late-ack", "the client delays its acknowledgement", Kind.SERVER,
         subject=(Step.READ, Step.WRITE),
         peer=(Step.DELAY_ACKS, Step.WRITE, Step.READ, Step.SLEEP, Step.ACK),
-        begins=_after(_S, Step.WRITE), ends=_after(_P, Step.ACK),
+        begins=_before(_S, Step.WRITE), ends=_before(_P, Step.ACK),
         stages=(), owner=None,
         # Later, TCP acknowledges by itself.
         most_ns=30_000_000,
@@ -201,14 +201,14 @@ SCENARIOS = (
         "slow-upstream", "the upstream sleeps before it answers", Kind.CLIENT,
         subject=(Step.WRITE, Step.READ),
         peer=(Step.READ, Step.SLEEP, Step.WRITE),
-        begins=_after(_S, Step.WRITE), ends=_after(_P, Step.WRITE),
+        begins=_before(_S, Step.WRITE), ends=_before(_P, Step.WRITE),
         stages=("tc_out_to_nic",), owner=Owner.PEER,
     ),
     Scenario(
         "upstream-late-rest", "the upstream pauses within its response", Kind.CLIENT,
         subject=(Step.WRITE, Step.READ_SOME, Step.READ),
         peer=(Step.READ, Step.WRITE_HALF, Step.SLEEP, Step.WRITE_REST),
-        begins=_after(_S, Step.READ_SOME), ends=_after(_P, Step.WRITE_REST),
+        begins=_after(_S, Step.READ_SOME), ends=_before(_P, Step.WRITE_REST),
         stages=("read_to_nic_last",), owner=Owner.PEER,
     ),
     Scenario(
@@ -231,14 +231,14 @@ SCENARIOS = (
         "client-cork", "the client's socket holds the request back (TCP_CORK)", Kind.CLIENT,
         subject=(Step.CORK, Step.WRITE, Step.SLEEP, Step.UNCORK, Step.READ),
         peer=(Step.READ, Step.WRITE),
-        begins=_after(_S, Step.WRITE), ends=_before(_S, Step.UNCORK),
+        begins=_before(_S, Step.WRITE), ends=_before(_S, Step.UNCORK),
         stages=("write_to_tc_out",), owner=Owner.SEND,
     ),
     Scenario(
         "client-slow-writer", "the client pauses within its request", Kind.CLIENT,
         subject=(Step.WRITE_HALF, Step.SLEEP, Step.WRITE_REST, Step.READ),
         peer=(Step.READ, Step.WRITE),
-        begins=_after(_S, Step.WRITE_HALF), ends=_before(_S, Step.WRITE_REST),
+        begins=_before(_S, Step.WRITE_HALF), ends=_before(_S, Step.WRITE_REST),
         stages=("tc_out_to_write_last",), owner=Owner.APPLICATION,
     ),
     Scenario(
