@@ -101,10 +101,10 @@ class Trial:
 
 
 def delays(count: int, least_ns: int, most_ns: int) -> tuple[int, ...]:
-    """So many delays, evenly spread, each after a request without one."""
+    """So many delays, evenly spread, each between two requests without one."""
     step = (most_ns - least_ns) / max(1, count - 1)
     spread = (round(least_ns + step * i) for i in range(count))
-    return (0,) * WARM + tuple(delay for each in spread for delay in (0, each))
+    return (0,) * WARM + tuple(delay for each in spread for delay in (0, each)) + (0,)
 
 
 def run(
@@ -150,8 +150,10 @@ def _processors_awake() -> Iterator[None]:
     Source:
         Documentation/power/pm_qos_interface.rst.
     """
-    with Path("/dev/cpu_dma_latency").open("wb", buffering=0) as latency_us:
-        latency_us.write((0).to_bytes(4, sys.byteorder))
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(FileNotFoundError):  # a kernel that does not ask
+            latency_us = stack.enter_context(Path("/dev/cpu_dma_latency").open("wb", buffering=0))
+            latency_us.write((0).to_bytes(4, sys.byteorder))
         yield
 
 

@@ -13,10 +13,9 @@ from otelbpf.stamps import Owner
 from otelbpf.request import Kind
 
 _MESSAGE_BYTES = 400
-#: By which a window is soon closed, and what does not fit into it.
+#: By which a window is soon closed, and what does not fit into it, nor into two such buffers.
 _SMALL_BUFFER = 16_384
 _LARGE_BYTES = 60_000
-_MORE_BYTES = 90_000
 
 
 class End(StrEnum):
@@ -167,7 +166,7 @@ SCENARIOS = (
         "closed-window", "the client does not read: its window closes", Kind.SERVER,
         subject=(Step.READ, Step.WRITE),
         peer=(Step.WRITE, Step.SLEEP, Step.READ_SOME, Step.READ),
-        begins=_before(_S, Step.WRITE), ends=_after(_P, Step.READ_SOME),
+        begins=_after(_S, Step.WRITE), ends=_after(_P, Step.READ_SOME),
         stages=_REST_LEAVES, owner=Owner.PEER,
         response_bytes=_LARGE_BYTES, peer_receive_buffer=_SMALL_BUFFER,
     ),
@@ -178,7 +177,7 @@ SCENARIOS = (
         peer=(Step.WRITE, Step.SLEEP, Step.READ_SOME, Step.READ),
         begins=_before(_S, Step.WRITE), ends=_after(_P, Step.READ_SOME),
         stages=("tc_out_to_tc_out_last", "tc_out_to_write_last"), owner=Owner.PEER,
-        response_bytes=_MORE_BYTES, peer_receive_buffer=_SMALL_BUFFER,
+        response_bytes=_LARGE_BYTES, peer_receive_buffer=_SMALL_BUFFER,
         subject_send_buffer=_SMALL_BUFFER,
     ),
     Scenario(
@@ -245,7 +244,7 @@ SCENARIOS = (
         "upstream-closed-window", "the upstream does not read: its window closes", Kind.CLIENT,
         subject=(Step.WRITE, Step.READ),
         peer=(Step.AWAIT_FIRST, Step.SLEEP, Step.READ_SOME, Step.READ, Step.WRITE),
-        begins=_before(_S, Step.WRITE), ends=_after(_P, Step.READ_SOME),
+        begins=_after(_S, Step.WRITE), ends=_after(_P, Step.READ_SOME),
         stages=_REST_LEAVES, owner=Owner.PEER,
         request_bytes=_LARGE_BYTES, peer_receive_buffer=_SMALL_BUFFER,
     ),
