@@ -101,10 +101,13 @@ class Trial:
 
 
 def delays(count: int, least_ns: int, most_ns: int) -> tuple[int, ...]:
-    """So many delays, evenly spread, each between two requests without one."""
+    """So many delays, evenly spread, each after two requests without one and before another.
+
+    The second of them comes, as that with the delay, after one that had none: they are alike.
+    """
     step = (most_ns - least_ns) / max(1, count - 1)
     spread = (round(least_ns + step * i) for i in range(count))
-    return (0,) * WARM + tuple(delay for each in spread for delay in (0, each)) + (0,)
+    return (0,) * WARM + tuple(delay for each in spread for delay in (0, 0, each)) + (0,)
 
 
 def run(

@@ -76,12 +76,11 @@ class Finding:
 
 def find(trial: Trial) -> Finding:
     """Compares what all of them say."""
-    plain = [
-        _outside_ns(trial, told)
-        for told, delay_ns in list(zip(trial.told, trial.delays_ns, strict=True))[WARM:]
-        if not delay_ns
-    ]
-    usual_ns = round(statistics.median(plain))
+    usual_ns = round(statistics.median(
+        _outside_ns(trial, trial.told[number])
+        for number in range(WARM + 1, len(trial.told))
+        if not any(trial.delays_ns[number - 1 : number + 1])
+    ))  # fmt: skip
     return Finding(
         trial.scenario,
         trial.stage,

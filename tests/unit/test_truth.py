@@ -84,9 +84,9 @@ def test_messages_are_as_long_as_they_are_to_be() -> None:
             assert int(head.rpartition(b"Content-Length: ")[2]) == len(body)
 
 
-def test_each_delay_is_between_two_requests_without_one() -> None:
-    assert delays(3, 10, 30)[WARM:] == (0, 10, 0, 20, 0, 30, 0)
-    assert delays(1, 10, 30)[WARM:] == (0, 10, 0)
+def test_each_delay_is_after_two_requests_without_one() -> None:
+    assert delays(3, 10, 30)[WARM:] == (0, 0, 10, 0, 0, 20, 0, 0, 30, 0)
+    assert delays(1, 10, 30)[WARM:] == (0, 0, 10, 0)
     assert not any(delays(3, 10, 30)[:WARM])
 
 
