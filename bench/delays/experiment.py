@@ -25,6 +25,7 @@ from otelbpf.report.otlp_json import Span, lines
 from otelbpf.report.recording import path_of
 from otelbpf.request import Kind
 from otelbpf.spans import SCOPE
+from otelbpf.stamps import ends_of
 
 _UPSTREAM_PORT = 9090
 #: Requests that come first, without a delay, and count for nothing: caches and windows warm up.
@@ -66,7 +67,7 @@ class Told:
         """When each stamp was made."""
         stamps = {}
         for stage in self.stages:
-            first, _, second = stage.name.partition("_to_")
+            first, second = ends_of(stage.name)
             stamps[first] = stage.start_unix_ns
             stamps[second] = stage.end_unix_ns
         if self.acked_ns:
