@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How true the stages are: injects known delays under a real agent, and shows what became of them."""
+"""How true the stages are: injects known delays under a real agent, and shows where they are."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def main() -> int:
                         help=f"delays of each kind (default: {_COUNT})")  # fmt: skip
     parser.add_argument("--only", action="append", choices=names, metavar="NAME",
                         help="only this kind; may be repeated")  # fmt: skip
-    parser.add_argument("--write", action="store_true", help="write the tables into docs/accuracy.md")
+    parser.add_argument("--write", action="store_true",
+                        help="write the tables into docs/accuracy.md")  # fmt: skip
     options = parser.parse_args()
     if options.count < 1:
         parser.error("--count is at least 1")

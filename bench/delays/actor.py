@@ -67,8 +67,7 @@ class Step(StrEnum):
     #: SIGSTOP and SIGCONT to the other end.
     STOP = "stop"
     CONTINUE = "continue"
-    #: The other end's processor is kept busy by what comes before it; after RELEASE is when that let
-    #: go.
+    #: The other end's processor is kept busy by what comes before it, until RELEASE ends.
     HOG = "hog"
     RELEASE = "release"
     #: What is written stays in the socket; leaves it.

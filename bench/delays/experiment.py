@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Injects the delays under a real agent, with tcpdump beside it, and collects what all of them say."""
+"""Injects delays under a real agent, with tcpdump beside it, and collects what all of them say."""
 
 from __future__ import annotations
 

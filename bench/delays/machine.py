@@ -33,9 +33,9 @@ class Stillness:
 def name() -> str:
     """Kernel and processors."""
     info = Path("/proc/cpuinfo").read_text()
-    models = [line.partition(": ")[2] for line in info.splitlines() if line.startswith("model name")]
+    model = info.partition("model name\t: ")[2].partition("\n")[0]
     of = "of a virtual machine" if " hypervisor" in info else "of a real machine"
-    return f"Linux {platform.release()}, {os.cpu_count()} processors {of} ({models[0]})"
+    return f"Linux {platform.release()}, {os.cpu_count()} processors {of} ({model})"
 
 
 def stillness() -> Stillness:

@@ -9,8 +9,8 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from delays.actor import Step
-from otelbpf.stamps import Owner
 from otelbpf.request import Kind
+from otelbpf.stamps import Owner
 
 _MESSAGE_BYTES = 400
 #: By which a window is soon closed, and what does not fit into it, nor into two such buffers.
@@ -171,7 +171,7 @@ SCENARIOS = (
         response_bytes=_LARGE_BYTES, peer_receive_buffer=_SMALL_BUFFER,
     ),
     Scenario(
-        "full-buffer", "the client does not read: its window closes, and the server's buffer is full",
+        "full-buffer", "the client does not read: its window closes, and the server's buffer fills",
         Kind.SERVER,
         subject=(Step.READ, Step.WRITE),
         peer=(Step.WRITE, Step.SLEEP, Step.READ_SOME, Step.READ),

@@ -48,7 +48,7 @@ def _row(finding: Finding) -> tuple[str, ...]:
 
 
 def of_wrong(findings: Sequence[Finding]) -> str:
-    """A line for each scenario in which the delay was told of somebody else; empty: there is none."""
+    """A line for each scenario whose delay was told elsewhere; empty: there is none."""
     return "\n".join(
         f"- {each.scenario.what}: {each.wrong}" for each in findings if each.wrong
     )

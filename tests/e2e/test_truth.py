@@ -38,8 +38,8 @@ def findings(request: pytest.FixtureRequest) -> Iterator[dict[str, Finding]]:
         yield {each.scenario.name: find(each) for each in trials}
 
 
-# It waits for room inside write(): where that is stamped for each piece, it looks like a writer that
-# is slow. Where each call is stamped once (6.1 and 6.12) it is told right.
+# It waits for room inside write(): where that is stamped for each piece, it looks like a writer
+# that is slow. Where each call is stamped once (6.1 and 6.12) it is told right.
 _TOLD_ELSEWHERE = pytest.mark.xfail(reason="the wait for room is told as the application's",
                                     strict=False)  # fmt: skip
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / directory) for directory in ("bench", "examples")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 from delays import actor, capture
 from delays.__main__ import BEGIN, END, PAGE
 from delays.actor import Plan, Step
 from delays.experiment import WARM, delays
-from delays.scenarios import SCENARIOS
+from delays.scenarios import SCENARIOS, Scenario
 from delays.scenarios import End as Who
 
 SYN, ACK = 2, 16
@@ -91,7 +91,7 @@ def test_each_delay_is_after_two_requests_without_one() -> None:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda each: each.name)
-def test_what_was_injected_lies_between_steps_that_are_taken(scenario) -> None:
+def test_what_was_injected_lies_between_steps_that_are_taken(scenario: Scenario) -> None:
     steps = {Who.SUBJECT: scenario.subject, Who.PEER: scenario.peer}
     # The Nth step of whom it may be begins at N s and takes 1 ms.
     taken = {end: {step: [(n * 10**9, n * 10**9 + 10**6)] for n, step in enumerate(own)}
