@@ -65,11 +65,11 @@ class Finding:
 
     @property
     def wrong(self) -> str:
-        """Where the others have the delay, in words; empty: there are none."""
+        """Where those have it that are told of others, or of another stage; empty: there are none."""
         where = Counter(
             f"{max(each.stages_ns, key=each.stages_ns.get)} ({each.owner})"
             for each in self.outcomes
-            if not self.is_right(each) or not each.measured_ns
+            if not self.is_right(each) or each.measured_ns < each.injected_ns / 2
         )
         return ", ".join(f"{name} x {count}" for name, count in where.most_common())
 
