@@ -116,8 +116,7 @@ def _tell_sums(sums: Sums) -> None:
     unseen = sums.connections.get("unseen", 0)
     if unseen:
         print(f"otelbpf: {unseen} connection{'s' * (unseen != 1)} had bytes that were not seen on a "
-              "measured interface; what was asked with them is in none of these sums",
-              file=sys.stderr)
+              "measured interface as theirs; why is said above", file=sys.stderr)
     print(f"otelbpf: {sums}", file=sys.stderr)
     for hook, count in sums.missed.items():
         if not count:

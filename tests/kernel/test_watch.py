@@ -27,7 +27,7 @@ from lab import (
 from messages import OK, request
 from meter import WHOLE, Meter, flags, load
 from strangers import Strangers
-from test_neighbours import HAS_TCX, needs_tcx, tcx_ids
+from test_neighbours import HAS_TCX, needs_tcx
 
 from otelbpf import bpf_info, libbpf
 from otelbpf.accounting import Gap
@@ -262,7 +262,7 @@ def test_one_that_moves_to_another_namespace(watched: Watched) -> None:
     assert watched.gap() is Gap.GONE
     if HAS_TCX:
         there = lab.client_netns.run(
-            lambda: tcx_ids(socket.if_nametoindex(INTERFACE), libbpf.BPF_TCX_INGRESS)
+            lambda: bpf_info.attached_programs(socket.if_nametoindex(INTERFACE), libbpf.BPF_TCX_INGRESS)
         )
         assert there == []
     run("ip", "-n", lab.client_netns.name, "link", "del", INTERFACE)
@@ -376,7 +376,7 @@ def test_it_goes_before_who_comes_before_it(
         assert watched.look() == [
             f"{name} came before otelbpf at TC {direction} of {INTERFACE}, which is first again"
         ]
-        assert lab.server_netns.run(lambda: tcx_ids(index(lab), kind)) == [ours, theirs]
+        assert lab.server_netns.run(lambda: bpf_info.attached_programs(index(lab), kind)) == [ours, theirs]
         assert watched.look() == []
         watched.assert_measured()
     with stranger.attached(lab, "settle", "server", kind, first=True):
@@ -384,7 +384,7 @@ def test_it_goes_before_who_comes_before_it(
             f"{name} is before otelbpf at TC {direction} of {INTERFACE}: what it keeps is missed"
         ]
         assert watched.look() == []
-        assert lab.server_netns.run(lambda: tcx_ids(index(lab), kind)) == [theirs, ours]
+        assert lab.server_netns.run(lambda: bpf_info.attached_programs(index(lab), kind)) == [theirs, ours]
         (on,) = watched.watcher.measured().values()
         assert list(map(str, watched.watcher.strangers(on, direction))) == [name]
         watched.watcher.blame_strangers(on, watched.now_s)
@@ -430,10 +430,10 @@ def test_another_agent_is_left_where_it_is(watched: Watched) -> None:
     other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == "attached\n"
-        line = lab.server_netns.run(lambda: tcx_ids(index(lab), kind))
+        line = lab.server_netns.run(lambda: bpf_info.attached_programs(index(lab), kind))
         assert len(line) == 2
         assert watched.look() == []
-        assert lab.server_netns.run(lambda: tcx_ids(index(lab), kind)) == line
+        assert lab.server_netns.run(lambda: bpf_info.attached_programs(index(lab), kind)) == line
         watched.assert_measured()
     finally:
         other.send_signal(signal.SIGKILL)
