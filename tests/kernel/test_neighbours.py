@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -81,7 +80,9 @@ def attached_ids(lab: Lab) -> dict[str, list[int]]:
         # What TC filters would need.
         assert "clsact" not in in_server(lab, "tc", "qdisc", "show", "dev", INTERFACE)
         ingress, egress = (
-            lab.server_netns.run(lambda kind=kind: bpf_info.attached_programs(link["ifindex"], kind))
+            lab.server_netns.run(
+                lambda kind=kind: bpf_info.attached_programs(link["ifindex"], kind)
+            )
             for kind in (libbpf.BPF_TCX_INGRESS, libbpf.BPF_TCX_EGRESS)
         )
     else:
