@@ -97,12 +97,6 @@ def program_info(program_fd: int) -> ProgramInfo:
     )
 
 
-def _info(fd: int, info: _Info) -> _Info:
-    size = ctypes.c_uint32(ctypes.sizeof(info))
-    checked(library().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)))
-    return info
-
-
 def kprobe_missed(link_fd: int) -> int:
     """How often a kprobe was hit while the kernel could not run it, as far as it tells.
 

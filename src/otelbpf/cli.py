@@ -116,9 +116,9 @@ def _tell_sums(sums: Sums) -> None:
             print(f"otelbpf: {name} was not measured for {seconds:.1f} s: {gap}", file=sys.stderr)
     unseen = sums.connections.get("unseen", 0)
     if unseen:
-        print(f"otelbpf: {unseen} connection{'s' * (unseen != 1)} had bytes that were not seen on a "
-              "measured interface; what was asked with them is in none of these sums",
-              file=sys.stderr)
+        what = "connection" if unseen == 1 else "connections"
+        print(f"otelbpf: {unseen} {what} had bytes that were not seen on a measured interface as "
+              "theirs; why is said above", file=sys.stderr)
     print(f"otelbpf: {sums}", file=sys.stderr)
     for hook, count in sums.missed.items():
         if not count:
@@ -175,8 +175,9 @@ def _run(arguments: argparse.Namespace) -> int:
             timer.start()
 
     def on_loading() -> None:
-        print(f"otelbpf: loading, to measure {_measured(config)} on "
-              f"{', '.join(config.interfaces)}; that takes some seconds", file=sys.stderr, flush=True)
+        where = ", ".join(config.interfaces)
+        print(f"otelbpf: loading, to measure {_measured(config)} on {where}; that takes some "
+              "seconds", file=sys.stderr, flush=True)
 
     sums = run(config, os.environ, stop, on_ready, on_loading)
     for name, meaning in NOT_JOINED.items():

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from messages import OK, request
 from meter import WHOLE, Meter, flags
 from strangers import Strangers, program_id
 
-from otelbpf import libbpf
+from otelbpf import bpf_info, libbpf
 from otelbpf.btf import Btf
 from otelbpf.errors import KernelError
 from otelbpf.records import Counter
@@ -62,26 +61,6 @@ def in_server(lab: Lab, *command: str) -> str:
     return output
 
 
-class _QueryOpts(ctypes.Structure):
-    _fields_ = [
-        ("sz", ctypes.c_size_t),
-        ("query_flags", ctypes.c_uint32),
-        ("attach_flags", ctypes.c_uint32),
-        ("prog_ids", ctypes.c_void_p),
-        ("count", ctypes.c_uint32),
-        ("prog_attach_flags", ctypes.c_void_p),
-    ]
-
-
-def tcx_ids(ifindex: int, attach_type: int) -> list[int]:
-    """The programs on an interface of the calling thread's namespace, in their order."""
-    ids = (ctypes.c_uint32 * 16)()
-    opts = _QueryOpts(ctypes.sizeof(_QueryOpts), prog_ids=ctypes.addressof(ids), count=len(ids))
-    error = libbpf.library().bpf_prog_query_opts(ifindex, attach_type, ctypes.byref(opts))
-    assert error == 0, os.strerror(-error)
-    return list(ids[: opts.count])
-
-
 def filter_ids(lab: Lab, direction: str) -> list[int]:
     """The programs of TC filters on the server's interface, as a kernel without tcx has them."""
     shown = in_server(lab, "tc", "-json", "filter", "show", "dev", INTERFACE, direction)
@@ -101,7 +80,9 @@ def attached_ids(lab: Lab) -> dict[str, list[int]]:
         # What TC filters would need.
         assert "clsact" not in in_server(lab, "tc", "qdisc", "show", "dev", INTERFACE)
         ingress, egress = (
-            lab.server_netns.run(lambda kind=kind: tcx_ids(link["ifindex"], kind))
+            lab.server_netns.run(
+                lambda kind=kind: bpf_info.attached_programs(link["ifindex"], kind)
+            )
             for kind in (libbpf.BPF_TCX_INGRESS, libbpf.BPF_TCX_EGRESS)
         )
     else:

@@ -15,7 +15,6 @@ from lab import (
     INTERFACE,
     PORT,
     SERVER_IPV4,
-    SPARE_PORT,
     Lab,
     Pair,
     laboratory,

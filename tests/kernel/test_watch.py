@@ -17,7 +17,6 @@ from lab import (
     CLIENT_INTERFACE,
     CLIENT_IPV4,
     INTERFACE,
-    PORT,
     SERVER_IPV4,
     Lab,
     laboratory,
@@ -27,7 +26,7 @@ from lab import (
 from messages import OK, request
 from meter import WHOLE, Meter, flags, load
 from strangers import Strangers
-from test_neighbours import HAS_TCX, needs_tcx, tcx_ids
+from test_neighbours import HAS_TCX, needs_tcx
 
 from otelbpf import bpf_info, libbpf
 from otelbpf.accounting import Gap
@@ -143,6 +142,14 @@ def make(lab: Lab, *more: str) -> None:
     ip(lab, "addr", "add", f"{CLIENT_IPV4}/24", "dev", CLIENT_INTERFACE, side="client")
     ip(lab, "link", "set", INTERFACE, "up")
     ip(lab, "link", "set", CLIENT_INTERFACE, "up", side="client")
+
+
+def line_of(lab: Lab, name: str, attach_type: int, side: str = "server") -> list[int]:
+    """The numbers of the programs in a line of tcx, in their order."""
+    netns = lab.server_netns if side == "server" else lab.client_netns
+    return netns.run(
+        lambda: bpf_info.attached_programs(socket.if_nametoindex(name), attach_type)
+    )
 
 
 def rename(lab: Lab, name: str, new_name: str) -> None:
@@ -261,10 +268,7 @@ def test_one_that_moves_to_another_namespace(watched: Watched) -> None:
     assert "is gone" in said
     assert watched.gap() is Gap.GONE
     if HAS_TCX:
-        there = lab.client_netns.run(
-            lambda: tcx_ids(socket.if_nametoindex(INTERFACE), libbpf.BPF_TCX_INGRESS)
-        )
-        assert there == []
+        assert line_of(lab, INTERFACE, libbpf.BPF_TCX_INGRESS, "client") == []
     run("ip", "-n", lab.client_netns.name, "link", "del", INTERFACE)
     make(lab)
     watched.look()
@@ -305,60 +309,67 @@ def test_one_of_two(_meter: Meter, caplog: pytest.LogCaptureFixture) -> None:
     _meter.end()
 
 
+@contextlib.contextmanager
+def ending(caplog: pytest.LogCaptureFixture) -> Iterator[tuple[Lab, Watched]]:
+    """One whose namespace may end."""
+    with (
+        laboratory() as lab,
+        contextlib.closing(load(lab)) as meter,
+        watching(meter, caplog) as watched,
+    ):
+        yield lab, watched
+
+
+def wait_for_the_end(lab: Lab) -> None:
+    """With a namespace's last interface the veth's other end goes."""
+    links = ("ip", "-n", lab.client_netns.name, "-o", "link")
+    wait_until(lambda: CLIENT_INTERFACE not in run(*links), "the namespace has ended")
+
+
 def test_a_namespace_that_ends(caplog: pytest.LogCaptureFixture) -> None:
     """And nothing of otelbpf's keeps it alive."""
-    with laboratory() as lab, contextlib.closing(load(lab)) as meter:
-        with watching(meter, caplog) as watched:
-            run("ip", "netns", "del", lab.server_netns.name)
-            # With its last interface the veth's other end goes.
-            links = ("ip", "-n", lab.client_netns.name, "-o", "link")
-            wait_until(lambda: CLIENT_INTERFACE not in run(*links), "the namespace has ended")
-            (said,) = watched.look()
-            assert "has ended" in said
-            assert watched.look() == []
-            assert watched.gap() is Gap.NAMESPACE_GONE
+    with ending(caplog) as (lab, watched):
+        run("ip", "netns", "del", lab.server_netns.name)
+        wait_for_the_end(lab)
+        (said,) = watched.look()
+        assert "has ended" in said
+        assert watched.look() == []
+        assert watched.gap() is Gap.NAMESPACE_GONE
 
 
 @needs_tcx
 def test_a_namespace_that_loses_its_name(caplog: pytest.LogCaptureFixture) -> None:
     """As long as somebody is in there, all goes on."""
-    with laboratory() as lab, contextlib.closing(load(lab)) as meter:
-        with watching(meter, caplog) as watched:
-            pair = lab.connect()
-            with lab.popen("server", "sleep", "60") as inside:
-                run("ip", "netns", "del", lab.server_netns.name)
-                (said,) = watched.look()
-                assert "has lost its name" in said
-                assert watched.gap() is None
-                pair.exchange(request(), OK)
-                assert flags(meter.record()) == WHOLE
-                assert watched.look() == []
-                inside.kill()
-            lab.close_connections()
-            for listener in lab._listeners.values():
-                listener.close()
-            links = ("ip", "-n", lab.client_netns.name, "-o", "link")
-            wait_until(lambda: CLIENT_INTERFACE not in run(*links), "the namespace has ended")
-            (said,) = watched.look()
-            assert "has ended" in said
-            assert watched.gap() is Gap.NAMESPACE_GONE
+    with ending(caplog) as (lab, watched):
+        pair = lab.connect()
+        run("ip", "netns", "del", lab.server_netns.name)
+        (said,) = watched.look()
+        assert "has lost its name" in said
+        assert watched.gap() is None
+        pair.exchange(request(), OK)
+        assert flags(watched.meter.record()) == WHOLE
+        assert watched.look() == []
+        pair.close()
+        lab.listener(SERVER_IPV4).close()
+        wait_for_the_end(lab)
+        (said,) = watched.look()
+        assert "has ended" in said
+        assert watched.gap() is Gap.NAMESPACE_GONE
 
 
 def test_another_namespace_of_the_same_name(caplog: pytest.LogCaptureFixture) -> None:
     """It is not the one that is measured."""
-    with laboratory() as lab, contextlib.closing(load(lab)) as meter:
+    with ending(caplog) as (lab, watched):
         name, cookie = lab.server_netns.name, lab.server_netns.cookie
-        with watching(meter, caplog) as watched:
-            run("ip", "netns", "del", name)
-            links = ("ip", "-n", lab.client_netns.name, "-o", "link")
-            wait_until(lambda: CLIENT_INTERFACE not in run(*links), "the namespace has ended")
-            run("ip", "netns", "add", name)
-            make(lab)
-            (said,) = watched.look()
-            assert "has ended" in said
-            assert "start otelbpf again" in said
-            assert watched.gap() is Gap.NAMESPACE_GONE
-            assert find_netns(name).cookie != cookie
+        run("ip", "netns", "del", name)
+        wait_for_the_end(lab)
+        run("ip", "netns", "add", name)
+        make(lab)
+        assert find_netns(name).cookie != cookie
+        (said,) = watched.look()
+        assert "has ended" in said
+        assert "start otelbpf again" in said
+        assert watched.gap() is Gap.NAMESPACE_GONE
 
 
 @needs_tcx
@@ -376,7 +387,7 @@ def test_it_goes_before_who_comes_before_it(
         assert watched.look() == [
             f"{name} came before otelbpf at TC {direction} of {INTERFACE}, which is first again"
         ]
-        assert lab.server_netns.run(lambda: tcx_ids(index(lab), kind)) == [ours, theirs]
+        assert line_of(lab, INTERFACE, kind) == [ours, theirs]
         assert watched.look() == []
         watched.assert_measured()
     with stranger.attached(lab, "settle", "server", kind, first=True):
@@ -384,7 +395,7 @@ def test_it_goes_before_who_comes_before_it(
             f"{name} is before otelbpf at TC {direction} of {INTERFACE}: what it keeps is missed"
         ]
         assert watched.look() == []
-        assert lab.server_netns.run(lambda: tcx_ids(index(lab), kind)) == [theirs, ours]
+        assert line_of(lab, INTERFACE, kind) == [theirs, ours]
         (on,) = watched.watcher.measured().values()
         assert list(map(str, watched.watcher.strangers(on, direction))) == [name]
         watched.watcher.blame_strangers(on, watched.now_s)
@@ -430,10 +441,10 @@ def test_another_agent_is_left_where_it_is(watched: Watched) -> None:
     other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == "attached\n"
-        line = lab.server_netns.run(lambda: tcx_ids(index(lab), kind))
+        line = line_of(lab, INTERFACE, kind)
         assert len(line) == 2
         assert watched.look() == []
-        assert lab.server_netns.run(lambda: tcx_ids(index(lab), kind)) == line
+        assert line_of(lab, INTERFACE, kind) == line
         watched.assert_measured()
     finally:
         other.send_signal(signal.SIGKILL)
