@@ -61,14 +61,15 @@ def _measured(config: Config) -> str:
 
 def _require_measurable(arguments: argparse.Namespace) -> None:
     """Raises an OtelbpfError if there is nothing to measure, or no right to."""
-    from otelbpf import check
+    from otelbpf import needs
 
     if not (arguments.port or arguments.upstream or arguments.client_port):
         raise UsageError(
             "nothing to measure: give a server's --port, or an --upstream or a --client-port that "
             f"requests are sent to; see `otelbpf {arguments.command} --help`"
         )
-    check.require_rights()
+    for limited in needs.require():
+        print(f"otelbpf: limited: {limited}", file=sys.stderr)
 
 
 def _config(arguments: argparse.Namespace, series: int, **others: object) -> Config:
@@ -169,6 +170,8 @@ def _run(arguments: argparse.Namespace) -> int:
               + (f"spans and metrics go to {spans_to}" if spans_to == metrics_to
                  else f"spans go to {spans_to}, metrics to {metrics_to}"), file=sys.stderr)
         _tell_attached(running.attachments)
+        print(f"otelbpf: keeps {', '.join(map(str, running.rights)) or 'no rights'}",
+              file=sys.stderr, flush=True)
         if config.duration_s is not None:
             timer = threading.Timer(config.duration_s, stop.set)
             timer.daemon = True
@@ -257,6 +260,8 @@ _COMMANDS = {"run": _run, "top": _top, "check": _check, "report": _report}
 
 def main() -> int:
     """The `otelbpf` command; returns its exit status."""
+    # Nothing here multiplies matrices; numpy would start threads for it, which keep all rights.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     logging.basicConfig(level=logging.WARNING, format="otelbpf: %(message)s", stream=sys.stderr)
     # The exporter's own word for each try; ours says it once, and what becomes of the spans.
     logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)

@@ -166,7 +166,7 @@ def library() -> ctypes.CDLL:
         return ctypes.CDLL("libbpf.so.1", use_errno=True)
     except OSError as error:
         raise KernelError(
-            f"cannot load libbpf.so.1 ({error}): install it with `apt install libbpf1`"
+            f"cannot load libbpf.so.1 ({error})", "install it with `apt install libbpf1`"
         ) from error
 
 

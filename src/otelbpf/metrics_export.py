@@ -61,9 +61,11 @@ class MetricsExport(Protocol):
 
     Attributes:
         destination: where the metrics go, for people.
+        low_port: is it to listen on a port below 1024, which takes a right?
     """
 
     destination: str
+    low_port: bool = False
 
     def start(self, take_snapshot: TakeSnapshot) -> None:
         """Starts asking for snapshots, from one other thread at a time.
@@ -118,6 +120,7 @@ class _Nowhere:
     """OTEL_METRICS_EXPORTER=none."""
 
     destination = "none"
+    low_port = False
 
     def start(self, take_snapshot: TakeSnapshot) -> None:
         """Does nothing."""
@@ -134,6 +137,7 @@ class _Scraped:
         port = int(whole_number(environment, _PORT, 9464))
         if port > 65_535:
             raise UsageError(f"{_PORT}={port} is no TCP port: it is a number from 1 to 65535")
+        self.low_port = port < 1024
         self._endpoint = PrometheusEndpoint(host, port)
         authority = f"[{host}]" if ":" in host else host
         self.destination = f"http://{authority}:{port}/metrics (Prometheus)"
@@ -183,6 +187,7 @@ class Periodic:
         self, exporter: MetricExporter, style: MetricStyle, schedule: Schedule, destination: str
     ) -> None:
         self.destination = destination
+        self.low_port = False
         self._exporter = exporter
         self._style = style
         self._schedule = schedule

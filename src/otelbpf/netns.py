@@ -102,8 +102,8 @@ def current_cookie() -> int:
             cookie = probe.getsockopt(socket.SOL_SOCKET, socurrent_cookie, 8)
         except OSError as error:
             raise KernelError(
-                f"this kernel ({os.uname().release}) is too old: it has no network namespace "
-                "cookies; otelbpf needs Linux 5.14 or later"
+                f"this kernel ({os.uname().release}) has no network namespace cookies",
+                "use Linux 5.14 or later",
             ) from error
     return int.from_bytes(cookie, "little")
 
