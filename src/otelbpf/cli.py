@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import gc
+import io
 import logging
 import os
 import signal
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from otelbpf.config import Config
 
 _EXIT_REFUSED = 2
+# Files, memory, threads, disk.
+_WANTING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT,
+            errno.EFBIG, errno.EROFS}
 _OBJECTS_BETWEEN_COLLECTIONS = 100_000
 
 
@@ -249,10 +254,18 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _give_up_what_is_not_written() -> None:
     """Python would try once more at its end, and complain."""
+    if sys.stdout is None:
+        return
     try:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _is_for_want_of_something(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _WANTING
+    return isinstance(error, MemoryError) or "can't start new thread" in str(error)
 
 
 _COMMANDS = {"run": _run, "top": _top, "check": _check, "report": _report}
@@ -265,9 +278,17 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="otelbpf: %(message)s", stream=sys.stderr)
     # The exporter's own word for each try; ours says it once, and what becomes of the spans.
     logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)
+    # What it will do without is not for us.
+    logging.getLogger("pyroute2").setLevel(logging.ERROR)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Not each terminal can show each letter.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         arguments = build_parser().parse_args()
-        return _COMMANDS[arguments.command](arguments)
+        status = _COMMANDS[arguments.command](arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
     except OtelbpfError as error:
         print(f"otelbpf: {error}", file=sys.stderr)
         _give_up_what_is_not_written()
@@ -277,6 +298,14 @@ def main() -> int:
     except BrokenPipeError:
         _give_up_what_is_not_written()
         return 1
+    except (OSError, MemoryError, RuntimeError) as error:
+        if not _is_for_want_of_something(error):
+            raise
+        print(f"otelbpf: the system has no more of what this takes ({error or 'memory'}): see what "
+              "limits this process (`ulimit -a`), and whether disk and memory are full",
+              file=sys.stderr)
+        _give_up_what_is_not_written()
+        return _EXIT_REFUSED
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from otelbpf.bcc_module import import_bcc
 from otelbpf.btf import Btf
 from otelbpf.errors import KernelError
 from otelbpf.fields import field_offsets
-from otelbpf.netns import find_netns
+from otelbpf.netns import own_netns
 
 PROC = Path("/proc")
 REALTIME = Path("/sys/kernel/realtime")
@@ -53,10 +53,11 @@ def needs() -> tuple[Need, ...]:
              rights.require_to_look, optional=True),
         *(Need(f"limit of {limit.what}", f"at least {limit.least // limit.unit}", limit.require)
           for limit in _limits()),
-        Need("namespaces", "network namespaces have cookies", _require_cookies),
+        Need("namespaces", "network namespaces have cookies", lambda: own_netns().cookie),
         Need("bcc", "the BPF Compiler Collection", import_bcc),
-        Need("BTF", "the kernel describes its types", _require_btf),
-        Need("fields", "all kernel fields were found in its BTF", _require_fields),
+        Need("/sys", "it is mounted", libbpf.possible_cpus),
+        Need("working directory", "it is there", _require_directory),
+        Need("BTF", "the kernel describes its types, and all fields were found", _require_btf),
         Need("bpf()", "the kernel takes programs and runs them", programs_need_rights),
     )
 
@@ -154,16 +155,17 @@ def _limits() -> tuple[_Limit, ...]:
     )
 
 
-def _require_cookies() -> None:
-    assert find_netns(None).cookie
+def _require_directory() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise KernelError(
+            f"the working directory, which the compiler comes back to, is gone ({error.strerror})",
+            "start otelbpf in another one",
+        ) from error
 
 
 def _require_btf() -> None:
-    with Btf.of_kernel():
-        pass
-
-
-def _require_fields() -> None:
     with Btf.of_kernel() as btf:
         field_offsets(btf)
 
