@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from otelbpf.config import Config
 
 _EXIT_REFUSED = 2
+_LONGEST_LINE = 4_000
 # Files, memory, threads, disk.
 _WANTING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT,
             errno.EFBIG, errno.EROFS}
@@ -262,6 +263,13 @@ def _give_up_what_is_not_written() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _in_one_line(text: str) -> str:
+    """What an error quotes may hold anything, and be of any length."""
+    if len(text) > _LONGEST_LINE:
+        text = f"{text[:_LONGEST_LINE // 2]} ... {text[-_LONGEST_LINE // 2:]}"
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
 def _is_for_want_of_something(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in _WANTING
@@ -273,13 +281,17 @@ _COMMANDS = {"run": _run, "top": _top, "check": _check, "report": _report}
 
 def main() -> int:
     """The `otelbpf` command; returns its exit status."""
+    for name, value in list(os.environ.items()):
+        if name.startswith("OTEL_") and not value.strip():
+            # The specification's word; exporters do not all know it.
+            del os.environ[name]
     # Nothing here multiplies matrices; numpy would start threads for it, which keep all rights.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     logging.basicConfig(level=logging.WARNING, format="otelbpf: %(message)s", stream=sys.stderr)
     # The exporter's own word for each try; ours says it once, and what becomes of the spans.
     logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)
     # What it will do without is not for us.
-    logging.getLogger("pyroute2").setLevel(logging.ERROR)
+    logging.getLogger("pyroute2.netlink").setLevel(logging.ERROR)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Not each terminal can show each letter.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -290,7 +302,7 @@ def main() -> int:
             sys.stdout.flush()
         return status
     except OtelbpfError as error:
-        print(f"otelbpf: {error}", file=sys.stderr)
+        print(f"otelbpf: {_in_one_line(str(error))}", file=sys.stderr)
         _give_up_what_is_not_written()
         return _EXIT_REFUSED
     except KeyboardInterrupt:
