@@ -25,7 +25,15 @@ from otelbpf.config import Config
 from otelbpf.connections import ConnectionSums
 from otelbpf.context import contexts_of
 from otelbpf.errors import UsageError
-from otelbpf.exporter import Sender, destination, exporter_name, make_exporter, require_endpoint
+from otelbpf.exporter import (
+    Sender,
+    Signal,
+    destination,
+    exporter_name,
+    is_otlp,
+    make_exporter,
+    require_endpoint,
+)
 from otelbpf.handlers import Handler, HandlerKind, find_handlers
 from otelbpf.hooks import choose, require, takes_filters, without
 from otelbpf.ids import Ids
@@ -49,6 +57,7 @@ from otelbpf.spans import StageStyle, spans_of
 from otelbpf.sweeper import Sweeper
 from otelbpf.thread_context import ThreadContexts
 from otelbpf.upstreams import resolve
+from otelbpf.variables import require_otlp
 
 # How often the ring is looked at: a wake-up from the kernel for each record would cost the
 # measured server more than all programs together, and many small batches cost the agent more
@@ -321,6 +330,8 @@ def run(
     """
     name = exporter_name(environment)
     require_endpoint(environment, name)
+    if is_otlp(name):
+        require_otlp(environment, Signal.TRACES, grpc=name == "otlp_proto_grpc")
     metrics = rights.with_only(_TO_EXPORT, lambda: metrics_export(environment))
     sampler = _sampler_of(config, environment)
     templates = (*config.routes, *(route for route, _ in config.slow.by_route))

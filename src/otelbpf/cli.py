@@ -66,14 +66,15 @@ def _measured(config: Config) -> str:
 
 
 def _require_measurable(arguments: argparse.Namespace) -> None:
-    """Raises an OtelbpfError if there is nothing to measure, or no right to."""
-    from otelbpf import needs
+    """Raises an OtelbpfError if there is nothing to measure, or no way to."""
+    from otelbpf import needs, variables
 
     if not (arguments.port or arguments.upstream or arguments.client_port):
         raise UsageError(
             "nothing to measure: give a server's --port, or an --upstream or a --client-port that "
             f"requests are sent to; see `otelbpf {arguments.command} --help`"
         )
+    variables.settle(os.environ)
     for limited in needs.require():
         print(f"otelbpf: limited: {limited}", file=sys.stderr)
 
@@ -281,10 +282,6 @@ _COMMANDS = {"run": _run, "top": _top, "check": _check, "report": _report}
 
 def main() -> int:
     """The `otelbpf` command; returns its exit status."""
-    for name, value in list(os.environ.items()):
-        if name.startswith("OTEL_") and not value.strip():
-            # The specification's word; exporters do not all know it.
-            del os.environ[name]
     # Nothing here multiplies matrices; numpy would start threads for it, which keep all rights.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     logging.basicConfig(level=logging.WARNING, format="otelbpf: %(message)s", stream=sys.stderr)

@@ -27,6 +27,7 @@ from otelbpf.metrics import MetricStyle, Temporality, metrics_of
 from otelbpf.metrics_points import HistogramStyle
 from otelbpf.metrics_prometheus import PrometheusEndpoint
 from otelbpf.snapshot import Snapshot
+from otelbpf.variables import require_otlp
 
 _log = logging.getLogger(__name__)
 
@@ -90,6 +91,8 @@ def metrics_export(environment: Mapping[str, str]) -> MetricsExport:
         return _Nowhere()
     if name == "prometheus":
         return _Scraped(environment)
+    if is_otlp(name):
+        require_otlp(environment, Signal.METRICS, grpc=name == "otlp_proto_grpc")
     schedule = Schedule.from_environment(environment)
     style = MetricStyle(
         histograms=_choice(environment, _HISTOGRAMS, HistogramStyle.EXPLICIT),
