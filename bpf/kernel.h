@@ -5,6 +5,15 @@
  * loader (src/otelbpf/fields.py), so nothing here depends on a version.
  */
 
+/*
+ * Where BCC may not see the addresses of the kernel's functions (that takes CAP_SYSLOG) it thinks that
+ * there are no such helpers, and defines them as the older one, which the kernel does not have here.
+ */
+#undef bpf_probe_read_kernel
+#undef bpf_probe_read_kernel_str
+#undef bpf_probe_read_user
+#undef bpf_probe_read_user_str
+
 /* What a kprobe is given, by the kernel's names, which BCC's PT_REGS_PARM* know. */
 #if defined(__x86_64__)
 struct pt_regs {

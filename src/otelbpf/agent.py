@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter
 
+from otelbpf import rights
 from otelbpf.accounting import Coverage, Ledger, Lost, Sums
 from otelbpf.attach import Attachments, attached
 from otelbpf.btf import Btf
@@ -23,20 +25,30 @@ from otelbpf.config import Config
 from otelbpf.connections import ConnectionSums
 from otelbpf.context import contexts_of
 from otelbpf.errors import UsageError
-from otelbpf.exporter import Sender, destination, exporter_name, make_exporter, require_endpoint
+from otelbpf.exporter import (
+    Sender,
+    Signal,
+    destination,
+    exporter_name,
+    is_otlp,
+    make_exporter,
+    require_endpoint,
+)
 from otelbpf.handlers import Handler, HandlerKind, find_handlers
-from otelbpf.hooks import choose, require, without
+from otelbpf.hooks import choose, require, takes_filters, without
 from otelbpf.ids import Ids
 from otelbpf.interfaces import Xdp, find_interfaces
 from otelbpf.loader import Part, Programs
 from otelbpf.lookout import Lookout
 from otelbpf.metrics_export import metrics_export
+from otelbpf.needs import programs_need_rights
 from otelbpf.netns import find_netns
 from otelbpf.processes import Listeners
 from otelbpf.reader import RingReader
 from otelbpf.records import RequestFlag, Stamp
 from otelbpf.request import Kind, Request, requests_of
 from otelbpf.resource import Resources
+from otelbpf.rights import Capability, Right
 from otelbpf.routes import Routes
 from otelbpf.sampler import Sampler
 from otelbpf.series import SeriesTable
@@ -45,6 +57,7 @@ from otelbpf.spans import StageStyle, spans_of
 from otelbpf.sweeper import Sweeper
 from otelbpf.thread_context import ThreadContexts
 from otelbpf.upstreams import resolve
+from otelbpf.variables import require_otlp
 
 # How often the ring is looked at: a wake-up from the kernel for each record would cost the
 # measured server more than all programs together, and many small batches cost the agent more
@@ -54,7 +67,11 @@ _POLL_S = 0.05
 _BATCH = 4_096
 _HOUSEKEEPING_S = 1.0
 _LAST_RECORD_S = 1.0
+# What exporters may need to start: their certificates may be another user's.
+_TO_EXPORT = {Capability.CAP_DAC_READ_SEARCH}
 _STAGES_MOST = len(Stamp) - 1
+
+_log = logging.getLogger(__name__)
 
 
 class Pipeline:
@@ -261,6 +278,18 @@ def _prepare(path: Path | None) -> None:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
+def _capabilities(kept: tuple[Right, ...]) -> frozenset[Capability]:
+    return frozenset(right.capability for right in kept)
+
+
+def _give_up_all_but(kept: tuple[Right, ...]) -> None:
+    """In this thread; all others that the agent has have no more already."""
+    rights.give_up(_capabilities(kept))
+    more = rights.threads_with_more(_capabilities(kept))
+    if more:
+        _log.warning("threads of libraries keep all rights: %s", ", ".join(more))
+
+
 @dataclass(frozen=True)
 class Running:
     """An agent that has begun.
@@ -269,6 +298,7 @@ class Running:
         attachments: what was attached.
         destination: where the spans go, for people.
         metrics_destination: where the metrics go.
+        rights: that it keeps, and what for.
         snapshot: all requests in sums, as they are when it is called; from any thread, until
             run() returns.
     """
@@ -276,6 +306,7 @@ class Running:
     attachments: Attachments
     destination: str
     metrics_destination: str
+    rights: tuple[Right, ...]
     snapshot: Callable[[], Snapshot]
 
 
@@ -299,13 +330,18 @@ def run(
     """
     name = exporter_name(environment)
     require_endpoint(environment, name)
-    metrics = metrics_export(environment)
+    if is_otlp(name):
+        require_otlp(environment, Signal.TRACES, grpc=name == "otlp_proto_grpc")
+    metrics = rights.with_only(_TO_EXPORT, lambda: metrics_export(environment))
     sampler = _sampler_of(config, environment)
     templates = (*config.routes, *(route for route, _ in config.slow.by_route))
     routes = Routes(templates, config.found_routes)
     for path in (config.ready_file, config.sums_file):
         _prepare(path)
-    exporter = make_exporter(name, config.output)
+    exporter = (
+        rights.with_only(_TO_EXPORT, lambda: make_exporter(name)) if config.output is None
+        else make_exporter(name, config.output)
+    )
     netns = find_netns(config.netns)
     cookie = netns.cookie
     listeners = Listeners(config.ports, netns)
@@ -338,17 +374,25 @@ def run(
         pipeline = Pipeline(config, ids, resources, routes, exporter, series)
         agent = Agent(programs, pipeline, series, connections, config)
         stack.enter_context(contextlib.closing(agent))
-        pipeline.sender.start()
+        kept = rights.had(rights.kept(
+            programs=programs_need_rights(), filters=takes_filters(choices),
+            namespace=config.netns is not None, low_port=metrics.low_port,
+            files=(config.ready_file, config.sums_file),
+        ))
+        rights.with_only(_capabilities(kept), pipeline.sender.start)
         agent.know(listeners.of_all_ports())
         if not stop.is_set():
             with attached(
                 programs, choices, interfaces, netns, handlers, config.xdp
             ) as attachments:
+                _give_up_all_but(kept)
                 metrics.start(agent.snapshot)
                 # Before what snapshots are taken of is closed.
                 stack.callback(metrics.stop)
                 spans_to = destination(environment, name)
-                on_ready(Running(attachments, spans_to, metrics.destination, agent.snapshot))
+                on_ready(
+                    Running(attachments, spans_to, metrics.destination, kept, agent.snapshot)
+                )
                 with contextlib.closing(
                     Lookout(programs, attachments, netns, cookie, config, time.monotonic())
                 ) as lookout:

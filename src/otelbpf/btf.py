@@ -115,15 +115,16 @@ class Btf:
         if not VMLINUX_BTF.exists():
             raise KernelError(
                 f"this kernel ({os.uname().release}) has no BTF ({VMLINUX_BTF} is missing), from "
-                "which otelbpf learns where the kernel's fields lie: use a kernel built with "
-                "CONFIG_DEBUG_INFO_BTF=y, as all current distribution kernels are"
+                "which otelbpf learns where the kernel's fields lie",
+                "use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as all current distribution "
+                "kernels are",
             )
         lib = _libbpf()
         handle = lib.btf__load_vmlinux_btf()
         if not handle:
             raise KernelError(
-                f"cannot read {VMLINUX_BTF}: {os.strerror(ctypes.get_errno())}; "
-                "check that it is readable and that libbpf1 is up to date"
+                f"cannot read {VMLINUX_BTF} ({os.strerror(ctypes.get_errno())})",
+                "check that it is readable and that libbpf1 is up to date",
             )
         return cls(lib, handle)
 

@@ -3,49 +3,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import resource
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
+from otelbpf import rights
 from otelbpf.btf import Btf
 from otelbpf.errors import KernelError, OtelbpfError
-from otelbpf.fields import field_offsets
-from otelbpf.hooks import Choice, choose
+from otelbpf.hooks import Choice, choose, require, takes_filters
 from otelbpf.interfaces import VETH_AND_XDP, XdpSlot, find_interfaces, look_at_xdp
-from otelbpf.loader import import_bcc
+from otelbpf.needs import Need, needs, programs_need_rights
 from otelbpf.netns import find_netns
-
-#: Capabilities by their bits, linux/capability.h.
-_CAPABILITIES = {"CAP_BPF": 39, "CAP_PERFMON": 38, "CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
-
-
-def _effective_capabilities() -> set[str]:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("CapEff:"):
-            bits = int(line.split()[1], 16)
-            return {name for name, bit in _CAPABILITIES.items() if bits >> bit & 1}
-    return set()
-
-
-def _missing_capabilities() -> list[str]:
-    """CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON, and is what entering a namespace takes."""
-    held = _effective_capabilities()
-    needed = {"CAP_NET_ADMIN", "CAP_SYS_ADMIN"}
-    return sorted(needed - held)
-
-
-def require_rights() -> None:
-    """Raises KernelError where this process may not load and attach programs."""
-    missing = _missing_capabilities()
-    if missing:
-        raise KernelError(
-            f"otelbpf needs {' and '.join(missing)}, which this process does not have: "
-            "run it as root (`sudo otelbpf run …`)"
-        )
-
+from otelbpf.rights import Right
 
 @dataclass(frozen=True)
 class Finding:
@@ -53,28 +23,33 @@ class Finding:
 
     Attributes:
         remedy: what to do where it is not there; empty where it is.
+        optional: without it otelbpf runs, but does not do all that it could.
     """
 
     name: str
     ok: bool
     detail: str
     remedy: str = ""
+    optional: bool = False
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found out."""
+    """What was found out.
+
+    Attributes:
+        keeps: the rights that otelbpf does not give up once it has attached.
+    """
 
     kernel: str
     findings: tuple[Finding, ...]
-    choices: tuple[Choice, ...] = field(default=())
+    choices: tuple[Choice, ...]
+    keeps: tuple[Right, ...]
 
     @property
     def can_run(self) -> bool:
         """Is everything there that otelbpf cannot do without?"""
-        return all(finding.ok for finding in self.findings) and all(
-            choice.chosen is not None or not choice.hook.required for choice in self.choices
-        )
+        return all(finding.ok or finding.optional for finding in self.findings)
 
     def as_json(self) -> str:
         """One JSON object."""
@@ -101,6 +76,10 @@ class Report:
                     }
                     for choice in self.choices
                 ],
+                "keeps": [
+                    {"capability": right.capability.name, "purpose": right.purpose}
+                    for right in self.keeps
+                ],
             },
             indent=2,
         )
@@ -108,7 +87,7 @@ class Report:
     def __str__(self) -> str:
         lines = [f"kernel {self.kernel}", ""]
         for finding in self.findings:
-            state = "ok     " if finding.ok else "MISSING"
+            state = "ok     " if finding.ok else "limited" if finding.optional else "MISSING"
             lines.append(f"  {state}  {finding.name}: {finding.detail}")
             if finding.remedy:
                 lines.append(f"           -> {finding.remedy}")
@@ -118,6 +97,8 @@ class Report:
             gives = ", ".join(choice.hook.gives) or f"({choice.hook.name})"
             lines.append(f"  {gives:<26} {_describe(choice) or _nothing(choice):<38} "
                          + _passed_over(choice))
+        lines += ["", "  once attached it gives up all rights but"]
+        lines += [f"  {right.capability.name:<26} {right.purpose}" for right in self.keeps]
         lines += ["", "otelbpf can run here." if self.can_run else "otelbpf cannot run here."]
         return "\n".join(line.rstrip() for line in lines)
 
@@ -138,21 +119,12 @@ def _passed_over(choice: Choice) -> str:
     return "; ".join(map(str, choice.passed_over))
 
 
-def _try(name: str, detail: str, function: Callable[[], object]) -> Finding:
-    """A finding from a function that raises an OtelbpfError where something is missing."""
+def _find(need: Need) -> Finding:
     try:
-        function()
+        need.require()
     except OtelbpfError as error:
-        what, _, remedy = str(error).partition(": ")
-        return Finding(name, False, what, remedy or str(error))
-    return Finding(name, True, detail)
-
-
-def _memlock() -> Finding:
-    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    limit = "unlimited" if soft == resource.RLIM_INFINITY else f"{soft >> 10} KiB"
-    # Kernels since 5.11 account BPF memory to the cgroup instead.
-    return Finding("memlock", True, f"{limit}; BPF memory is accounted to the cgroup")
+        return Finding(need.name, False, error.what, error.remedy, need.optional)
+    return Finding(need.name, True, need.met, optional=need.optional)
 
 
 def examine(interfaces: tuple[str, ...], netns_name: str | None) -> Report:
@@ -161,30 +133,28 @@ def examine(interfaces: tuple[str, ...], netns_name: str | None) -> Report:
     Args:
         interfaces: to look at as well; may be empty.
     """
-    kernel = os.uname().release
-    missing = _missing_capabilities()
-    findings = [
-        Finding("rights", not missing,
-                "root, or all capabilities needed" if not missing else f"no {', '.join(missing)}",
-                "" if not missing else "run it as root (`sudo otelbpf check`)"),
-        _try("bcc", "the BPF Compiler Collection", import_bcc),
-        _memlock(),
-    ]
+    findings = [_find(need) for need in needs()]
     choices: tuple[Choice, ...] = ()
-    try:
-        with Btf.of_kernel() as btf:
-            findings.append(_try("fields", "all kernel fields were found in its BTF",
-                                 lambda: field_offsets(btf)))
-            choices = choose(btf, metrics=True)
-        findings.append(Finding("BTF", True, "the kernel describes its types"))
-    except KernelError as error:
-        what, _, remedy = str(error).partition(": ")
-        findings.append(Finding("BTF", False, what, remedy))
+    with contextlib.suppress(KernelError), Btf.of_kernel() as btf:
+        choices = choose(btf, metrics=True)
+        findings.append(_find(Need("hooks", "all that otelbpf cannot do without",
+                                   lambda: require(choices))))
     if netns_name is not None:
         find_netns(netns_name)
     if interfaces:
         findings += _interface_findings(interfaces, netns_name)
-    return Report(kernel, tuple(findings), choices)
+    keeps = rights.kept(
+        programs=_programs_need_rights(), filters=takes_filters(choices),
+        namespace=netns_name is not None,
+    )
+    return Report(os.uname().release, tuple(findings), choices, keeps)
+
+
+def _programs_need_rights() -> bool:
+    try:
+        return programs_need_rights()
+    except KernelError:  # which is a finding
+        return False
 
 
 def _interface_findings(interfaces: tuple[str, ...], netns_name: str | None) -> list[Finding]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import gc
+import io
 import logging
 import os
 import signal
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
     from otelbpf.config import Config
 
 _EXIT_REFUSED = 2
+_LONGEST_LINE = 4_000
+# Files, memory, threads, disk.
+_WANTING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT,
+            errno.EFBIG, errno.EROFS}
 _OBJECTS_BETWEEN_COLLECTIONS = 100_000
 
 
@@ -60,15 +66,17 @@ def _measured(config: Config) -> str:
 
 
 def _require_measurable(arguments: argparse.Namespace) -> None:
-    """Raises an OtelbpfError if there is nothing to measure, or no right to."""
-    from otelbpf import check
+    """Raises an OtelbpfError if there is nothing to measure, or no way to."""
+    from otelbpf import needs, variables
 
     if not (arguments.port or arguments.upstream or arguments.client_port):
         raise UsageError(
             "nothing to measure: give a server's --port, or an --upstream or a --client-port that "
             f"requests are sent to; see `otelbpf {arguments.command} --help`"
         )
-    check.require_rights()
+    variables.settle(os.environ)
+    for limited in needs.require():
+        print(f"otelbpf: limited: {limited}", file=sys.stderr)
 
 
 def _config(arguments: argparse.Namespace, series: int, **others: object) -> Config:
@@ -169,6 +177,8 @@ def _run(arguments: argparse.Namespace) -> int:
               + (f"spans and metrics go to {spans_to}" if spans_to == metrics_to
                  else f"spans go to {spans_to}, metrics to {metrics_to}"), file=sys.stderr)
         _tell_attached(running.attachments)
+        print(f"otelbpf: keeps {', '.join(map(str, running.rights)) or 'no rights'}",
+              file=sys.stderr, flush=True)
         if config.duration_s is not None:
             timer = threading.Timer(config.duration_s, stop.set)
             timer.daemon = True
@@ -247,10 +257,25 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _give_up_what_is_not_written() -> None:
     """Python would try once more at its end, and complain."""
+    if sys.stdout is None:
+        return
     try:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _in_one_line(text: str) -> str:
+    """What an error quotes may hold anything, and be of any length."""
+    if len(text) > _LONGEST_LINE:
+        text = f"{text[:_LONGEST_LINE // 2]} ... {text[-_LONGEST_LINE // 2:]}"
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def _is_for_want_of_something(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _WANTING
+    return isinstance(error, MemoryError) or "can't start new thread" in str(error)
 
 
 _COMMANDS = {"run": _run, "top": _top, "check": _check, "report": _report}
@@ -258,14 +283,24 @@ _COMMANDS = {"run": _run, "top": _top, "check": _check, "report": _report}
 
 def main() -> int:
     """The `otelbpf` command; returns its exit status."""
+    # Nothing here multiplies matrices; numpy would start threads for it, which keep all rights.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     logging.basicConfig(level=logging.WARNING, format="otelbpf: %(message)s", stream=sys.stderr)
     # The exporter's own word for each try; ours says it once, and what becomes of the spans.
     logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)
+    # What it will do without is not for us.
+    logging.getLogger("pyroute2.netlink").setLevel(logging.ERROR)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Not each terminal can show each letter.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         arguments = build_parser().parse_args()
-        return _COMMANDS[arguments.command](arguments)
+        status = _COMMANDS[arguments.command](arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
     except OtelbpfError as error:
-        print(f"otelbpf: {error}", file=sys.stderr)
+        print(f"otelbpf: {_in_one_line(str(error))}", file=sys.stderr)
         _give_up_what_is_not_written()
         return _EXIT_REFUSED
     except KeyboardInterrupt:
@@ -273,6 +308,14 @@ def main() -> int:
     except BrokenPipeError:
         _give_up_what_is_not_written()
         return 1
+    except (OSError, MemoryError, RuntimeError) as error:
+        if not _is_for_want_of_something(error):
+            raise
+        print(f"otelbpf: the system has no more of what this takes ({error or 'memory'}): see what "
+              "limits this process (`ulimit -a`), and whether disk and memory are full",
+              file=sys.stderr)
+        _give_up_what_is_not_written()
+        return _EXIT_REFUSED
 
 
 if __name__ == "__main__":

@@ -6,7 +6,16 @@ class OtelbpfError(Exception):
     """What failed, where, why, and what to do next, in one sentence.
 
     The command line prints it as it is and exits with status 2.
+
+    Args:
+        what: what failed, where and why; or the whole sentence.
+        remedy: what to do next.
     """
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        super().__init__(f"{what}: {remedy}" if remedy else what)
+        self.what = what
+        self.remedy = remedy
 
 
 class KernelError(OtelbpfError):

@@ -68,8 +68,9 @@ def field_offsets(btf: Btf) -> dict[str, int]:
             offset = btf.offset_of(*_EARLIER[name])
         if offset is None:
             raise KernelError(
-                f"this kernel's struct {struct} has no field {path}: otelbpf does not know this "
-                "kernel yet; please report its version and `otelbpf check --json`"
+                f"this kernel's struct {struct} has no field {path}, so otelbpf does not know this "
+                "kernel yet",
+                "please report its version and `otelbpf check --json`",
             )
         offsets[f"OFFSET_{name}"] = offset
     return offsets

@@ -8,13 +8,14 @@ same stamps from each.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 
-from otelbpf import libbpf
+from otelbpf import libbpf, rights
 from otelbpf.btf import Btf
 from otelbpf.errors import KernelError
 from otelbpf.processes import cgroup_directory
@@ -388,6 +389,8 @@ class Kernel:
                 )
             )
         except libbpf.VerifierError as error:
+            if error.errno == errno.EPERM and rights.missing():
+                return "only who has the rights to load programs is told if it takes fentry programs"
             last = error.log.strip().splitlines()
             words = f" ({last[0]})" if last and not last[0].startswith("processed ") else ""
             return f"this kernel takes no fentry programs: {error.strerror}{words}"
@@ -419,8 +422,14 @@ def require(choices: tuple[Choice, ...]) -> None:
             reasons = "; ".join(verdict.reason for verdict in choice.verdicts)
             raise KernelError(
                 f"this kernel has nothing for the hook {choice.hook.name} "
-                f"({choice.hook.purpose}): {reasons}; otelbpf cannot measure without it"
+                f"({choice.hook.purpose}), which otelbpf cannot measure without ({reasons})",
+                "use a kernel that has one",
             )
+
+
+def takes_filters(choices: tuple[Choice, ...]) -> bool:
+    """Is traffic control watched by filters, for want of links?"""
+    return any(choice.chosen is not None and choice.chosen.target == "clsact" for choice in choices)
 
 
 def without(choices: tuple[Choice, ...], name: str, reason: str) -> tuple[Choice, ...]:

@@ -163,11 +163,14 @@ def library() -> ctypes.CDLL:
         KernelError: it is not installed.
     """
     try:
-        return ctypes.CDLL("libbpf.so.1", use_errno=True)
+        library = ctypes.CDLL("libbpf.so.1", use_errno=True)
     except OSError as error:
         raise KernelError(
-            f"cannot load libbpf.so.1 ({error}): install it with `apt install libbpf1`"
+            f"cannot load libbpf.so.1 ({error})", "install it with `apt install libbpf1`"
         ) from error
+    # What it cannot do is told by who asked for it.
+    library.libbpf_set_print(None)
+    return library
 
 
 def checked(result: int) -> int:
@@ -182,9 +185,16 @@ def possible_cpus() -> int:
     """How many processors the machine may ever have: their numbers are below that.
 
     Raises:
-        OSError: the kernel does not say.
+        KernelError: the kernel does not say.
     """
-    return checked(library().libbpf_num_possible_cpus())
+    try:
+        return checked(library().libbpf_num_possible_cpus())
+    except OSError as error:
+        raise KernelError(
+            "cannot tell how many processors there may be from /sys/devices/system/cpu/possible "
+            f"({error.strerror})",
+            "mount a sysfs file system at /sys",
+        ) from error
 
 
 def create_value(name: str, size: int) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles and loads the programs. The only module that imports bcc."""
+"""Compiles and loads the programs. The only module that has to do with BCC."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ import contextlib
 import ctypes
 import os
 import secrets
-import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import product
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from otelbpf import libbpf
 from otelbpf.arrays import Arrays
+from otelbpf.bcc_module import import_bcc
 from otelbpf.btf import Btf
+from otelbpf.diagnostics import CapturedStderr, first_error, keep_log, last_verdict
 from otelbpf.errors import KernelError
 from otelbpf.fields import field_offsets
 from otelbpf.hooks import Candidate, Choice, Mechanism
@@ -66,28 +65,6 @@ def _hash_factors() -> str:
     return "(" + ":".join(f"(i)=={i}?{secrets.randbits(64) | 1}ull" for i in range(4)) + (
         f":{secrets.randbits(64) | 1}ull)"
     )
-
-
-def import_bcc() -> ModuleType:
-    """The distribution's BCC module.
-
-    Raises:
-        KernelError: it is missing, or another package called bcc is in its place.
-    """
-    try:
-        import bcc
-    except ImportError as error:
-        raise KernelError(
-            "the BCC Python module is missing: install it with `apt install python3-bpfcc` and run "
-            "otelbpf with the distribution's python3 (a virtual environment needs "
-            "--system-site-packages)"
-        ) from error
-    if not hasattr(bcc, "BPF"):
-        raise KernelError(
-            f"the bcc module at {bcc.__file__} is not the BPF Compiler Collection but an unrelated "
-            "package from PyPI: run `pip uninstall bcc` and `apt install python3-bpfcc`"
-        )
-    return bcc
 
 
 def source_text() -> str:
@@ -281,13 +258,12 @@ class Programs:
         # BCC takes its headers from here instead of from a kernel-headers package.
         os.environ["BCC_KERNEL_SOURCE"] = str(bpf_directory() / "shim")
         try:
-            with _CapturedStderr() as diagnostics:
+            with CapturedStderr() as diagnostics:
                 return self._bcc.BPF(text=source_text().encode(), cflags=cflags)
         except Exception as error:
-            log = _keep_log("compile", diagnostics.text)
             raise KernelError(
-                f"BCC could not compile the programs: {_first_error(diagnostics.text)}; "
-                f"the compiler's whole output is in {log}; please report it with that file"
+                f"BCC could not compile the programs: {first_error(diagnostics.text)}; "
+                + keep_log("compile", diagnostics.text)
             ) from error
 
     def _load_side_by_side(self, wanted: list[_Load]) -> None:
@@ -295,22 +271,21 @@ class Programs:
 
         What the kernel refuses here is refused again, and told, when it is asked for.
         """
-        with ThreadPoolExecutor() as pool, _CapturedStderr():
+        with ThreadPoolExecutor() as pool, CapturedStderr():
             wait([pool.submit(self._load_once, load) for load in dict.fromkeys(wanted)])
 
     def _load(self, load: _Load) -> int:
         if load in self._loaded:
             return self._loaded[load]
-        with _CapturedStderr() as diagnostics:
+        with CapturedStderr() as diagnostics:
             try:
                 return self._load_once(load)
             except Exception as error:
                 refusal = error
         text = refusal.log if isinstance(refusal, libbpf.VerifierError) else diagnostics.text
-        log = _keep_log(load.program, text)
         raise KernelError(
-            f"the kernel refused program {load} ({refusal}): {_last_verdict(text)}; "
-            f"the verifier's whole log is in {log}; please report it with that file"
+            f"the kernel refused program {load} ({refusal}): {last_verdict(text)}; "
+            + keep_log(load.program, text)
         ) from refusal
 
     def _load_once(self, load: _Load) -> int:
@@ -376,41 +351,3 @@ def _target_ids(btf: Btf, choices: tuple[Choice, ...]) -> dict[tuple[int, str], 
                 id_ = btf.tracepoint_id(candidate.target)
                 ids[libbpf.BPF_TRACE_RAW_TP, candidate.target] = id_
     return ids
-
-
-class _CapturedStderr:
-    """What BCC's C++ code writes to standard error, which Python cannot redirect."""
-
-    text = ""
-
-    def __enter__(self) -> _CapturedStderr:
-        self._file = tempfile.TemporaryFile()
-        self._saved = os.dup(2)
-        os.dup2(self._file.fileno(), 2)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.dup2(self._saved, 2)
-        os.close(self._saved)
-        self._file.seek(0)
-        self.text = self._file.read().decode(errors="replace")
-        self._file.close()
-
-
-def _keep_log(name: str, text: str) -> Path:
-    handle, path = tempfile.mkstemp(prefix=f"otelbpf-{name}-", suffix=".log")
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-    return Path(path)
-
-
-def _first_error(text: str) -> str:
-    lines = [line for line in text.splitlines() if "error:" in line]
-    return lines[0] if lines else "no message"
-
-
-def _last_verdict(text: str) -> str:
-    """The verifier's last words before its statistics."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    words = [line for line in lines if not line.startswith(("processed ", "bpf: "))]
-    return words[-1] if words else "no message"

@@ -27,6 +27,7 @@ from otelbpf.metrics import MetricStyle, Temporality, metrics_of
 from otelbpf.metrics_points import HistogramStyle
 from otelbpf.metrics_prometheus import PrometheusEndpoint
 from otelbpf.snapshot import Snapshot
+from otelbpf.variables import require_otlp
 
 _log = logging.getLogger(__name__)
 
@@ -61,9 +62,11 @@ class MetricsExport(Protocol):
 
     Attributes:
         destination: where the metrics go, for people.
+        low_port: is it to listen on a port below 1024, which takes a right?
     """
 
     destination: str
+    low_port: bool = False
 
     def start(self, take_snapshot: TakeSnapshot) -> None:
         """Starts asking for snapshots, from one other thread at a time.
@@ -88,6 +91,8 @@ def metrics_export(environment: Mapping[str, str]) -> MetricsExport:
         return _Nowhere()
     if name == "prometheus":
         return _Scraped(environment)
+    if is_otlp(name):
+        require_otlp(environment, Signal.METRICS, grpc=name == "otlp_proto_grpc")
     schedule = Schedule.from_environment(environment)
     style = MetricStyle(
         histograms=_choice(environment, _HISTOGRAMS, HistogramStyle.EXPLICIT),
@@ -118,6 +123,7 @@ class _Nowhere:
     """OTEL_METRICS_EXPORTER=none."""
 
     destination = "none"
+    low_port = False
 
     def start(self, take_snapshot: TakeSnapshot) -> None:
         """Does nothing."""
@@ -134,6 +140,7 @@ class _Scraped:
         port = int(whole_number(environment, _PORT, 9464))
         if port > 65_535:
             raise UsageError(f"{_PORT}={port} is no TCP port: it is a number from 1 to 65535")
+        self.low_port = port < 1024
         self._endpoint = PrometheusEndpoint(host, port)
         authority = f"[{host}]" if ":" in host else host
         self.destination = f"http://{authority}:{port}/metrics (Prometheus)"
@@ -183,6 +190,7 @@ class Periodic:
         self, exporter: MetricExporter, style: MetricStyle, schedule: Schedule, destination: str
     ) -> None:
         self.destination = destination
+        self.low_port = False
         self._exporter = exporter
         self._style = style
         self._schedule = schedule

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from otelbpf.errors import KernelError, UsageError
 
+_OWN = Path("/proc/self/ns/net")
 _RUN_NETNS = Path("/run/netns")
 _CLONE_NEWNET = 0x40000000
 
@@ -59,6 +60,11 @@ class Netns:
         return results[0]
 
 
+def own_netns() -> Netns:
+    """The agent's own namespace."""
+    return Netns("", _OWN)
+
+
 def find_netns(name: str | None) -> Netns:
     """The namespace called `name`, at the path `name`, or the agent's own for None.
 
@@ -66,14 +72,11 @@ def find_netns(name: str | None) -> Netns:
         UsageError: there is none.
     """
     if name is None:
-        path = Path("/proc/self/ns/net")
-    elif "/" in name:
-        path = Path(name)
-    else:
-        path = _RUN_NETNS / name
+        return own_netns()
+    path = Path(name) if "/" in name else _RUN_NETNS / name
     try:
         status = path.stat()
-        own = Path("/proc/self/ns/net").stat()
+        own = _OWN.stat()
     except OSError as error:
         raise UsageError(
             f"no network namespace {name!r} ({path}: {error.strerror}): "
@@ -84,7 +87,7 @@ def find_netns(name: str | None) -> Netns:
             f"{path} is not a network namespace: give a name from `ip netns list` or a path "
             "such as /proc/PID/ns/net"
         )
-    return Netns(name or "", path)
+    return Netns(name, path)
 
 
 def _kind_of_namespace(path: Path) -> int:
@@ -102,8 +105,8 @@ def current_cookie() -> int:
             cookie = probe.getsockopt(socket.SOL_SOCKET, socurrent_cookie, 8)
         except OSError as error:
             raise KernelError(
-                f"this kernel ({os.uname().release}) is too old: it has no network namespace "
-                "cookies; otelbpf needs Linux 5.14 or later"
+                f"this kernel ({os.uname().release}) has no network namespace cookies",
+                "use Linux 5.14 or later",
             ) from error
     return int.from_bytes(cookie, "little")
 

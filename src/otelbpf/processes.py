@@ -173,7 +173,11 @@ def executable_name(pid: int) -> str:
 
 def cgroup_directory() -> Path | None:
     """Where the topmost cgroup that can be seen from here is mounted; None: it is not."""
-    for line in (_PROC / "self" / "mountinfo").read_text().splitlines():
+    try:
+        mounts = (_PROC / "self" / "mountinfo").read_text().splitlines()
+    except OSError:
+        return None
+    for line in mounts:
         mounted, _, kind = line.partition(" - ")
         if kind.startswith("cgroup2 "):
             # Blanks and the like are written as octal escapes.

@@ -16,7 +16,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from otelbpf import libbpf
 from otelbpf.interfaces import find_interfaces
-from otelbpf.loader import import_bcc
+from otelbpf.bcc_module import import_bcc
 from otelbpf.netns import Netns
 from otelbpf.sources import bpf_directory
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from otelbpf import agent, check, cli
+from otelbpf import agent, cli, needs, rights
 from otelbpf.accounting import Lost, Sums
 from otelbpf.config import Config
 from otelbpf.errors import KernelError, UsageError
 from otelbpf.exporter import QueueLimits
 from otelbpf.interfaces import Xdp
 from otelbpf.limits import Limits
+from otelbpf.rights import Capability
 from otelbpf.sampler import Sampler, Slow
 from otelbpf.spans import StageStyle
 from otelbpf.version import __version__
@@ -33,7 +34,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
         configs.append(config)
         return Sums(23, 20, 2, {Lost.PARSER: 1})
 
-    monkeypatch.setattr(check, "require_rights", lambda: None)
+    monkeypatch.setattr(needs, "require", list)
     monkeypatch.setattr(agent, "run", run)
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
     return configs
@@ -157,7 +158,7 @@ def test_variables_are_refused_before_anything_is_loaded(
     def load(*_: object) -> None:
         pytest.fail("loaded")
 
-    monkeypatch.setattr(check, "require_rights", lambda: None)
+    monkeypatch.setattr(needs, "require", list)
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
     monkeypatch.setattr(agent, "Programs", load)
     monkeypatch.setattr(agent, "find_netns", load)
@@ -185,11 +186,22 @@ def test_the_agents_refusal(
 def test_without_rights(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(check, "_effective_capabilities", lambda: {"CAP_BPF", "CAP_NET_ADMIN"})
+    monkeypatch.setattr(rights, "held", lambda: {Capability.CAP_BPF, Capability.CAP_NET_ADMIN})
     assert call(monkeypatch, *RUN) == 2
     assert capsys.readouterr().err == (
-        "otelbpf: otelbpf needs CAP_SYS_ADMIN, which this process does not have: run it as root "
-        "(`sudo otelbpf run …`)\n"
+        "otelbpf: this process does not have CAP_SYS_ADMIN (loading programs, proving hooks, "
+        "entering namespaces): run otelbpf as root (`sudo otelbpf …`), or give its container these "
+        "capabilities\n"
+    )
+
+
+def test_what_is_limited_is_said_and_does_not_keep_it_from_running(
+    ran: list[Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(needs, "require", lambda: [KernelError("it sees nothing", "give it eyes")])
+    assert call(monkeypatch, *RUN) == 0
+    assert capsys.readouterr().err.startswith(
+        "otelbpf: limited: it sees nothing: give it eyes\notelbpf: seen "
     )
 
 

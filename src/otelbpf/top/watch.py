@@ -26,6 +26,7 @@ from rich.console import Console, RenderableType
 from rich.control import Control
 from rich.screen import Screen
 
+from otelbpf import rights
 from otelbpf.accounting import Sums
 from otelbpf.agent import Running, run
 from otelbpf.config import Config
@@ -125,6 +126,8 @@ def top(
             alarm.ring()
 
         agent = pool.submit(run, config, {**environment, **_EXPORT_NOTHING}, stop, is_ready)
+        # The agent's thread has them.
+        rights.give_up(())
         agent.add_done_callback(lambda _: alarm.ring())
 
         def has_ended() -> bool:

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The distribution's BCC."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from otelbpf.errors import KernelError
+
+
+def import_bcc() -> ModuleType:
+    """The distribution's BCC module.
+
+    Raises:
+        KernelError: it is missing, or another package called bcc is in its place.
+    """
+    try:
+        import bcc
+    except ImportError as error:
+        raise KernelError(
+            "the BCC Python module is missing",
+            "install it with `apt install python3-bpfcc` and run otelbpf with the distribution's "
+            "python3 (a virtual environment needs --system-site-packages)",
+        ) from error
+    if not hasattr(bcc, "BPF"):
+        raise KernelError(
+            f"the bcc module at {bcc.__file__} is not the BPF Compiler Collection but an unrelated "
+            "package from PyPI",
+            "run `pip uninstall bcc` and `apt install python3-bpfcc`",
+        )
+    return bcc

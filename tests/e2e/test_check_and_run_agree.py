@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `run` needs `check` tests, on machines made poor for it: both say the same, with the remedy.
+
+Each machine is this one, as a command sees it that is started with fewer rights, lower limits, or
+other file systems.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from network import Network
+from stack import Ended, otelbpf
+
+NOTHING = {"OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "none"}
+#: What a machine needs to be one.
+RIGHTS = ("sys_admin", "net_admin", "sys_ptrace", "dac_read_search", "checkpoint_restore")
+
+
+def without(*rights: str) -> tuple[str, ...]:
+    """With all rights that otelbpf has a use for, but these."""
+    kept = ",".join(["-all", *(f"+{name}" for name in RIGHTS if name not in rights)])
+    return ("setpriv", f"--bounding-set={kept}", "--inh-caps=-all", "--ambient-caps=-all", "--")
+
+
+def mounted(script: str) -> tuple[str, ...]:
+    """In a mount namespace of its own, which a shell changes first."""
+    return ("unshare", "--mount", "--propagation", "private", "sh", "-ec", f'{script}; exec "$@"',
+            "sh")
+
+
+def limited(option: str) -> tuple[str, ...]:
+    return ("prlimit", option, "--")
+
+
+#: /sys/kernel made anew, with the kernel's BTF and whatever else.
+SYS_KERNEL = (
+    "cp /sys/kernel/btf/vmlinux {btf}; mount -t tmpfs none /sys/kernel; mkdir /sys/kernel/btf; "
+    "cp {btf} /sys/kernel/btf/vmlinux"
+)
+
+# How it is poor -> what starts a command there, what is missing, a word of the remedy.
+POOR: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "no right to load": (without("sys_admin"), "CAP_SYS_ADMIN (", "as root"),
+    "no right to see packets": (without("net_admin"), "CAP_NET_ADMIN (", "as root"),
+    "neither": (without("sys_admin", "net_admin"), "CAP_NET_ADMIN (", "as root"),
+    "64 files": (limited("--nofile=64:64"), "open files is 64", "ulimit -n 256"),
+    "little address space": (limited(f"--as={400 << 20}:{400 << 20}"), "409600", "ulimit -v"),
+    "little data": (limited(f"--data={100 << 20}:{100 << 20}"), "102400", "ulimit -d"),
+    "little stack": (limited(f"--stack={512 << 10}:{512 << 10}"), "is 512", "ulimit -s 1024"),
+    "no BTF": (mounted("mount -t tmpfs none /sys/kernel/btf"), "no BTF", "CONFIG_DEBUG_INFO_BTF"),
+    "a BTF of nothing": (
+        mounted("mount --bind {empty} /sys/kernel/btf/vmlinux"), "cannot read /sys/kernel/btf/",
+        "libbpf1",
+    ),
+    "no /sys": (mounted("mount -t tmpfs none /sys/devices"), "how many processors", "sysfs"),
+    "no /proc": (mounted("umount --lazy /proc"), "/proc/self/status is missing", "-t proc"),
+    "half a /proc": (
+        mounted("mount -t proc -o subset=pid none /proc"), "/proc/kallsyms is missing", "-t proc"
+    ),
+    "no directory": (mounted("mkdir {gone}; cd {gone}; rmdir {gone}"), "working directory", "start"),
+    "PREEMPT_RT": (
+        mounted(f"{SYS_KERNEL}; echo 1 >/sys/kernel/realtime"), "PREEMPT_RT", "without PREEMPT_RT"
+    ),
+}
+
+# These only look poor.
+RICH_ENOUGH: dict[str, tuple[str, ...]] = {
+    "all that it takes, and no more": without(),
+    "low limits that it may raise": limited("--nofile=16:1024"),
+    "no locked memory": limited("--memlock=0:0"),
+    "a kernel that is not realtime": mounted(f"{SYS_KERNEL}; echo 0 >/sys/kernel/realtime"),
+    "nowhere to write": mounted(
+        "mount -t tmpfs -o ro none /tmp; mount -t tmpfs -o ro none /var/tmp; "
+        "mount -o remount,ro,bind /; cd /"
+    ),
+    "a full /tmp": mounted(
+        "mount -t tmpfs -o size=4k none /tmp; head -c 9999 /dev/zero >/tmp/full 2>/dev/null || true"
+    ),
+    "processes hidden from others": mounted("mount -t proc -o hidepid=invisible none /proc"),
+    "no cgroups, no tracefs": mounted(
+        "umount --recursive /sys/fs/cgroup; mount -t tmpfs none /sys/fs; "
+        "mount -t tmpfs none /sys/kernel/tracing; mount -t tmpfs none /sys/kernel/debug"
+    ),
+}
+
+
+def filled(under: tuple[str, ...], directory: Path) -> list[str]:
+    """With the paths that a script needs."""
+    (directory / "empty").touch()
+    paths = {
+        name: shlex.quote(str(directory / name)) for name in ("empty", "gone", "btf")
+    }
+    return [
+        word.format(**paths) if word.endswith('exec "$@"') else word for word in under
+    ]
+
+
+def check(directory: Path, net: Network, under: list[str]) -> tuple[Ended, dict[str, Any]]:
+    ended = otelbpf(directory, "check", "--json", under=[*net.server.enter(), *under])
+    assert ended.stderr == ""
+    return ended, json.loads(ended.stdout)
+
+
+def run(directory: Path, net: Network, under: list[str]) -> Ended:
+    return otelbpf(
+        directory, "run", "--interface", net.server.interface, "--port", 80, "--duration", "0.1",
+        environment=NOTHING, under=[*net.server.enter(), *under],
+    )
+
+
+@pytest.mark.parametrize("poor", POOR)
+def test_what_is_missing(net: Network, tmp_path: Path, poor: str) -> None:
+    """The first thing that `check` finds missing is what `run` says, to the letter."""
+    under, what, remedy = POOR[poor]
+    checked, report = check(tmp_path, net, filled(under, tmp_path))
+    missing = [each for each in report["findings"] if not (each["ok"] or each["optional"])]
+    assert (checked.code, report["can_run"]) == (1, False)
+    assert what in missing[0]["detail"]
+    assert remedy in missing[0]["remedy"]
+    ended = run(tmp_path, net, filled(under, tmp_path))
+    ended.assert_refused()
+    assert ended.stderr == f"otelbpf: {missing[0]['detail']}: {missing[0]['remedy']}\n"
+
+
+@pytest.mark.parametrize("rich", RICH_ENOUGH)
+def test_what_is_not_missing(net: Network, tmp_path: Path, rich: str) -> None:
+    under = filled(RICH_ENOUGH[rich], tmp_path)
+    checked, report = check(tmp_path, net, under)
+    assert (checked.code, report["can_run"]) == (0, True), report["findings"]
+    ended = run(tmp_path, net, under)
+    assert ended.code == 0, ended.stderr
+    assert "otelbpf: limited: " not in ended.stderr
+    assert ended.stderr.endswith("otelbpf: seen 0 = exported 0 + sampled out 0 + lost 0\n")
+
+
+@pytest.mark.parametrize("right", ["sys_ptrace", "dac_read_search", "checkpoint_restore"])
+def test_what_it_can_do_without(net: Network, tmp_path: Path, right: str) -> None:
+    """Both say what it will not see, and it runs."""
+    checked, report = check(tmp_path, net, list(without(right)))
+    assert (checked.code, report["can_run"]) == (0, True)
+    (finding,) = [each for each in report["findings"] if not each["ok"]]
+    assert finding["detail"].startswith(f"this process does not have CAP_{right.upper()} (")
+    ended = run(tmp_path, net, list(without(right)))
+    assert ended.code == 0
+    assert ended.stderr.startswith(
+        f"otelbpf: limited: {finding['detail']}: {finding['remedy']}\n"
+    )

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`otelbpf run` with all but the kernel: one request is read, exported, and then it stops.
+
+As a program it reads lines of JSON, each a list of several environments' variables; it runs all of
+them at once, and answers with a line: of each the exit code, and what it wrote to standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import samples
+import snapshots
+
+from otelbpf import agent, cli, needs
+from otelbpf.records import Counter, RequestFlag
+
+ARGUMENTS = ("otelbpf", "run", "--interface", "lo", "--port", "80")
+
+
+class _Programs:
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def counts(self) -> dict[Counter, int]:
+        return {**dict.fromkeys(Counter, 0), Counter.SEEN: 1}
+
+    def close(self) -> None:
+        pass
+
+
+class _Sums:
+    """In place of what adds up requests, and connections."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def snapshot(self) -> tuple[Any, ...]:
+        return ()
+
+    def add(self, records: np.ndarray) -> np.ndarray:
+        return np.ones(len(records), bool)
+
+    def exemplify(self, *_: object) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _Series(_Sums):
+    def snapshot(self) -> tuple[Any, ...]:
+        return (snapshots.series(),)
+
+
+class _Reader:
+    """Reads one request, after which somebody stops the agent."""
+
+    pending = 0
+
+    def __init__(self, *_: object) -> None:
+        self._is_read = False
+
+    def read(self, _limit: int) -> np.ndarray:
+        record = samples.record(
+            pid=os.getpid(), flags=samples.WHOLE | RequestFlag.KEPT | RequestFlag.IN_SERIES
+        )
+        if self._is_read:
+            return record[:0]
+        self._is_read = True
+        os.kill(os.getpid(), signal.SIGTERM)
+        return record
+
+    def close(self) -> None:
+        pass
+
+
+class _Nothing:
+    """Does whatever it is asked for, and nothing."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __getattr__(self, _name: str) -> Any:
+        return lambda *_arguments, **_others: None
+
+
+class _Attachments:
+    description, fallbacks, absent, unmeasured = ("nothing",), (), (), ()
+
+    def missed(self) -> dict[str, int]:
+        return {}
+
+
+@contextlib.contextmanager
+def _attached(*_: object) -> Iterator[_Attachments]:
+    yield _Attachments()
+
+
+def _take_the_kernel_away() -> None:
+    needs.require = list
+    for name, stand_in in {
+        "Programs": _Programs, "SeriesTable": _Series, "ConnectionSums": _Sums,
+        "RingReader": _Reader, "Sweeper": _Nothing, "ThreadContexts": _Nothing,
+        "attached": _attached, "choose": lambda *_, **__: (), "require": lambda _: None,
+        "programs_need_rights": lambda: False,
+    }.items():
+        assert hasattr(agent, name), name
+        setattr(agent, name, stand_in)
+
+
+def _run(variables: dict[str, str]) -> None:
+    for name in [name for name in os.environ if name.startswith("OTEL_")]:
+        del os.environ[name]
+    os.environ.update(variables)
+    sys.argv = list(ARGUMENTS)
+    sys.exit(cli.main())
+
+
+class _Child:
+    """A run in a process of its own."""
+
+    def __init__(self, variables: dict[str, str]) -> None:
+        self._said = tempfile.TemporaryFile()
+        self._pid = os.fork()
+        if not self._pid:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(self._said.fileno(), 2)
+            _run(variables)
+
+    def wait(self) -> tuple[int, str]:
+        _, status = os.waitpid(self._pid, 0)
+        with self._said:
+            self._said.seek(0)
+            return os.waitstatus_to_exitcode(status), self._said.read().decode(errors="replace")
+
+
+if __name__ == "__main__":
+    _take_the_kernel_away()
+    for line in sys.stdin:
+        children = [_Child(variables) for variables in json.loads(line)]
+        print(json.dumps([child.wait() for child in children]), flush=True)

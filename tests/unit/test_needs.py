@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What otelbpf needs, on machines made up for it: `check` and `run` hear of it by the same words."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from pathlib import Path
+
+import pytest
+
+from otelbpf import check, libbpf, needs, rights
+from otelbpf.errors import KernelError
+from otelbpf.needs import Need, programs_need_rights
+from otelbpf.rights import Capability
+
+UNLIMITED = resource.RLIM_INFINITY
+
+
+def missing(*, optional: bool = False) -> Need:
+    def require() -> None:
+        raise KernelError("there is no moon: at least not here", "wait for the night: or not")
+
+    return Need("moon", "it shines", require, optional)
+
+
+def stub(monkeypatch: pytest.MonkeyPatch, *made_up: Need) -> None:
+    for module in (needs, check):
+        monkeypatch.setattr(module, "needs", lambda: made_up)
+
+
+def test_the_first_thing_that_is_missing_is_what_run_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And check too, in the same words, colons and all."""
+    stub(monkeypatch, Need("sun", "it shines", lambda: None), missing())
+    with pytest.raises(KernelError) as raised:
+        needs.require()
+    report = check.examine((), None)
+    sun, moon, *_ = report.findings
+    assert (sun.ok, sun.detail) == (True, "it shines")
+    assert (moon.ok, f"{moon.detail}: {moon.remedy}") == (False, str(raised.value))
+    assert not report.can_run
+    assert "  MISSING  moon: there is no moon: at least not here\n" in str(report)
+    assert "           -> wait for the night: or not\n" in str(report)
+
+
+def test_what_is_optional_keeps_nobody_from_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    stub(monkeypatch, missing(optional=True))
+    (limited,) = needs.require()
+    assert limited.what == "there is no moon: at least not here"
+    report = check.examine((), None)
+    assert (report.findings[0].ok, report.findings[0].optional) == (False, True)
+    assert "  limited  moon: " in str(report)
+
+
+def named(name: str) -> Need:
+    (found,) = (each for each in needs.needs() if each.name == name)
+    return found
+
+
+def refusal(name: str) -> KernelError:
+    with pytest.raises(KernelError) as raised:
+        named(name).require()
+    return raised.value
+
+
+@pytest.mark.parametrize(("content", "is_refused"), [("1\n", True), ("0\n", False), (None, False)])
+def test_a_realtime_kernel(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | None, is_refused: bool
+) -> None:
+    path = tmp_path / "realtime"
+    monkeypatch.setattr(needs, "REALTIME", path)
+    if content is not None:
+        path.write_text(content)
+    if is_refused:
+        assert "PREEMPT_RT" in refusal("preemption").what
+    else:
+        named("preemption").require()
+
+
+def test_another_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    made_up = os.uname_result(("Linux", "host", "6.12.1", "#1", "aarch64"))
+    monkeypatch.setattr(os, "uname", lambda: made_up)
+    assert "aarch64" in refusal("processor").what
+
+
+def test_no_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(needs, "PROC", tmp_path)
+    assert f"mount -t proc proc {tmp_path}" in refusal("/proc").remedy
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self/status").touch()
+    assert "kallsyms" in refusal("/proc").what
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "raised_to"),
+    [(UNLIMITED, UNLIMITED, None), (256, 256, None), (64, 4096, 256), (64, UNLIMITED, 256)],
+)
+def test_limits_are_raised_as_far_as_may_be(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, raised_to: int | None
+) -> None:
+    raised: list[tuple[int, tuple[int, int]]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda *limit: raised.append(limit))
+    named("limit of open files").require()
+    assert raised == [(resource.RLIMIT_NOFILE, (raised_to, hard))] * (raised_to is not None)
+
+
+@pytest.mark.parametrize(
+    ("what", "hint"),
+    [("open files", "`ulimit -n 256`"), ("address space in KiB", "`ulimit -v "),
+     ("data in KiB", "`ulimit -d "), ("stack in KiB", "`ulimit -s 1024`")],
+)
+def test_limits_that_may_not_be_raised(
+    monkeypatch: pytest.MonkeyPatch, what: str, hint: str
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (2048, 3072) if what[0] != "o" else (9, 9))
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: pytest.fail("raised"))
+    error = refusal(f"limit of {what}")
+    assert f"{what} is {9 if what[0] == 'o' else 3}," in error.what
+    assert hint in error.remedy
+
+
+class Kernel:
+    """One that takes programs, or says why not; and that runs them, or asks for a right."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, loading: int = 0, running: int = 0
+    ) -> None:
+        self._loading, self._running = loading, running
+        monkeypatch.setattr(libbpf, "load_program", self._load)
+        monkeypatch.setattr(libbpf, "run_once", self._run)
+
+    def _load(self, *_: object) -> int:
+        if self._loading:
+            raise libbpf.VerifierError(self._loading, "")
+        return os.open(os.devnull, os.O_RDONLY)
+
+    def _run(self, *_: object, **__: object) -> None:
+        assert rights.held() == frozenset()
+        if self._running:
+            raise OSError(self._running, os.strerror(self._running))
+
+
+@pytest.mark.parametrize(("running", "needed"), [(0, False), (errno.EPERM, True)])
+def test_whether_running_a_program_takes_a_right(
+    monkeypatch: pytest.MonkeyPatch, running: int, needed: bool
+) -> None:
+    """As it does on kernels before 5.19 that let only the privileged call bpf()."""
+    Kernel(monkeypatch, running=running)
+    assert programs_need_rights() is needed
+
+
+def test_a_kernel_that_takes_no_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    Kernel(monkeypatch, loading=errno.EPERM)
+    monkeypatch.setattr(rights, "held", lambda: frozenset(Capability))
+    error = refusal("bpf()")
+    assert "takes no BPF program" in error.what
+    assert "seccomp" in error.remedy
+
+
+def test_a_process_that_may_load_none_is_told_what_it_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Kernel(monkeypatch, loading=errno.EPERM)
+    monkeypatch.setattr(rights, "held", frozenset)
+    assert refusal("bpf()").args == refusal("rights").args
