@@ -17,7 +17,7 @@ from otelbpf.bcc_module import import_bcc
 from otelbpf.btf import Btf
 from otelbpf.errors import KernelError
 from otelbpf.fields import field_offsets
-from otelbpf.netns import own_netns
+from otelbpf.netns import current_cookie
 
 PROC = Path("/proc")
 REALTIME = Path("/sys/kernel/realtime")
@@ -53,7 +53,7 @@ def needs() -> tuple[Need, ...]:
              rights.require_to_look, optional=True),
         *(Need(f"limit of {limit.what}", f"at least {limit.least // limit.unit}", limit.require)
           for limit in _limits()),
-        Need("namespaces", "network namespaces have cookies", lambda: own_netns().cookie),
+        Need("namespaces", "network namespaces have cookies", current_cookie),
         Need("bcc", "the BPF Compiler Collection", import_bcc),
         Need("/sys", "it is mounted", libbpf.possible_cpus),
         Need("working directory", "it is there", _require_directory),

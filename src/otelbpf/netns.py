@@ -14,7 +14,6 @@ from typing import TypeVar
 
 from otelbpf.errors import KernelError, UsageError
 
-_OWN = Path("/proc/self/ns/net")
 _RUN_NETNS = Path("/run/netns")
 _CLONE_NEWNET = 0x40000000
 
@@ -60,11 +59,6 @@ class Netns:
         return results[0]
 
 
-def own_netns() -> Netns:
-    """The agent's own namespace."""
-    return Netns("", _OWN)
-
-
 def find_netns(name: str | None) -> Netns:
     """The namespace called `name`, at the path `name`, or the agent's own for None.
 
@@ -72,11 +66,14 @@ def find_netns(name: str | None) -> Netns:
         UsageError: there is none.
     """
     if name is None:
-        return own_netns()
-    path = Path(name) if "/" in name else _RUN_NETNS / name
+        path = Path("/proc/self/ns/net")
+    elif "/" in name:
+        path = Path(name)
+    else:
+        path = _RUN_NETNS / name
     try:
         status = path.stat()
-        own = _OWN.stat()
+        own = Path("/proc/self/ns/net").stat()
     except OSError as error:
         raise UsageError(
             f"no network namespace {name!r} ({path}: {error.strerror}): "
@@ -87,7 +84,7 @@ def find_netns(name: str | None) -> Netns:
             f"{path} is not a network namespace: give a name from `ip netns list` or a path "
             "such as /proc/PID/ns/net"
         )
-    return Netns(name, path)
+    return Netns(name or "", path)
 
 
 def _kind_of_namespace(path: Path) -> int:
@@ -99,10 +96,15 @@ def _kind_of_namespace(path: Path) -> int:
 
 
 def current_cookie() -> int:
-    socurrent_cookie = 71  # since 5.14; Python has no name for it
+    """The number of the calling thread's namespace.
+
+    Raises:
+        KernelError: the kernel gives them none.
+    """
+    so_netns_cookie = 71  # since 5.14; Python has no name for it
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            cookie = probe.getsockopt(socket.SOL_SOCKET, socurrent_cookie, 8)
+            cookie = probe.getsockopt(socket.SOL_SOCKET, so_netns_cookie, 8)
         except OSError as error:
             raise KernelError(
                 f"this kernel ({os.uname().release}) has no network namespace cookies",
