@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +13,6 @@ from typing import Protocol
 import numpy as np
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SpanExporter
 
 from otelbpf.accounting import Coverage, Ledger, Lost, Sums
 from otelbpf.attach import Attachments, attached
@@ -23,7 +22,7 @@ from otelbpf.config import Config
 from otelbpf.connections import ConnectionSums
 from otelbpf.context import contexts_of
 from otelbpf.errors import UsageError
-from otelbpf.exporter import Sender, destination, exporter_name, make_exporter, require_endpoint
+from otelbpf.exporter import destination, exporter_name, require_endpoint, require_files
 from otelbpf.handlers import Handler, HandlerKind, find_handlers
 from otelbpf.hooks import choose, require, without
 from otelbpf.ids import Ids
@@ -39,12 +38,14 @@ from otelbpf.request import Kind, Request, requests_of
 from otelbpf.resource import Resources
 from otelbpf.routes import Routes
 from otelbpf.sampler import Sampler
+from otelbpf.sender import Sender
 from otelbpf.series import SeriesTable
 from otelbpf.snapshot import Snapshot
 from otelbpf.spans import StageStyle, spans_of
 from otelbpf.sweeper import Sweeper
 from otelbpf.thread_context import ThreadContexts
 from otelbpf.upstreams import resolve
+from otelbpf.ways_out import WayOut, spans_way_out
 
 # How often the ring is looked at: a wake-up from the kernel for each record would cost the
 # measured server more than all programs together, and many small batches cost the agent more
@@ -61,7 +62,7 @@ class Pipeline:
     """From records to the exporter's queue. Knows nothing of the kernel.
 
     Args:
-        exporter: an official span exporter; None throws spans away.
+        way_out: for spans; None throws them away.
         series: adds up what the kernel has not; None: nothing is added up.
     """
 
@@ -71,7 +72,7 @@ class Pipeline:
         ids: Ids,
         resources: Resources,
         routes: Routes,
-        exporter: SpanExporter | None,
+        way_out: WayOut[Sequence[ReadableSpan]] | None,
         series: SeriesTable | None = None,
     ) -> None:
         self._config = config
@@ -82,7 +83,7 @@ class Pipeline:
         self.ledger = Ledger()
         self.clock: ClockReading = read_clock()
         spans_each = 1 + (_STAGES_MOST if config.stages is StageStyle.SPANS else 0)
-        self.sender = Sender(exporter, self._to_spans, spans_each, self.ledger, config.queue)
+        self.sender = Sender(way_out, self._to_spans, spans_each, self.ledger, config.queue)
 
     def refresh(self) -> None:
         """Once a second: compares the clocks again, and looks what became of services."""
@@ -299,13 +300,14 @@ def run(
     """
     name = exporter_name(environment)
     require_endpoint(environment, name)
+    require_files(environment, name)
     metrics = metrics_export(environment)
     sampler = _sampler_of(config, environment)
     templates = (*config.routes, *(route for route, _ in config.slow.by_route))
     routes = Routes(templates, config.found_routes)
     for path in (config.ready_file, config.sums_file):
         _prepare(path)
-    exporter = make_exporter(name, config.output)
+    way_out = spans_way_out(name, config.output)
     netns = find_netns(config.netns)
     cookie = netns.cookie
     listeners = Listeners(config.ports, netns)
@@ -335,7 +337,7 @@ def run(
             kinds = (Kind.SERVER,) * bool(config.ports) + (Kind.CLIENT,) * bool(upstreams)
             connections = ConnectionSums(programs, kinds)
             stack.enter_context(contextlib.closing(connections))
-        pipeline = Pipeline(config, ids, resources, routes, exporter, series)
+        pipeline = Pipeline(config, ids, resources, routes, way_out, series)
         agent = Agent(programs, pipeline, series, connections, config)
         stack.enter_context(contextlib.closing(agent))
         pipeline.sender.start()

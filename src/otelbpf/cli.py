@@ -131,8 +131,9 @@ def _run(arguments: argparse.Namespace) -> int:
     # Imported late: these take half a second, and bad options should not wait for them.
     from otelbpf.accounting import NOT_JOINED
     from otelbpf.agent import Running, run
-    from otelbpf.exporter import QueueLimits, Signal, exporter_name
+    from otelbpf.exporter import Signal, exporter_name
     from otelbpf.sampler import Sampler, Slow
+    from otelbpf.sender import QueueLimits
     from otelbpf.spans import StageStyle
 
     slow = Slow.of_times(arguments.slow)
@@ -257,8 +258,8 @@ _COMMANDS = {"run": _run, "top": _top, "check": _check, "report": _report}
 def main() -> int:
     """The `otelbpf` command; returns its exit status."""
     logging.basicConfig(level=logging.WARNING, format="otelbpf: %(message)s", stream=sys.stderr)
-    # The exporter's own word for each try; ours says it once, and what becomes of the spans.
-    logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)
+    # gRPC's own words for each try; ours says it once, and what becomes of the spans.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         arguments = build_parser().parse_args()
         return _COMMANDS[arguments.command](arguments)

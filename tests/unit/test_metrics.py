@@ -158,7 +158,7 @@ def test_connections() -> None:
 
 
 def test_the_agents_own_counters() -> None:
-    data = metrics_of(snapshot(), exports_failed=2)
+    data = metrics_of(snapshot(), untold=Untold(2, {Lost.REJECTED: 3}))
     assert values(data, "otelbpf.requests.seen") == 10
     assert values(data, "otelbpf.requests.exported") == 4
     assert values(data, "otelbpf.requests.sampled_out") == 3
