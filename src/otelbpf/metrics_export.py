@@ -186,11 +186,8 @@ class Periodic:
         self._stopping = threading.Event()
         self._taking = threading.Lock()
         self._is_failing = False
-        wording = Wording(
-            way_out.whose, "metrics",
-            meanwhile="what it misses will be in what it takes next",
-            refused="what it misses will be in what it takes next",
-        )  # fmt: skip
+        misses = "what it misses will be in what it takes next, or is counted"
+        wording = Wording(way_out.whose, "metrics", meanwhile=misses, refused=misses)
         # Until the next export is due.
         retry_s = min(schedule.interval_s, schedule.timeout_s)
         self._delivery = Delivery(way_out.door, self._formed, wording, retry_s, way_out.most)
