@@ -103,8 +103,9 @@ class WholeLines:
                 "%s ended in the middle of a line, as its writer was killed: these %d bytes are "
                 "removed", self._name, len(tail),
             )  # fmt: skip
-        else:
-            self._is_torn = tail != b""
+        elif tail:
+            self._is_torn = True
+            self.send(b"", 0.0)
         with contextlib.suppress(OSError):
             # For as long as this file is open here.
             fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
