@@ -279,9 +279,17 @@ def is_silent(connection: socket.socket) -> None:
 
 
 def resets(connection: socket.socket) -> None:
-    """As one whose process was killed with bytes unread."""
-    connection.recv(16)
+    """As one whose process is killed when it has read a request of HTTP/1, or what begins 2."""
+    came = connection.recv(1 << 16)
+    while came.startswith(b"POST") and not _is_request(came):
+        came += connection.recv(1 << 16)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def _is_request(octets: bytes) -> bool:
+    head, end, body = octets.partition(b"\r\n\r\n")
+    length = head.lower().partition(b"content-length: ")[2].split(b"\r")[0]
+    return end != b"" and len(body) == int(length)
 
 
 def closes(connection: socket.socket) -> None:

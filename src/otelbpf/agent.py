@@ -320,7 +320,7 @@ def run(
         choices = choose(btf, config.hooks, metrics=bool(config.limits.series))
         if config.xdp is Xdp.OFF:
             choices = without(choices, "arrival", "it was asked to be left alone")
-        if exporter is None:
+        if way_out is None:
             # An application that asks would put its spans below ones that nobody sends.
             choices = without(choices, "mark", "no spans are exported")
         require(choices)

@@ -150,7 +150,7 @@ def _body_words(body: bytes, kind: str) -> str:
     """What an error's body says: OTLP's Status, or what something on the way wrote."""
     if "protobuf" in kind:
         try:
-            return Status.FromString(body).message
+            return str(Status.FromString(body).message)
         except DecodeError:
             return ""
     text = body.decode(errors="replace")
@@ -168,7 +168,8 @@ def _retry_info_s(status_details: bytes) -> float | None:
         details = Status.FromString(status_details).details
         info = RetryInfo()
         if any(detail.Unpack(info) for detail in details):
-            return max(0.0, info.retry_delay.seconds + info.retry_delay.nanos / 1e9)
+            delay = info.retry_delay
+            return max(0.0, float(delay.seconds) + float(delay.nanos) / 1e9)
     except DecodeError:
         pass
     return None

@@ -182,8 +182,8 @@ class Delivery(Generic[Unit]):
                 return Fate(0, {Lost.EXPORT_FAILED: len(part)})
             case Verdict.TOO_LARGE:
                 self._news.bad(
-                    f"{wording.whose} finds {wording.what} too large that cannot be parted any more "
-                    f"({answer.reason}); {wording.refused}"
+                    f"{wording.whose} finds {wording.what} too large that cannot be parted any "
+                    f"more ({answer.reason}); {wording.refused}"
                 )
                 return Fate(0, {Lost.TOO_LARGE: len(part)})
         self._news.bad(

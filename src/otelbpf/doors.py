@@ -167,9 +167,11 @@ class HttpDoor:
     def _post(self, octets: bytes, end: float) -> requests.Response:
         from urllib3 import Timeout
 
+        # Of connecting and waiting together; requests takes it, and its types do not say so.
+        timeout: Any = Timeout(total=max(_LEAST_TIMEOUT_S, end - time.monotonic()))
         return self._session.request(
             "POST", self._endpoint, headers=self._headers, data=octets, allow_redirects=False,
-            timeout=Timeout(total=max(_LEAST_TIMEOUT_S, end - time.monotonic())),
+            timeout=timeout,
             # So that a body's end is waited for no longer than all the rest.
             stream=True,
             # Else REQUESTS_CA_BUNDLE would go before OTEL_EXPORTER_OTLP_CERTIFICATE.

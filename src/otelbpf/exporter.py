@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which official OpenTelemetry exporter the standard variables ask for, and whether it can be had."""
+"""Which official exporter OpenTelemetry's variables ask for, and whether it can be had."""
 
 from __future__ import annotations
 

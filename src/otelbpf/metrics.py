@@ -32,6 +32,7 @@ from otelbpf.request import Kind
 from otelbpf.snapshot import Exemplar, Histogram, SeriesKey, Snapshot
 from otelbpf.spans import SCOPE, error_type
 
+
 class Temporality(StrEnum):
     """Since when numbers count, by the values of
     OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE.

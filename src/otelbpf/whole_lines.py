@@ -158,7 +158,7 @@ def _tail(path: str, size: int) -> bytes:
             begin = max(0, first - _BLOCK)
             file.seek(begin)
             block = file.read(first - begin)
-            before, end, after = block.rpartition(b"\n")
+            _, end, after = block.rpartition(b"\n")
             blocks.append(after)
             if end:
                 break

@@ -14,10 +14,10 @@ from otelbpf import agent, check, cli
 from otelbpf.accounting import Lost, Sums
 from otelbpf.config import Config
 from otelbpf.errors import KernelError, UsageError
-from otelbpf.sender import QueueLimits
 from otelbpf.interfaces import Xdp
 from otelbpf.limits import Limits
 from otelbpf.sampler import Sampler, Slow
+from otelbpf.sender import QueueLimits
 from otelbpf.spans import StageStyle
 from otelbpf.version import __version__
 

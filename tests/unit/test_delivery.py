@@ -158,8 +158,8 @@ def test_one_that_always_asks_for_time_is_given_up_after_the_minute_and_the_next
 def test_a_batch_that_has_to_wait_for_its_first_try_has_its_minute_after_that(
     hours: Hours
 ) -> None:
-    door = Door(Answer(Verdict.LATER, "busy", after_s=200), Answer(Verdict.LATER, "busy", after_s=100),
-                LATER, LATER)
+    busy = [Answer(Verdict.LATER, "busy", after_s=seconds) for seconds in (200, 100)]
+    door = Door(*busy, LATER, LATER)
     sender = made(door)
     assert list(sender.deliver("a")) == [Fate(0, {Lost.EXPORT_FAILED: 1})]
     assert list(sender.deliver("b")) == [Fate(1)]

@@ -259,7 +259,8 @@ def test_deltas_make_up_for_exports_that_failed(
     said = [record.getMessage() for record in caplog.records if not record.exc_info]
     why = "Exporter does not say why" if isinstance(failure, MetricExportResult) else repr(failure)
     assert said == [
-        f"there does not take metrics now ({why}); what it misses will be in what it takes next, or is counted",
+        f"there does not take metrics now ({why}); what it misses will be in what it takes next, "
+        "or is counted",
         "there takes metrics again",
     ]
 
@@ -544,7 +545,7 @@ def test_what_is_taken_in_part_is_not_told_again(
             time.sleep(0.001)
         export.stop()
     first, second = receiver.metrics()[:2]
-    # The requests' durations were in the half that is lost: the second export tells of one, not two.
+    # The requests' durations were in the half that is lost: the second tells of one, not two.
     assert [durations(message) for message in (first, second)] == [0, 1]
     lost = len(points_of(metrics_of(Moments()()))) - points_in(first)
     assert counter(second, "otelbpf.metrics.points.lost") == {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is counted as exported has arrived: a sender, an official exporter and a receiver together."""
+"""What is counted as exported has arrived: a sender, an official exporter, and a receiver."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ GRPC, HTTP = "grpc", "http/protobuf"
 Code = grpc.StatusCode
 COUNT = 23
 EACH = 3
+QUICK = QueueLimits(batch_spans=5 * EACH, delay_s=0.001, flush_s=DEADLINE_S)
 NAMES = {GRPC: "otlp_proto_grpc", HTTP: "otlp_proto_http"}
 
 
@@ -47,7 +48,7 @@ class Line:
 
     def __init__(
         self, protocol: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch,
-        limits: QueueLimits = QueueLimits(batch_spans=5 * EACH, delay_s=0.001, flush_s=DEADLINE_S),
+        limits: QueueLimits = QUICK,
     ) -> None:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{receiver.port}")
         self.receiver = receiver
@@ -211,7 +212,9 @@ def test_a_grpc_server_that_takes_little_gets_it_in_parts(
     assert caplog.records == []
 
 
-@pytest.mark.parametrize("answer", [Web(413), Web(400, {}, b"http: request body too large")], ids=_id)
+@pytest.mark.parametrize(
+    "answer", [Web(413), Web(400, {}, b"http: request body too large")], ids=_id
+)
 def test_an_http_server_that_takes_little_gets_it_in_parts(
     receivers: dict[str, Receiver], monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture, answer: Web,

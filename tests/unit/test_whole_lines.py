@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that hold whole lines only: full disks, killed writers, and others that write there, too."""
+"""Files of whole lines only: full disks, killed writers, and others that write there, too."""
 
 from __future__ import annotations
 
@@ -189,7 +189,9 @@ def test_a_long_line_that_is_torn(length: int, tmp_path: Path) -> None:
         assert path.read_bytes() == before + line(2)
 
 
-@pytest.mark.parametrize("tail", [b"some words", b"[1, 2", b'{"mine": ', bytes(500), b'{"resources":1}'])
+@pytest.mark.parametrize(
+    "tail", [b"some words", b"[1, 2", b'{"mine": ', bytes(500), b'{"resources":1}']
+)
 def test_what_is_not_ours_is_not_removed(
     tail: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -274,5 +276,5 @@ def test_standard_output_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None
     """Its number may be another file's by now."""
     whole_lines.standard_output.cache_clear()
     monkeypatch.setattr(sys, "__stdout__", None)
-    with pytest.raises(UsageError, match="^standard output is closed"):
+    with pytest.raises(UsageError, match=r"^standard output is closed"):
         whole_lines.standard_output()
