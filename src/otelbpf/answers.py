@@ -28,8 +28,11 @@ from otelbpf.exporter import Signal
 #: Of what a receiver says, so much is told.
 _MOST_WORDS = 300
 # There is no code for it. Go's and C's servers (RESOURCE_EXHAUSTED), Rust's (OUT_OF_RANGE, else a
-# passing failure), Java's; and a collector that takes no longer body over HTTP (400).
-_TOO_LARGE = ("larger than max", "too large", "exceeds maximum size")
+# passing failure), Java's; a collector that takes no longer body over HTTP (400); and a proxy that
+# speaks HTTP/2 and no gRPC, as nginx with client_max_body_size (UNKNOWN).
+_TOO_LARGE = (
+    "larger than max", "too large", "exceeds maximum size", "http2 header with status: 413"
+)  # fmt: skip
 # Retried whatever they say; RESOURCE_EXHAUSTED only where the server says when.
 _GRPC_LATER = frozenset(
     ("CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", "OUT_OF_RANGE", "UNAVAILABLE", "DATA_LOSS")

@@ -115,11 +115,6 @@ class Delivery(Generic[Unit]):
         self._stop_at = float("inf")
         self._stopping = threading.Event()
 
-    @property
-    def is_failing(self) -> bool:
-        """Was not all taken of what was tried last?"""
-        return self._news.is_bad
-
     def stop(self, within_s: float) -> None:
         """From any thread: cuts waiting short; nothing is tried after `within_s`."""
         self._stop_at = time.monotonic() + within_s
@@ -233,7 +228,6 @@ class Delivery(Generic[Unit]):
             return True
         now = time.monotonic()
         due = now if self._is_cut_short_at_stop else max(now, self._next_try_at)
-        self._is_cut_short_at_stop = False
         if due >= self._stop_at:
             return False
         time.sleep(due - now)
@@ -244,14 +238,12 @@ class _News:
     """Tells each thing once, as long as it is so; and that it is over."""
 
     def __init__(self) -> None:
-        self.is_bad = False
         self._told: set[str] = set()
         self._told_at: dict[str, float] = {}
         self._remarks: set[str] = set()
 
     def bad(self, sentence: str, *, exc_info: bool = False) -> None:
         """Something is lost or has to wait."""
-        self.is_bad = True
         key, now = _without_numbers(sentence), time.monotonic()
         self._told_at = {k: at for k, at in self._told_at.items() if now - at < _QUIET_S}
         if key in self._told or key in self._told_at or len(self._told) >= _MOST_TOLD:
@@ -264,7 +256,6 @@ class _News:
         """All is taken."""
         if self._told:
             _log.warning("%s", sentence)
-        self.is_bad = False
         self._told.clear()
 
     def remark(self, sentence: str) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -17,6 +18,8 @@ from otelbpf.doors import Door, door_of
 from otelbpf.errors import UsageError
 from otelbpf.exporter import Signal, is_otlp, load_exporter
 from otelbpf.whole_lines import WholeLines, open_lines, standard_output
+
+_log = logging.getLogger(__name__)
 
 _FILE = "otlp_json_file"
 # A point with 28 buckets takes 0.8 KiB, and all of them are to be below doors.MOST_OCTETS.
@@ -83,7 +86,7 @@ def spans_way_out(name: str, output: str | None = None) -> WayOut[Sequence[Reada
     exporter = load_exporter(name, Signal.TRACES, ("otlp", "none"), {})
     if name == "console":
         return _to_lines(lambda spans: "".join(map(exporter.formatter, spans)))
-    if is_otlp(name) and (door := door_of(exporter, Signal.TRACES)) is not None:
+    if is_otlp(name) and (door := _known_door(exporter, Signal.TRACES)) is not None:
         from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 
         return WayOut(lambda spans: encode_spans(spans).SerializeToString(), door)
@@ -122,7 +125,7 @@ def metrics_way_out(
     exporter = load_exporter(
         name, Signal.METRICS, others, {"max_export_batch_size": _MOST_POINTS, **arguments}
     )
-    door = door_of(exporter, Signal.METRICS)
+    door = _known_door(exporter, Signal.METRICS)
     if door is None:
         return WayOut(_as_it_is, _metrics_door(exporter, timeout_s), whose)
     from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
@@ -130,6 +133,17 @@ def metrics_way_out(
     return WayOut(
         lambda metrics: encode_metrics(metrics).SerializeToString(), door, whose, _MOST_POINTS
     )
+
+
+def _known_door(exporter: Any, signal: Signal) -> Door[bytes] | None:
+    door = door_of(exporter, signal)
+    if door is None:
+        _log.warning(
+            "the exporter of %s is of a version that otelbpf does not know: what a collector "
+            "redirects or rejects is counted as exported; install one that pyproject.toml names",
+            signal,
+        )
+    return door
 
 
 def _metrics_door(exporter: MetricExporter, timeout_s: float) -> ExportDoor[MetricsData]:

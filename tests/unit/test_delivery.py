@@ -98,6 +98,15 @@ def test_a_passing_failure_is_tried_again_until_the_time_is_up(
     assert told(caplog) == [NOW_TO_LATER]
 
 
+def test_the_batch_after_one_that_was_given_up_is_tried_at_once(hours: Hours) -> None:
+    door = Door(*[LATER] * 10)
+    sender = made(door)
+    list(sender.deliver("a"))
+    given_up_at = hours.now
+    assert list(sender.deliver("b")) == [Fate(1)]
+    assert hours.now == given_up_at
+
+
 def test_pauses_are_no_two_the_same(hours: Hours, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that agents that failed together do not come again together."""
     asked: list[tuple[float, float]] = []
@@ -286,7 +295,6 @@ def test_a_remark_costs_nothing_and_is_told_once(caplog: pytest.LogCaptureFixtur
     sender = made(Door(*[TAKEN] * 5))
     for _ in range(5):
         assert list(sender.deliver("abc")) == [Fate(3)]
-        assert not sender.is_failing
     assert told(caplog) == ["the collector has taken spans and says: why"]
 
 

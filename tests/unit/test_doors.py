@@ -181,12 +181,13 @@ RPC_ANSWERS: list[tuple[Rpc, Answer]] = [
     (Rpc(Code.RESOURCE_EXHAUSTED, "quota"), Answer(REFUSED, "gRPC RESOURCE_EXHAUSTED: quota")),
     (Rpc(Code.RESOURCE_EXHAUSTED, "quota", retry_info(0.5)),
      Answer(LATER, "gRPC RESOURCE_EXHAUSTED: quota", after_s=0.5)),
-    # Go, C, Java, Rust.
+    # Go, C, Java, Rust; and nginx, in the words of gRPC itself.
     *((Rpc(code, words), Answer(TOO_LARGE, f"gRPC {code.name}: {words}")) for code, words in (
         (Code.RESOURCE_EXHAUSTED, "grpc: received message larger than max (5 vs. 4)"),
         (Code.RESOURCE_EXHAUSTED, "SERVER: Received message larger than max (5 vs. 4)"),
         (Code.RESOURCE_EXHAUSTED, "gRPC message exceeds maximum size 4: 5"),
-        (Code.OUT_OF_RANGE, "Error, decoded message length too large: found 5 bytes"))),
+        (Code.OUT_OF_RANGE, "Error, decoded message length too large: found 5 bytes"),
+        (Code.UNKNOWN, "Received http2 header with status: 413"))),
 ]  # fmt: skip
 
 

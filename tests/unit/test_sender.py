@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from samples import numbered
 
+from otelbpf import sender
 from otelbpf.accounting import Ledger, Lost, Sums
 from otelbpf.records import Counter
 from otelbpf.request import Request
@@ -285,6 +286,21 @@ def test_an_export_that_hangs_ends_with_the_shut_down(result: SpanExportResult) 
     assert line.sums().exported == taken
     assert line.lost() == {Lost.EXPORT_FAILED: 23 - taken}
     assert collector.sizes == [10]  # nothing is offered to what was shut down
+
+
+def test_what_comes_of_an_export_after_it_was_given_up_counts_no_more(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was counted as lost, and so it stays."""
+    monkeypatch.setattr(sender, "_LAST_EXPORT_S", 0.01)
+    release = threading.Event()
+    collector = Collector(lambda _: SUCCESS if release.wait(DEADLINE_S) else FAILURE)
+    line = Line(collector, QueueLimits(batch_spans=10, flush_s=0.01))
+    run_to_the_end(line, 23)
+    assert line.lost() == {Lost.EXPORT_FAILED: 23}
+    release.set()
+    line.sender._thread.join(DEADLINE_S)
+    assert (line.sums(seen=23).exported, line.sums(seen=23).in_flight) == (0, 0)
 
 
 def test_nowhere_to_send_to() -> None:

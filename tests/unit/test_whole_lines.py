@@ -225,6 +225,21 @@ def test_a_line_that_another_writes_just_now_is_left_alone(tmp_path: Path) -> No
     assert numbers(path) == [1, 2, 3]
 
 
+def test_and_for_as_long_as_any_other_lives(tmp_path: Path) -> None:
+    """The one that came first may have ended."""
+    path = tmp_path / "spans"
+    first, second = open_here(path), open_here(path)
+    os.close(first._fd)
+    with path.open("ab") as in_the_middle:
+        in_the_middle.write(line(1)[:50])
+    third = open_here(path)
+    with path.open("ab") as in_the_middle:
+        in_the_middle.write(line(1)[50:])
+    assert third.send(line(2), 1.0) == TAKEN
+    assert second.send(line(3), 1.0) == TAKEN
+    assert numbers(path) == [1, 2, 3]
+
+
 def test_a_file_that_cannot_be_locked_is_not_healed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
