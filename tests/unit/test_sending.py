@@ -58,9 +58,13 @@ class Line:
         self.sender = Sender(self._way_out, _spans, EACH, self.ledger, limits)
 
     def send(self, count: int) -> None:
-        """All of them, and the end."""
+        """All of them, until what became of each is known."""
         self.sender.put(numbered(count))
         self.sender.start()
+        deadline = time.monotonic() + DEADLINE_S
+        while sum(self.sums().values()) < count:
+            assert time.monotonic() < deadline, self.sums()
+            time.sleep(0.001)
         self.sender.stop()
 
     def sums(self) -> dict[str, int]:
@@ -164,13 +168,8 @@ def test_what_is_not_taken_for_a_while_arrives_once(
     hours = passing(monkeypatch)
     line = Line(protocol, receivers[protocol], monkeypatch)
     line.receiver.answers = [answer] * 2
-    line.sender.put(numbered(COUNT))
-    line.sender.start()
-    deadline = time.monotonic() + DEADLINE_S
-    while line.sums() != {"exported": COUNT}:
-        assert time.monotonic() < deadline, line.sums()
-        time.sleep(0.001)
-    line.sender.stop()
+    line.send(COUNT)
+    assert line.sums() == {"exported": COUNT}
     assert line.receiver.spans() == ALL
     assert line.receiver.tries == BATCHES + 2
     is_asked = (isinstance(answer, Rpc) and answer.trailers) or getattr(answer, "headers", None)
@@ -284,13 +283,7 @@ def test_each_request_is_counted_once_whatever_is_answered(
         else (None, Web(503), Web(500), Web(200, PROTOBUF, body), Web(413), Web(302))
     )  # fmt: skip
     line.receiver.answers = list(itertools.islice(itertools.cycle(answers), 500))
-    line.sender.put(numbered(500))
-    line.sender.start()
-    deadline = time.monotonic() + DEADLINE_S
-    while sum(line.sums().values()) < 500:
-        assert time.monotonic() < deadline, line.sums()
-        time.sleep(0.001)
-    line.sender.stop()
+    line.send(500)
     sums = line.sums()
     assert sum(sums.values()) == 500
     assert sums.keys() >= {"exported", "rejected", "refused"}
