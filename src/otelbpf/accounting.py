@@ -24,6 +24,9 @@ class Lost(StrEnum):
     STOPPED = "unanswered_at_stop"
     UNREAD = "unread_at_stop"
     QUEUE_FULL = "queue_full"
+    REJECTED = "rejected"
+    REFUSED = "refused"
+    TOO_LARGE = "too_large"
     EXPORT_FAILED = "export_failed"
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +14,6 @@ from typing import Protocol
 import numpy as np
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SpanExporter
 
 from otelbpf import rights
 from otelbpf.accounting import Coverage, Ledger, Lost, Sums
@@ -26,13 +25,12 @@ from otelbpf.connections import ConnectionSums
 from otelbpf.context import contexts_of
 from otelbpf.errors import UsageError
 from otelbpf.exporter import (
-    Sender,
     Signal,
     destination,
     exporter_name,
     is_otlp,
-    make_exporter,
     require_endpoint,
+    require_files,
 )
 from otelbpf.handlers import Handler, HandlerKind, find_handlers
 from otelbpf.hooks import choose, require, takes_filters, without
@@ -51,6 +49,7 @@ from otelbpf.resource import Resources
 from otelbpf.rights import Capability, Right
 from otelbpf.routes import Routes
 from otelbpf.sampler import Sampler
+from otelbpf.sender import Sender
 from otelbpf.series import SeriesTable
 from otelbpf.snapshot import Snapshot
 from otelbpf.spans import StageStyle, spans_of
@@ -58,6 +57,7 @@ from otelbpf.sweeper import Sweeper
 from otelbpf.thread_context import ThreadContexts
 from otelbpf.upstreams import resolve
 from otelbpf.variables import require_otlp
+from otelbpf.ways_out import WayOut, spans_way_out
 
 # How often the ring is looked at: a wake-up from the kernel for each record would cost the
 # measured server more than all programs together, and many small batches cost the agent more
@@ -78,7 +78,7 @@ class Pipeline:
     """From records to the exporter's queue. Knows nothing of the kernel.
 
     Args:
-        exporter: an official span exporter; None throws spans away.
+        way_out: for spans; None throws them away.
         series: adds up what the kernel has not; None: nothing is added up.
     """
 
@@ -88,7 +88,7 @@ class Pipeline:
         ids: Ids,
         resources: Resources,
         routes: Routes,
-        exporter: SpanExporter | None,
+        way_out: WayOut[Sequence[ReadableSpan]] | None,
         series: SeriesTable | None = None,
     ) -> None:
         self._config = config
@@ -99,7 +99,7 @@ class Pipeline:
         self.ledger = Ledger()
         self.clock: ClockReading = read_clock()
         spans_each = 1 + (_STAGES_MOST if config.stages is StageStyle.SPANS else 0)
-        self.sender = Sender(exporter, self._to_spans, spans_each, self.ledger, config.queue)
+        self.sender = Sender(way_out, self._to_spans, spans_each, self.ledger, config.queue)
 
     def refresh(self) -> None:
         """Once a second: compares the clocks again, and looks what became of services."""
@@ -330,6 +330,7 @@ def run(
     """
     name = exporter_name(environment)
     require_endpoint(environment, name)
+    require_files(environment, name)
     if is_otlp(name):
         require_otlp(environment, Signal.TRACES, grpc=name == "otlp_proto_grpc")
     metrics = rights.with_only(_TO_EXPORT, lambda: metrics_export(environment))
@@ -338,9 +339,9 @@ def run(
     routes = Routes(templates, config.found_routes)
     for path in (config.ready_file, config.sums_file):
         _prepare(path)
-    exporter = (
-        rights.with_only(_TO_EXPORT, lambda: make_exporter(name)) if config.output is None
-        else make_exporter(name, config.output)
+    way_out = (
+        rights.with_only(_TO_EXPORT, lambda: spans_way_out(name)) if config.output is None
+        else spans_way_out(name, config.output)
     )
     netns = find_netns(config.netns)
     cookie = netns.cookie
@@ -354,7 +355,7 @@ def run(
         choices = choose(btf, config.hooks, metrics=bool(config.limits.series))
         if config.xdp is Xdp.OFF:
             choices = without(choices, "arrival", "it was asked to be left alone")
-        if exporter is None:
+        if way_out is None:
             # An application that asks would put its spans below ones that nobody sends.
             choices = without(choices, "mark", "no spans are exported")
         require(choices)
@@ -371,7 +372,7 @@ def run(
             kinds = (Kind.SERVER,) * bool(config.ports) + (Kind.CLIENT,) * bool(upstreams)
             connections = ConnectionSums(programs, kinds)
             stack.enter_context(contextlib.closing(connections))
-        pipeline = Pipeline(config, ids, resources, routes, exporter, series)
+        pipeline = Pipeline(config, ids, resources, routes, way_out, series)
         agent = Agent(programs, pipeline, series, connections, config)
         stack.enter_context(contextlib.closing(agent))
         kept = rights.had(rights.kept(

@@ -140,8 +140,9 @@ def _run(arguments: argparse.Namespace) -> int:
     # Imported late: these take half a second, and bad options should not wait for them.
     from otelbpf.accounting import NOT_JOINED
     from otelbpf.agent import Running, run
-    from otelbpf.exporter import QueueLimits, Signal, exporter_name
+    from otelbpf.exporter import Signal, exporter_name
     from otelbpf.sampler import Sampler, Slow
+    from otelbpf.sender import QueueLimits
     from otelbpf.spans import StageStyle
 
     slow = Slow.of_times(arguments.slow)
@@ -286,8 +287,8 @@ def main() -> int:
     # Nothing here multiplies matrices; numpy would start threads for it, which keep all rights.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     logging.basicConfig(level=logging.WARNING, format="otelbpf: %(message)s", stream=sys.stderr)
-    # The exporter's own word for each try; ours says it once, and what becomes of the spans.
-    logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)
+    # gRPC's own words for each try; ours says it once, and what becomes of the spans.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # What it will do without is not for us.
     logging.getLogger("pyroute2.netlink").setLevel(logging.ERROR)
     if isinstance(sys.stdout, io.TextIOWrapper):

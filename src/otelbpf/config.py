@@ -6,12 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from otelbpf.exporter import QueueLimits
 from otelbpf.hooks import Mechanism
 from otelbpf.interfaces import Xdp
 from otelbpf.limits import Limits
 from otelbpf.routes import FOUND_MOST
 from otelbpf.sampler import Sampler, Slow
+from otelbpf.sender import QueueLimits
 from otelbpf.spans import StageStyle
 
 

@@ -7,8 +7,8 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum, auto
 from typing import Any
 
@@ -31,6 +31,7 @@ from otelbpf.metrics_since import by_kind, since
 from otelbpf.request import Kind
 from otelbpf.snapshot import Exemplar, Histogram, SeriesKey, Snapshot
 from otelbpf.spans import SCOPE, error_type
+
 
 class Temporality(StrEnum):
     """Since when numbers count, by the values of
@@ -140,6 +141,10 @@ _UNMEASURED_TIME = _counter(
 _EXPORTS_FAILED = _counter(
     "otelbpf.metrics.exports.failed", "{export}", "Exports of metrics that were not taken."
 )
+_POINTS_LOST = _counter(
+    "otelbpf.metrics.points.lost", "{point}", "Data points missing from exports that were taken."
+)
+_POINTS_LOST_BY = (Lost.REJECTED, Lost.REFUSED, Lost.TOO_LARGE, Lost.EXPORT_FAILED)
 
 
 @dataclass(frozen=True)
@@ -156,19 +161,42 @@ class MetricStyle:
         return instrument.type is _Type.COUNTER and self.temporality is Temporality.DELTA
 
 
+@dataclass(frozen=True)
+class Untold:
+    """What of the metrics has not arrived: since the start, or, with DELTA, since the last export.
+
+    Attributes:
+        exports: of which nothing was taken.
+        points: missing from exports that were taken.
+    """
+
+    exports: int = 0
+    points: Mapping[Lost, int] = field(default_factory=dict)
+
+    def and_an_export(self) -> Untold:
+        """One export more."""
+        return replace(self, exports=self.exports + 1)
+
+    def and_points(self, lost: Mapping[Lost, int]) -> Untold:
+        """So many points more."""
+        reasons = {*self.points, *lost}
+        return replace(self, points={
+            reason: self.points.get(reason, 0) + lost.get(reason, 0) for reason in reasons
+        })  # fmt: skip
+
+
 def metrics_of(
     now: Snapshot,
     earlier: Snapshot | None = None,
     style: MetricStyle = MetricStyle(),
-    exports_failed: int = 0,
+    untold: Untold = Untold(),
 ) -> MetricsData:
     """All metrics of a moment.
 
     Args:
         earlier: what the last export told, for temporalities other than cumulative; None: there
             was none.
-        exports_failed: how many exports of metrics have failed; with DELTA since the last that
-            has not, else since the start.
+        untold: what of earlier exports has not arrived.
     """
     moments = {False: now}
     if style.temporality is not Temporality.CUMULATIVE:
@@ -179,7 +207,10 @@ def metrics_of(
         _tell_series(told, snapshot)
         _tell_connections(told, snapshot)
         _tell_agent(told, snapshot)
-        told.count(snapshot.resource, _EXPORTS_FAILED, exports_failed)
+        told.count(snapshot.resource, _EXPORTS_FAILED, untold.exports)
+        for reason in _POINTS_LOST_BY:
+            count = untold.points.get(reason, 0)
+            told.count(snapshot.resource, _POINTS_LOST, count, {"otelbpf.reason": reason.value})
     return told.data()
 
 

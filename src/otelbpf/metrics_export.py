@@ -5,29 +5,32 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, TypeVar
 
-from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult
+from opentelemetry.sdk.metrics.export import MetricsData
 
+from otelbpf.accounting import Lost
+from otelbpf.delivery import UNSAID_S, Delivery, Formed, Wording
 from otelbpf.errors import UsageError
 from otelbpf.exporter import (
-    UNSAID_S,
     Signal,
     destination,
     exporter_name,
     is_otlp,
-    load_exporter,
     require_endpoint,
+    require_files,
     whole_number,
 )
-from otelbpf.metrics import MetricStyle, Temporality, metrics_of
+from otelbpf.metrics import MetricStyle, Temporality, Untold, metrics_of
+from otelbpf.metrics_parts import PointOf, metrics_with, points_of
 from otelbpf.metrics_points import HistogramStyle
 from otelbpf.metrics_prometheus import PrometheusEndpoint
 from otelbpf.snapshot import Snapshot
 from otelbpf.variables import require_otlp
+from otelbpf.ways_out import WayOut, metrics_way_out
 
 _log = logging.getLogger(__name__)
 
@@ -37,18 +40,11 @@ _HISTOGRAMS = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION"
 _TEMPORALITY = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
 _HOST = "OTEL_EXPORTER_PROMETHEUS_HOST"
 _PORT = "OTEL_EXPORTER_PROMETHEUS_PORT"
-# Collectors refuse gRPC messages above 4 MiB; a point with 28 buckets takes 0.8 KiB.
-_BATCH_POINTS = 2_000
 # The longest that stopping waits for the last export: one that is taken takes no second.
 _LAST_EXPORT_S = 5.0
 # How long it waits where the collector has not taken metrics lately, and for an export that was
 # told to give up.
 _GIVING_UP_S = 1.0
-# What says in the exporters' words that an export failed; each time, and we say it once.
-_EXPORTERS_LOGGERS = (
-    "opentelemetry.exporter.otlp.proto.grpc.exporter",
-    "opentelemetry.exporter.otlp.proto.http.metric_exporter",
-)
 
 TakeSnapshot = Callable[[], Snapshot]
 _Choice = TypeVar("_Choice", bound=StrEnum)
@@ -87,6 +83,7 @@ def metrics_export(environment: Mapping[str, str]) -> MetricsExport:
     """
     name = exporter_name(environment, Signal.METRICS)
     require_endpoint(environment, name, Signal.METRICS)
+    require_files(environment, name, Signal.METRICS)
     if name == "none":
         return _Nowhere()
     if name == "prometheus":
@@ -99,14 +96,11 @@ def metrics_export(environment: Mapping[str, str]) -> MetricsExport:
         temporality=_choice(environment, _TEMPORALITY, Temporality.CUMULATIVE),
     )
     arguments: dict[str, Any] = {}
-    if is_otlp(name):
-        arguments["max_export_batch_size"] = _BATCH_POINTS
-        # Else they have theirs, of OTEL_EXPORTER_OTLP_TIMEOUT.
-        if environment.get(_TIMEOUT, "").strip():
-            arguments["timeout"] = schedule.timeout_s
-    others = ("otlp", "prometheus", "none")
-    exporter = load_exporter(name, Signal.METRICS, others, arguments)
-    return Periodic(exporter, style, schedule, destination(environment, name, Signal.METRICS))
+    # Else OTLP's have theirs, of OTEL_EXPORTER_OTLP_TIMEOUT.
+    if environment.get(_TIMEOUT, "").strip():
+        arguments["timeout"] = schedule.timeout_s
+    to = destination(environment, name, Signal.METRICS)
+    return Periodic(metrics_way_out(name, to, schedule.timeout_s, arguments), style, schedule, to)
 
 
 def _choice(environment: Mapping[str, str], name: str, default: _Choice) -> _Choice:
@@ -182,56 +176,60 @@ class Schedule:
 class Periodic:
     """Exports at intervals, in a thread of its own, and at the end.
 
-    An export that fails loses nothing: the next one tells of all since the start or, of what is
-    told since the last export, since the last one that was taken.
+    An export of which nothing was taken loses nothing: the next one tells of all since the start
+    or, of what is told since the last export, since the last one that was taken. Of one that was
+    taken in part the rest is lost, and counted: it would be told twice else.
     """
 
     def __init__(
-        self, exporter: MetricExporter, style: MetricStyle, schedule: Schedule, destination: str
+        self, way_out: WayOut[MetricsData], style: MetricStyle, schedule: Schedule, destination: str
     ) -> None:
         self.destination = destination
         self.low_port = False
-        self._exporter = exporter
+        self._way_out = way_out
         self._style = style
         self._schedule = schedule
         self._take_snapshot: TakeSnapshot | None = None
         self._told: Snapshot | None = None
-        self._failed = 0
-        self._failing = False
+        self._untold = Untold()
         self._stopping = threading.Event()
         self._taking = threading.Lock()
+        self._is_failing = False
+        misses = "what it misses will be in what it takes next, or is counted"
+        wording = Wording(way_out.whose, "metrics", meanwhile=misses, refused=misses)
+        # Until the next export is due.
+        retry_s = min(schedule.interval_s, schedule.timeout_s)
+        self._delivery = Delivery(way_out.door, self._formed, wording, retry_s, way_out.most)
         self._thread = threading.Thread(target=self._run, name="otelbpf-metrics", daemon=True)
 
     def start(self, take_snapshot: TakeSnapshot) -> None:
         """Starts exporting; the first time after one interval."""
         self._take_snapshot = take_snapshot
-        for name in _EXPORTERS_LOGGERS:
-            logging.getLogger(name).addFilter(self._is_news)
         self._thread.start()
 
     def stop(self) -> None:
         """Exports for the last time, and waits for that, but not for long."""
         if self._take_snapshot is None or self._stopping.is_set():
             return
-        patience_s = _GIVING_UP_S if self._failing else _LAST_EXPORT_S
+        patience_s = _GIVING_UP_S if self._is_failing else _LAST_EXPORT_S
         patience_s = min(patience_s, self._schedule.timeout_s)
+        self._delivery.stop(patience_s)
         self._stopping.set()
         self._thread.join(min(UNSAID_S, patience_s))
         if self._thread.is_alive() and patience_s > UNSAID_S:
             _log.warning(
-                "stopping: the last metrics wait for %s, for %g s at most", self.destination, patience_s
-            )
+                "stopping: the last metrics wait for %s, for %g s at most",
+                self.destination, patience_s,
+            )  # fmt: skip
             self._thread.join(patience_s - UNSAID_S)
-        # Wakes an export that waits to try again; one under way may not hear it.
-        self._exporter.shutdown()
+        # Ends a try that is under way; one over HTTP may not hear it.
+        self._way_out.door.close()
         self._thread.join(_GIVING_UP_S)
         # A thread that still hangs shall take no snapshot of what is about to be closed.
         with self._taking:
             self._take_snapshot = None
-        if self._failing or self._thread.is_alive():
+        if self._is_failing or self._thread.is_alive():
             _log.warning("%s has not taken the last metrics", self.destination)
-        for name in _EXPORTERS_LOGGERS:
-            logging.getLogger(name).removeFilter(self._is_news)
 
     def _run(self) -> None:
         while not self._stopping.wait(self._schedule.interval_s):
@@ -239,39 +237,34 @@ class Periodic:
         self._export()
 
     def _export(self) -> None:
-        if self._is_told():
-            if self._failing:
-                _log.warning("%s takes metrics again", self.destination)
-            self._failing = False
-            return
-        self._failed += 1
-        if not self._failing:
-            self._failing = True
-            _log.warning(
-                "%s does not take metrics; what it misses will be in what it takes next",
-                self.destination,
-            )
-
-    def _is_told(self) -> bool:
-        """Tries to tell of all that is new."""
         try:
             with self._taking:
                 if self._take_snapshot is None:
-                    return True
+                    return
                 snapshot = self._take_snapshot()
-            metrics = metrics_of(snapshot, self._told, self._style, self._failed)
-            result = self._exporter.export(metrics, self._schedule.timeout_s * 1000)
+            metrics = metrics_of(snapshot, self._told, self._style, self._untold)
+            lost = self._lost_of(points_of(metrics))
         except Exception:
-            if not self._failing:
-                _log.exception("the exporter of metrics failed")
-            return False
-        if result is not MetricExportResult.SUCCESS:
-            return False
+            if not self._is_failing:
+                _log.exception("metrics cannot be exported")
+            lost = None
+        self._is_failing = lost is None
+        if lost is None:
+            self._untold = self._untold.and_an_export()
+            return
         self._told = snapshot
         if self._style.temporality is Temporality.DELTA:
-            self._failed = 0
-        return True
+            self._untold = Untold()
+        self._untold = self._untold.and_points(lost)
 
-    def _is_news(self, record: logging.LogRecord) -> bool:
-        """Keeps the exporters' words on the first failure, and on all of other threads."""
-        return not (self._failing and record.thread == self._thread.ident)
+    def _lost_of(self, points: list[PointOf]) -> dict[Lost, int] | None:
+        """Tells of these points; which were lost. None: all of them, and none has arrived."""
+        arrived, lost = 0, dict[Lost, int]()
+        for fate in self._delivery.deliver(points):
+            arrived += fate.taken + fate.lost.get(Lost.REJECTED, 0)
+            for reason, count in fate.lost.items():
+                lost[reason] = lost.get(reason, 0) + count
+        return lost if arrived or not points else None
+
+    def _formed(self, points: Sequence[PointOf]) -> Formed:
+        return Formed(self._way_out.form(metrics_with(points)), [1] * len(points))

@@ -44,13 +44,17 @@ class Ended:
     stderr: str
     sums: dict[str, Any] | None
 
-    def assert_clean(self, seen: int, **others: int) -> None:
-        """It ended well, and everything it saw was exported but for `others`."""
+    def assert_clean(
+        self, seen: int, lost: Mapping[str, int] | None = None, **others: int
+    ) -> None:
+        """It ended well, and everything it saw was exported but for `others` and what it lost."""
         assert self.code == 0, self.stderr
         assert self.sums is not None, self.stderr
         kept = {name: self.sums[name] for name in ("seen", "exported", "sampled_out", "lost")}
-        expected = {"exported": seen - sum(others.values()), "sampled_out": 0, **others}
-        assert kept == {"seen": seen, "lost": {}, **expected}, (self.sums, self.stderr)
+        lost = dict(lost or {})
+        exported = seen - sum(others.values()) - sum(lost.values())
+        expected = {"exported": exported, "sampled_out": 0, "lost": lost, **others}
+        assert kept == {"seen": seen, **expected}, (self.sums, self.stderr)
         self.assert_adds_up()
 
     def assert_adds_up(self) -> None:

@@ -7,15 +7,25 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import grpc
 import pytest
 from client import Client
 from collectors import grpc_collector, silent_collector, unused_port
 from demo.receiver import Behaviour, Receiver
+from misbehaving import (
+    PROTOBUF,
+    Certificate,
+    Rpc,
+    Web,
+    grpc_receiver,
+    http_receiver,
+    partial,
+)
 from network import Network, wait_until
 from servers import Server
 from stack import COUNT, Agent, agent, measured, otelbpf, to, wait_for_requests
 
-COMPLAINT = "the collector does not take spans"
+COMPLAINT = "the collector does not take spans now ("
 
 
 def options(net: Network, server: Server) -> tuple[str | int, ...]:
@@ -215,6 +225,94 @@ def test_own_exports_are_not_measured(
     assert ended.sums["connections"]["own"] >= 1, ended.sums
 
 
+def to_port(protocol: str, port: int, scheme: str = "http") -> dict[str, str]:
+    return {
+        "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"{scheme}://localhost:{port}",
+    }
+
+
+@pytest.mark.parametrize(
+    ("protocol", "answer", "words"),
+    [
+        ("http/protobuf", Web(302, {"Location": "https://login.example/"}),
+         "HTTP 302 Found: to https://login.example/"),
+        ("http/protobuf", Web(401, {}, b"no such token"), "HTTP 401 Unauthorized: no such token"),
+        ("grpc", Rpc(grpc.StatusCode.UNAUTHENTICATED, "no such token"),
+         "gRPC UNAUTHENTICATED: no such token"),
+    ],
+    ids=["302", "401", "UNAUTHENTICATED"],
+)
+def test_what_is_refused_for_good_is_lost_at_once_and_told_once(
+    net: Network, server: Server, tmp_path: Path, protocol: str, answer: Web | Rpc, words: str
+) -> None:
+    """Spans and metrics: each post is one batch, and none is made twice."""
+    with (grpc_receiver if protocol == "grpc" else http_receiver)() as receiver:
+        receiver.otherwise = answer
+        environment = {
+            **to_port(protocol, receiver.port),
+            "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "1",
+            "OTEL_BSP_MAX_QUEUE_SIZE": "1000",
+        }
+        with agent(tmp_path, *options(net, server), environment=environment) as running:
+            running.wait_ready()
+            ask(net, server.port)
+            wait_until(lambda: receiver.tries == COUNT, "each was posted",
+                       state=lambda: running.stderr)
+            ended = running.stop()
+    assert receiver.tries == COUNT
+    ended.assert_clean(seen=COUNT, lost={"refused": COUNT})
+    assert ended.stderr.count("the collector") == 1
+    assert f"the collector refuses spans ({words}); " in ended.stderr
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_what_is_rejected_in_part_is_counted(
+    net: Network, server: Server, tmp_path: Path, protocol: str
+) -> None:
+    """One span of the first request, which then is not whole; the others are."""
+    with (grpc_receiver if protocol == "grpc" else http_receiver)() as receiver:
+        body = partial(1, "too old")
+        receiver.answers = [Rpc(body=body) if protocol == "grpc" else Web(200, PROTOBUF, body)]
+        environment = {**to_port(protocol, receiver.port), "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "1"}
+        with agent(tmp_path, *options(net, server), environment=environment) as running:
+            running.wait_ready()
+            ask(net, server.port)
+            ended = running.stop()
+    ended.assert_clean(seen=COUNT, lost={"rejected": 1})
+    assert "the collector has rejected 1 of " in ended.stderr
+    assert ", which are lost (too old)" in ended.stderr
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+@pytest.mark.parametrize("bundle", ["", "REQUESTS_CA_BUNDLE"])
+def test_a_collector_that_is_not_trusted(
+    net: Network, server: Server, tmp_path: Path, protocol: str, bundle: str
+) -> None:
+    """The reason is told, once, and nothing else: gRPC has words of its own for each try."""
+    made, other = (Certificate.make(tmp_path, name) for name in ("localhost", "else.example"))
+    with (grpc_receiver if protocol == "grpc" else http_receiver)(made) as receiver:
+        environment = {
+            **to_port(protocol, receiver.port, "https"),
+            "OTEL_EXPORTER_OTLP_CERTIFICATE": str(other.certificate),
+            "OTEL_BSP_EXPORT_TIMEOUT": "1100",
+            "REQUESTS_CA_BUNDLE": "", "CURL_CA_BUNDLE": "",
+        }
+        if bundle:
+            environment[bundle] = str(made.certificate)
+        with agent(tmp_path, *options(net, server), environment=environment) as running:
+            running.wait_ready()
+            ask(net, server.port)
+            wait_for_complaint(running)
+            ended = running.stop()
+    assert receiver.tries == 0
+    ended.assert_clean(seen=COUNT, lost={"export_failed": COUNT})
+    about = [line for line in ended.stderr.splitlines() if "CERTIFICATE_VERIFY_FAILED" in line]
+    assert len(about) == 1, ended.stderr
+    assert about[0].startswith(f"otelbpf: {COMPLAINT}")
+    assert all(line.startswith("otelbpf: ") for line in ended.stderr.splitlines()), ended.stderr
+
+
 def test_variables_that_cannot_be_used_are_named(
     net: Network, server: Server, tmp_path: Path
 ) -> None:
@@ -228,3 +326,7 @@ def test_variables_that_cannot_be_used_are_named(
     ):
         ended = otelbpf(tmp_path, "run", *options(net, server), environment={variable: value})
         ended.assert_refused(variable, value)
+    for variable in ("OTEL_EXPORTER_OTLP_CERTIFICATE", "OTEL_EXPORTER_OTLP_METRICS_CLIENT_KEY"):
+        environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://localhost:9", variable: "/none"}
+        ended = otelbpf(tmp_path, "run", *options(net, server), environment=environment)
+        ended.assert_refused(variable, "/none", "No such file")

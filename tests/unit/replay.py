@@ -20,6 +20,7 @@ from otelbpf.reader import decode
 from otelbpf.records import REQUEST_RECORD
 from otelbpf.resource import Resources
 from otelbpf.routes import Routes
+from otelbpf.ways_out import by_export
 
 RECORDS = Path(__file__).resolve().parents[1] / "records"
 RING = RECORDS / "requests.ring"
@@ -38,7 +39,8 @@ def replay(ring: bytes, config: Config) -> tuple[Pipeline, list[ReadableSpan]]:
     exporter = InMemorySpanExporter()
     with mock.patch.object(spans, "_span_id", itertools.count(0xC000).__next__):
         pipeline = Pipeline(
-            config, Ids(bytes(16)), Resources(config.service_name), Routes(config.routes), exporter
+            config, Ids(bytes(16)), Resources(config.service_name), Routes(config.routes),
+            by_export(exporter),
         )
         pipeline.clock = CLOCK
         pipeline.take(decode(ring))

@@ -110,7 +110,8 @@ def test_in_words(sums: Sums, text: str) -> None:
 def test_names_are_unique_and_stable() -> None:
     assert sorted(Lost) == [
         "closed_before_head", "evicted", "export_failed", "parser", "pipeline_full", "queue_full",
-        "ring_full", "table_full", "unanswered_at_stop", "unread_at_stop",
+        "refused", "rejected", "ring_full", "table_full", "too_large", "unanswered_at_stop",
+        "unread_at_stop",
     ]
 
 

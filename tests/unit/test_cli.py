@@ -14,11 +14,11 @@ from otelbpf import agent, cli, needs, rights
 from otelbpf.accounting import Lost, Sums
 from otelbpf.config import Config
 from otelbpf.errors import KernelError, UsageError
-from otelbpf.exporter import QueueLimits
 from otelbpf.interfaces import Xdp
 from otelbpf.limits import Limits
 from otelbpf.rights import Capability
 from otelbpf.sampler import Sampler, Slow
+from otelbpf.sender import QueueLimits
 from otelbpf.spans import StageStyle
 from otelbpf.version import __version__
 

@@ -1,33 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which exporter is meant, and how it is made."""
+"""Which exporter is meant, and what is refused before it is made."""
 
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 
 import pytest
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (
-    OTLPSpanExporter as GrpcSpanExporter,
-)
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import (
-    OTLPSpanExporter as HttpSpanExporter,
-)
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExportResult
-from samples import request
+from misbehaving import Certificate
 
-from otelbpf.clock import ClockReading
 from otelbpf.errors import UsageError
 from otelbpf.exporter import (
-    QueueLimits,
+    Signal,
     destination,
     exporter_name,
-    make_exporter,
     require_endpoint,
+    require_files,
 )
-from otelbpf.spans import StageStyle, spans_of
+from otelbpf.sender import QueueLimits
 
 PROTOCOLS = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
 
@@ -95,62 +85,6 @@ def test_destination(environment: dict[str, str], name: str, text: str) -> None:
     assert destination(environment, name) == text
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [("otlp_proto_grpc", GrpcSpanExporter), ("otlp_proto_http", HttpSpanExporter),
-     ("console", ConsoleSpanExporter)],
-)
-def test_exporters_are_the_official_ones(name: str, kind: type) -> None:
-    exporter = make_exporter(name)
-    assert type(exporter) is kind
-    exporter.shutdown()
-
-
-def test_none() -> None:
-    assert make_exporter("none") is None
-
-
-def test_unknown_exporters_are_refused() -> None:
-    with pytest.raises(UsageError) as refusal:
-        make_exporter("jaeger")
-    text = str(refusal.value)
-    assert text.startswith("OTEL_TRACES_EXPORTER=jaeger is not installed: there are otlp, none, ")
-    for name in ("console", "otlp_json_file", "otlp_proto_grpc", "otlp_proto_http"):
-        assert f", {name}" in text
-    assert "\n" not in text
-
-
-def test_the_json_file(tmp_path: Path) -> None:
-    """Each export is a line of OTLP JSON."""
-    path = tmp_path / "spans.jsonl"
-    exporter = make_exporter("otlp_json_file", str(path))
-    assert exporter is not None
-    made = spans_of(request(), ClockReading(10**18, 1), Resource({}), StageStyle.SPANS)
-    assert exporter.export(made) is SpanExportResult.SUCCESS
-    assert exporter.export(made[:1]) is SpanExportResult.SUCCESS
-    exporter.shutdown()
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    names = [
-        [span["name"] for one in line["resourceSpans"] for scope in one["scopeSpans"]
-         for span in scope["spans"]]
-        for line in lines
-    ]
-    assert names == [[span.name for span in made], ["GET /items/{id}"]]
-
-
-@pytest.mark.parametrize("name", ["console", "otlp_proto_grpc", "none"])
-def test_output_goes_with_the_json_file_only(name: str) -> None:
-    with pytest.raises(UsageError, match=r"^--output goes with .*=otlp_json_file"):
-        make_exporter(name, "spans.jsonl")
-
-
-def test_an_exporter_that_cannot_start(tmp_path: Path) -> None:
-    path = tmp_path / "missing/spans.jsonl"
-    with pytest.raises(UsageError, match=r"^exporter otlp_json_file cannot start .*--output$") as e:
-        make_exporter("otlp_json_file", str(path))
-    assert e.value.__cause__ is not None
-
-
 def test_queue_limits_from_the_variables() -> None:
     assert QueueLimits.from_environment({}) == QueueLimits()
     assert QueueLimits.from_environment(
@@ -203,3 +137,67 @@ def test_an_endpoint_must_say_whether_to_use_tls(
 )
 def test_endpoints_that_are_clear(environment: dict[str, str], name: str) -> None:
     require_endpoint(environment, name)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return Certificate.make(tmp_path_factory.mktemp("certificates"), "localhost")
+
+
+FILES = ("CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE")
+TLS = {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector:4317"}
+
+
+@pytest.mark.parametrize("name", PROTOCOLS.values())
+@pytest.mark.parametrize("what", FILES)
+@pytest.mark.parametrize("signal", Signal)
+def test_files_of_tls_that_are_not_there(
+    name: str, what: str, signal: Signal, tmp_path: Path
+) -> None:
+    """The variable of the signal goes before the one for all, for each file."""
+    (there := tmp_path / "there").write_text("any")
+    for variable in (f"OTEL_EXPORTER_OTLP_{what}", f"OTEL_EXPORTER_OTLP_{signal.upper()}_{what}"):
+        with pytest.raises(UsageError) as refusal:
+            require_files({**TLS, variable: "/none"}, name, signal)
+        assert str(refusal.value) == (
+            f"{variable}=/none cannot be used (No such file or directory): let it name a file of "
+            "PEM text"
+        )
+    if what != "CERTIFICATE":
+        require_files({**TLS, variable: str(there), f"OTEL_EXPORTER_OTLP_{what}": "/none"},
+                      name, signal)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PROTOCOLS.values())
+def test_authorities_that_are_none(name: str, certificate: Certificate) -> None:
+    environment = {**TLS, "OTEL_EXPORTER_OTLP_CERTIFICATE": str(certificate.key)}
+    with pytest.raises(UsageError, match=r"NO_CERTIFICATE_OR_CRL_FOUND.* a file of PEM text$"):
+        require_files(environment, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "environment"),
+    [
+        ("otlp_proto_grpc", {}),
+        ("otlp_proto_http", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}),
+        ("otlp_proto_http", {**TLS, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector:4318"}),
+        ("console", TLS),
+    ],
+)  # fmt: skip
+def test_without_tls_its_files_are_not_asked_for(name: str, environment: dict[str, str]) -> None:
+    require_files({**environment, "OTEL_EXPORTER_OTLP_CERTIFICATE": "/none"}, name)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS.values())
+def test_files_of_tls_that_are_there(name: str, certificate: Certificate) -> None:
+    require_files({
+        **TLS,
+        "OTEL_EXPORTER_OTLP_CERTIFICATE": str(certificate.certificate),
+        "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": str(certificate.certificate),
+        "OTEL_EXPORTER_OTLP_CLIENT_KEY": str(certificate.key),
+    }, name)  # fmt: skip
+
+
+def test_a_directory_of_authorities(tmp_path: Path) -> None:
+    """As OpenSSL's c_rehash makes it."""
+    require_files({**TLS, "OTEL_EXPORTER_OTLP_CERTIFICATE": str(tmp_path)}, "otlp_proto_http")

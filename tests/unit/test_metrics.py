@@ -26,7 +26,7 @@ from snapshots import (
 )
 
 from otelbpf.accounting import Coverage, Gap, Lost
-from otelbpf.metrics import MetricStyle, Temporality, metrics_of
+from otelbpf.metrics import MetricStyle, Temporality, Untold, metrics_of
 from otelbpf.metrics_points import HistogramStyle
 from otelbpf.request import Kind
 from otelbpf.snapshot import SeriesKey
@@ -62,6 +62,7 @@ OF_THE_AGENT = {
     "otelbpf.interfaces.unmeasured": "{interface}",
     "otelbpf.interfaces.unmeasured.time": "s",
     "otelbpf.metrics.exports.failed": "{export}",
+    "otelbpf.metrics.points.lost": "{point}",
 }
 
 
@@ -158,7 +159,7 @@ def test_connections() -> None:
 
 
 def test_the_agents_own_counters() -> None:
-    data = metrics_of(snapshot(), exports_failed=2)
+    data = metrics_of(snapshot(), untold=Untold(2, {Lost.REJECTED: 3}))
     assert values(data, "otelbpf.requests.seen") == 10
     assert values(data, "otelbpf.requests.exported") == 4
     assert values(data, "otelbpf.requests.sampled_out") == 3
@@ -168,6 +169,9 @@ def test_the_agents_own_counters() -> None:
     assert values(data, "otelbpf.joins", "otelbpf.join") == {"marks_joined": 6, "marks_unknown": 1}
     assert values(data, "otelbpf.hooks.missed", "otelbpf.hook") == {"tracepoint tcp_probe": 5}
     assert values(data, "otelbpf.metrics.exports.failed") == 2
+    assert values(data, "otelbpf.metrics.points.lost", "otelbpf.reason") == {
+        "rejected": 3, "refused": 0, "too_large": 0, "export_failed": 0,
+    }
 
 
 def test_what_can_fall_is_no_counter() -> None:

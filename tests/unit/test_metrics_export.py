@@ -13,12 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+from hours import passing
+from misbehaving import PROTOBUF, Rpc, Web, grpc_receiver, http_receiver, partial
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import (
     OTLPMetricExporter as GrpcMetricExporter,
 )
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import (
     OTLPMetricExporter as HttpMetricExporter,
+)
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
 )
 from opentelemetry.sdk.metrics.export import (
     ConsoleMetricExporter,
@@ -33,10 +39,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 from demo.receiver import Behaviour, Receiver
 
 from otelbpf.errors import UsageError
-from otelbpf.metrics import MetricStyle, Temporality
-from otelbpf.metrics_export import Periodic, Schedule, metrics_export
+from otelbpf.metrics import MetricStyle, Temporality, metrics_of
+from otelbpf.metrics_export import MetricsExport, Periodic, Schedule, metrics_export
+from otelbpf.metrics_parts import PointOf, metrics_with, points_of
 from otelbpf.metrics_points import HistogramStyle
 from otelbpf.snapshot import Snapshot
+from otelbpf.ways_out import ExportDoor, WayOut
 
 DEADLINE_S = 30.0
 OFTEN = Schedule(interval_s=0.001, timeout_s=5.0)
@@ -99,7 +107,12 @@ class Moments:
 def periodic(
     exporter: MetricExporter, schedule: Schedule, temporality: Temporality = Temporality.CUMULATIVE
 ) -> Periodic:
-    return Periodic(exporter, MetricStyle(HistogramStyle.EXPLICIT, temporality), schedule, "there")
+    way_out = WayOut(
+        lambda metrics: metrics,
+        ExportDoor(exporter, lambda metrics: exporter.export(metrics, schedule.timeout_s * 1000)),
+        "there",
+    )
+    return Periodic(way_out, MetricStyle(HistogramStyle.EXPLICIT, temporality), schedule, "there")
 
 
 def counts(exporter: Exporter) -> list[tuple[int, int]]:
@@ -122,7 +135,6 @@ def counts(exporter: Exporter) -> list[tuple[int, int]]:
           "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://b:2/v1/metrics",
           "OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:1", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
          HttpMetricExporter, "http://b:2/v1/metrics (http/protobuf)"),
-        ({"OTEL_METRICS_EXPORTER": "console"}, ConsoleMetricExporter, "console"),
     ],
 )
 def test_exporters_are_the_official_ones(
@@ -130,7 +142,7 @@ def test_exporters_are_the_official_ones(
 ) -> None:
     export = metrics_export(environment)
     assert isinstance(export, Periodic)
-    assert type(export._exporter) is kind
+    assert type(export._way_out.door._exporter) is kind  # type: ignore[attr-defined]
     assert export.destination == destination
 
 
@@ -244,9 +256,11 @@ def test_deltas_make_up_for_exports_that_failed(
     assert counts(exporter)[:5] == [(1, 1), (1, 1), (2, 2), (3, 3), (1, 1)]
     failed = [values(data, "otelbpf.metrics.exports.failed") for data in exporter.exports]
     assert failed[:5] == [0, 0, 1, 2, 0]
-    said = [record.getMessage() for record in caplog.records if record.exc_info is None]
+    said = [record.getMessage() for record in caplog.records if not record.exc_info]
+    why = "Exporter does not say why" if isinstance(failure, MetricExportResult) else repr(failure)
     assert said == [
-        "there does not take metrics; what it misses will be in what it takes next",
+        f"there does not take metrics now ({why}); what it misses will be in what it takes next, "
+        "or is counted",
         "there takes metrics again",
     ]
 
@@ -263,9 +277,10 @@ def test_cumulative_metrics_count_failures_since_the_start() -> None:
 
 
 def test_metrics_that_are_lost_at_the_end_are_not_lost_in_silence(
-    caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export = periodic(Exporter(MetricExportResult.FAILURE), SELDOM)
+    monkeypatch.setattr("otelbpf.metrics_export._LAST_EXPORT_S", 0.1)
+    export = periodic(Exporter(*[MetricExportResult.FAILURE] * 9), SELDOM)
     with caplog.at_level(logging.WARNING):
         export.start(Moments())
         export.stop()
@@ -383,7 +398,7 @@ def test_a_collector_that_refuses_is_complained_of_once(
     caplog: pytest.LogCaptureFixture,
     protocol: str,
 ) -> None:
-    """By the exporter, which knows why, and by us; and once more when it takes metrics again."""
+    """With its words; and once more when it takes metrics again."""
     endpoint = receiver.grpc_endpoint if protocol == "grpc" else receiver.http_endpoint
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
     receiver.behave(Behaviour(refuse=True, retryable=False))
@@ -405,11 +420,172 @@ def test_a_collector_that_refuses_is_complained_of_once(
         receiver.behave(Behaviour())
         assert receiver.wait_until(lambda each: bool(each.metrics()), DEADLINE_S)
         export.stop()
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 3, said
-    assert said[0].startswith("Failed to export metrics ")
-    assert "does not take metrics" in said[1]
-    assert "takes metrics again" in said[2]
+    why = (
+        "gRPC INVALID_ARGUMENT: refused, as the receiver was told to" if protocol == "grpc"
+        else "HTTP 400 Bad Request"
+    )  # fmt: skip
+    assert caplog.messages == [
+        f"{endpoint} ({protocol}) refuses metrics ({why}); what it misses will be in what it takes "
+        "next, or is counted",
+        f"{endpoint} ({protocol}) takes metrics again",
+    ]
+
+
+def otlp_export(
+    monkeypatch: pytest.MonkeyPatch, protocol: str, port: int, **variables: str
+) -> MetricsExport:
+    """Exports only when it is stopped, or else as the variables say."""
+    environment = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+        **variables,
+    }
+    for name, text in environment.items():
+        monkeypatch.setenv(name, text)
+    return metrics_export(environment)
+
+
+def points_in(message: ExportMetricsServiceRequest) -> int:
+    return sum(
+        len(getattr(metric, metric.WhichOneof("data")).data_points)
+        for of_resource in message.resource_metrics
+        for scope in of_resource.scope_metrics
+        for metric in scope.metrics
+    )
+
+
+def counter(message: ExportMetricsServiceRequest, name: str) -> dict[str, int]:
+    """Its points by their reason."""
+    return {
+        point.attributes[0].value.string_value: point.as_int
+        for of_resource in message.resource_metrics
+        for scope in of_resource.scope_metrics
+        for metric in scope.metrics
+        if metric.name == name
+        for point in metric.sum.data_points
+    }
+
+
+def durations(message: ExportMetricsServiceRequest) -> int:
+    """Of how many requests."""
+    return sum(
+        point.count
+        for of_resource in message.resource_metrics
+        for scope in of_resource.scope_metrics
+        for metric in scope.metrics
+        if metric.name == DURATION
+        for point in metric.histogram.data_points
+    )
+
+
+@pytest.mark.parametrize("temporality", ["cumulative", "delta"])
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_rejected_points_are_counted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, protocol: str,
+    temporality: str,
+) -> None:
+    """Since the start, or since the last export; and told once."""
+    body = partial(7, "too old", "metrics")
+    with (grpc_receiver if protocol == "grpc" else http_receiver)() as receiver:
+        receiver.answers = [Rpc(body=body) if protocol == "grpc" else Web(200, PROTOBUF, body)] * 2
+        export = otlp_export(
+            monkeypatch, protocol, receiver.port, OTEL_METRIC_EXPORT_INTERVAL="1",
+            OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE=temporality,
+        )  # fmt: skip
+        export.start(Moments())
+        while len(receiver.kept) < 4:
+            time.sleep(0.001)
+        export.stop()
+    told = [
+        counter(message, "otelbpf.metrics.points.lost")["rejected"]
+        for message in receiver.metrics()
+    ]
+    assert told[:4] == ([0, 7, 14, 14] if temporality == "cumulative" else [0, 7, 7, 0])
+    assert caplog.messages == [
+        f"{export.destination} has rejected 7 of {points_in(receiver.metrics()[0])} metrics, which "
+        "are lost (too old)",
+        f"{export.destination} takes metrics again",
+    ]
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_metrics_that_are_too_large_go_in_parts(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, protocol: str
+) -> None:
+    with (grpc_receiver if protocol == "grpc" else http_receiver)() as receiver:
+        receiver.answers = [
+            Rpc(grpc.StatusCode.RESOURCE_EXHAUSTED, "grpc: received message larger than max")
+            if protocol == "grpc" else Web(413)
+        ] * 3  # fmt: skip
+        export = otlp_export(monkeypatch, protocol, receiver.port)
+        export.start(Moments())
+        export.stop()
+        whole = points_of(metrics_of(Moments()()))
+    assert receiver.tries == 3 + 4
+    assert sum(map(points_in, receiver.metrics())) == len(whole)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_what_is_taken_in_part_is_not_told_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, protocol: str
+) -> None:
+    """Of deltas: the rest is lost, and counted. Told again it would count twice."""
+    rpc = protocol == "grpc"
+    too_large = Rpc(grpc.StatusCode.RESOURCE_EXHAUSTED, "too large") if rpc else Web(413)
+    refused = Rpc(grpc.StatusCode.UNAUTHENTICATED, "no") if rpc else Web(401)
+    with (grpc_receiver if rpc else http_receiver)() as receiver:
+        receiver.answers = [too_large, None, refused]
+        export = otlp_export(
+            monkeypatch, protocol, receiver.port, OTEL_METRIC_EXPORT_INTERVAL="1",
+            OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE="delta",
+        )  # fmt: skip
+        export.start(Moments())
+        while len(receiver.kept) < 2:
+            time.sleep(0.001)
+        export.stop()
+    first, second = receiver.metrics()[:2]
+    # The requests' durations were in the half that is lost: the second tells of one, not two.
+    assert [durations(message) for message in (first, second)] == [0, 1]
+    lost = len(points_of(metrics_of(Moments()()))) - points_in(first)
+    assert counter(second, "otelbpf.metrics.points.lost") == {
+        "rejected": 0, "refused": lost, "too_large": 0, "export_failed": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_a_passing_failure_is_tried_again_before_the_next_is_due(
+    monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    hours = passing(monkeypatch)
+    rpc = protocol == "grpc"
+    with (grpc_receiver if rpc else http_receiver)() as receiver:
+        receiver.answers = [Rpc(grpc.StatusCode.UNAVAILABLE) if rpc else Web(503)] * 4
+        export = otlp_export(monkeypatch, protocol, receiver.port)
+        assert isinstance(export, Periodic)
+        export._take_snapshot = Moments()
+        export._export()
+        export._export()
+    # 1 + 2 + 4 + 8 s are less than the 30 that an export may take.
+    assert hours.waits == [1, 2, 4, 8]
+    assert (len(receiver.kept), receiver.tries) == (2, 6)
+    assert receiver.metrics()[1].resource_metrics
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1_000])
+def test_points_are_put_together_again(size: int) -> None:
+    """In whatever pieces: nothing is left out, nothing is there twice, all is where it was."""
+    whole = metrics_of(snapshot(*(series(key(route=f"/{n}")) for n in range(9))))
+    every = points_of(whole)
+    pieces = [metrics_with(every[n : n + size]) for n in range(0, len(every), size)]
+    assert [each for piece in pieces for each in map(told, points_of(piece))] == list(
+        map(told, every))
+    assert metrics_with(every) == whole
+
+
+def told(each: PointOf) -> tuple[Any, ...]:
+    of_resource, of_scope, metric, point = each
+    return of_resource.resource, of_scope.scope, metric.name, metric.unit, point
 
 
 def test_console(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,7 @@ def test_names_and_types() -> None:
         "otelbpf_interfaces_unmeasured": "gauge",
         "otelbpf_interfaces_unmeasured_time_seconds": "counter",
         "otelbpf_metrics_exports_failed": "counter",
+        "otelbpf_metrics_points_lost": "counter",
     }
 
 

@@ -16,9 +16,9 @@ from replay import CLOCK, ORIGIN, RING, SPANS, as_json, layout, replay
 
 from otelbpf.accounting import Lost, Sums
 from otelbpf.config import Config
-from otelbpf.exporter import QueueLimits
 from otelbpf.reader import decode
 from otelbpf.records import Counter, RequestFlag, Stamp
+from otelbpf.sender import QueueLimits
 from otelbpf.spans import StageStyle
 
 CONFIG = Config((), ())

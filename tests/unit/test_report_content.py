@@ -89,6 +89,13 @@ def test_routes_and_their_stages(made: Any) -> None:
     assert (told["spans_read"], told["untiled"], told["orphans"]) == (10 * 8 + 3, 0, 0)
 
 
+def test_lines_that_are_not_whole_are_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "spans", export(request()))
+    assert content(read([path]), None)["torn_lines"] == 0
+    path.write_text('{"resourceSp\n' + path.read_text())
+    assert content(read([path]), None)["torn_lines"] == 1
+
+
 def test_one_request_has_no_rate_when_it_took_no_time(made: Any) -> None:
     told = made(export(request(stages={"nic": 0})))
     assert (told["seconds"], told["routes"][0]["rate"]) == (0, None)

@@ -137,12 +137,13 @@ def test_json_that_is_not_otlp(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (b"GET / HTTP/1.1\n", "line 1 of {} is no JSON: --spans takes what OTEL_TRACES_EXPORTER="),
+        (b"GET / HTTP/1.1\n", "line 1 of {} is no JSON, and no other is: --spans takes what "
+         "OTEL_TRACES_EXPORTER="),
         (bytes(range(256)) * 100, "line 1 of {} is no JSON"),
         (b"[]\n", "line 1 of {} is JSON, but not OTLP's: it is no object"),
         (b"7\n", "line 1 of {} is JSON, but not OTLP's: it is no object"),
-        (b"{}\n\n[" + b"[" * 100_000 + b"\n", "line 3 of {} is no JSON"),
-        (b'{"resourceSpans":[]}\n{"resourceSp', "line 2 of {}, the last one, ends in the middle"),
+        (b"\n\n[" + b"[" * 100_000 + b"\n", "line 3 of {} is no JSON, and no other is: "),
+        (b'{"resourceSp', "line 1 of {} is no JSON"),
         (b"", "no requests in {}: none of 0 spans there"),
         (b"\n\n", "no requests in {}: none of 0 spans there"),
     ],
@@ -151,6 +152,47 @@ def test_what_is_no_such_file(text: bytes, said: str, tmp_path: Path) -> None:
     (path := tmp_path / "spans").write_bytes(text)
     with pytest.raises(UsageError, match=f"^{re.escape(said.format(path))}"):
         read([path])
+
+
+@pytest.mark.parametrize("kept", [1, 50, 700, -2])
+def test_lines_that_are_not_whole_are_left_out_and_counted(
+    kept: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a killed writer leaves at the end, and a full disk in the middle of another line."""
+    whole = [json.dumps(recorded.export(recorded.request(n))).encode() for n in range(1, 6)]
+    torn = whole[0][:kept]
+    (path := tmp_path / "spans").write_bytes(
+        whole[0] + b"\n" + torn + whole[1] + b"\n" + torn + b"\n\n" + whole[2] + b"\n" + torn
+    )
+    got = read([path])
+    assert (len(got.requests), got.spans, got.torn_lines) == (2, 16, 3)
+    assert caplog.messages == [
+        f"3 lines of {path} are not whole, as a writer leaves that is killed or has no room: left "
+        "out"
+    ]
+    # What is shown of them is read again, and found.
+    assert [line.spans for line in lines_at(path, [place.offset for place in got.places])]
+
+
+def test_each_file_says_how_many_of_its_lines(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    exports = [recorded.export(recorded.request(n)) for n in (1, 2)]
+    paths = [recorded.write(tmp_path / name, exports[n]) for n, name in enumerate("ab")]
+    with paths[1].open("a") as file:
+        file.write('{"resourceSpans":[{')
+    assert read(paths).torn_lines == 1
+    assert caplog.messages == [
+        f"1 line of {paths[1]} is not whole, as a writer leaves that is killed or has no room: "
+        "left out"
+    ]
+
+
+def test_a_line_that_was_whole_and_is_no_more(tmp_path: Path) -> None:
+    path = recorded.write(tmp_path / "spans", recorded.export(recorded.request()))
+    path.write_text("changed\n")
+    with pytest.raises(UsageError, match="was changed while it was read: try again"):
+        list(lines_at(path, [0]))
 
 
 def test_a_line_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

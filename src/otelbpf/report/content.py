@@ -61,6 +61,7 @@ def content(recording: Recording, sums: RecordedSums | None) -> Json:
         "spans_read": recording.spans,
         "untiled": recording.untiled,
         "orphans": recording.orphans,
+        "torn_lines": recording.torn_lines,
         "routes_merged": merged,
         "below_left_out": selection.below_left_out,
         "most": {"slowest": SLOWEST, "failed": FAILED, "routes": MOST_ROUTES, "below": BELOW},

@@ -43,17 +43,19 @@ class Span(NamedTuple):
 
 
 class Line(NamedTuple):
-    """Where a line begins, in bytes, and its spans."""
+    """Where a line begins, in bytes, and its spans; None: it is not whole."""
 
     offset: int
-    spans: list[Span]
+    spans: list[Span] | None
 
 
 def lines(path: Path) -> Iterator[Line]:
     """Every line of a file; one without spans (metrics and logs, too) is empty.
 
+    A line that is not whole is what a writer has left that was killed, or had no room.
+
     Raises:
-        UsageError: it cannot be read, or is no OTLP JSON.
+        UsageError: it cannot be read, or has no whole line of OTLP JSON, or whole ones of another.
     Source:
         https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding and
         https://opentelemetry.io/docs/specs/otel/protocol/file-exporter/, which the agent's
@@ -62,12 +64,19 @@ def lines(path: Path) -> Iterator[Line]:
     _require_file(path)
     try:
         with path.open("rb") as file:
-            offset, number = 0, 0
+            offset, number, torn, whole = 0, 0, 0, 0
             while text := file.readline(LONGEST_LINE):
                 number += 1
                 if text.strip():
-                    yield Line(offset, _spans_of(text, path, number))
+                    spans = _spans_of(text, path, number)
+                    torn, whole = (torn or number, whole) if spans is None else (torn, whole + 1)
+                    yield Line(offset, spans)
                 offset += len(text)
+        if torn and not whole:
+            raise UsageError(
+                f"line {torn} of {path} is no JSON, and no other is: --spans takes what "
+                "OTEL_TRACES_EXPORTER=otlp_json_file or the collector's file exporter wrote"
+            )
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
 
@@ -82,7 +91,10 @@ def lines_at(path: Path, offsets: list[int]) -> Iterator[Line]:
         with path.open("rb") as file:
             for offset in offsets:
                 file.seek(offset)
-                yield Line(offset, _spans_of(file.readline(LONGEST_LINE), path, None))
+                spans = _spans_of(file.readline(LONGEST_LINE), path, None)
+                if spans is None:
+                    raise UsageError(f"{path} was changed while it was read: try again")
+                yield Line(offset, spans)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
 
@@ -100,22 +112,14 @@ def _require_file(path: Path) -> None:
         )
 
 
-def _spans_of(text: bytes, path: Path, number: int | None) -> list[Span]:
+def _spans_of(text: bytes, path: Path, number: int | None) -> list[Span] | None:
     where = f"line {number} of {path}" if number else f"a line of {path}"
     if not text.endswith(b"\n") and len(text) == LONGEST_LINE:
         raise UsageError(f"{where} is longer than {LONGEST_LINE >> 20} MiB: it is no OTLP JSON")
     try:
         export = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        if not text.endswith(b"\n") and text.lstrip().startswith(b"{"):
-            raise UsageError(
-                f"{where}, the last one, ends in the middle: whoever writes it has not done so "
-                "yet, or was killed; wait for it, or leave that line out"
-            ) from error
-        raise UsageError(
-            f"{where} is no JSON: --spans takes what OTEL_TRACES_EXPORTER=otlp_json_file or the "
-            "collector's file exporter wrote"
-        ) from error
+    except (ValueError, RecursionError):
+        return None
     try:
         if not isinstance(export, dict):
             raise ValueError("it is no object")

@@ -7,6 +7,7 @@ that the page shows (selection.py).
 
 from __future__ import annotations
 
+import logging
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from otelbpf.request import Kind
 from otelbpf.routes import fold
 from otelbpf.spans import SCOPE
 from otelbpf.stamps import ends_of
+
+_log = logging.getLogger(__name__)
 
 _KINDS = {2: Kind.SERVER, 3: Kind.CLIENT}
 _STAGE_ATTRIBUTE = "otelbpf.stage."
@@ -117,6 +120,7 @@ class Recording:
         spans: how many were read, of whomever.
         untiled: requests whose stages do not add up to their span: some were not written here.
         orphans: stages whose request was not written here.
+        torn_lines: that are not whole, and were left out.
     """
 
     paths: tuple[Path, ...]
@@ -129,6 +133,7 @@ class Recording:
     spans: int
     untiled: int
     orphans: int
+    torn_lines: int
 
 
 def read(paths: Sequence[Path]) -> Recording:
@@ -140,10 +145,19 @@ def read(paths: Sequence[Path]) -> Recording:
     columns = _Columns()
     places: list[Place] = []
     for file, path in enumerate(paths):
+        torn_before = columns.torn_lines
         for line in lines(path):
+            if line.spans is None:
+                columns.torn_lines += 1
+                continue
             shown = [each for each in line.spans if columns.add(each, len(places), path)]
             if shown:
                 places.append(Place(file, line.offset))
+        if torn := columns.torn_lines - torn_before:
+            _log.warning(
+                "%d %s of %s %s not whole, as a writer leaves that is killed or has no room: left "
+                "out", torn, *(("line", path, "is") if torn == 1 else ("lines", path, "are")),
+            )  # fmt: skip
     if not columns.span:
         names = " and ".join(map(str, paths))
         raise UsageError(
@@ -157,7 +171,7 @@ class _Columns:
     """Grows by one span at a time."""
 
     def __init__(self) -> None:
-        self.spans = 0
+        self.spans = self.torn_lines = 0
         self.routes: dict[Route, int] = {}
         self.names: dict[str, int] = {}
         # Requests, then stages (by the span id of their request), then others.
@@ -239,6 +253,7 @@ class _Columns:
             spans=self.spans,
             untiled=int(np.count_nonzero(covered != requests.total_ns)),
             orphans=int(np.count_nonzero(~known)),
+            torn_lines=self.torn_lines,
         )  # fmt: skip
 
 

@@ -23,7 +23,10 @@ REASONS = {
     Lost.STOPPED: "still unanswered when the agent stopped",
     Lost.UNREAD: "not read yet when the agent stopped",
     Lost.QUEUE_FULL: "the queue to the collector was full (OTEL_BSP_MAX_QUEUE_SIZE)",
-    Lost.EXPORT_FAILED: "the collector did not take it",
+    Lost.REJECTED: "the collector took the batch, and not all spans of this request",
+    Lost.REFUSED: "the collector refused it for good",
+    Lost.TOO_LARGE: "too large for the collector, even alone",
+    Lost.EXPORT_FAILED: "the collector, or the disk, did not take it in time",
 }
 
 

@@ -98,6 +98,8 @@ function drawAbout() {
       + ' that were not in these files.',
     data.orphans && `${counted(data.orphans, 'stage')} had no request in these files, and are left`
       + ' out.',
+    data.torn_lines && `${counted(data.torn_lines, 'line')} of these files were not whole, as a`
+      + ' writer leaves that is killed or has no room, and are left out.',
     `Made by otelbpf ${data.version} from ${counted(data.spans_read, 'span')}.`
       + ' This page fetches nothing.',
   ].filter(Boolean);

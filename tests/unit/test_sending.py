@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is counted as exported has arrived: a sender, an official exporter, and a receiver."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+
+import grpc
+import pytest
+from hours import passing
+from misbehaving import (
+    PROTOBUF,
+    Receiver,
+    Rpc,
+    Web,
+    grpc_receiver,
+    http_receiver,
+    partial,
+    retry_info,
+)
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanContext, SpanKind
+from samples import numbered
+
+from otelbpf.accounting import Ledger, Lost
+from otelbpf.records import Counter
+from otelbpf.request import Request
+from otelbpf.sender import QueueLimits, Sender
+from otelbpf.ways_out import spans_way_out
+
+DEADLINE_S = 30.0
+GRPC, HTTP = "grpc", "http/protobuf"
+Code = grpc.StatusCode
+COUNT = 23
+EACH = 3
+QUICK = QueueLimits(batch_spans=5 * EACH, delay_s=0.001, flush_s=DEADLINE_S)
+NAMES = {GRPC: "otlp_proto_grpc", HTTP: "otlp_proto_http"}
+
+
+class Line:
+    """A sender to a receiver; requests become three spans each, in batches of five requests."""
+
+    def __init__(
+        self, protocol: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch,
+        limits: QueueLimits = QUICK,
+    ) -> None:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{receiver.port}")
+        self.receiver = receiver
+        self.ledger = Ledger()
+        self._limits = limits
+        self._way_out = spans_way_out(NAMES[protocol])
+        self.sender = Sender(self._way_out, _spans, EACH, self.ledger, limits)
+
+    def send(self, count: int) -> None:
+        """All of them, until what became of each is known."""
+        self.sender.put(numbered(count))
+        self.sender.start()
+        deadline = time.monotonic() + DEADLINE_S
+        while sum(self.sums().values()) < count:
+            assert time.monotonic() < deadline, self.sums()
+            time.sleep(0.001)
+        self.sender.stop()
+
+    def sums(self) -> dict[str, int]:
+        """What is counted, with what is in flight only if there is some."""
+        sums = self.ledger.sums({c: 0 for c in Counter})
+        lost = {reason.value: count for reason, count in sums.lost.items() if count}
+        return {"exported": sums.exported, **lost}
+
+
+def _spans(request: Request) -> list[ReadableSpan]:
+    return [
+        ReadableSpan(
+            f"{request.span_id}.{part}",
+            SpanContext(1, (request.span_id << 8) + part + 1, is_remote=False),
+            resource=Resource({}), instrumentation_scope=InstrumentationScope("otelbpf"),
+            kind=SpanKind.SERVER, start_time=1, end_time=2,
+        )
+        for part in range(EACH)
+    ]  # fmt: skip
+
+
+def _names(requests: Sequence[int]) -> list[str]:
+    return [f"{number}.{part}" for number in requests for part in range(EACH)]
+
+
+ALL = _names(range(1, COUNT + 1))
+BATCHES = 5  # 5 + 5 + 5 + 5 + 3
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("", "_TRACES"):
+        for what in ("ENDPOINT", "HEADERS", "COMPRESSION", "CERTIFICATE", "TIMEOUT"):
+            monkeypatch.delenv(f"OTEL_EXPORTER_OTLP{name}_{what}", raising=False)
+    yield
+    assert not [t for t in threading.enumerate() if t.name == "otelbpf-sender" and t.is_alive()]
+
+
+@pytest.fixture
+def receivers() -> Iterator[dict[str, Receiver]]:
+    with ExitStack() as stack:
+        yield {GRPC: stack.enter_context(grpc_receiver()),
+               HTTP: stack.enter_context(http_receiver())}
+
+
+REFUSALS = [
+    *((HTTP, Web(status)) for status in
+      (301, 302, 303, 304, 307, 308, 400, 401, 403, 404, 405, 415, 422, 500, 501, 505)),
+    *((GRPC, Rpc(code, "no")) for code in
+      (Code.UNKNOWN, Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.ALREADY_EXISTS,
+       Code.PERMISSION_DENIED, Code.RESOURCE_EXHAUSTED, Code.FAILED_PRECONDITION,
+       Code.UNIMPLEMENTED, Code.INTERNAL, Code.UNAUTHENTICATED)),
+]  # fmt: skip
+
+
+def _id(value: object) -> str | None:
+    match value:
+        case Web():
+            return str(value.status)
+        case Rpc():
+            return value.code.name
+    return None
+
+
+@pytest.mark.parametrize("compression", ["", "gzip"])
+@pytest.mark.parametrize(("protocol", "answer"), REFUSALS, ids=_id)
+def test_what_is_refused_is_lost_at_once(
+    receivers: dict[str, Receiver], monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture, protocol: str, answer: Web | Rpc, compression: str,
+) -> None:
+    """Nothing is asked twice, and it is told once, with the collector's words."""
+    if compression:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", compression)
+    line = Line(protocol, receivers[protocol], monkeypatch)
+    line.receiver.otherwise = answer
+    line.send(COUNT)
+    assert line.sums() == {"exported": 0, "refused": COUNT}
+    assert (line.receiver.tries, line.receiver.spans()) == (BATCHES, [])
+    (record,) = caplog.records
+    said = f"HTTP {answer.status} " if isinstance(answer, Web) else f"gRPC {answer.code.name}: no"
+    assert said in record.getMessage()
+    assert record.getMessage().startswith("the collector refuses spans (")
+
+
+PASSING = [
+    *((HTTP, Web(status)) for status in (429, 502, 503, 504)),
+    (HTTP, Web(503, {"Retry-After": "30"})),
+    *((GRPC, Rpc(code, "soon")) for code in
+      (Code.CANCELLED, Code.DEADLINE_EXCEEDED, Code.ABORTED, Code.OUT_OF_RANGE, Code.UNAVAILABLE,
+       Code.DATA_LOSS)),
+    (GRPC, Rpc(Code.UNAVAILABLE, "soon", retry_info(30))),
+    (GRPC, Rpc(Code.RESOURCE_EXHAUSTED, "soon", retry_info(30))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("protocol", "answer"), PASSING, ids=_id)
+def test_what_is_not_taken_for_a_while_arrives_once(
+    receivers: dict[str, Receiver], monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture, protocol: str, answer: Web | Rpc,
+) -> None:
+    hours = passing(monkeypatch)
+    line = Line(protocol, receivers[protocol], monkeypatch)
+    line.receiver.answers = [answer] * 2
+    line.send(COUNT)
+    assert line.sums() == {"exported": COUNT}
+    assert line.receiver.spans() == ALL
+    assert line.receiver.tries == BATCHES + 2
+    is_asked = (isinstance(answer, Rpc) and answer.trailers) or getattr(answer, "headers", None)
+    assert hours.waits == ([30, 30] if is_asked else [1, 2])
+    assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize("protocol", [GRPC, HTTP])
+def test_what_is_rejected_in_part_is_lost_in_part(
+    receivers: dict[str, Receiver], monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture, protocol: str,
+) -> None:
+    """4 spans are two requests at the least."""
+    line = Line(protocol, receivers[protocol], monkeypatch)
+    body = partial(4, "too old")
+    line.receiver.answers = [Rpc(body=body) if protocol == GRPC else Web(200, PROTOBUF, body)]
+    line.send(COUNT)
+    assert line.sums() == {"exported": COUNT - 2, "rejected": 2}
+    assert line.receiver.tries == BATCHES
+    assert [record.getMessage() for record in caplog.records] == [
+        "the collector has rejected 4 of 15 spans, which are lost (too old)",
+        "the collector takes spans again",
+    ]
+
+
+@pytest.mark.parametrize("compression", ["", "gzip"])
+def test_a_grpc_server_that_takes_little_gets_it_in_parts(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, compression: str
+) -> None:
+    """By gRPC's own limit, which is of what was decompressed: 5 requests are 755 bytes."""
+    if compression:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", compression)
+    with grpc_receiver(most_octets=400) as receiver:
+        line = Line(GRPC, receiver, monkeypatch)
+        line.send(COUNT)
+    assert line.sums() == {"exported": COUNT}
+    assert receiver.spans() == ALL
+    assert max(map(len, receiver.kept)) <= 400
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    "answer", [Web(413), Web(400, {}, b"http: request body too large")], ids=_id
+)
+def test_an_http_server_that_takes_little_gets_it_in_parts(
+    receivers: dict[str, Receiver], monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture, answer: Web,
+) -> None:
+    receiver = receivers[HTTP]
+    plain = receiver.answer
+
+    def answer_to(body: bytes, headers: dict[str, str]) -> Web | None:
+        receiver.otherwise = answer if len(body) > 400 else None
+        return plain(body, headers)  # type: ignore[return-value]
+
+    receiver.answer = answer_to  # type: ignore[assignment, method-assign]
+    line = Line(HTTP, receiver, monkeypatch)
+    line.send(COUNT)
+    assert line.sums() == {"exported": COUNT}
+    assert receiver.spans() == ALL
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("protocol", [GRPC, HTTP])
+def test_what_is_too_large_alone_is_lost(
+    receivers: dict[str, Receiver], monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture, protocol: str,
+) -> None:
+    line = Line(protocol, receivers[protocol], monkeypatch)
+    line.receiver.otherwise = (
+        Rpc(Code.RESOURCE_EXHAUSTED, "grpc: received message larger than max (9 vs. 8)")
+        if protocol == GRPC else Web(413)
+    )  # fmt: skip
+    line.send(5)
+    assert line.sums() == {"exported": 0, "too_large": 5}
+    assert line.receiver.tries == 9  # 5, 2, 1, 1, 3, 1, 2, 1, 1
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("protocol", [GRPC, HTTP])
+def test_a_refusal_does_not_hold_up_the_queue(
+    receivers: dict[str, Receiver], monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    """Once all would have waited for a minute behind the first batch, and found the queue full."""
+    limits = QueueLimits(requests=10, batch_spans=5 * EACH, delay_s=0.001, flush_s=DEADLINE_S)
+    line = Line(protocol, receivers[protocol], monkeypatch, limits)
+    line.receiver.otherwise = Rpc(Code.UNAUTHENTICATED) if protocol == GRPC else Web(401)
+    line.sender.start()
+    for batch in range(1, 21):
+        line.sender.put(numbered(10))
+        deadline = time.monotonic() + DEADLINE_S
+        while line.sums() != {"exported": 0, "refused": 10 * batch}:
+            assert time.monotonic() < deadline, line.sums()
+            time.sleep(0.001)
+    line.sender.stop()
+    assert line.receiver.tries == 40
+
+
+@pytest.mark.parametrize("protocol", [GRPC, HTTP])
+def test_each_request_is_counted_once_whatever_is_answered(
+    receivers: dict[str, Receiver], monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    """All answers in turn; what is exported is what arrived."""
+    passing(monkeypatch)
+    line = Line(protocol, receivers[protocol], monkeypatch)
+    body = partial(EACH)
+    answers: Sequence[Web | Rpc | None] = (
+        (None, Rpc(Code.UNAVAILABLE), Rpc(Code.INTERNAL), Rpc(body=body),
+         Rpc(Code.RESOURCE_EXHAUSTED, "message too large"), Rpc(Code.RESOURCE_EXHAUSTED, "quota"))
+        if protocol == GRPC
+        else (None, Web(503), Web(500), Web(200, PROTOBUF, body), Web(413), Web(302))
+    )  # fmt: skip
+    line.receiver.answers = list(itertools.islice(itertools.cycle(answers), 500))
+    line.send(500)
+    sums = line.sums()
+    assert sum(sums.values()) == 500
+    assert sums.keys() >= {"exported", "rejected", "refused"}
+    # One request of each that is answered so did arrive and was rejected.
+    assert len(line.receiver.spans()) == EACH * (sums["exported"] + sums["rejected"])
+    assert Lost.QUEUE_FULL.value not in sums
+
+
+def test_an_overflow_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    sender = Sender(None, _spans, EACH, ledger := Ledger(), QueueLimits(requests=4))
+    sender.put(numbered(10))
+    sender.put(numbered(10))
+    assert ledger.sums({c: 0 for c in Counter}).lost[Lost.QUEUE_FULL] == 16
+    assert [record.getMessage() for record in caplog.records] == [
+        "more requests come than are taken in the same time: the queue of 4 is full, and what does "
+        "not fit is counted as lost"
+    ]

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the ways out are made: which exporter, which form, and which door."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (
+    OTLPSpanExporter as GrpcSpanExporter,
+)
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import (
+    OTLPSpanExporter as HttpSpanExporter,
+)
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from samples import request
+
+from otelbpf import ways_out
+from otelbpf.answers import Answer, Verdict
+from otelbpf.clock import ClockReading
+from otelbpf.doors import GrpcDoor, HttpDoor
+from otelbpf.errors import UsageError
+from otelbpf.spans import StageStyle, spans_of
+from otelbpf.ways_out import ExportDoor, by_export, spans_way_out
+
+
+@pytest.fixture
+def spans() -> list[ReadableSpan]:
+    return spans_of(request(), ClockReading(10**18, 1), Resource({}), StageStyle.SPANS)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "door"),
+    [("otlp_proto_grpc", GrpcSpanExporter, GrpcDoor),
+     ("otlp_proto_http", HttpSpanExporter, HttpDoor)],
+)
+def test_exporters_are_the_official_ones(
+    name: str, kind: type, door: type, spans: list[ReadableSpan]
+) -> None:
+    made = spans_way_out(name)
+    assert made is not None
+    assert isinstance(made.door, door)
+    assert type(made.door._exporter) is kind  # type: ignore[attr-defined]
+    assert made.form(spans) == encode_spans(spans).SerializeToString()
+    made.door.close()
+
+
+@pytest.mark.parametrize("name", ["otlp_proto_grpc", "otlp_proto_http"])
+def test_one_without_a_known_door_is_asked_by_its_export(
+    name: str, monkeypatch: pytest.MonkeyPatch, spans: list[ReadableSpan],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(ways_out, "door_of", lambda exporter, signal: None)
+    made = spans_way_out(name)
+    assert made is not None
+    assert isinstance(made.door, ExportDoor)
+    assert made.form(spans) is spans
+    (told,) = caplog.messages
+    assert told.startswith("the exporter of traces is of a version that otelbpf does not know: ")
+    made.door.close()
+
+
+def test_by_export(spans: list[ReadableSpan]) -> None:
+    made = by_export(exporter := InMemorySpanExporter())
+    assert made.door.send(made.form(spans), 1.0) == Answer(Verdict.TAKEN)
+    assert list(exporter.get_finished_spans()) == spans
+    made.door.close()
+    assert made.door.send(made.form(spans), 1.0) == Answer(
+        Verdict.LATER, "InMemorySpanExporter does not say why"
+    )
+
+
+def test_none() -> None:
+    assert spans_way_out("none") is None
+
+
+def test_unknown_exporters_are_refused() -> None:
+    with pytest.raises(UsageError) as refusal:
+        spans_way_out("jaeger")
+    text = str(refusal.value)
+    assert text.startswith("OTEL_TRACES_EXPORTER=jaeger is not installed: there are otlp, none, ")
+    for name in ("console", "otlp_json_file", "otlp_proto_grpc", "otlp_proto_http"):
+        assert f", {name}" in text
+    assert "\n" not in text
+
+
+def test_the_json_file(tmp_path: Path, spans: list[ReadableSpan]) -> None:
+    """Each batch is a line of OTLP JSON."""
+    made = spans_way_out("otlp_json_file", str(path := tmp_path / "spans.jsonl"))
+    assert made is not None
+    assert made.whose == str(path)
+    for some in (spans, spans[:1]):
+        assert made.door.send(made.form(some), 1.0) == Answer(Verdict.TAKEN)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    names = [
+        [span["name"] for one in line["resourceSpans"] for scope in one["scopeSpans"]
+         for span in scope["spans"]]
+        for line in lines
+    ]
+    assert names == [[span.name for span in spans], ["GET /items/{id}"]]
+
+
+@pytest.mark.parametrize("name", ["console", "otlp_json_file"])
+def test_standard_output(
+    name: str, capfd: pytest.CaptureFixture[str], spans: list[ReadableSpan]
+) -> None:
+    made = spans_way_out(name)
+    assert made is not None
+    assert made.whose == "standard output"
+    assert made.door.send(made.form(spans), 1.0) == Answer(Verdict.TAKEN)
+    out, err = capfd.readouterr()
+    assert err == ""
+    if name == "console":
+        assert out == "".join(span.to_json() + "\n" for span in spans)
+    else:
+        assert json.loads(out)["resourceSpans"]
+
+
+@pytest.mark.parametrize("name", ["console", "otlp_proto_grpc", "none"])
+def test_output_goes_with_the_json_file_only(name: str) -> None:
+    with pytest.raises(UsageError, match=r"^--output goes with .*=otlp_json_file"):
+        spans_way_out(name, "spans.jsonl")
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "missing/spans.jsonl"
+    with pytest.raises(UsageError) as refusal:
+        spans_way_out("otlp_json_file", str(path))
+    assert str(refusal.value) == (
+        f"cannot write {path} (No such file or directory): let --output name a file in a directory "
+        "that is there"
+    )
+    assert refusal.value.__cause__ is not None
