@@ -49,6 +49,8 @@ OF_THE_AGENT = {
     "otelbpf.connections.closed": "{connection}",
     "otelbpf.connections.reset": "{connection}",
     "otelbpf.connections.refused": "{connection}",
+    "otelbpf.connections.unanswered": "{connection}",
+    "otelbpf.connections.unseen": "{connection}",
     "otelbpf.connections.own": "{connection}",
     "otelbpf.connection.handshake.duration": "s",
     "otelbpf.connection.accept_queue.duration": "s",
