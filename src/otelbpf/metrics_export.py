@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, TypeVar
 
-from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult
+from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
 
 from otelbpf.errors import UsageError
 from otelbpf.exporter import (
@@ -26,6 +26,7 @@ from otelbpf.exporter import (
 from otelbpf.metrics import MetricStyle, Temporality, metrics_of
 from otelbpf.metrics_points import HistogramStyle
 from otelbpf.metrics_prometheus import PrometheusEndpoint
+from otelbpf.metrics_since import Receiver
 from otelbpf.snapshot import Snapshot
 from otelbpf.variables import require_otlp
 
@@ -147,7 +148,15 @@ class _Scraped:
 
     def start(self, take_snapshot: TakeSnapshot) -> None:
         """Listens for scrapes."""
-        self._endpoint.start(lambda: metrics_of(take_snapshot()))
+        receiver = Receiver()
+
+        def collect() -> MetricsData:
+            nonlocal receiver
+            now = take_snapshot()
+            metrics, receiver = metrics_of(now, receiver), receiver.with_next(now)
+            return metrics
+
+        self._endpoint.start(collect)
 
     def stop(self) -> None:
         """Ends it; a scraper has what it asked for in time."""
@@ -195,7 +204,7 @@ class Periodic:
         self._style = style
         self._schedule = schedule
         self._take_snapshot: TakeSnapshot | None = None
-        self._told: Snapshot | None = None
+        self._receiver = Receiver()
         self._failed = 0
         self._failing = False
         self._stopping = threading.Event()
@@ -259,7 +268,7 @@ class Periodic:
                 if self._take_snapshot is None:
                     return True
                 snapshot = self._take_snapshot()
-            metrics = metrics_of(snapshot, self._told, self._style, self._failed)
+            metrics = metrics_of(snapshot, self._receiver, self._style, self._failed)
             result = self._exporter.export(metrics, self._schedule.timeout_s * 1000)
         except Exception:
             if not self._failing:
@@ -267,7 +276,7 @@ class Periodic:
             return False
         if result is not MetricExportResult.SUCCESS:
             return False
-        self._told = snapshot
+        self._receiver = self._receiver.with_next(snapshot)
         if self._style.temporality is Temporality.DELTA:
             self._failed = 0
         return True

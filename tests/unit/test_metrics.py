@@ -28,6 +28,7 @@ from snapshots import (
 from otelbpf.accounting import Coverage, Gap, Lost
 from otelbpf.metrics import MetricStyle, Temporality, metrics_of
 from otelbpf.metrics_points import HistogramStyle
+from otelbpf.metrics_since import Receiver
 from otelbpf.request import Kind
 from otelbpf.snapshot import SeriesKey
 
@@ -63,6 +64,7 @@ OF_THE_AGENT = {
     "otelbpf.hooks.missed": "{call}",
     "otelbpf.interfaces.unmeasured": "{interface}",
     "otelbpf.interfaces.unmeasured.time": "s",
+    "otelbpf.series.ended.requests": "{request}",
     "otelbpf.metrics.exports.failed": "{export}",
 }
 
@@ -193,7 +195,7 @@ def test_temporalities(temporality: Temporality, recent: set[str]) -> None:
     """What each counts, since when, and that it says so."""
     early = snapshot(series(durations_ns=[1_000]), seconds=10)
     late = snapshot(series(durations_ns=[1_000, 2_000, 3_000]), seconds=20, sums=sums(seen=17))
-    data = metrics_of(late, early, MetricStyle(EXPLICIT, temporality))
+    data = metrics_of(late, Receiver(early), MetricStyle(EXPLICIT, temporality))
     since_start = {
         SERVER_DURATION: 3,
         "otelbpf.requests.seen": 17,
@@ -217,13 +219,13 @@ def test_temporalities(temporality: Temporality, recent: set[str]) -> None:
 
 
 def test_the_first_export_of_deltas_is_of_all_since_the_start() -> None:
-    data = metrics_of(snapshot(), None, MetricStyle(EXPLICIT, DELTA))
+    data = metrics_of(snapshot(), style=MetricStyle(EXPLICIT, DELTA))
     (point,) = points(data, SERVER_DURATION)
     assert (point.count, point.start_time_unix_nano) == (2, START_UNIX_NS)
 
 
 def test_deltas_with_nothing_new_are_left_out() -> None:
-    data = metrics_of(snapshot(seconds=20), snapshot(), MetricStyle(EXPLICIT, DELTA))
+    data = metrics_of(snapshot(seconds=20), Receiver(snapshot()), MetricStyle(EXPLICIT, DELTA))
     assert SERVER_DURATION not in by_name(data)
     assert values(data, "otelbpf.requests.seen") == 0
 
@@ -251,7 +253,8 @@ def test_how_long_it_was_not_since_the_last_export() -> None:
     now = replace(sums(), interfaces={"eth0": Coverage(None, {Gap.GONE: 4.0})})
     earlier = replace(sums(), interfaces={"eth0": Coverage(Gap.GONE, {Gap.GONE: 1.5})})
     data = metrics_of(
-        snapshot(sums=now), snapshot(sums=earlier, seconds=5), MetricStyle(temporality=DELTA)
+        snapshot(sums=now), Receiver(snapshot(sums=earlier, seconds=5)),
+        MetricStyle(temporality=DELTA),
     )
     times = values(data, "otelbpf.interfaces.unmeasured.time", "otelbpf.reason")
     assert times["gone"] == 2.5

@@ -20,7 +20,7 @@ from promql import everything, labels_in, matched_in, metrics_in
 
 from otelbpf.records import Stamp
 from otelbpf.request import Kind, stage_name
-from otelbpf.series import OTHER_STAGES
+from otelbpf.stage_places import OTHER_STAGES
 from otelbpf.stamps import Owner, owner_of
 from otelbpf.top.look import COLOURS
 

@@ -89,6 +89,7 @@ def test_names_and_types() -> None:
         "otelbpf_hooks_missed": "counter",
         "otelbpf_interfaces_unmeasured": "gauge",
         "otelbpf_interfaces_unmeasured_time_seconds": "counter",
+        "otelbpf_series_ended_requests": "counter",
         "otelbpf_metrics_exports_failed": "counter",
     }
 

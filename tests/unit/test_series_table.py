@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from samples import SMALL, address, numbered, record
 
-from otelbpf import series as series_module
+from otelbpf import series_places
 from otelbpf.limits import Limits
 from otelbpf.processes import NOBODY, Process, look_at
 from otelbpf.records import (
@@ -26,8 +26,9 @@ from otelbpf.request import stages_of
 from otelbpf.resource import Resources
 from otelbpf.routes import Routes
 from otelbpf.sampler import Slow
-from otelbpf.series import OTHER_STAGES, SeriesTable
+from otelbpf.series import SeriesTable
 from otelbpf.snapshot import buckets_of
+from otelbpf.stage_places import OTHER_STAGES
 
 MOST = 8
 WHOLE = RequestFlag.REQUEST_RECEIVED | RequestFlag.REQUEST_ANSWERED
@@ -230,7 +231,7 @@ def own_names(kernel: Kernel) -> Iterator[SeriesTable]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Its one element is the time in seconds."""
     now_s = [100.0]
-    monkeypatch.setattr(series_module.time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(series_places.time, "monotonic", lambda: now_s[0])
     return now_s
 
 
