@@ -27,6 +27,8 @@ from otelbpf.snapshot import Exemplar, Histogram, Series, buckets_of
 from otelbpf.stage_places import StagePlaces, numbers_of, sorted_stamps, times_of
 
 _EXEMPLARS_EACH = 4
+# With one of another type numpy would add floats.
+_ONE = np.uint64(1)
 _COUNTS = ("request_bytes", "response_bytes", "retransmits", "out_of_order")
 
 
@@ -82,17 +84,17 @@ class SeriesTable:
         self._stages.tell_orders(stamps)
         lengths = times[rows, at + 1] - times[rows, at]
         np.add.at(ours["stages"]["sum_ns"], (places[rows], stages), lengths.astype(np.uint64))
-        np.add.at(ours["stages"]["counts"], (places[rows], stages, buckets_of(lengths)), 1)
+        np.add.at(ours["stages"]["counts"], (places[rows], stages, buckets_of(lengths)), _ONE)
 
         first = np.argmax(stamps != 0, axis=1)
         durations = times[:, -1] - times[np.arange(len(times)), first]
         np.add.at(ours["duration"]["sum_ns"], places, durations.astype(np.uint64))
-        np.add.at(ours["duration"]["counts"], (places, buckets_of(durations)), 1)
+        np.add.at(ours["duration"]["counts"], (places, buckets_of(durations)), _ONE)
 
         acked = records["stamp_ktime_ns"][:, Stamp.ACKED].astype(np.int64) - times[:, -1]
         later = np.flatnonzero(acked > 0)
         np.add.at(ours["acked"]["sum_ns"], places[later], acked[later].astype(np.uint64))
-        np.add.at(ours["acked"]["counts"], (places[later], buckets_of(acked[later])), 1)
+        np.add.at(ours["acked"]["counts"], (places[later], buckets_of(acked[later])), _ONE)
         return durations.astype(np.uint64) >= slow_ns
 
     def refresh(self, now_s: float) -> None:

@@ -200,14 +200,13 @@ class SeriesPlaces:
         is_settled = is_certain or bool(process.pid and now_s - asked_s > _UNCERTAIN_S)
         place = self._places.get(series_key)
         if place is None and self._free:
-            place = self._give(series_key, now_s)
+            place = self._give(series_key)
         if place is None:
             place = KINDS.index(series_key.kind)
         return _Known(place, self._slow.of(series_key.route), asked_s, is_settled)
 
-    def _give(self, key: SeriesKey, now_s: float) -> int:
+    def _give(self, key: SeriesKey) -> int:
         place = self._places[key] = self._free.pop()
-        self._used_s[place] = now_s
         # It may have had a place before, and have ended then or earlier.
         self._living[place] = Living(place, key, self._last_end_unix_ns)
         if not self._free:
