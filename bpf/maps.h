@@ -395,7 +395,8 @@ BPF_TABLE("lru_hash", struct goroutine_key, struct handling, goroutines, 16384);
 BPF_HASH(thread_locals, u32, struct thread_local, 1024);	/* otel_thread_ctx_v1, by tgid */
 BPF_HASH(connecting, u64, u8, 256);	/* the agent's own sockets, by sk */
 #if SERIES
-BPF_ARRAY(overflow_places, struct series_place, 2);	/* by is_client; once there is no other */
+BPF_ARRAY(overflow_places, struct series_place, 2);	/* by is_client; while there is no other */
+BPF_ARRAY_OF_MAPS(fence, "overflow_places", 1);	/* who writes to it waits for the programs that run */
 /* In a flood of SYNs those forgotten first are those that nobody answers. */
 BPF_TABLE("lru_hash", struct connection_key, struct handshake, handshakes, 16384);
 #endif

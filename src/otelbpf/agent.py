@@ -185,6 +185,8 @@ class Agent:
                 self._pipeline.refresh()
                 self._sweeper.sweep(time.monotonic_ns())
                 self._thread_contexts.refresh(time.monotonic())
+                if self._series is not None:
+                    self._series.refresh(time.monotonic())
                 self._missed = missed()
                 housekeeping_at = time.monotonic() + _HOUSEKEEPING_S
         self._missed = missed()

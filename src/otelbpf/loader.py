@@ -182,6 +182,15 @@ class Programs:
         orders[ctypes.c_int(0)] = orders.Leaf(waited_ktime_ns, idle_ktime_ns, slot, stopped)
         libbpf.run_once(self.fd("sweep"), data=bytes(64))
 
+    def wait_for_running(self) -> None:
+        """Returns once all programs that run now have ended.
+
+        The kernel waits for them before who changes a map of maps goes on, since 4.20, commit
+        1ae80cf31938 (bpf: wait for running BPF programs when updating map-in-map): for this.
+        """
+        inner = self._bpf[b"overflow_places"].map_fd
+        self._bpf[b"fence"][ctypes.c_int(0)] = ctypes.c_int(inner)
+
     def set_overflow_place(self, is_client: int, place: bytes) -> None:
         """Tells the programs where those are added up whose series has no place of its own.
 

@@ -27,7 +27,7 @@ from opentelemetry.sdk.resources import Resource
 
 from otelbpf.accounting import Gap, Lost
 from otelbpf.metrics_points import Attributes, HistogramStyle, Point, histogram_point
-from otelbpf.metrics_since import by_kind, since
+from otelbpf.metrics_since import Receiver, by_kind, since
 from otelbpf.request import Kind
 from otelbpf.snapshot import Exemplar, Histogram, SeriesKey, Snapshot
 from otelbpf.spans import SCOPE, error_type
@@ -138,6 +138,11 @@ _UNMEASURED = Instrument(
 _UNMEASURED_TIME = _counter(
     "otelbpf.interfaces.unmeasured.time", "s", "How long interfaces were not measured."
 )
+_ENDED = _counter(
+    "otelbpf.series.ended.requests",
+    "{request}",
+    "Requests that were told under series that have ended, and are in no series any more.",
+)
 _EXPORTS_FAILED = _counter(
     "otelbpf.metrics.exports.failed", "{export}", "Exports of metrics that were not taken."
 )
@@ -187,20 +192,19 @@ class Untold:
 
 def metrics_of(
     now: Snapshot,
-    earlier: Snapshot | None = None,
+    receiver: Receiver = Receiver(),
     style: MetricStyle = MetricStyle(),
     untold: Untold = Untold(),
 ) -> MetricsData:
     """All metrics of a moment.
 
     Args:
-        earlier: what the last export told, for temporalities other than cumulative; None: there
-            was none.
+        receiver: who is told.
         untold: what of earlier exports has not arrived.
     """
-    moments = {False: now}
+    moments = {False: receiver.cumulative(now)}
     if style.temporality is not Temporality.CUMULATIVE:
-        moments[True] = since(now, earlier)
+        moments[True] = since(now, receiver.last)
     told = _Told(style)
     for is_recent, snapshot in moments.items():
         told.turn_to(snapshot, is_recent)
@@ -224,13 +228,18 @@ class _Told:
     def __init__(self, style: MetricStyle) -> None:
         self._style = style
         self._points: dict[Resource, dict[Instrument, list[Point | NumberDataPoint]]] = {}
-        self._start_unix_ns = self._unix_ns = 0
         self._is_recent = False
 
     def turn_to(self, snapshot: Snapshot, is_recent: bool) -> None:
         """What is told from here on is of this snapshot."""
-        self._start_unix_ns, self._unix_ns = snapshot.start_unix_ns, snapshot.unix_ns
+        self._snapshot = snapshot
         self._is_recent = is_recent
+        self.count_from(0)
+
+    def count_from(self, unix_ns: int) -> None:
+        """What is told from here on is of after this; 0: of after the snapshot's start."""
+        first, last = self._snapshot.start_unix_ns, self._snapshot.unix_ns
+        self._start_unix_ns, self._unix_ns = max(first, min(unix_ns, last)), last
 
     def histogram(
         self,
@@ -319,6 +328,7 @@ def _attributes_of(key: SeriesKey) -> dict[str, str | int | bool]:
 def _tell_series(told: _Told, snapshot: Snapshot) -> None:
     for series in snapshot.series:
         resource, kind = series.key.resource, series.key.kind
+        told.count_from(series.since_unix_ns)
         attributes = _attributes_of(series.key)
         duration_attributes = attributes if series.key.overflow else {**attributes, **_OF_ALL}
         told.histogram(
@@ -333,6 +343,9 @@ def _tell_series(told: _Told, snapshot: Snapshot) -> None:
         told.count(resource, _RESPONSE_SIZE, series.response_bytes, attributes)
         told.count(resource, _RETRANSMITS, series.retransmits, attributes)
         told.count(resource, _OUT_OF_ORDER, series.out_of_order, attributes)
+    told.count_from(0)
+    for kind, count in snapshot.ended.items():
+        told.count(snapshot.resource, _ENDED, count, {"otelbpf.kind": kind.value})
 
 
 def _tell_connections(told: _Told, snapshot: Snapshot) -> None:

@@ -28,6 +28,7 @@ from otelbpf.metrics import MetricStyle, Temporality, Untold, metrics_of
 from otelbpf.metrics_parts import PointOf, metrics_with, points_of
 from otelbpf.metrics_points import HistogramStyle
 from otelbpf.metrics_prometheus import PrometheusEndpoint
+from otelbpf.metrics_since import Receiver
 from otelbpf.snapshot import Snapshot
 from otelbpf.variables import require_otlp
 from otelbpf.ways_out import WayOut, metrics_way_out
@@ -141,7 +142,15 @@ class _Scraped:
 
     def start(self, take_snapshot: TakeSnapshot) -> None:
         """Listens for scrapes."""
-        self._endpoint.start(lambda: metrics_of(take_snapshot()))
+        receiver = Receiver()
+
+        def collect() -> MetricsData:
+            nonlocal receiver
+            now = take_snapshot()
+            metrics, receiver = metrics_of(now, receiver), receiver.with_next(now)
+            return metrics
+
+        self._endpoint.start(collect)
 
     def stop(self) -> None:
         """Ends it; a scraper has what it asked for in time."""
@@ -190,7 +199,7 @@ class Periodic:
         self._style = style
         self._schedule = schedule
         self._take_snapshot: TakeSnapshot | None = None
-        self._told: Snapshot | None = None
+        self._receiver = Receiver()
         self._untold = Untold()
         self._stopping = threading.Event()
         self._taking = threading.Lock()
@@ -242,7 +251,7 @@ class Periodic:
                 if self._take_snapshot is None:
                     return
                 snapshot = self._take_snapshot()
-            metrics = metrics_of(snapshot, self._told, self._style, self._untold)
+            metrics = metrics_of(snapshot, self._receiver, self._style, self._untold)
             lost = self._lost_of(points_of(metrics))
         except Exception:
             if not self._is_failing:
@@ -252,7 +261,7 @@ class Periodic:
         if lost is None:
             self._untold = self._untold.and_an_export()
             return
-        self._told = snapshot
+        self._receiver = self._receiver.with_next(snapshot)
         if self._style.temporality is Temporality.DELTA:
             self._untold = Untold()
         self._untold = self._untold.and_points(lost)

@@ -8,13 +8,14 @@ Source:
 
 from __future__ import annotations
 
+import gzip
 import math
 import re
-import socket
-import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import accumulate
-from wsgiref.simple_server import WSGIServer
+from time import monotonic
+from typing import Any
 
 from opentelemetry.sdk.metrics.export import (
     Histogram,
@@ -26,15 +27,19 @@ from opentelemetry.sdk.metrics.export import (
 )
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric as Family
-from prometheus_client.registry import Collector
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.samples import Exemplar
 
 from otelbpf.errors import UsageError
+from otelbpf.scrape_port import Page, ScrapePort, takes
 
 _UNITS = {"s": "seconds", "By": "bytes"}
 _NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9]+")
+# Little of the time that it takes to make a page; 6 MB become 0.4.
+_GZIP_LEVEL = 1
+_TOLD_AGAIN_S = 1.0
 _IDENTIFYING = ("service.name", "service.namespace", "service.instance.id")
 
 Labels = dict[str, str]
@@ -139,8 +144,31 @@ def _scope_labels(scope: InstrumentationScope) -> Labels:
     return {"otel_scope_name": scope.name, "otel_scope_version": scope.version or ""}
 
 
-class PrometheusEndpoint(Collector):
-    """Answers scrapes, in threads of its own: in OpenMetrics, with exemplars, if asked for it.
+class _Made:
+    """What prometheus_client's encoders ask."""
+
+    def __init__(self, made: list[Family]) -> None:
+        self._made = made
+
+    def collect(self) -> list[Family]:
+        return self._made
+
+
+@dataclass(frozen=True)
+class _Format:
+    content_type: str
+    encode: Callable[[Any], bytes]
+
+
+_TEXT = _Format("text/plain; version=0.0.4; charset=utf-8", generate_latest)
+_OPENMETRICS = _Format(openmetrics.CONTENT_TYPE_LATEST, openmetrics.generate_latest)
+
+
+class PrometheusEndpoint:
+    """Answers scrapes at /metrics: in OpenMetrics, with exemplars, if asked for it.
+
+    Several scrapers at a time are told the same: what was made is told again for a second, or twice
+    as long as it took to make it. So they cannot keep the agent from its own work.
 
     Args:
         host, port: where to listen.
@@ -148,43 +176,43 @@ class PrometheusEndpoint(Collector):
 
     def __init__(self, host: str, port: int) -> None:
         self._host, self._port = host, port
-        self._collect: Callable[[], MetricsData] | None = None
-        self._one_at_a_time = threading.Lock()
-        self._serving: tuple[WSGIServer, threading.Thread] | None = None
+        self._served: ScrapePort | None = None
+        #: And until when each is told, on the monotonic clock.
+        self._pages: dict[_Format, tuple[Page, float]] = {}
 
     def start(self, collect: Callable[[], MetricsData]) -> None:
         """Listens.
 
         Args:
-            collect: makes the metrics of the moment; is not called by two threads at once.
+            collect: makes the metrics of the moment; called by one thread.
         Raises:
             UsageError: the address cannot be listened on.
         """
-        self._collect = collect
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(self)
+
+        def page(accept: str) -> Page:
+            form = _OPENMETRICS if takes(accept, "application/openmetrics-text") else _TEXT
+            known, until_s = self._pages.get(form, (None, 0.0))
+            began_s = monotonic()
+            if known is None or began_s >= until_s:
+                text = form.encode(_Made(families(collect())))
+                known = Page(form.content_type, gzip.compress(text, _GZIP_LEVEL), len(text))
+                now_s = monotonic()
+                self._pages[form] = known, now_s + max(_TOLD_AGAIN_S, 2 * (now_s - began_s))
+            return known
+
         try:
-            self._serving = start_http_server(self._port, self._host, registry)
-        except (OSError, socket.gaierror) as error:
+            self._served = ScrapePort(self._host, self._port, "/metrics", page)
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise UsageError(
                 f"cannot listen on {self._host}:{self._port} for Prometheus "
-                f"({error.strerror or error}): give another address by "
+                f"({reason}): give another address by "
                 "OTEL_EXPORTER_PROMETHEUS_HOST and OTEL_EXPORTER_PROMETHEUS_PORT"
             ) from error
-
-    def collect(self) -> list[Family]:
-        """What a scrape gets."""
-        with self._one_at_a_time:
-            return families(self._collect()) if self._collect else []
+        self._served.start()
 
     def stop(self) -> None:
         """Listens no more, and waits for a scrape under way."""
-        if self._serving is not None:
-            server, thread = self._serving
-            server.shutdown()
-            server.server_close()
-            thread.join()
-            self._serving = None
-            # From here on a scrape that waited for another one gets nothing.
-            with self._one_at_a_time:
-                self._collect = None
+        if self._served is not None:
+            self._served.stop()
+            self._served = None

@@ -4,14 +4,47 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from otelbpf.accounting import Coverage, Sums
 from otelbpf.request import Kind
-from otelbpf.snapshot import Connections, Histogram, Series, Snapshot, no_durations
+from otelbpf.snapshot import Connections, Histogram, Series, SeriesKey, Snapshot, no_durations
 
 _Key = TypeVar("_Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Receiver:
+    """Who is told of metrics, and what it was told.
+
+    A series may end, and its sums go to the overflow. Cumulative sums of an overflow that had all of
+    them would tell again what was told under the series' own name. So they have what was not told
+    there; all other requests of series that have ended are told as a number beside the series.
+
+    Attributes:
+        last: what it was told last; None: nothing yet.
+        ended: of each kind, what it was told of series that have ended by then.
+    """
+
+    last: Snapshot | None = None
+    ended: Mapping[Kind, Series] = field(default_factory=dict)
+
+    def with_next(self, now: Snapshot) -> Receiver:
+        """After it was told of `now`, too."""
+        return Receiver(now, self._ended_by(now))
+
+    def cumulative(self, now: Snapshot) -> Snapshot:
+        """What to tell it of sums since the start."""
+        ended = self._ended_by(now)
+        series = (
+            _series_since(s, ended.get(s.key.kind)) if s.key.overflow else s for s in now.series
+        )
+        counts = {kind: ended[kind].duration.count if kind in ended else 0 for kind in _kinds(now)}
+        return replace(now, series=tuple(filter(None, series)), ended=counts)
+
+    def _ended_by(self, now: Snapshot) -> dict[Kind, Series]:
+        return _by_kind((*self.ended.values(), *_ended_between(self.last, now)))
 
 
 def since(now: Snapshot, earlier: Snapshot | None) -> Snapshot:
@@ -22,18 +55,66 @@ def since(now: Snapshot, earlier: Snapshot | None) -> Snapshot:
     """
     if earlier is None:
         return now
-    series_before = {series.key: series for series in earlier.series}
-    before = {connections.kind: connections for connections in by_kind(earlier.connections)}
-    series = (_series_since(s, series_before.get(s.key)) for s in now.series)
+    series_before = {_identity(series): series for series in earlier.series}
+    ended = _by_kind(_ended_between(earlier, now))
+
+    def before(of_now: Series) -> Series | None:
+        same = series_before.get(_identity(of_now))
+        more = ended.get(of_now.key.kind) if of_now.key.overflow else None
+        return _added(same, more) if same and more else same or more
+
+    connections = {connections.kind: connections for connections in by_kind(earlier.connections)}
+    series = (_series_since(of_now, before(of_now)) for of_now in now.series)
     return replace(
         now,
         start_unix_ns=earlier.unix_ns,
         series=tuple(filter(None, series)),
         connections=tuple(
-            _connections_since(of_now, before.get(of_now.kind, Connections(of_now.kind)))
+            _connections_since(of_now, connections.get(of_now.kind, Connections(of_now.kind)))
             for of_now in by_kind(now.connections)
         ),
         sums=_sums_since(now.sums, earlier.sums),
+    )
+
+
+def _identity(series: Series) -> tuple[SeriesKey, int]:
+    """A series that has ended and one of the same key that began later are two."""
+    return series.key, series.since_unix_ns
+
+
+def _kinds(snapshot: Snapshot) -> set[Kind]:
+    return {series.key.kind for series in snapshot.series}
+
+
+def _ended_between(earlier: Snapshot | None, now: Snapshot) -> list[Series]:
+    if earlier is None:
+        return []
+    living = {_identity(series) for series in now.series}
+    return [series for series in earlier.series if _identity(series) not in living]
+
+
+def _by_kind(series: Iterable[Series]) -> dict[Kind, Series]:
+    sums: dict[Kind, Series] = {}
+    for one in series:
+        known = sums.get(one.key.kind)
+        sums[one.key.kind] = _added(known, one) if known else one
+    return sums
+
+
+def _added(first: Series, second: Series) -> Series:
+    """Both together, as the first one."""
+    return replace(
+        first,
+        request_bytes=first.request_bytes + second.request_bytes,
+        response_bytes=first.response_bytes + second.response_bytes,
+        retransmits=first.retransmits + second.retransmits,
+        out_of_order=first.out_of_order + second.out_of_order,
+        duration=_sum(first.duration, second.duration),
+        stages={
+            name: _sum(first.stages.get(name), second.stages.get(name))
+            for name in first.stages | second.stages
+        },
+        acked=_sum(first.acked, second.acked),
     )
 
 
@@ -79,8 +160,11 @@ def by_kind(connections: Iterable[Connections]) -> tuple[Connections, ...]:
 
 
 def _together(first: Histogram | None, second: Histogram | None) -> Histogram | None:
-    if first is None or second is None:
-        return first or second
+    return None if first is None and second is None else _sum(first, second)
+
+
+def _sum(first: Histogram | None, second: Histogram | None) -> Histogram:
+    first, second = first or no_durations(), second or no_durations()
     return Histogram(first.sum_ns + second.sum_ns, first.counts + second.counts)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -105,7 +106,7 @@ class Exemplar:
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """All requests that have the same key, since the agent was started.
+    """All requests that have the same key.
 
     Attributes:
         request_bytes, response_bytes: on the wire, heads included.
@@ -115,6 +116,8 @@ class Series:
         stages: by name, as in `nic_to_tc`.
         acked: from a response's end until the client's TCP acknowledged it; of servers.
         exemplars: the most recent ones.
+        since_unix_ns: what it has is of after this; 0: of after the agent's start. A series that has
+            ended may begin again, and its earlier requests are in the overflow.
     """
 
     key: SeriesKey
@@ -126,6 +129,7 @@ class Series:
     stages: dict[str, Histogram]
     acked: Histogram
     exemplars: tuple[Exemplar, ...] = ()
+    since_unix_ns: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,6 +170,8 @@ class Snapshot:
         unix_ns: when it was taken.
         resource: the agent's own, which its counters belong to.
         sums: what became of all requests.
+        ended: how many requests are missing from the series, by kind, since their receiver was told
+            of them under series that have ended; as the agent takes it none is missing.
     """
 
     start_unix_ns: int
@@ -174,3 +180,4 @@ class Snapshot:
     series: tuple[Series, ...]
     connections: tuple[Connections, ...]
     sums: Sums
+    ended: Mapping[Kind, int] = field(default_factory=dict)

@@ -131,6 +131,13 @@ def test_grafana_finds_its_sources_and_its_dashboard(services: dict[str, Any]) -
     assert home == target
 
 
+def test_prometheus_finds_its_rules(services: dict[str, Any]) -> None:
+    config = yaml.safe_load((COLLECTOR / "prometheus.yaml").read_text())
+    mounted = mounts(services["prometheus"])
+    for name in config["rule_files"]:
+        assert mounted[f"/etc/prometheus/{name}"] == COLLECTOR / name
+
+
 def test_prometheus_accepts_its_configuration() -> None:
     output("promtool", "check", "config", COLLECTOR / "prometheus.yaml")
 

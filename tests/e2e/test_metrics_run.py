@@ -13,8 +13,9 @@ from client import Client
 from collectors import HOST, unused_port
 from demo.otlp import attributes
 from demo.receiver import Receiver
-from network import Network
+from network import DEADLINE_S, Network, wait_until
 from prometheus import PLAIN_TEXT, lint, scrape
+from prometheus_client.parser import text_string_to_metric_families
 from servers import Server
 from stack import COUNT, agent, measured, to
 
@@ -138,6 +139,52 @@ def test_prometheus_has_what_the_agent_prints(
     assert seen.endswith(f" {COUNT}.0")
     assert lint(text) == ""
     assert f"spans go to none, metrics to http://{HOST}:{port}/metrics" in ended.stderr
+
+
+def test_routes_that_nobody_asks_for_make_room(
+    net: Network, server: Server, tmp_path: Path
+) -> None:
+    """For one that comes later and stays; each request is told once, at any time."""
+    port, asked = unused_port(), 0
+
+    def counts() -> dict[str, int]:
+        """By route; and of those that are told under no series any more."""
+        named: dict[str, int] = {}
+        for family in text_string_to_metric_families(scrape(port, PLAIN_TEXT)):
+            for sample in family.samples:
+                if sample.name == "http_server_request_duration_seconds_count":
+                    named[sample.labels.get("http_route", "overflow")] = int(sample.value)
+                if sample.name == "otelbpf_series_ended_requests_total":
+                    named["ended"] = int(sample.value)
+        return named
+
+    with agent(
+        tmp_path, *options(net, server.port), "--series", 8, environment=scraped_at(port),
+    ) as running:
+        running.wait_ready()
+        with Client.of(net, server.port) as client:
+            for route in ("/a", "/b", "/c", "/d", "/e", "/f", "/g", "/g"):
+                client.ask(route)
+                asked += 1
+            wait_until(lambda: counts().get("overflow") == 2, "all were told")
+            assert counts() == {
+                **dict.fromkeys(("/a", "/b", "/c", "/d", "/e", "/f"), 1), "overflow": 2, "ended": 0
+            }  # fmt: skip
+
+            def has_a_place() -> bool:
+                nonlocal asked
+                client.ask("/checkout")
+                asked += 1
+                return "/checkout" in counts()
+
+            wait_until(has_a_place, "it has a place", deadline_s=2 * DEADLINE_S)
+            wait_until(lambda: sum(counts().values()) == asked, "all were told")
+            # Each of those that ended had been told of its one request.
+            ended = counts()["ended"]
+            assert ended >= 1
+            assert len(counts()) == 6 - ended + len(("/checkout", "overflow", "ended"))
+        stopped = running.stop()
+    stopped.assert_clean(seen=asked)
 
 
 def test_console(net: Network, server: Server, tmp_path: Path) -> None:

@@ -7,9 +7,12 @@ import itertools
 import os
 import subprocess
 import sys
+import random
+import threading
 from collections import Counter as Multiset
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from string import ascii_lowercase
 
 import numpy as np
 import pytest
@@ -26,6 +29,7 @@ from otelbpf.resource import Resources
 from otelbpf.routes import Routes
 from otelbpf.sampler import Sampler, Slow
 from otelbpf.series import SeriesTable
+from otelbpf.series_places import ENDING_MOST, SILENT_S
 from otelbpf.snapshot import UPPER_NS, Series, SeriesKey
 
 FEW = Limits(SMALL.connections, SMALL.ring, series=8)
@@ -390,6 +394,117 @@ def test_beyond_the_last_series_all_is_overflow() -> None:
         # The kernel asks no more.
         assert sums.meter.counted(Counter.SUBMITTED) < 30
         sums.meter.end()
+
+
+@pytest.fixture
+def default_many() -> Iterator[Sums]:
+    """As many series as there are by default; nothing is kept."""
+    limits = Limits(SMALL.connections, SMALL.ring, series=256)
+    with (
+        laboratory() as lab,
+        closing(load(lab, limits, sampler=Sampler(0))) as meter,
+        summing(meter) as sums,
+    ):
+        meter.begin()
+        yield sums
+        meter.end()
+
+
+def ask(sums: Sums, pair: Pair, *targets: str) -> None:
+    """One after the other; the agent adds what the kernel has not."""
+    for target in targets:
+        pair.exchange(request(target=target), OK)
+        all_ended(sums)
+        sums.table.add(sums.meter.reader.read())
+
+
+def test_a_scanner_does_not_keep_places_for_good(default_many: Sums) -> None:
+    """2,000 paths that nobody asks for again; then /checkout, of which nobody had heard before."""
+    sums, chance = default_many, random.Random(1)
+    pair = sums.meter.lab.connect()
+    paths = ["/" + "".join(chance.choices(ascii_lowercase, k=12)) for _ in range(2_000)]
+    ask(sums, pair, *paths)
+    sums.table.refresh(0.0)
+    assert len(sums.found(overflow=False)) == 254
+    (overflow,) = sums.found(overflow=True)
+    assert overflow.duration.count == 2_000 - 254
+    # They have been silent for long enough when it comes.
+    ask(sums, pair, "/checkout")
+    assert not sums.found(route="/checkout")
+    sums.table.refresh(SILENT_S)
+    assert len(sums.found(overflow=False)) == 254 - ENDING_MOST
+    shown = sums.meter.counted(Counter.SUBMITTED)
+    ask(sums, pair, *["/checkout"] * 50)
+    (checkout,) = sums.found(route="/checkout")
+    assert checkout.duration.count == 50
+    # The kernel has asked the agent once, and added the others itself.
+    assert sums.meter.counted(Counter.SUBMITTED) == shown + 1
+    (overflow,) = sums.found(overflow=True)
+    assert overflow.duration.count == 2_000 - 254 + ENDING_MOST + 1
+    everything = sums.table.snapshot()
+    assert sum(series.duration.count for series in everything) == 2_051
+    sent = sum(len(request(target=target)) for target in (*paths, *["/checkout"] * 51))
+    assert sum(series.request_bytes for series in everything) == sent
+    for stages in (overflow.stages, checkout.stages):
+        assert {"tc_to_tcp", "write_to_tc_out"} <= stages.keys()
+
+
+def test_places_change_hands_while_requests_end() -> None:
+    """Time passes in no time here, so that many series end; no request is lost or misplaced."""
+    with (
+        laboratory() as lab,
+        closing(load(lab, FEW, sampler=Sampler(0))) as meter,
+        summing(meter) as sums,
+    ):
+        meter.begin()
+        asked_each: list[Multiset[int]] = [Multiset(), Multiset()]
+        enough = threading.Event()
+
+        def go_on(pair: Pair, asked: Multiset[int]) -> None:
+            chance = random.Random(pair.peer_port)
+            while not enough.is_set():
+                # A path's requests are all of one length, and each path's of another.
+                number = chance.randrange(20)
+                pair.exchange(request(target="/" + "x" * number), OK)
+                asked[number] += 1
+                while meter.reader.pending > FEW.ring // 4:
+                    enough.wait(0.001)
+
+        def look(now_s: float) -> int:
+            """How many series end."""
+            sums.table.add(meter.reader.read())
+            before = {series.key for series in sums.table.snapshot()}
+            sums.table.refresh(now_s)
+            return len(before - {series.key for series in sums.table.snapshot()})
+
+        threads = [
+            threading.Thread(target=go_on, args=(lab.connect(), asked)) for asked in asked_each
+        ]
+        for thread in threads:
+            thread.start()
+        now_s, ended = 0.0, 0
+        while ended < 50 and all(thread.is_alive() for thread in threads):
+            now_s += SILENT_S
+            ended += look(now_s)
+        enough.set()
+        for thread in threads:
+            thread.join()
+        assert ended >= 50
+        asked = sum(asked_each, Multiset())
+        all_ended(sums)
+        while meter.reader.pending:
+            look(now_s)
+        everything = sums.table.snapshot()
+        assert sum(series.duration.count for series in everything) == asked.total()
+        for series in everything:
+            if not series.key.overflow:
+                each = len(request(target=series.key.route))
+                assert series.request_bytes == each * series.duration.count
+                assert series.duration.count <= asked[len(series.key.route) - 1]
+        assert sum(series.request_bytes for series in everything) == sum(
+            len(request(target="/" + "x" * number)) * count for number, count in asked.items()
+        )
+        meter.end()
 
 
 @pytest.mark.guest

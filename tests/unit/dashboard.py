@@ -12,7 +12,7 @@ from typing import Any
 
 from otelbpf.records import Stamp
 from otelbpf.request import Kind, stage_name
-from otelbpf.series import OTHER_STAGES
+from otelbpf.stage_places import OTHER_STAGES
 from otelbpf.stamps import Owner, owner_of
 
 PATH = Path(__file__).resolve().parents[2] / "collector/grafana/otelbpf.json"

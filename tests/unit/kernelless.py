@@ -93,6 +93,11 @@ class _Nothing:
         return lambda *_arguments, **_others: None
 
 
+class _Lookout(_Nothing):
+    def look(self, _now_s: float) -> dict[str, Any]:
+        return {}
+
+
 class _Attachments:
     description, fallbacks, absent, unmeasured = ("nothing",), (), (), ()
 
@@ -110,7 +115,8 @@ def _take_the_kernel_away() -> None:
     for name, stand_in in {
         "Programs": _Programs, "SeriesTable": _Series, "ConnectionSums": _Sums,
         "RingReader": _Reader, "Sweeper": _Nothing, "ThreadContexts": _Nothing,
-        "attached": _attached, "choose": lambda *_, **__: (), "require": lambda _: None,
+        "Lookout": _Lookout, "attached": _attached, "choose": lambda *_, **__: (),
+        "require": lambda _: None,
         "programs_need_rights": lambda: False,
     }.items():
         assert hasattr(agent, name), name

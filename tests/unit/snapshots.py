@@ -77,7 +77,7 @@ def sums(seen: int = 10) -> Sums:
         exported=seen - 6,
         sampled_out=3,
         lost={Lost.RING_FULL: 2},
-        connections={"opened": 4, "own": 1},
+        connections={"opened": 4, "own": 1, "unseen": 2},
         missed={"tracepoint tcp_probe": 5},
         joins={"marks_joined": 6, "marks_unknown": 1},
         interfaces={
@@ -91,7 +91,7 @@ def snapshot(*all_series: Series, seconds: int = 10, **changes: Any) -> Snapshot
     """One taken some seconds after the start, of a server with connections."""
     server = Connections(
         Kind.SERVER,
-        {"opened": 4, "closed": 3, "reset": 1, "refused": 2},
+        {"opened": 4, "closed": 3, "reset": 1, "refused": 2, "unanswered": 1},
         handshake=histogram(20_000, 30_000, 40_000),
         accept_queue=histogram(5_000),
     )

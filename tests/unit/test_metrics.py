@@ -28,8 +28,9 @@ from snapshots import (
 from otelbpf.accounting import Coverage, Gap, Lost
 from otelbpf.metrics import MetricStyle, Temporality, Untold, metrics_of
 from otelbpf.metrics_points import HistogramStyle
+from otelbpf.metrics_since import Receiver
 from otelbpf.request import Kind
-from otelbpf.snapshot import SeriesKey
+from otelbpf.snapshot import Series, SeriesKey
 
 CUMULATIVE, DELTA, LOWMEMORY = Temporality
 EXPLICIT = HistogramStyle.EXPLICIT
@@ -49,6 +50,8 @@ OF_THE_AGENT = {
     "otelbpf.connections.closed": "{connection}",
     "otelbpf.connections.reset": "{connection}",
     "otelbpf.connections.refused": "{connection}",
+    "otelbpf.connections.unanswered": "{connection}",
+    "otelbpf.connections.unseen": "{connection}",
     "otelbpf.connections.own": "{connection}",
     "otelbpf.connection.handshake.duration": "s",
     "otelbpf.connection.accept_queue.duration": "s",
@@ -61,6 +64,7 @@ OF_THE_AGENT = {
     "otelbpf.hooks.missed": "{call}",
     "otelbpf.interfaces.unmeasured": "{interface}",
     "otelbpf.interfaces.unmeasured.time": "s",
+    "otelbpf.series.ended.requests": "{request}",
     "otelbpf.metrics.exports.failed": "{export}",
     "otelbpf.metrics.points.lost": "{point}",
 }
@@ -195,7 +199,7 @@ def test_temporalities(temporality: Temporality, recent: set[str]) -> None:
     """What each counts, since when, and that it says so."""
     early = snapshot(series(durations_ns=[1_000]), seconds=10)
     late = snapshot(series(durations_ns=[1_000, 2_000, 3_000]), seconds=20, sums=sums(seen=17))
-    data = metrics_of(late, early, MetricStyle(EXPLICIT, temporality))
+    data = metrics_of(late, Receiver(early), MetricStyle(EXPLICIT, temporality))
     since_start = {
         SERVER_DURATION: 3,
         "otelbpf.requests.seen": 17,
@@ -219,13 +223,52 @@ def test_temporalities(temporality: Temporality, recent: set[str]) -> None:
 
 
 def test_the_first_export_of_deltas_is_of_all_since_the_start() -> None:
-    data = metrics_of(snapshot(), None, MetricStyle(EXPLICIT, DELTA))
+    data = metrics_of(snapshot(), style=MetricStyle(EXPLICIT, DELTA))
     (point,) = points(data, SERVER_DURATION)
     assert (point.count, point.start_time_unix_nano) == (2, START_UNIX_NS)
 
 
+def of_overflow(*durations_ns: int) -> Series:
+    return series(SeriesKey(Kind.SERVER, SHOP, overflow=True), durations_ns)
+
+
+@pytest.mark.parametrize("temporality", [CUMULATIVE, LOWMEMORY, DELTA])
+def test_a_series_that_has_ended_is_not_told_again(temporality: Temporality) -> None:
+    """Of its three requests two were told; all are in the overflow, and one begins it again."""
+    early = snapshot(of_overflow(10), series(durations_ns=[3_000, 5_000]), seconds=10)
+    again = replace(series(durations_ns=[9_000]), since_unix_ns=START_UNIX_NS + 15 * 10**9)
+    late = snapshot(of_overflow(10, 3_000, 5_000, 7_000), again, seconds=20)
+    data = metrics_of(late, Receiver(early), MetricStyle(EXPLICIT, temporality))
+    told = {"overflow" if "otel.metric.overflow" in point.attributes else "again": point
+            for point in points(data, SERVER_DURATION)}  # fmt: skip
+    first = START_UNIX_NS if temporality is CUMULATIVE else early.unix_ns
+    assert {name: (p.count, p.start_time_unix_nano) for name, p in told.items()} == {
+        "overflow": (2 if temporality is CUMULATIVE else 1, first),
+        "again": (1, again.since_unix_ns),
+    }
+    assert told["overflow"].sum == pytest.approx(
+        (10 + 7_000 if temporality is CUMULATIVE else 7_000) / 1e9
+    )
+    sizes = {"otel.metric.overflow" in point.attributes: point.value
+             for point in points(data, "otelbpf.http.request.size")}  # fmt: skip
+    assert sizes == {True: 100 if temporality is DELTA else 200, False: 100}
+    # With them the counts of all series are those of all requests; deltas need no such thing.
+    if temporality is not DELTA:
+        assert values(data, "otelbpf.series.ended.requests", "otelbpf.kind") == {"server": 2}
+    # What follows has its own start again.
+    (seen,) = points(data, "otelbpf.requests.seen")
+    assert seen.start_time_unix_nano == (early.unix_ns if temporality is DELTA else START_UNIX_NS)
+
+
+def test_nothing_starts_after_it_was_looked_at() -> None:
+    """A series may end, and begin again, while a snapshot is being taken."""
+    now = snapshot(replace(series(), since_unix_ns=START_UNIX_NS + 11 * 10**9), seconds=10)
+    (point,) = points(metrics_of(now), SERVER_DURATION)
+    assert point.start_time_unix_nano == point.time_unix_nano == now.unix_ns
+
+
 def test_deltas_with_nothing_new_are_left_out() -> None:
-    data = metrics_of(snapshot(seconds=20), snapshot(), MetricStyle(EXPLICIT, DELTA))
+    data = metrics_of(snapshot(seconds=20), Receiver(snapshot()), MetricStyle(EXPLICIT, DELTA))
     assert SERVER_DURATION not in by_name(data)
     assert values(data, "otelbpf.requests.seen") == 0
 
@@ -253,7 +296,8 @@ def test_how_long_it_was_not_since_the_last_export() -> None:
     now = replace(sums(), interfaces={"eth0": Coverage(None, {Gap.GONE: 4.0})})
     earlier = replace(sums(), interfaces={"eth0": Coverage(Gap.GONE, {Gap.GONE: 1.5})})
     data = metrics_of(
-        snapshot(sums=now), snapshot(sums=earlier, seconds=5), MetricStyle(temporality=DELTA)
+        snapshot(sums=now), Receiver(snapshot(sums=earlier, seconds=5)),
+        MetricStyle(temporality=DELTA),
     )
     times = values(data, "otelbpf.interfaces.unmeasured.time", "otelbpf.reason")
     assert times["gone"] == 2.5

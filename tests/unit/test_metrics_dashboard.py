@@ -16,14 +16,11 @@ from dashboard import Query, load, owned_by, queries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
-from snapshots import key, series, snapshot
+from promql import everything, labels_in, matched_in, metrics_in
 
-from otelbpf.metrics import metrics_of
-from otelbpf.metrics_prometheus import families
 from otelbpf.records import Stamp
 from otelbpf.request import Kind, stage_name
-from otelbpf.series import OTHER_STAGES
-from otelbpf.snapshot import SeriesKey
+from otelbpf.stage_places import OTHER_STAGES
 from otelbpf.stamps import Owner, owner_of
 from otelbpf.top.look import COLOURS
 
@@ -33,12 +30,6 @@ WITH_DATA = [panel for panel in PANELS if panel["type"] != "row"]
 # What Grafana has of its own.
 BUILT_IN = {"__rate_interval", "__range"}
 _WIDTH = 24
-_LABELS = re.compile(r"\{([^{}]*)\}")
-_MATCHER = re.compile(r'(\w+)\s*(?:=~|!~|!=|=)\s*"')
-_BY = re.compile(r"\b(?:by|ignoring|group_left)\s*\(([^()]*)\)")
-_METRIC = re.compile(r"\b((?:http|otelbpf)_\w+?)(?=[\[{)])")
-
-
 # Panels that tell whose the time is.
 WHOSE = {
     Kind.SERVER: "Whose the time is",
@@ -49,18 +40,6 @@ WHOSE = {
 def title(panel: dict[str, Any]) -> str:
     name: str = panel["title"]
     return name
-
-
-def everything() -> tuple[set[str], set[str]]:
-    """The names of all samples, and of all their labels."""
-    made = metrics_of(
-        snapshot(
-            series(), series(key(status=500)), series(key(Kind.CLIENT)),
-            series(SeriesKey(Kind.SERVER, key().resource, overflow=True)),
-        )
-    )
-    samples = [sample for family in families(made) for sample in family.samples]
-    return {s.name for s in samples}, {label for s in samples for label in s.labels}
 
 
 def left_out(said: Any, read: Any, path: str = "") -> Iterator[str]:
@@ -148,7 +127,7 @@ def test_whose_the_time_is_follows_from_the_table(kind: Kind) -> None:
     for owner, target in zip(Owner, panel["targets"], strict=True):
         part, whole = target["expr"].rsplit(" / ", 1)
         assert f'otelbpf_stage=~"{owned_by(owner, kind)}"' in part
-        assert "otelbpf_stage" not in _MATCHER.findall(whole)
+        assert "otelbpf_stage" not in matched_in(whole)
         assert part.count(f'otelbpf_kind="{kind}"') == whole.count(f'otelbpf_kind="{kind}"') == 1
     colours = {
         override["matcher"]["options"]: override["properties"][0]["value"]["fixedColor"]
@@ -192,15 +171,9 @@ def test_variables() -> None:
 def test_it_asks_for_what_there_is(query: Query) -> None:
     """Metrics, labels and variables."""
     names, labels = everything()
-    asked = set(_METRIC.findall(_BY.sub("", query.expression)))
+    asked = metrics_in(query.expression)
     assert asked
     assert asked <= names
-    matched = {
-        label for inside in _LABELS.findall(query.expression) for label in _MATCHER.findall(inside)
-    }
-    kept = {
-        label.strip() for inside in _BY.findall(query.expression) for label in inside.split(",")
-    }
-    assert matched | (kept - {""}) <= labels
+    assert labels_in(query.expression) <= labels
     variables = {name: "" for name in (*BUILT_IN, "service", "route")}
     assert "$" not in query.with_values(variables)

@@ -32,7 +32,7 @@ from opentelemetry.sdk.metrics.export import (
     MetricExportResult,
     MetricsData,
 )
-from snapshots import START_UNIX_NS, key, points, series, snapshot, values
+from snapshots import SHOP, START_UNIX_NS, key, points, series, snapshot, values
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
@@ -43,7 +43,8 @@ from otelbpf.metrics import MetricStyle, Temporality, metrics_of
 from otelbpf.metrics_export import MetricsExport, Periodic, Schedule, metrics_export
 from otelbpf.metrics_parts import PointOf, metrics_with, points_of
 from otelbpf.metrics_points import HistogramStyle
-from otelbpf.snapshot import Snapshot
+from otelbpf.request import Kind
+from otelbpf.snapshot import SeriesKey, Snapshot
 from otelbpf.ways_out import ExportDoor, WayOut
 
 DEADLINE_S = 30.0
@@ -263,6 +264,41 @@ def test_deltas_make_up_for_exports_that_failed(
         "or is counted",
         "there takes metrics again",
     ]
+
+
+def test_a_series_that_ends_while_exports_fail_is_told_in_the_overflow() -> None:
+    """Whoever takes an export for the first time was never told of it under its own name."""
+    of_overflow = SeriesKey(Kind.SERVER, SHOP, overflow=True)
+    moments = iter([
+        snapshot(series(durations_ns=[1_000] * 5), seconds=1),
+        snapshot(series(of_overflow, [1_000] * 5), seconds=2),
+        snapshot(series(of_overflow, [1_000] * 6), seconds=3),
+    ])
+    exporter = Exporter(MetricExportResult.FAILURE)
+    exports = periodic(exporter, OFTEN)
+    last = snapshot(series(of_overflow, [1_000] * 6), seconds=4)
+    exports.start(lambda: next(moments, last))
+    exporter.wait_for(4)
+    exports.stop()
+    assert [count for count, _ in counts(exporter)[:4]] == [5, 5, 6, 6]
+    ended = [values(data, "otelbpf.series.ended.requests", "otelbpf.kind")
+             for data in exporter.exports]  # fmt: skip
+    assert all(each == {"server": 0} for each in ended)
+
+
+def test_a_series_that_ends_between_exports_is_not_told_again() -> None:
+    of_overflow = SeriesKey(Kind.SERVER, SHOP, overflow=True)
+    moments = iter([snapshot(series(durations_ns=[1_000] * 5), seconds=1)])
+    exporter = Exporter()
+    exports = periodic(exporter, OFTEN)
+    last = snapshot(series(of_overflow, [1_000] * 6), seconds=2)
+    exports.start(lambda: next(moments, last))
+    exporter.wait_for(3)
+    exports.stop()
+    assert [count for count, _ in counts(exporter)[:3]] == [5, 1, 1]
+    ended = [values(data, "otelbpf.series.ended.requests", "otelbpf.kind")
+             for data in exporter.exports[:3]]  # fmt: skip
+    assert ended == [{"server": 0}, {"server": 5}, {"server": 5}]
 
 
 def test_cumulative_metrics_count_failures_since_the_start() -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import threading
 import urllib.request
@@ -16,6 +15,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from snapshots import EXEMPLAR, key, series, snapshot
 
+from otelbpf import metrics_prometheus
 from otelbpf.errors import UsageError
 from otelbpf.metrics import metrics_of
 from otelbpf.metrics_prometheus import PrometheusEndpoint, families
@@ -75,7 +75,9 @@ def test_names_and_types() -> None:
         "otelbpf_connections_closed": "counter",
         "otelbpf_connections_reset": "counter",
         "otelbpf_connections_refused": "counter",
+        "otelbpf_connections_unanswered": "counter",
         "otelbpf_connections_own": "counter",
+        "otelbpf_connections_unseen": "counter",
         "otelbpf_connection_handshake_duration_seconds": "histogram",
         "otelbpf_connection_accept_queue_duration_seconds": "histogram",
         "otelbpf_requests_seen": "counter",
@@ -87,6 +89,7 @@ def test_names_and_types() -> None:
         "otelbpf_hooks_missed": "counter",
         "otelbpf_interfaces_unmeasured": "gauge",
         "otelbpf_interfaces_unmeasured_time_seconds": "counter",
+        "otelbpf_series_ended_requests": "counter",
         "otelbpf_metrics_exports_failed": "counter",
         "otelbpf_metrics_points_lost": "counter",
     }
@@ -143,12 +146,21 @@ def test_each_bucket_has_its_latest_exemplar() -> None:
     assert found["0.00390625"].timestamp == pytest.approx(later.unix_ns / 1e9)
 
 
-def test_a_scrape(endpoint: tuple[PrometheusEndpoint, int]) -> None:
-    """Text for whoever does not ask; each answers for its own moment."""
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time in s; it stands still unless a test moves it."""
+    now = [1_000.0]
+    monkeypatch.setattr(metrics_prometheus, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_scrape(endpoint: tuple[PrometheusEndpoint, int], clock: list[float]) -> None:
+    """Text for whoever does not ask; each answers for its own moment, if a second has passed."""
     made, port = endpoint
     moments = iter([snapshot(), snapshot(series(durations_ns=[1] * 5))])
     made.start(lambda: metrics_of(next(moments)))
-    for count in (2, 5):
+    for after_s, count in ((0.0, 2), (0.99, 2), (0.01, 5), (0.99, 5)):
+        clock[0] += after_s
         kind, text = get(port, "text/plain")
         assert kind.startswith("text/plain; version=0.0.4")
         assert "trace_id" not in text
@@ -175,25 +187,48 @@ def test_openmetrics_has_exemplars(endpoint: tuple[PrometheusEndpoint, int]) -> 
     ]
 
 
-def test_scrapes_at_once_take_turns(endpoint: tuple[PrometheusEndpoint, int]) -> None:
-    """Whoever is inside waits, in vain, for somebody else to come in."""
+def test_what_takes_long_is_told_again_for_longer(
+    endpoint: tuple[PrometheusEndpoint, int], clock: list[float]
+) -> None:
+    """Of each format apart: it is a text of its own."""
     made, port = endpoint
-    both_inside = threading.Barrier(2)
-    met = []
+    made_at_s = []
 
     def collect() -> MetricsData:
-        with contextlib.suppress(threading.BrokenBarrierError):
-            met.append(both_inside.wait(0.1))
+        clock[0] += 8.0
+        made_at_s.append(clock[0] - 1_000)
         return metrics_of(snapshot())
 
     made.start(collect)
-    threads = [threading.Thread(target=get, args=(port, OPENMETRICS)) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert both_inside.broken
-    assert met == []
+    for after_s, accept in ((0, ""), (0, OPENMETRICS), (0, ""), (7.9, ""), (0.1, ""), (0, "")):
+        clock[0] += after_s
+        get(port, accept)
+    assert made_at_s == [8.0, 16.0, 32.0]
+
+
+def test_a_crowd_of_scrapers_is_told_the_same(endpoint: tuple[PrometheusEndpoint, int]) -> None:
+    """All asked while the first one's answer was made, and it is made for all of them."""
+    made, port = endpoint
+    collected = []
+    all_asked = threading.Event()
+
+    def collect() -> MetricsData:
+        collected.append(threading.current_thread())
+        assert all_asked.wait(10)
+        return metrics_of(snapshot())
+
+    made.start(collect)
+    asking = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(50)]
+    for each in asking:
+        each.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+    all_asked.set()
+    answers = set()
+    for each in asking:
+        with each, each.makefile("rb") as file:
+            answers.add(file.read())
+    (answer,) = answers
+    assert b'\nhttp_server_request_duration_seconds_count{' in answer
+    assert len(collected) == 1
 
 
 def test_no_snapshot_is_taken_after_the_end() -> None:
@@ -202,7 +237,6 @@ def test_no_snapshot_is_taken_after_the_end() -> None:
     made.start(lambda: metrics_of(snapshot()))
     made.stop()
     made.stop()
-    assert made.collect() == []
     with pytest.raises(OSError, match="refused"):
         get(port, OPENMETRICS)
 

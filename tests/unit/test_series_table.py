@@ -9,14 +9,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from samples import SMALL, address, numbered, record
+from series_kernel import MOST, THIS, WHOLE, Kernel, one
 
-from otelbpf import series as series_module
-from otelbpf.limits import Limits
-from otelbpf.processes import NOBODY, Process, look_at
+from otelbpf import series_places
+from otelbpf.processes import NOBODY, Process
 from otelbpf.records import (
-    HISTOGRAM,
     SERIES,
-    SERIES_PLACE,
     SERIES_SET,
     STAGE_ORDER,
     RequestFlag,
@@ -26,66 +24,11 @@ from otelbpf.request import stages_of
 from otelbpf.resource import Resources
 from otelbpf.routes import Routes
 from otelbpf.sampler import Slow
-from otelbpf.series import OTHER_STAGES, SeriesTable
+from otelbpf.series import SeriesTable
 from otelbpf.snapshot import buckets_of
+from otelbpf.stage_places import OTHER_STAGES
 
-MOST = 8
-WHOLE = RequestFlag.REQUEST_RECEIVED | RequestFlag.REQUEST_ANSWERED
 LENGTH_NS = SMALL[Stamp.TC_OUT] - SMALL[Stamp.NIC]
-
-
-class Kernel:
-    """The maps of otelbpf.loader.Programs, and what was put into them."""
-
-    limits = Limits(series=MOST)
-
-    def __init__(self) -> None:
-        sizes = {
-            "series": MOST * SERIES.itemsize,
-            "stage_orders": 256 * STAGE_ORDER.itemsize,
-            "series_sets": 8192 * SERIES_SET.itemsize,
-        }
-        self.files = {name: os.memfd_create(name) for name in sizes}
-        for name, size in sizes.items():
-            os.ftruncate(self.files[name], size)
-        self.overflow: dict[int, np.void] = {}
-
-    def map_fd(self, name: str) -> int:
-        return self.files[name]
-
-    @property
-    def sets(self) -> np.ndarray:
-        data = os.pread(self.files["series_sets"], 8192 * SERIES_SET.itemsize, 0)
-        return np.frombuffer(data, SERIES_SET).copy()
-
-    @property
-    def told(self) -> list[tuple[np.void, np.void]]:
-        """The keys that it would find, and their places."""
-        sets = self.sets
-        used = sets["keys"]["port"] != 0
-        return list(zip(sets["keys"][used], sets["places"][used], strict=True))
-
-    def forget(self) -> None:
-        os.pwrite(self.files["series_sets"], bytes(8192 * SERIES_SET.itemsize), 0)
-
-    def set_overflow_place(self, is_client: int, place: bytes) -> None:
-        self.overflow[is_client] = np.frombuffer(place, SERIES_PLACE)[0]
-
-    def adds(self, place: int, name: str, count: int) -> None:
-        """The kernel adds something of its own."""
-        os.pwrite(
-            self.files["series"], count.to_bytes(8, "little"),
-            place * SERIES.itemsize + SERIES.fields[name][1],
-        )  # fmt: skip
-
-    def adds_to_stage(self, place: int, stage: int, ns: int) -> None:
-        """The kernel adds so much to the sum of a stage, which lies where it was told."""
-        start = SERIES.fields["stages"][1] + stage * HISTOGRAM.itemsize
-        os.pwrite(self.files["series"], ns.to_bytes(8, "little"), place * SERIES.itemsize + start)
-
-    def close(self) -> None:
-        for fd in self.files.values():
-            os.close(fd)
 
 
 @pytest.fixture
@@ -101,29 +44,6 @@ def table(kernel: Kernel) -> Iterator[SeriesTable]:
     table = SeriesTable(kernel, Routes(), Resources("tested"), slow)  # type: ignore[arg-type]
     yield table
     table.close()
-
-
-def this_process() -> Process:
-    running = look_at(os.getpid(), ())
-    assert running is not None
-    started_ns = running.start_ticks * 10_000_000
-    return Process(os.getpid(), started_ns, 1, running.stack, running.comm)
-
-
-THIS = this_process()
-
-
-def one(
-    path: str, route_hash: int, process: Process = THIS, times: dict[Stamp, int] = SMALL,
-    **fields: object,
-) -> np.ndarray:  # fmt: skip
-    """A request that was read by a process, which is this one if nothing else is said."""
-    pid, *others = process
-    fields = {
-        "status": 200, "flags": WHOLE, "local_port": 80, "pid": pid, "process": tuple(others),
-        "request_line": f"GET {path} HTTP/1.1".encode(), **fields,
-    }  # fmt: skip
-    return record(times, route_hash=route_hash, **fields)
 
 
 def hash_of(route_hash: int, process: Process = THIS) -> int:
@@ -230,7 +150,7 @@ def own_names(kernel: Kernel) -> Iterator[SeriesTable]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Its one element is the time in seconds."""
     now_s = [100.0]
-    monkeypatch.setattr(series_module.time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(series_places.time, "monotonic", lambda: now_s[0])
     return now_s
 
 
