@@ -520,9 +520,8 @@ def test_upstreams_are_told_apart_by_address_and_are_of_another_kind(clients: Su
         taken[host] = np.concatenate(records)
     for host, records in taken.items():
         assert in_series(records).any()
-        (series,) = clients.found(server_address=host)
-        assert (series.key.kind, series.key.route) == (Kind.CLIENT, "/up/{id}")
-        assert series.key.server_port == PORT
+        (series,) = clients.found(server_address=host, route="/up/{id}")
+        assert (series.key.kind, series.key.server_port) == (Kind.CLIENT, PORT)
         assert_adds_up(series, records)
 
 
