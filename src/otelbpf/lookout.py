@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from otelbpf.loader import Programs
 from otelbpf.netns import Netns
 from otelbpf.notices import Notice, NoticeReader
 from otelbpf.on_interface import OnInterface
-from otelbpf.processes import listening_ports
+from otelbpf.processes import executable_name, listening_ports
 from otelbpf.records import Counter, NoticeKind
 from otelbpf.watch import Watcher
 
@@ -185,6 +186,10 @@ class Lookout:
         unheard = [port for port in self._ports if port not in listeners]
         if not unheard or self._programs.counts()[Counter.SEEN]:
             return
-        others = {port: name for port, name in listeners.items() if port not in self._ports}
+        others = {
+            port: executable_name(min(pids)) if pids else ""
+            for port, pids in listeners.items()
+            if port not in self._ports and os.getpid() not in pids
+        }
         for port in unheard:
             _log.warning("%s", nobody_listens(port, others, self._netns.name))
