@@ -91,7 +91,8 @@ class Cause:
         if self.way is Way.NO_ETHERNET:
             return ", which cannot be measured: its packets have no Ethernet header"
         if self.way is Way.BEHIND:
-            return f", where {self.detail} keeps {'its' if is_one else 'their'} packets from otelbpf"
+            whose = "its" if is_one else "their"
+            return f", where {self.detail} keeps {whose} packets from otelbpf"
         if self.way is Way.REDIRECTED:
             return (
                 f" to port {self.detail}, and REDIRECT or DNAT changes that: measure --port "
@@ -99,14 +100,14 @@ class Cause:
             )
         if self.way is Way.READDRESSED:
             return (
-                f" to {self.detail}, and REDIRECT or DNAT changes that: measured without the stamps "
-                "of the sockets"
+                f" to {self.detail}, and REDIRECT or DNAT changes that: measured without the "
+                "stamps of the sockets"
             )
         if self.way is Way.HIDDEN:
             verb, whom = ("is", "it") if is_one else ("are", "them")
             return (
-                f", which is measured, and {verb} not seen there: REDIRECT, DNAT, IPsec or fragments "
-                f"may hide {whom}"
+                f", which is measured, and {verb} not seen there: REDIRECT, DNAT, IPsec or "
+                f"fragments may hide {whom}"
             )
         return " that is not measured"
 
