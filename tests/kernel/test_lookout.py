@@ -40,6 +40,7 @@ class Looking:
     ready_file: Path
     caplog: pytest.LogCaptureFixture
     now_s: float
+    has_ended: bool = False
 
     def look(self) -> list[str]:
         """Once, and again when all that belongs together has been gathered; what it said."""
@@ -47,6 +48,14 @@ class Looking:
         for _ in range(2):
             self.coverage = self.lookout.look(self.now_s)
             self.now_s += 1.0
+        return list(self.caplog.messages)
+
+    def end(self) -> list[str]:
+        """Closes it, once; what it said then."""
+        self.caplog.clear()
+        if not self.has_ended:
+            self.has_ended = True
+            self.lookout.close()
         return list(self.caplog.messages)
 
     def ask(self, count: int = 3, *, client_side: str = "client") -> None:
@@ -77,11 +86,13 @@ def looking(
         lookout = Lookout(
             _meter.programs, attachments, _meter.netns, _meter.netns.cookie, config, 1_000.0
         )
-        with contextlib.closing(lookout):
-            lookout._notices.read()  # those of earlier tests: an agent has programs of its own
-            looking = Looking(_meter, lookout, ready_file, caplog, 1_000.0)
+        lookout._notices.read()  # those of earlier tests: an agent has programs of its own
+        looking = Looking(_meter, lookout, ready_file, caplog, 1_000.0)
+        try:
             assert looking.look() == []
             yield looking
+        finally:
+            looking.end()
         assert not ready_file.exists()
     _meter.end()
 
@@ -183,13 +194,30 @@ def test_who_stays_before_it_is_blamed_once_that_is_certain(
         looking.meter.wait_for(Counter.CONNECTIONS_UNSEEN, 3)
         looking.meter.unseen = 3
         (said,) = looking.look()
-        assert said.endswith(f"where {name} keeps their packets from otelbpf")
+        assert said.endswith(
+            f"where {name} is before otelbpf, and may keep their packets from it"
+        )
         assert looking.coverage[INTERFACE].gap is Gap.BEHIND
         assert not looking.ready_file.exists()
     assert looking.look() == [f"interface {INTERFACE} is measured again"]
     assert looking.ready_file.exists()
     looking.ask()
     looking.meter.records(3)
+
+
+def test_at_the_end_nothing_is_left_unsaid(looking: Looking) -> None:
+    lab = looking.meter.lab
+    with redirected(lab, 80):
+        looking.lookout.look(looking.now_s)
+        looking.ask(client_side="server")
+        client = lab.socket("client", socket.AF_INET)
+        client.connect((SERVER_IPV4, 80))
+        server = prepare(lab.listener(SERVER_IPV4).accept()[0])
+        lab.keep(Pair(client, server)).exchange(request(), OK)
+        looking.meter.unseen = 4
+        near, far = sorted(looking.end(), reverse=True)
+    assert "add --interface lo" in near
+    assert "to port 80, and REDIRECT" in far
 
 
 def test_tls(looking: Looking) -> None:
