@@ -18,8 +18,8 @@ LOOPBACK = Cause(UNSEEN, 8080, False, "lo", Way.UNMEASURED)
         (Cause(TLS, 8443, False), 3,
          "3 connections to port 8443 are TLS, which is not read: measure what ends it, behind it"),
         (Cause(TLS, 443, True), 1,
-         "1 connection to upstream port 443 is TLS, which is not read: measure what ends it, behind "
-         "it"),
+         "1 connection to upstream port 443 is TLS, which is not read: measure what ends it, "
+         "behind it"),
         (Cause(HTTP2, 8080, False), 2, "2 connections to port 8080 are HTTP/2, which is not read"),
         (Cause(NOT_HTTP, 80, False), 2, "2 connections to port 80 are no HTTP/1, and are not read"),
         (Cause(NOT_HTTP, 80, False), 1, "1 connection to port 80 is no HTTP/1, and is not read"),
@@ -46,8 +46,8 @@ LOOPBACK = Cause(UNSEEN, 8080, False, "lo", Way.UNMEASURED)
          "2 connections to port 8080 come in on eth0, where program shaper (id 7) is before "
          "otelbpf, and may keep their packets from it"),
         (Cause(UNSEEN, 8080, False, "eth0", Way.REDIRECTED, "80"), 4,
-         "4 connections to port 8080 come in on eth0 to port 80, and REDIRECT or DNAT changes that: "
-         "measure --port 80 instead; stamps of the sockets will be absent"),
+         "4 connections to port 8080 come in on eth0 to port 80, and REDIRECT or DNAT changes "
+         "that: measure --port 80 instead; stamps of the sockets will be absent"),
         (Cause(UNSEEN, 8080, False, "eth0", Way.READDRESSED, "203.0.113.1:8080"), 4,
          "4 connections to port 8080 come in on eth0 to 203.0.113.1:8080, and REDIRECT or DNAT "
          "changes that: measured without the stamps of the sockets"),
@@ -127,8 +127,8 @@ def test_no_more_are_remembered_than_there_is_room_for() -> None:
         ({}, "", "nobody listens on port 80 here"),
         ({8080: "nginx"}, "", "nobody listens on port 80 here; nginx listens on 8080"),
         ({8443: "nginx", 22: "sshd", 8080: "nginx"}, "shop",
-         "nobody listens on port 80 in network namespace shop; sshd listens on 22; nginx listens on "
-         "8080, 8443"),
+         "nobody listens on port 80 in network namespace shop; sshd listens on 22; nginx listens "
+         "on 8080, 8443"),
         ({8080: ""}, "", "nobody listens on port 80 here; somebody listens on 8080"),
         ({port: "python3" for port in range(1, 8)}, "",
          "nobody listens on port 80 here; python3 listens on 1, 2, 3, 4 and 3 more"),
