@@ -15,18 +15,19 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from otelbpf import bpf_info, libbpf
 from otelbpf.errors import KernelError
 from otelbpf.handlers import Handler
-from otelbpf.hooks import Candidate, Choice, Hook, Mechanism, require
+from otelbpf.hooks import Candidate, Choice, Hook, Mechanism, require, takes_filters
 from otelbpf.interfaces import Xdp
 from otelbpf.loader import Programs
 from otelbpf.netns import Netns
 from otelbpf.on_interface import OnInterface, Ways
 from otelbpf.processes import cgroup_directory
 from otelbpf.rehearsal import silent_programs
+from otelbpf.tcx import load_places
 from otelbpf.uprobes import attach_handlers
 
 
@@ -143,6 +144,11 @@ class Attachments:
         self._attach_probes(programs, choices)
         by_name = {choice.hook.name: choice for choice in choices}
         self._ways = Ways(programs, by_name, netns, xdp)
+        if not takes_filters(choices):
+            places = load_places()
+            for fd in places:
+                self._stack.callback(os.close, fd)
+            self._ways = replace(self._ways, places=places)
         for name, ifindex in interfaces.items():
             self._attach_to(name, ifindex).attach_xdp(insist=xdp is Xdp.ON)
         if not by_name["arrival"].chosen:

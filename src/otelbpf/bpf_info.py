@@ -93,8 +93,9 @@ def program_info(program_fd: int) -> ProgramInfo:
     """
     info = _info(program_fd, _ProgInfo())
     return ProgramInfo(
-        info.id, info.name.decode(errors="replace"), info.run_cnt, info.run_time_ns, info.recursion_misses
-    )
+        info.id, info.name.decode(errors="replace"), info.run_cnt, info.run_time_ns,
+        info.recursion_misses,
+    )  # fmt: skip
 
 
 def kprobe_missed(link_fd: int) -> int:

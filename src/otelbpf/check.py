@@ -17,6 +17,7 @@ from otelbpf.needs import Need, needs, programs_need_rights
 from otelbpf.netns import find_netns
 from otelbpf.rights import Right
 
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that otelbpf needs.

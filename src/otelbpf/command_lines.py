@@ -173,7 +173,7 @@ def _script(interpreter: _Interpreter, rest: Iterator[str]) -> str:
     for argument in rest:
         if argument == "--":
             return next(rest, "")
-        if argument.startswith("-") and argument != "-" or argument.startswith("+"):
+        if (argument.startswith("-") and argument != "-") or argument.startswith("+"):
             if argument.startswith("--") or interpreter.are_words:
                 ends, name = _word(interpreter, argument, rest)
             else:

@@ -6,6 +6,7 @@ Knows nothing of the kernel. What is not certain is not said: a wrong hint is wo
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -17,6 +18,9 @@ _GATHERED_S = 1.0
 # They are told of again when there are so many times as many.
 _GROWN = 10
 _LISTENERS_MOST = 4
+# How many causes are told of in so many seconds, and how many are known.
+_TOLD_MOST, _TOLD_S = 10, 60.0
+_CAUSES_MOST = 1_000
 # Of one connection, and of several.
 _PROTOCOLS = {
     kind: (f"is {what.format('is')}", f"are {what.format('are')}")
@@ -77,13 +81,13 @@ class Cause:
 
     def _passage(self, whose: str, is_one: bool) -> str:
         """What passes where."""
-        where = self.interface or "an interface"
         if self.kind is NoticeKind.UNSEEN_OUT:
             what = "requests" if self.is_client else "responses"
-            return f"the {what} of {whose} leave by {where}"
+            return f"the {what} of {whose} leave by {self.interface or 'a way'}"
+        where = f"on {self.interface}" if self.interface else "by a way"
         if self.is_client:
-            return f"the responses of {whose} come in on {where}"
-        return f"{whose} {'comes' if is_one else 'come'} in on {where}"
+            return f"the responses of {whose} come in {where}"
+        return f"{whose} {'comes' if is_one else 'come'} in {where}"
 
     def _explanation(self, is_one: bool) -> str:
         if self.way is Way.UNMEASURED:
@@ -91,7 +95,8 @@ class Cause:
         if self.way is Way.NO_ETHERNET:
             return ", which cannot be measured: its packets have no Ethernet header"
         if self.way is Way.BEHIND:
-            return f", where {self.detail} keeps {'its' if is_one else 'their'} packets from otelbpf"
+            whose = "its" if is_one else "their"
+            return f", where {self.detail} is before otelbpf, and may keep {whose} packets from it"
         if self.way is Way.REDIRECTED:
             return (
                 f" to port {self.detail}, and REDIRECT or DNAT changes that: measure --port "
@@ -99,14 +104,14 @@ class Cause:
             )
         if self.way is Way.READDRESSED:
             return (
-                f" to {self.detail}, and REDIRECT or DNAT changes that: measured without the stamps "
-                "of the sockets"
+                f" to {self.detail}, and REDIRECT or DNAT changes that: measured without the "
+                "stamps of the sockets"
             )
         if self.way is Way.HIDDEN:
             verb, whom = ("is", "it") if is_one else ("are", "them")
             return (
-                f", which is measured, and {verb} not seen there: REDIRECT, DNAT, IPsec or fragments "
-                f"may hide {whom}"
+                f", which is measured, and {verb} not seen there: REDIRECT, DNAT, IPsec or "
+                f"fragments may hide {whom}"
             )
         return " that is not measured"
 
@@ -119,24 +124,36 @@ class _Tally:
 
 
 class Hints:
-    """Gathers causes, and says each in time."""
+    """Gathers causes, and says each in time, but not too many at once."""
 
     def __init__(self) -> None:
         self._tallies: dict[Cause, _Tally] = {}
+        self._told_s: deque[float] = deque(maxlen=_TOLD_MOST)
 
     def add(self, causes: Iterable[Cause], now_s: float) -> None:
         """One for each connection."""
         for cause in causes:
-            tally = self._tallies.setdefault(cause, _Tally(0, now_s + _GATHERED_S))
-            tally.count += 1
+            if cause not in self._tallies and len(self._tallies) < _CAUSES_MOST:
+                self._tallies[cause] = _Tally(0, now_s + _GATHERED_S)
+            if cause in self._tallies:
+                self._tallies[cause].count += 1
 
-    def due(self, now_s: float) -> list[str]:
-        """What is to be said now: each cause once, and again when there are ten times as many."""
-        said = []
+    def due(self, now_s: float, *, at_end: bool = False) -> list[str]:
+        """What is to be said now: each cause once, and again when there are ten times as many.
+
+        Args:
+            at_end: nothing will be said later.
+        """
+        said: list[str] = []
         for cause, tally in self._tallies.items():
-            if now_s >= tally.due_s and tally.count >= tally.told * _GROWN:
-                tally.told = tally.count
-                said.append(cause.sentence(tally.count))
+            if not (at_end or now_s >= tally.due_s) or tally.count < max(1, tally.told * _GROWN):
+                continue
+            is_full = len(self._told_s) == _TOLD_MOST and now_s - self._told_s[0] < _TOLD_S
+            if len(said) == _TOLD_MOST or (is_full and not at_end):
+                break
+            tally.told = tally.count
+            self._told_s.append(now_s)
+            said.append(cause.sentence(tally.count))
         return said
 
 

@@ -35,8 +35,8 @@ _SOURCES = (
     "records.h", "mark.h", "maps.h", "arrays.h", "kernel.h", "connections.h", "packet.h", "marks.h",
     "words.h", "route.h", "sampling.h", "series.h", "handshakes.h", "ledger.h", "thread_context.h",
     "notices.h", "client.h", "message.h", "head.h", "body.h", "disorder.h",
-    "xdp.c", "tc.h", "tc.c", "tc_client.c", "unseen.h", "socket.c", "sched.c", "mark.c", "handler.c",
-    "sweep.c",
+    "xdp.c", "tc.h", "tc.c", "tc_client.c", "unseen.h", "socket.c", "sched.c", "mark.c",
+    "handler.c", "sweep.c",
 )
 _NO_UPSTREAMS = Upstreams()
 _KEEP_ALL = Sampler()
@@ -201,7 +201,7 @@ class Programs:
         table[ctypes.c_int(is_client)] = table.Leaf.from_buffer_copy(place)
 
     def set_complete(self, is_complete: bool) -> None:
-        """Tells the programs whether all is attached: bytes that they do not see are missed then."""
+        """Tells the programs if all is attached: bytes that they do not see are missed then."""
         self._settings.values["is_complete"] = is_complete
 
     def set_python_site(self, index: int, site: bytes) -> None:

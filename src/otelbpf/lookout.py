@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from otelbpf.loader import Programs
 from otelbpf.netns import Netns
 from otelbpf.notices import Notice, NoticeReader
 from otelbpf.on_interface import OnInterface
-from otelbpf.processes import listening_ports
+from otelbpf.processes import executable_name, listening_ports
 from otelbpf.records import Counter, NoticeKind
 from otelbpf.watch import Watcher
 
@@ -79,8 +80,8 @@ class Lookout:
         self._hints = Hints()
         self._ready = ReadyFile(config.ready_file)
         self._listeners_at_s: float | None = now_s + _LISTENERS_AFTER_S
-        self._hidden: list[tuple[Notice, str]] = []
-        self._hidden_at_s = now_s
+        self._hidden: list[tuple[Notice, OnInterface]] = []
+        self._hidden_at_s = self._now_s = now_s
         programs.set_complete(True)
         self._ready.set(True)
 
@@ -90,7 +91,27 @@ class Lookout:
         Returns:
             whether the interfaces are measured that were asked for, by name.
         """
+        self._now_s = now_s
         self._watcher.look(now_s)
+        self._gather(now_s)
+        if self._listeners_at_s is not None and now_s >= self._listeners_at_s:
+            self._listeners_at_s = None
+            self._look_for_listeners()
+        self._say()
+        self._ready.set(self._watcher.is_whole)
+        return self._watcher.coverage(now_s)
+
+    def close(self) -> None:
+        """Says what is still to be said; from here on nothing is missed that passes unseen."""
+        self._ready.set(False)
+        self._programs.set_complete(False)
+        self._hidden_at_s = self._now_s
+        self._gather(self._now_s)
+        self._say(at_end=True)
+        self._notices.close()
+
+    def _gather(self, now_s: float) -> None:
+        """Finds out why connections are not measured."""
         notices = self._notices.read()
         if any(notice.kind in _UNSEEN and self._should_be_seen(notice) for notice in notices):
             # Somebody may have come in front of the programs just now.
@@ -100,20 +121,11 @@ class Lookout:
         if self._hidden and now_s >= self._hidden_at_s:
             # All connections of the kernel's are looked through for it.
             self._hidden_at_s = now_s + _HIDDEN_S
-            self._hints.add(self._causes_of_hidden(), now_s)
-        if self._listeners_at_s is not None and now_s >= self._listeners_at_s:
-            self._listeners_at_s = None
-            self._look_for_listeners()
-        for hint in self._hints.due(now_s):
-            _log.warning("%s", hint)
-        self._ready.set(self._watcher.is_whole)
-        return self._watcher.coverage(now_s)
+            self._hints.add(self._causes_of_hidden(now_s), now_s)
 
-    def close(self) -> None:
-        """From here on nothing is missed that passes unseen."""
-        self._ready.set(False)
-        self._programs.set_complete(False)
-        self._notices.close()
+    def _say(self, *, at_end: bool = False) -> None:
+        for hint in self._hints.due(self._now_s, at_end=at_end):
+            _log.warning("%s", hint)
 
     def _on(self, notice: Notice) -> OnInterface | None:
         """The measured interface that its bytes pass."""
@@ -133,16 +145,20 @@ class Lookout:
             return self._cause_elsewhere(notice)
         if not self._should_be_seen(notice):
             return None
-        direction = "ingress" if kind is NoticeKind.UNSEEN else "egress"
-        strangers = self._watcher.strangers(on, direction)
-        if strangers:
-            self._watcher.blame_strangers(on, now_s)
-            names = ", ".join(dict.fromkeys(map(str, strangers)))
-            return Cause(kind, port, is_client, on.called, Way.BEHIND, names)
         if kind is NoticeKind.UNSEEN and not is_client and len(self._hidden) < _HIDDEN_MOST:
-            self._hidden.append((notice, on.called))
+            self._hidden.append((notice, on))
             return None
-        return Cause(kind, port, is_client, on.called, Way.HIDDEN)
+        return self._cause_there(notice, on, now_s)
+
+    def _cause_there(self, notice: Notice, on: OnInterface, now_s: float) -> Cause:
+        """Of bytes that pass a measured interface, and for the socket itself."""
+        cause = (notice.kind, notice.port, notice.is_client, on.called)
+        direction = "ingress" if notice.kind is NoticeKind.UNSEEN else "egress"
+        strangers = self._watcher.strangers(on, direction)
+        if not strangers:
+            return Cause(*cause, Way.HIDDEN)
+        self._watcher.blame_strangers(on, now_s)
+        return Cause(*cause, Way.BEHIND, ", ".join(dict.fromkeys(map(str, strangers))))
 
     def _cause_elsewhere(self, notice: Notice) -> Cause | None:
         """Of bytes that pass an interface which is not measured."""
@@ -159,21 +175,21 @@ class Lookout:
             return Cause(*cause) if self._watcher.is_whole else None
         return Cause(*cause, name, Way.UNMEASURED)
 
-    def _causes_of_hidden(self) -> list[Cause]:
+    def _causes_of_hidden(self, now_s: float) -> list[Cause]:
         """Of bytes that came in on a measured interface: for whom did they come?"""
         hidden, self._hidden = self._hidden, []
         wires = on_the_wire([(notice.peer, notice.local) for notice, _ in hidden], self._netns)
         causes = []
-        for notice, interface in hidden:
+        for notice, on in hidden:
             host, port = wires.get((notice.peer, notice.local), ("", 0))
+            cause = (notice.kind, notice.port, notice.is_client, on.called)
             if not port:
-                way, detail = Way.HIDDEN, ""
+                causes.append(self._cause_there(notice, on, now_s))
             elif port in self._ports:
-                way = Way.READDRESSED
-                detail = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+                end = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+                causes.append(Cause(*cause, Way.READDRESSED, end))
             else:
-                way, detail = Way.REDIRECTED, str(port)
-            causes.append(Cause(notice.kind, notice.port, False, interface, way, detail))
+                causes.append(Cause(*cause, Way.REDIRECTED, str(port)))
         return causes
 
     def _look_for_listeners(self) -> None:
@@ -185,6 +201,10 @@ class Lookout:
         unheard = [port for port in self._ports if port not in listeners]
         if not unheard or self._programs.counts()[Counter.SEEN]:
             return
-        others = {port: name for port, name in listeners.items() if port not in self._ports}
+        others = {
+            port: executable_name(min(pids)) if pids else ""
+            for port, pids in listeners.items()
+            if port not in self._ports and os.getpid() not in pids
+        }
         for port in unheard:
             _log.warning("%s", nobody_listens(port, others, self._netns.name))

@@ -31,12 +31,14 @@ class Ways:
     Attributes:
         choices: what each hook got, by its name.
         netns: that the interfaces are in.
+        places: of tcx.load_places(), where there are such links.
     """
 
     programs: Programs
     choices: Mapping[str, Choice]
     netns: Netns
     xdp: Xdp
+    places: tuple[int, int] = (-1, -1)
 
 
 class OnInterface:
@@ -77,7 +79,9 @@ class OnInterface:
         if way == "clsact":
             return ClsactLine(self._ways.netns, fds, direction, self.ifindex)
         try:
-            return self._ways.netns.run(lambda: TcxLine(fds, direction, self.ifindex))
+            return self._ways.netns.run(
+                lambda: TcxLine(fds, direction, self.ifindex, self._ways.places)
+            )
         except OSError as error:
             raise KernelError(
                 f"cannot attach to TC {direction} of interface {self.name}: {error.strerror}"

@@ -220,18 +220,11 @@ class Listeners:
         self._next_look_s = started_s + max(_LISTENERS_LEAST_S, took_s / _LISTENERS_SHARE)
 
 
-def listening_ports(netns: Netns) -> dict[int, str]:
-    """The TCP ports that somebody listens on, and who that is: an executable's name.
-
-    Empty where it cannot be told, as of another PID namespace. This process's own are left out.
-    """
+def listening_ports(netns: Netns) -> dict[int, set[int]]:
+    """The TCP ports that somebody listens on, and the processes that do: of all they see, none."""
     sockets = netns.run(lambda: _listening_sockets(range(1 << 16)))
     owners = _owners(sockets)
-    return {
-        port: executable_name(min(owners[port])) if port in owners else ""
-        for port in sockets.values()
-        if os.getpid() not in owners.get(port, ())
-    }
+    return {port: owners.get(port, set()) for port in sockets.values()}
 
 
 def _owners(sockets: Mapping[str, int]) -> dict[int, set[int]]:

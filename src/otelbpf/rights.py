@@ -71,6 +71,8 @@ TO_LOOK = (
 _TO_RUN_PROGRAMS = Right(Capability.CAP_BPF, "ending requests that have gone silent")
 _TO_FILTER = Right(Capability.CAP_NET_ADMIN,
                    "TC filters on interfaces that come back, and taking them off at the end")
+_TO_SEE_LINES = Right(Capability.CAP_NET_ADMIN,
+                      "seeing whose programs come before otelbpf's at traffic control")
 _TO_ENTER = Right(Capability.CAP_SYS_ADMIN, "entering the measured network namespace")
 _TO_WRITE = Right(Capability.CAP_DAC_OVERRIDE, "writing files in other users' directories")
 _TO_LISTEN = Right(Capability.CAP_NET_BIND_SERVICE, "listening on a port below 1024")
@@ -128,7 +130,7 @@ def kept(
 
     Args:
         programs: it takes a right to run a program that was loaded before.
-        filters: traffic control is watched by filters, not by links, which take no right.
+        filters: traffic control is watched by filters, not by links: to attach these takes no right.
         namespace: another network namespace than the agent's own is measured.
         low_port: it is about to listen on a port below 1024.
         files: that it writes; None is none.
@@ -137,7 +139,7 @@ def kept(
     return (
         *TO_LOOK,
         *[_TO_RUN_PROGRAMS] * programs,
-        *[_TO_FILTER] * filters,
+        _TO_FILTER if filters else _TO_SEE_LINES,
         *[_TO_ENTER] * namespace,
         *[_TO_LISTEN] * low_port,
         *[_TO_WRITE] * (not with_only((), lambda: all(map(_may_write, directories)))),

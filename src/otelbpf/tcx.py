@@ -7,9 +7,8 @@ hand on.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from otelbpf import bpf_info, libbpf
 from otelbpf.lines import Stranger
@@ -31,16 +30,20 @@ class TcxLine:
         fds: of the programs.
         direction: "ingress" or "egress".
         ifindex: in the calling thread's network namespace.
+        places: of load_places().
     Raises:
         OSError: the kernel's refusal.
     """
 
     can_move = True
 
-    def __init__(self, fds: Iterable[int], direction: str, ifindex: int) -> None:
+    def __init__(
+        self, fds: Iterable[int], direction: str, ifindex: int, places: tuple[int, int]
+    ) -> None:
         self._attach_type = _ATTACH_TYPES[direction]
         self._ifindex = ifindex
         self._fds = list(fds)
+        self._places = places
         self._ids = {bpf_info.program_info(fd).id for fd in self._fds}
         self._links: list[int] = []
         try:
@@ -65,17 +68,17 @@ class TcxLine:
         A program cannot be in a line twice, and to take one off takes milliseconds. So others that
         do nothing keep both places, while ours changes from the one to the other.
         """
+        front, back = self._places
         for at, fd in reversed(list(enumerate(self._fds))):
-            with _place() as front, _place() as back:
-                link = self._attach(front)
-                try:
-                    libbpf.link_update(self._links[at], back)
-                    libbpf.link_update(link, fd)
-                except OSError:
-                    os.close(link)
-                    raise
-                self._links[at], link = link, self._links[at]
+            link = self._attach(front)
+            try:
+                libbpf.link_update(self._links[at], back)
+                libbpf.link_update(link, fd)
+            except OSError:
                 os.close(link)
+                raise
+            self._links[at], link = link, self._links[at]
+            os.close(link)
 
     def is_alive(self) -> bool:
         """See Line."""
@@ -90,19 +93,23 @@ class TcxLine:
         return libbpf.link_create(fd, self._ifindex, self._attach_type, libbpf.BPF_F_BEFORE)
 
 
-@contextlib.contextmanager
-def _place() -> Iterator[int]:
-    fd = libbpf.load_classifier(_PLACE, _HAND_ON)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+def load_places() -> tuple[int, int]:
+    """Two programs that do nothing, each to keep a place in a line.
+
+    To load them takes rights, which it does not to go first.
+
+    Raises:
+        OSError: the kernel's refusal.
+    """
+    return libbpf.load_classifier(_PLACE, _HAND_ON), libbpf.load_classifier(_PLACE, _HAND_ON)
 
 
 def _stranger(number: int) -> Stranger | None:
-    """Whose program it is; None for one of otelbpf's."""
+    """Whose program it is; None for one of otelbpf's, as far as that may be known."""
     try:
         fd = bpf_info.open_program(number)
+    except PermissionError:
+        return Stranger(number, f"a program (id {number})")
     except OSError:
         return None  # it has just been unloaded
     try:

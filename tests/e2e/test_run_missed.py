@@ -21,7 +21,7 @@ from prometheus import scrape
 from servers import Server, python_server
 from stack import COUNT, OTELBPF, Agent, agent, to, wait_for_requests
 
-from otelbpf import libbpf
+from otelbpf import bpf_info, libbpf
 from otelbpf.netns import find_netns
 
 NOWHERE = {"OTEL_TRACES_EXPORTER": "none"}
@@ -71,8 +71,8 @@ def test_it_says_at_once_that_it_loads(net: Network, server: Server, tmp_path: P
     with agent(tmp_path, *options(net, server.port), environment=NOWHERE) as running:
         wait_until(lambda: "\n" in running.stderr, "it said something")
         assert running.stderr == (
-            f"otelbpf: loading, to measure port {server.port} on {net.server.interface}; that takes "
-            "some seconds\n"
+            f"otelbpf: loading, to measure port {server.port} on {net.server.interface}; that "
+            "takes some seconds\n"
         )
         assert not running.ready_file.exists()
         running.wait_ready()
@@ -125,13 +125,12 @@ def test_an_interface_that_goes_and_comes_again(
 
 
 def test_a_namespace_that_ends(tmp_path: Path) -> None:
-    with network() as net:
-        with agent(tmp_path, *options(net, 8080), environment=NOWHERE) as running:
-            running.wait_ready()
-            run("ip", "netns", "del", net.server.netns)
-            wait_for_word(running, f"network namespace {net.server.netns} has ended")
-            wait_until(lambda: not running.ready_file.exists(), "it is not ready")
-            ended = running.stop()
+    with network() as net, agent(tmp_path, *options(net, 8080), environment=NOWHERE) as running:
+        running.wait_ready()
+        run("ip", "netns", "del", net.server.netns)
+        wait_for_word(running, f"network namespace {net.server.netns} has ended")
+        wait_until(lambda: not running.ready_file.exists(), "it is not ready")
+        ended = running.stop()
     ended.assert_clean(seen=0)
     assert ended.sums["interfaces"][net.server.interface]["unmeasured"] == "namespace_gone"
 
@@ -153,7 +152,7 @@ def test_connections_by_an_interface_that_is_not_measured(
         ended = running.stop()
     ended.assert_clean(seen=0)
     assert ended.sums["connections"]["unseen"] == 4
-    assert "otelbpf: 4 connections had bytes that were not seen on a measured interface" in ended.stderr
+    assert "otelbpf: 4 connections had bytes that were not seen on a measured" in ended.stderr
 
 
 @contextlib.contextmanager
@@ -186,12 +185,24 @@ def test_a_port_that_is_redirected(net: Network, server: Server, tmp_path: Path)
     assert "listens" not in ended.stderr
 
 
-def test_a_program_that_comes_before_it(net: Network, server: Server, tmp_path: Path) -> None:
-    """It decides about every packet, and so would end the line."""
-    with agent(tmp_path, *options(net, server.port), environment=NOWHERE) as running:
+@pytest.mark.parametrize("inside", [False, True], ids=["from outside", "in its own namespace"])
+def test_a_program_that_comes_before_it(
+    net: Network, server: Server, tmp_path: Path, inside: bool
+) -> None:
+    """It decides about every packet, and so would end the line.
+
+    In its own namespace the agent has given up the right to know programs by name.
+    """
+    arguments = options(net, server.port)
+    if inside:
+        arguments, under = arguments[: arguments.index("--netns")], net.server.enter()
+    else:
+        under = []
+    with agent(tmp_path, *arguments, environment=NOWHERE, under=under) as running:
         running.wait_ready()
         netns = find_netns(net.server.netns)
         program = libbpf.load_classifier("decides", libbpf.RETURN_0)
+        number = bpf_info.program_info(program).id
         link = netns.run(
             lambda: libbpf.link_create(
                 program, socket.if_nametoindex(net.server.interface), libbpf.BPF_TCX_INGRESS,
@@ -199,9 +210,11 @@ def test_a_program_that_comes_before_it(net: Network, server: Server, tmp_path: 
             )
         )
         try:
-            said = wait_for_word(running, "program decides (id ")
-            assert said.endswith(
-                f"came before otelbpf at TC ingress of {net.server.interface}, which is first again"
+            name = f"a program (id {number})" if inside else f"program decides (id {number})"
+            said = wait_for_word(running, name)
+            assert said == (
+                f"otelbpf: {name} came before otelbpf at TC ingress of {net.server.interface}, which "
+                "is first again"
             )
             ask(net, server.port)
             ended = running.stop()
@@ -209,6 +222,25 @@ def test_a_program_that_comes_before_it(net: Network, server: Server, tmp_path: 
             os.close(link)
             os.close(program)
     ended.assert_clean(seen=COUNT)
+
+
+def test_an_interface_of_its_own_namespace_that_comes_again(
+    own: tuple[Network, Server], tmp_path: Path
+) -> None:
+    """By then the agent has given up most of its rights."""
+    net, server = own
+    arguments = options(net, server.port)
+    with agent(
+        tmp_path, *arguments[: arguments.index("--netns")], environment=NOWHERE,
+        under=net.server.enter(),
+    ) as running:
+        running.wait_ready()
+        run("ip", "-n", net.server.netns, "link", "del", net.server.interface)
+        make_veth(net)
+        said = wait_for_word(running, "is there again, and is measured")
+        assert "absent" not in said
+        ask(net, server.port)
+        running.stop().assert_clean(seen=COUNT)
 
 
 def test_a_port_that_nobody_listens_on(net: Network, server: Server, tmp_path: Path) -> None:

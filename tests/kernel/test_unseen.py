@@ -25,7 +25,7 @@ from lab import (
     wait_until,
 )
 from messages import OK, request, response
-from meter import FREE_PORT, WHOLE, Meter, flags, load, load_gateway
+from meter import FREE_PORT, WHOLE, Meter, flags, load_gateway
 from strangers import Strangers
 
 from otelbpf import libbpf
@@ -184,13 +184,14 @@ def test_where_responses_leave(unattached: Meter) -> None:
     peer = lab.client_netns.name
     run("ip", "link", "add", "back0", "netns", name, "type", "veth", "peer", "back1", "netns", peer)
     try:
-        for side, interface, address in ((name, "back0", "198.18.5.1"), (peer, "back1", "198.18.5.2")):
-            run("ip", "-n", side, "addr", "add", f"{address}/24", "dev", interface)
+        for side, interface, number in ((name, "back0", 1), (peer, "back1", 2)):
+            run("ip", "-n", side, "addr", "add", f"198.18.5.{number}/24", "dev", interface)
             run("ip", "-n", side, "link", "set", interface, "up")
             for which in ("all", interface, INTERFACE if side == name else "client0"):
                 run("nsenter", f"--net=/run/netns/{side}", "sysctl", "-qw",
                     f"net.ipv4.conf.{which}.rp_filter=0")  # fmt: skip
-        run("ip", "-n", name, "route", "add", f"{CLIENT_IPV4}/32", "via", "198.18.5.2", "dev", "back0")
+        way = ("via", "198.18.5.2", "dev", "back0")
+        run("ip", "-n", name, "route", "add", f"{CLIENT_IPV4}/32", *way)
         with unattached.attached(), contextlib.closing(Noticed(unattached)) as noticed:
             pair = lab.connect()
             exchange(pair, 5)
@@ -205,7 +206,8 @@ def test_where_responses_leave(unattached: Meter) -> None:
 @contextlib.contextmanager
 def redirected(lab: Lab, port: int) -> Iterator[None]:
     """What comes to this port goes to the measured one."""
-    rule = ("PREROUTING", "-p", "tcp", "--dport", str(port), "-j", "REDIRECT", "--to-port", str(PORT))
+    rule = ("PREROUTING", "-p", "tcp", "--dport", str(port), "-j", "REDIRECT",
+            "--to-port", str(PORT))  # fmt: skip
     enter = ("nsenter", f"--net={lab.server_netns.path}", "iptables", "-t", "nat")
     run(*enter, "-A", *rule)
     try:

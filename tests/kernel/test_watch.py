@@ -174,7 +174,7 @@ def test_an_interface_that_goes_and_comes_again(watched: Watched) -> None:
     lab = watched.meter.lab
     delete(lab)
     assert watched.look() == [
-        f"interface {INTERFACE} is gone: nothing comes in on it until it is there again"
+        f"interface {INTERFACE} is gone: nothing is measured on it until it comes again"
     ]
     assert watched.look(after_s=GONE_S) == []
     assert watched.gap() is Gap.GONE

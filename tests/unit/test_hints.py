@@ -18,8 +18,8 @@ LOOPBACK = Cause(UNSEEN, 8080, False, "lo", Way.UNMEASURED)
         (Cause(TLS, 8443, False), 3,
          "3 connections to port 8443 are TLS, which is not read: measure what ends it, behind it"),
         (Cause(TLS, 443, True), 1,
-         "1 connection to upstream port 443 is TLS, which is not read: measure what ends it, behind "
-         "it"),
+         "1 connection to upstream port 443 is TLS, which is not read: measure what ends it, "
+         "behind it"),
         (Cause(HTTP2, 8080, False), 2, "2 connections to port 8080 are HTTP/2, which is not read"),
         (Cause(NOT_HTTP, 80, False), 2, "2 connections to port 80 are no HTTP/1, and are not read"),
         (Cause(NOT_HTTP, 80, False), 1, "1 connection to port 80 is no HTTP/1, and is not read"),
@@ -40,14 +40,14 @@ LOOPBACK = Cause(UNSEEN, 8080, False, "lo", Way.UNMEASURED)
          "5 connections to port 8080 come in on wg0, which cannot be measured: its packets have no "
          "Ethernet header"),
         (Cause(UNSEEN, 8080, False, "eth0", Way.BEHIND, "program shaper (id 7)"), 1,
-         "1 connection to port 8080 comes in on eth0, where program shaper (id 7) keeps its packets "
-         "from otelbpf"),
+         "1 connection to port 8080 comes in on eth0, where program shaper (id 7) is before "
+         "otelbpf, and may keep its packets from it"),
         (Cause(UNSEEN, 8080, False, "eth0", Way.BEHIND, "program shaper (id 7)"), 2,
-         "2 connections to port 8080 come in on eth0, where program shaper (id 7) keeps their "
-         "packets from otelbpf"),
+         "2 connections to port 8080 come in on eth0, where program shaper (id 7) is before "
+         "otelbpf, and may keep their packets from it"),
         (Cause(UNSEEN, 8080, False, "eth0", Way.REDIRECTED, "80"), 4,
-         "4 connections to port 8080 come in on eth0 to port 80, and REDIRECT or DNAT changes that: "
-         "measure --port 80 instead; stamps of the sockets will be absent"),
+         "4 connections to port 8080 come in on eth0 to port 80, and REDIRECT or DNAT changes "
+         "that: measure --port 80 instead; stamps of the sockets will be absent"),
         (Cause(UNSEEN, 8080, False, "eth0", Way.READDRESSED, "203.0.113.1:8080"), 4,
          "4 connections to port 8080 come in on eth0 to 203.0.113.1:8080, and REDIRECT or DNAT "
          "changes that: measured without the stamps of the sockets"),
@@ -58,7 +58,9 @@ LOOPBACK = Cause(UNSEEN, 8080, False, "lo", Way.UNMEASURED)
          "2 connections to port 8080 come in on eth0, which is measured, and are not seen there: "
          "REDIRECT, DNAT, IPsec or fragments may hide them"),
         (Cause(UNSEEN, 8080, False), 2,
-         "2 connections to port 8080 come in on an interface that is not measured"),
+         "2 connections to port 8080 come in by a way that is not measured"),
+        (Cause(UNSEEN_OUT, 8080, False), 2,
+         "the responses of 2 connections to port 8080 leave by a way that is not measured"),
     ],
 )  # fmt: skip
 def test_sentences(cause: Cause, count: int, sentence: str) -> None:
@@ -92,14 +94,41 @@ def test_it_is_told_again_when_there_are_ten_times_as_many() -> None:
     assert hints.due(22.0) == []
 
 
+def test_not_too_many_are_told_at_once() -> None:
+    """As where each container has an interface of its own."""
+    causes = [Cause(UNSEEN, 8080, False, f"veth{number}", Way.UNMEASURED) for number in range(25)]
+    sentences = [cause.sentence(1) for cause in causes]
+    hints = Hints()
+    hints.add(causes, 10.0)
+    assert hints.due(11.0) == sentences[:10]
+    assert hints.due(70.9) == []
+    assert hints.due(71.0) == sentences[10:20]
+    assert hints.due(71.5, at_end=True) == sentences[20:]
+
+
+def test_at_the_end_nothing_is_waited_for() -> None:
+    hints = Hints()
+    hints.add([LOOPBACK], 10.0)
+    assert hints.due(10.1) == []
+    assert hints.due(10.1, at_end=True) == [LOOPBACK.sentence(1)]
+    assert hints.due(11.0, at_end=True) == []
+
+
+def test_no_more_are_remembered_than_there_is_room_for() -> None:
+    hints = Hints()
+    hints.add((Cause(UNSEEN, port, False, "lo", Way.UNMEASURED) for port in range(1, 5_000)), 0.0)
+    hints.add([LOOPBACK], 0.0)
+    assert len(hints._tallies) == 1_000
+
+
 @pytest.mark.parametrize(
     ("listeners", "where", "sentence"),
     [
         ({}, "", "nobody listens on port 80 here"),
         ({8080: "nginx"}, "", "nobody listens on port 80 here; nginx listens on 8080"),
         ({8443: "nginx", 22: "sshd", 8080: "nginx"}, "shop",
-         "nobody listens on port 80 in network namespace shop; sshd listens on 22; nginx listens on "
-         "8080, 8443"),
+         "nobody listens on port 80 in network namespace shop; sshd listens on 22; nginx listens "
+         "on 8080, 8443"),
         ({8080: ""}, "", "nobody listens on port 80 here; somebody listens on 8080"),
         ({port: "python3" for port in range(1, 8)}, "",
          "nobody listens on port 80 here; python3 listens on 1, 2, 3, 4 and 3 more"),
