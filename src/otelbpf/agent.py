@@ -30,7 +30,6 @@ from otelbpf.exporter import (
     exporter_name,
     is_otlp,
     require_endpoint,
-    require_files,
 )
 from otelbpf.handlers import Handler, HandlerKind, find_handlers
 from otelbpf.hooks import choose, require, takes_filters, without
@@ -332,7 +331,6 @@ def run(
     """
     name = exporter_name(environment)
     require_endpoint(environment, name)
-    require_files(environment, name)
     if is_otlp(name):
         require_otlp(environment, Signal.TRACES, grpc=name == "otlp_proto_grpc")
     metrics = rights.with_only(_TO_EXPORT, lambda: metrics_export(environment))

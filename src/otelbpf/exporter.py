@@ -3,17 +3,14 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any
 
 from otelbpf.errors import UsageError
 
 _BY_PROTOCOL = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
-_FILES = ("CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE")
 
 class Signal(StrEnum):
     """What is exported, as it is called in the names of variables and of entry points."""
@@ -95,37 +92,6 @@ def require_endpoint(
             f"{variable}={endpoint} does not say whether to use TLS: write "
             f"http://{endpoint.rpartition('://')[2]}, or https:// for TLS"
         )
-
-
-def require_files(
-    environment: Mapping[str, str], name: str, signal: Signal = Signal.TRACES
-) -> None:
-    """Raises UsageError for a file of TLS that cannot be read, where the exporter uses TLS.
-
-    The exporters would go on without it (gRPC), or fail at each try (HTTP).
-    """
-    if not is_otlp(name) or not _given(environment, signal, "ENDPOINT").startswith("https://"):
-        return
-    for what in _FILES:
-        for variable in _variables(signal, what):
-            if not (path := environment.get(variable, "").strip()):
-                continue
-            try:
-                _require_readable(Path(path), is_authorities=what == "CERTIFICATE")
-            except (OSError, ValueError) as error:
-                why = error.strerror if isinstance(error, OSError) and error.strerror else error
-                raise UsageError(
-                    f"{variable}={path} cannot be used ({why}): let it name a file of PEM text"
-                ) from error
-            break
-
-
-def _require_readable(path: Path, *, is_authorities: bool) -> None:
-    if path.is_dir():  # of certificates by their hashes: over HTTP that will do
-        return
-    path.read_bytes()
-    if is_authorities:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
 
 
 def destination(

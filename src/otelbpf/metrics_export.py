@@ -21,7 +21,6 @@ from otelbpf.exporter import (
     exporter_name,
     is_otlp,
     require_endpoint,
-    require_files,
     whole_number,
 )
 from otelbpf.metrics import MetricStyle, Temporality, Untold, metrics_of
@@ -84,7 +83,6 @@ def metrics_export(environment: Mapping[str, str]) -> MetricsExport:
     """
     name = exporter_name(environment, Signal.METRICS)
     require_endpoint(environment, name, Signal.METRICS)
-    require_files(environment, name, Signal.METRICS)
     if name == "none":
         return _Nowhere()
     if name == "prometheus":

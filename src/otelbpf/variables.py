@@ -7,7 +7,9 @@ variable may hold. So they are left only what otelbpf has a use for.
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping, MutableMapping
+from pathlib import Path
 
 from otelbpf.errors import UsageError
 
@@ -67,7 +69,7 @@ def require_otlp(environment: Mapping[str, str], signal: str, *, grpc: bool) -> 
 
     for kind in _FILES:
         for name, path in given(kind):
-            _require_file(name, path)
+            _require_file(name, path, kind, grpc=grpc)
     for name, text in given("TIMEOUT"):
         if not _is_time(text):
             raise UsageError(f"{name}={text} is no number of seconds above 0")
@@ -83,10 +85,15 @@ def require_otlp(environment: Mapping[str, str], signal: str, *, grpc: bool) -> 
         )
 
 
-def _require_file(name: str, path: str) -> None:
+def _require_file(name: str, path: str, kind: str, *, grpc: bool) -> None:
+    """gRPC's exporter would trust others where it cannot read; HTTP's would fail at each try."""
+    if kind == "CERTIFICATE" and not grpc and Path(path).is_dir():
+        return  # of authorities by their hashes, as c_rehash makes it
     try:
         open(path, "rb").close()
-    except OSError as error:
+        if kind == "CERTIFICATE":
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except OSError as error:  # as ssl.SSLError is
         raise UsageError(
             f"cannot read {path}, which {name} names ({error.strerror})",
             "give the path of a file in PEM format",

@@ -4,19 +4,11 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import pytest
-from misbehaving import Certificate
 
 from otelbpf.errors import UsageError
-from otelbpf.exporter import (
-    Signal,
-    destination,
-    exporter_name,
-    require_endpoint,
-    require_files,
-)
+from otelbpf.exporter import destination, exporter_name, require_endpoint
 from otelbpf.sender import QueueLimits
 
 PROTOCOLS = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
@@ -137,67 +129,3 @@ def test_an_endpoint_must_say_whether_to_use_tls(
 )
 def test_endpoints_that_are_clear(environment: dict[str, str], name: str) -> None:
     require_endpoint(environment, name)
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
-    return Certificate.make(tmp_path_factory.mktemp("certificates"), "localhost")
-
-
-FILES = ("CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE")
-TLS = {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector:4317"}
-
-
-@pytest.mark.parametrize("name", PROTOCOLS.values())
-@pytest.mark.parametrize("what", FILES)
-@pytest.mark.parametrize("signal", Signal)
-def test_files_of_tls_that_are_not_there(
-    name: str, what: str, signal: Signal, tmp_path: Path
-) -> None:
-    """The variable of the signal goes before the one for all, for each file."""
-    (there := tmp_path / "there").write_text("any")
-    for variable in (f"OTEL_EXPORTER_OTLP_{what}", f"OTEL_EXPORTER_OTLP_{signal.upper()}_{what}"):
-        with pytest.raises(UsageError) as refusal:
-            require_files({**TLS, variable: "/none"}, name, signal)
-        assert str(refusal.value) == (
-            f"{variable}=/none cannot be used (No such file or directory): let it name a file of "
-            "PEM text"
-        )
-    if what != "CERTIFICATE":
-        require_files({**TLS, variable: str(there), f"OTEL_EXPORTER_OTLP_{what}": "/none"},
-                      name, signal)  # fmt: skip
-
-
-@pytest.mark.parametrize("name", PROTOCOLS.values())
-def test_authorities_that_are_none(name: str, certificate: Certificate) -> None:
-    environment = {**TLS, "OTEL_EXPORTER_OTLP_CERTIFICATE": str(certificate.key)}
-    with pytest.raises(UsageError, match=r"NO_CERTIFICATE_OR_CRL_FOUND.* a file of PEM text$"):
-        require_files(environment, name)
-
-
-@pytest.mark.parametrize(
-    ("name", "environment"),
-    [
-        ("otlp_proto_grpc", {}),
-        ("otlp_proto_http", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}),
-        ("otlp_proto_http", {**TLS, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector:4318"}),
-        ("console", TLS),
-    ],
-)  # fmt: skip
-def test_without_tls_its_files_are_not_asked_for(name: str, environment: dict[str, str]) -> None:
-    require_files({**environment, "OTEL_EXPORTER_OTLP_CERTIFICATE": "/none"}, name)
-
-
-@pytest.mark.parametrize("name", PROTOCOLS.values())
-def test_files_of_tls_that_are_there(name: str, certificate: Certificate) -> None:
-    require_files({
-        **TLS,
-        "OTEL_EXPORTER_OTLP_CERTIFICATE": str(certificate.certificate),
-        "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": str(certificate.certificate),
-        "OTEL_EXPORTER_OTLP_CLIENT_KEY": str(certificate.key),
-    }, name)  # fmt: skip
-
-
-def test_a_directory_of_authorities(tmp_path: Path) -> None:
-    """As OpenSSL's c_rehash makes it."""
-    require_files({**TLS, "OTEL_EXPORTER_OTLP_CERTIFICATE": str(tmp_path)}, "otlp_proto_http")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from misbehaving import Certificate
 
 from otelbpf.errors import UsageError
 from otelbpf.variables import require_otlp, settle
@@ -142,8 +143,23 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path, kind: str) -> Non
     with pytest.raises(UsageError, match="Is a directory"):
         require_otlp({names[0]: str(tmp_path)}, "metrics", grpc=True)
     require_otlp({names[1]: str(file)}, "traces", grpc=True)
-    file.touch()
-    require_otlp(dict.fromkeys(names, str(file)), "metrics", grpc=True)
+    there = Certificate.make(tmp_path, "localhost").certificate
+    require_otlp(dict.fromkeys(names, str(there)), "metrics", grpc=True)
+
+
+@pytest.mark.parametrize("grpc", [True, False])
+def test_authorities_that_are_none_are_refused(tmp_path: Path, grpc: bool) -> None:
+    """A key, for example."""
+    variable, made = "OTEL_EXPORTER_OTLP_CERTIFICATE", Certificate.make(tmp_path, "localhost")
+    with pytest.raises(UsageError, match=r"NO_CERTIFICATE_OR_CRL_FOUND.*in PEM format"):
+        require_otlp({variable: str(made.key)}, "traces", grpc=grpc)
+
+
+def test_authorities_in_a_directory_will_do_over_http(tmp_path: Path) -> None:
+    variables = {"OTEL_EXPORTER_OTLP_CERTIFICATE": str(tmp_path)}
+    require_otlp(variables, "traces", grpc=False)
+    with pytest.raises(UsageError, match="Is a directory"):
+        require_otlp(variables, "traces", grpc=True)
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "1e9", "soon"])
