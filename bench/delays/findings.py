@@ -65,7 +65,7 @@ class Finding:
 
     @property
     def wrong(self) -> str:
-        """Where those have it that are told of others, or of another stage; empty: there are none."""
+        """Where those have it that are told elsewhere; empty: there are none."""
         where = Counter(
             f"{max(each.stages_ns, key=each.stages_ns.get)} ({each.owner})"
             for each in self.outcomes
