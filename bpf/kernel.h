@@ -165,6 +165,12 @@ static __always_inline u32 tcp_write_seq(u64 tp, enum access access)
 	return load_u32(tp + OFFSET_TCP_SOCK_WRITE_SEQ, access);
 }
 
+/* How much of a message to be sent is still to be copied from it. */
+static __always_inline u32 message_left(u64 message, enum access access)
+{
+	return load_u64(message + OFFSET_MSGHDR_ITER_COUNT, access);
+}
+
 static __always_inline u32 tcp_snd_una(u64 tp, enum access access)
 {
 	return load_u32(tp + OFFSET_TCP_SOCK_SND_UNA, access);

@@ -162,6 +162,7 @@ struct connection {
 	u32 slot[IN_FLIGHT_MAX];
 	struct arrivals arrivals;	/* at XDP, inbound bytes */
 	struct marks writes;	/* at sendmsg, outbound bytes */
+	u64 write_end;		/* of the last write: its last byte's sequence number and one, and WRITE_SEEN */
 	struct writer writer;	/* of the last request to an upstream */
 	u32 copied_seq;		/* what has been read of an upstream's responses */
 	u32 reads_seen;

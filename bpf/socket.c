@@ -147,7 +147,22 @@ static __always_inline void leave_own_export_alone(u64 sk)
 		leave_alone(conn);
 }
 
-static __always_inline int handle_write(u64 sk, enum access access)
+#define WRITE_SEEN (1ULL << 32)	/* so that no end is that of no write */
+
+/*
+ * Does a write end where the last one was to end? Then it is the same one, in whose loop the tracepoint
+ * lies, or what is left of it for which there was no room: the application has handed that over before.
+ */
+static __always_inline bool is_rest_of_write(struct connection *conn, u32 write_seq, u32 left)
+{
+	u64 end = WRITE_SEEN | (u32)(write_seq + left), last = conn->write_end;
+
+	conn->write_end = end;
+	return last == end;
+}
+
+/* message: what is written; 0: there is none, but pages. */
+static __always_inline int handle_write(u64 sk, u64 message, enum access access)
 {
 	struct connection *conn = connection_of(sk, access);
 	u32 write_seq;
@@ -161,6 +176,8 @@ static __always_inline int handle_write(u64 sk, enum access access)
 	write_seq = tcp_write_seq(tp, access);
 	if (has_left_unseen(conn, tcp_snd_una(tp, access)))
 		miss(conn, OUTBOUND, sock_interface_out(sk));
+	if (message && is_rest_of_write(conn, write_seq, message_left(message, access)))
+		return 0;
 	if (is_clients(conn))
 		note_writer(conn, write_seq);
 	else if (begins_response(conn, write_seq))
@@ -354,7 +371,8 @@ static __always_inline int handle_reset(u64 sk, u64 skb)
 int traced_tcp(u64 *arguments) { return handle_tcp(arguments[0], arguments[1], DIRECT); }
 int traced_queued(u64 *arguments) { return handle_queued(arguments[0], DIRECT); }
 int traced_read(u64 *arguments) { return handle_read(arguments[0], DIRECT); }
-int traced_write(u64 *arguments) { return handle_write(arguments[0], DIRECT); }
+int traced_write(u64 *arguments) { return handle_write(arguments[0], arguments[1], DIRECT); }
+int traced_sendfile(u64 *arguments) { return handle_write(arguments[0], 0, DIRECT); }
 int traced_state(u64 *arguments)
 {
 	return handle_state(arguments[0], arguments[1], arguments[2]);
@@ -371,8 +389,12 @@ int probed_tcp(struct pt_regs *ctx)
 
 int probed_queued(struct pt_regs *ctx) { return handle_queued(PT_REGS_PARM1(ctx), BY_COPY); }
 int probed_read(struct pt_regs *ctx) { return handle_read(PT_REGS_PARM1(ctx), BY_COPY); }
-int probed_write(struct pt_regs *ctx) { return handle_write(PT_REGS_PARM1(ctx), BY_COPY); }
-int probed_sendfile(struct pt_regs *ctx) { return handle_write(PT_REGS_PARM1(ctx), BY_COPY); }
+int probed_write(struct pt_regs *ctx)
+{
+	return handle_write(PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), BY_COPY);
+}
+
+int probed_sendfile(struct pt_regs *ctx) { return handle_write(PT_REGS_PARM1(ctx), 0, BY_COPY); }
 
 #if SERIES
 int probed_accept(struct pt_regs *ctx) { return handle_accept(PT_REGS_PARM1(ctx), BY_COPY); }

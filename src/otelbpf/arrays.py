@@ -33,7 +33,7 @@ _READER_SLOTS = 16_384
 # Connections in a set of them (bpf/connections.h); a power of two.
 _WAYS = 8
 # What only the programs look into, but for three fields; bpf/arrays.h compares.
-_CONNECTION_BYTES, _READER_BYTES = 656, 88
+_CONNECTION_BYTES, _READER_BYTES = 664, 88
 _SCRATCH = np.dtype({"names": ["counts"], "formats": [("u8", len(Counter))], "itemsize": 3008})
 _SETTINGS = np.dtype(
     {

@@ -34,6 +34,7 @@ _FIELDS = {
     "TCP_SOCK_COPIED_SEQ": ("tcp_sock", "copied_seq"),
     "TCP_SOCK_SND_UNA": ("tcp_sock", "snd_una"),
     "TCP_SOCK_WRITE_SEQ": ("tcp_sock", "write_seq"),
+    "MSGHDR_ITER_COUNT": ("msghdr", "msg_iter.count"),
     "TASK_STRUCT_PID": ("task_struct", "pid"),
     "TASK_STRUCT_MM": ("task_struct", "mm"),
     "TASK_STRUCT_GROUP_LEADER": ("task_struct", "group_leader"),

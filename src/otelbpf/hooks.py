@@ -178,7 +178,7 @@ HOOKS: tuple[Hook, ...] = (
         ("write", "write_last"),
         "the application writes",
         _by_cost("write", "tcp_sendmsg_locked", "tcp_sendmsg_locked"),
-        ("sock",),
+        ("sock", "msghdr"),
         passed_by_all=True,
     ),
     # Since 6.5 sendfile() takes the way of all other writes.
@@ -186,7 +186,7 @@ HOOKS: tuple[Hook, ...] = (
         "sendfile",
         ("write", "write_last"),
         "the application writes by sendfile()",
-        (_fentry("do_tcp_sendpages", "write"), _kprobe("do_tcp_sendpages", "sendfile")),
+        (_fentry("do_tcp_sendpages", "sendfile"), _kprobe("do_tcp_sendpages", "sendfile")),
         ("sock",),
         passed_by_all=True,
         not_everywhere=True,
