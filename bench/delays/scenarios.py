@@ -176,7 +176,7 @@ SCENARIOS = (
         subject=(Step.READ, Step.WRITE),
         peer=(Step.WRITE, Step.SLEEP, Step.READ_SOME, Step.READ),
         begins=_before(_S, Step.WRITE), ends=_after(_P, Step.READ_SOME),
-        stages=("tc_out_to_tc_out_last", "tc_out_to_write_last"), owner=Owner.PEER,
+        stages=("tc_out_to_tc_out_last",), owner=Owner.PEER,
         response_bytes=_LARGE_BYTES, peer_receive_buffer=_SMALL_BUFFER,
         subject_send_buffer=_SMALL_BUFFER,
     ),

@@ -199,7 +199,8 @@ class Lookout:
         except KernelError:
             return  # the namespace has ended, which is told
         unheard = [port for port in self._ports if port not in listeners]
-        if not unheard or self._programs.counts()[Counter.SEEN]:
+        # Requests to it may be redirected; of several ports nobody knows whose they were.
+        if len(self._ports) == 1 and self._programs.counts()[Counter.SEEN]:
             return
         others = {
             port: executable_name(min(pids)) if pids else ""

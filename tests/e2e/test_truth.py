@@ -38,20 +38,7 @@ def findings(request: pytest.FixtureRequest) -> Iterator[dict[str, Finding]]:
         yield {each.scenario.name: find(each) for each in trials}
 
 
-# It waits for room inside write(): where that is stamped for each piece, it looks like a writer
-# that is slow. Where each call is stamped once (6.1 and 6.12) it is told right.
-_TOLD_ELSEWHERE = pytest.mark.xfail(reason="the wait for room is told as the application's",
-                                    strict=False)  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "scenario",
-    [
-        pytest.param(each, id=each.name,
-                     marks=_TOLD_ELSEWHERE if each.name == "full-buffer" else ())
-        for each in SCENARIOS
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_a_delay_is_told_where_it_was(findings: dict[str, Finding], scenario: Scenario) -> None:
     finding = findings[scenario.name]
     outcomes = finding.outcomes
