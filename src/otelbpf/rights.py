@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from otelbpf.errors import KernelError
 T = TypeVar("T")
 
 _THREADS = Path("/proc/self/task")
+# How long a thread that was joined may still be seen.
+_ENDING_S = 1.0
 # linux/capability.h and linux/prctl.h
 _OWN = (ctypes.c_uint32 * 2)(0x20080522, 0)
 # The lower halves of the effective, the permitted and the inheritable ones, then the upper halves.
@@ -178,7 +181,17 @@ def with_only(keep: Collection[Capability], function: Callable[[], T]) -> T:
 
 
 def threads_with_more(keep: Collection[Capability]) -> list[str]:
-    """The names of this process's threads that have other rights than these."""
+    """The names of this process's threads that have other rights than these.
+
+    One that has been joined may take a moment to end.
+    """
+    end_s = time.monotonic() + _ENDING_S
+    while (names := _names_with_more(keep)) and time.monotonic() < end_s:
+        time.sleep(0.01)
+    return names
+
+
+def _names_with_more(keep: Collection[Capability]) -> list[str]:
     names = []
     for thread in _THREADS.iterdir():
         try:
