@@ -109,11 +109,12 @@ def test_an_interface_that_goes_and_comes_again(
         run("ip", "-n", net.server.netns, "link", "del", name)
         wait_for_word(running, f"interface {name} is gone")
         wait_until(lambda: not running.ready_file.exists(), "it is not ready")
-        assert unmeasured()["gone"] == 1.0
+        # A scrape is told again for a second.
+        wait_until(lambda: unmeasured()["gone"] == 1.0, "it is told to be gone")
         make_veth(net)
         wait_for_word(running, f"interface {name} is there again, and is measured")
         wait_until(running.ready_file.exists, "it is ready again")
-        assert unmeasured()["gone"] == 0.0
+        wait_until(lambda: unmeasured()["gone"] == 0.0, "it is told to be there")
         ask(net, server.port)
         wait_for_requests(receiver, 2 * COUNT)
         ended = running.stop()

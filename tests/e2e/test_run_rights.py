@@ -226,7 +226,7 @@ def test_prometheus_is_answered_on_a_low_port(
         assert said(started.stderr) == kept
         with net.server.call(lambda: socket.create_connection(("localhost", 81))) as scrape:
             scrape.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-            assert scrape.recv(12) == b"HTTP/1.0 200"
+            assert scrape.recv(12).endswith(b" 200")
         started.stop().assert_clean(seen=0)
 
 
