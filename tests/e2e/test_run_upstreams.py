@@ -151,7 +151,8 @@ def test_nginx_mingles_requests_so_none_gets_a_parent(
         requests = wait_for_requests(receiver, 2 * CLIENTS * EACH)
         ended = running.stop()
     ended.assert_clean(seen=2 * CLIENTS * EACH)
-    assert_ambiguous(ended, CLIENTS * EACH)
+    # The other half carries a context of its own.
+    assert_ambiguous(ended, CLIENTS * EACH // 2)
     asked, called = split(requests)
     assert asked.keys() == called.keys() == {f"/{n}" for n in range(CLIENTS * EACH)}
     for n in range(CLIENTS * EACH):
