@@ -26,7 +26,6 @@ from otelbpf.interfaces import Xdp, find_interfaces
 from otelbpf.lookout import Lookout
 from otelbpf.records import Counter
 
-pytestmark = pytest.mark.guest
 
 TO_PORT = f"to port {PORT}"
 

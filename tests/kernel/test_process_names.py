@@ -60,7 +60,6 @@ def in_thread(request: pytest.FixtureRequest) -> Callable[[Callable[[], object]]
     return call
 
 
-@pytest.mark.guest
 def test_the_process_that_reads(
     meter: Meter, in_thread: Callable[[Callable[[], object]], None]
 ) -> None:
@@ -71,7 +70,6 @@ def test_the_process_that_reads(
     assert_is(whose(meter), os.getpid())
 
 
-@pytest.mark.guest
 def test_the_process_that_asks(
     gateway: Meter, in_thread: Callable[[Callable[[], object]], None]
 ) -> None:
@@ -102,7 +100,6 @@ def ask(pair: Pair) -> None:
     assert receive(pair.client, len(OK)) == OK
 
 
-@pytest.mark.guest
 def test_another_program_has_another_stack(meter: Meter, other: Callable) -> None:
     pair = meter.lab.connect()
     server = other(_SERVE, pair.server.fileno(), str(len(ASKED)), OK.hex())
@@ -116,7 +113,6 @@ def test_another_program_has_another_stack(meter: Meter, other: Callable) -> Non
     assert look_at(server.pid, ()) is None
 
 
-@pytest.mark.guest
 def test_a_fork_is_another_process_with_the_same_stack(meter: Meter) -> None:
     pair = meter.lab.connect()
     told_to_end, end = os.pipe()

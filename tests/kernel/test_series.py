@@ -220,7 +220,6 @@ def test_paths_of_other_routes_have_other_numbers(sums: Sums) -> None:
     assert len(set(records["route_hash"].tolist())) == len(targets) + 1
 
 
-@pytest.mark.guest
 def test_a_server_has_one_number_for_a_route_whatever_host_is_asked(sums: Sums) -> None:
     pair = sums.meter.lab.connect()
     for host in ("shop.example", "shop.example:80", "x" * 64, ""):
@@ -233,7 +232,6 @@ def test_a_server_has_one_number_for_a_route_whatever_host_is_asked(sums: Sums) 
     assert series.duration.count == 6
 
 
-@pytest.mark.guest
 def test_each_process_has_its_own_key(sums: Sums) -> None:
     """But for those that were forked: the kernel adds up what a process for each connection has
     read, without asking whose that is each time."""
@@ -549,7 +547,6 @@ HOSTS = {
 }
 
 
-@pytest.mark.guest
 def test_the_hosts_that_clients_ask_are_told_apart(clients: Sums) -> None:
     """By what they are asked, not by where it goes; ids in their paths are ids all the same."""
     def counts() -> Multiset[tuple[str, int]]:
@@ -577,7 +574,6 @@ def test_the_hosts_that_clients_ask_are_told_apart(clients: Sums) -> None:
     assert counts() - before == expected
 
 
-@pytest.mark.guest
 def test_what_connect_asks_for_is_no_id(clients: Sums) -> None:
     for target in ("10.0.0.1:443", "10.0.0.2:443"):
         pair = clients.meter.lab.connect(SERVER_IPV4)
@@ -589,7 +585,6 @@ def test_what_connect_asks_for_is_no_id(clients: Sums) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.guest
 @pytest.mark.parametrize("keep_4xx", [False, True])
 def test_what_servers_answer_with_4xx_is_kept_if_that_is_wanted(keep_4xx: bool) -> None:
     sampler = Sampler(0, keep_errors=True, keep_4xx=keep_4xx)
