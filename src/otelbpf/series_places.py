@@ -112,12 +112,11 @@ class SeriesPlaces:
             return_index=True,
             return_inverse=True,
         )
-        found = [
-            self._known_of(key.tobytes(), records[first])
-            for key, first in zip(keys, firsts, strict=True)
-        ]
-        places = np.array([known.place for known in found])
-        slow_ns = np.array([known.slow_ns for known in found], np.uint64)
+        places, slow_ns = np.empty(len(keys), int), np.empty(len(keys), np.uint64)
+        # The places that are left go to those that came first.
+        for at in np.argsort(firsts):
+            known = self._known_of(keys[at].tobytes(), records[firsts[at]])
+            places[at], slow_ns[at] = known.place, known.slow_ns
         inverse = inverse.reshape(-1)
         return places[inverse], slow_ns[inverse]
 

@@ -46,6 +46,7 @@ def wait_until(
     what: str,
     *,
     state: Callable[[], object] = lambda: "",
+    pause: Callable[[], object] = lambda: time.sleep(0.0005),
     deadline_s: float = DEADLINE_S,
 ) -> None:
     """Waits for a condition, never for a time.
@@ -53,6 +54,7 @@ def wait_until(
     Args:
         what: what is waited for, for the error.
         state: what to show of it if it does not come.
+        pause: what to do between two looks.
     Raises:
         AssertionError: it did not come.
     """
@@ -60,7 +62,7 @@ def wait_until(
     while not condition():
         if time.monotonic() > end:
             raise AssertionError(f"waited {deadline_s} s in vain until {what} {state()}")
-        time.sleep(0.0005)
+        pause()
 
 
 def run(*command: str) -> str:
@@ -95,10 +97,18 @@ class Pair:
         self.server.close()
 
     def send_segment(self, data: bytes) -> None:
-        """Sends and waits until the server's socket has it, so that it is a segment of its own."""
+        """Sends and waits until the server's socket has it, so that it is a segment of its own.
+
+        Without sleeping: whom a timer wakes while the segment is being queued, and who then reads
+        it, is taken for one whom the segment has woken.
+        """
         before = unread_bytes(self.server)
         self.client.sendall(data)
-        wait_until(lambda: unread_bytes(self.server) == before + len(data), "a segment arrived")
+        wait_until(
+            lambda: unread_bytes(self.server) == before + len(data),
+            "a segment arrived",
+            pause=os.sched_yield,
+        )
 
     def ask(self, data: bytes) -> None:
         """The client sends, the server reads."""

@@ -261,6 +261,16 @@ def test_when_all_places_are_taken(kernel: Kernel, table: SeriesTable) -> None:
     }  # fmt: skip
 
 
+def test_the_places_that_are_left_go_to_those_that_came_first(
+    kernel: Kernel, table: SeriesTable
+) -> None:
+    """Of many in one batch, too."""
+    came = [f"/{'x' * number}" for number in range(MOST + 3)]
+    table.add(np.concatenate([one(route, 1000 - number) for number, route in enumerate(came)]))
+    found = {series.key.route for series in table.snapshot() if not series.key.overflow}
+    assert found == set(came[: MOST - 2])
+
+
 def test_more_stages_than_there_are_places(table: SeriesTable) -> None:
     """Every two stamps are a stage of some request: 120 of them."""
     flags = WHOLE | RequestFlag.CLIENT  # a server's ends with its response
