@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from otelbpf import bpf_info, libbpf
 from otelbpf.errors import KernelError
@@ -27,7 +27,7 @@ from otelbpf.netns import Netns
 from otelbpf.on_interface import OnInterface, Ways
 from otelbpf.processes import cgroup_directory
 from otelbpf.rehearsal import silent_programs
-from otelbpf.tcx import load_places
+from otelbpf.tcx import Tcx
 from otelbpf.uprobes import attach_handlers
 
 
@@ -143,12 +143,10 @@ class Attachments:
         """
         self._attach_probes(programs, choices)
         by_name = {choice.hook.name: choice for choice in choices}
-        self._ways = Ways(programs, by_name, netns, xdp)
+        tcx = None
         if not takes_filters(choices):
-            places = load_places()
-            for fd in places:
-                self._stack.callback(os.close, fd)
-            self._ways = replace(self._ways, places=places)
+            tcx = self._stack.enter_context(contextlib.closing(Tcx(programs)))
+        self._ways = Ways(programs, by_name, netns, xdp, tcx)
         for name, ifindex in interfaces.items():
             self._attach_to(name, ifindex).attach_xdp(insist=xdp is Xdp.ON)
         if not by_name["arrival"].chosen:

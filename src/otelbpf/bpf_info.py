@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from dataclasses import dataclass
 from typing import TypeVar
 
 from otelbpf.libbpf import checked, library
 
 _LINE_MOST = 64  # programs in one: BPF_MPROG_MAX
-_MAPS_MOST = 64
 
 
 class _ProgInfo(ctypes.Structure):
@@ -20,21 +18,13 @@ class _ProgInfo(ctypes.Structure):
     _fields_ = [
         ("type", ctypes.c_uint32),
         ("id", ctypes.c_uint32),
-        ("before_map_count", ctypes.c_uint8 * 44),
-        ("map_count", ctypes.c_uint32),
-        ("map_ids", ctypes.c_uint64),
+        ("before_name", ctypes.c_uint8 * 56),
         ("name", ctypes.c_char * 16),
         ("before_run_time", ctypes.c_uint8 * 112),
         ("run_time_ns", ctypes.c_uint64),
         ("run_cnt", ctypes.c_uint64),
         ("recursion_misses", ctypes.c_uint64),
     ]
-
-
-class _MapInfo(ctypes.Structure):
-    """struct bpf_map_info up to the name."""
-
-    _fields_ = [("before_name", ctypes.c_uint8 * 24), ("name", ctypes.c_char * 16)]
 
 
 class _LinkInfo(ctypes.Structure):
@@ -64,7 +54,7 @@ class _QueryOpts(ctypes.Structure):
     ]
 
 
-_Info = TypeVar("_Info", _ProgInfo, _LinkInfo, _MapInfo)
+_Info = TypeVar("_Info", _ProgInfo, _LinkInfo)
 
 
 @dataclass(frozen=True)
@@ -109,34 +99,6 @@ def kprobe_missed(link_fd: int) -> int:
         OSError: the kernel's refusal.
     """
     return _info(link_fd, _LinkInfo()).missed
-
-
-def open_program(number: int) -> int:
-    """The descriptor of a program, by the kernel's number for it.
-
-    Raises:
-        OSError: the kernel's refusal, as where there is none.
-    """
-    return checked(library().bpf_prog_get_fd_by_id(number))
-
-
-def map_names(program_fd: int) -> set[str]:
-    """What the maps of a program are called: 15 characters of each name.
-
-    Raises:
-        OSError: the kernel's refusal.
-    """
-    ids = (ctypes.c_uint32 * _MAPS_MOST)()
-    info = _info(program_fd, _ProgInfo(map_count=len(ids), map_ids=ctypes.addressof(ids)))
-    return {_map_name(number) for number in ids[: min(info.map_count, len(ids))]}
-
-
-def _map_name(number: int) -> str:
-    fd = checked(library().bpf_map_get_fd_by_id(number))
-    try:
-        return _info(fd, _MapInfo()).name.decode(errors="replace")
-    finally:
-        os.close(fd)
 
 
 def link_ifindex(link_fd: int) -> int:

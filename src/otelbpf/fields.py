@@ -47,6 +47,13 @@ _FIELDS = {
     "DST_ENTRY_DEV": ("dst_entry", "dev"),
     "NET_DEVICE_IFINDEX": ("net_device", "ifindex"),
     "NET_COOKIE": ("net", "net_cookie"),
+    "BPF_ITER_META_SEQ": ("bpf_iter_meta", "seq"),
+    "BPF_PROG_AUX": ("bpf_prog", "aux"),
+    "BPF_PROG_AUX_ID": ("bpf_prog_aux", "id"),
+    "BPF_PROG_AUX_NAME": ("bpf_prog_aux", "name"),
+    "BPF_PROG_AUX_USED_MAPS": ("bpf_prog_aux", "used_maps"),
+    "BPF_PROG_AUX_USED_MAP_CNT": ("bpf_prog_aux", "used_map_cnt"),
+    "BPF_MAP_NAME": ("bpf_map", "name"),
 }
 # Where a field was before it was there.
 _EARLIER = {

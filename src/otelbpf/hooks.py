@@ -328,6 +328,8 @@ class Kernel:
             return True, "filter on a clsact qdisc"
         if not self._btf.has_function("tcx_link_attach"):
             return False, "this kernel has no tcx links"
+        if not self._btf.has_function("bpf_iter_bpf_prog"):
+            return False, "this kernel does not list its programs"
         return True, "link"
 
     def _look_at_tracepoint(

@@ -29,6 +29,7 @@ _BPF_PROG_TYPE_TRACING = 26
 BPF_CGROUP_SETSOCKOPT = 22
 BPF_TRACE_RAW_TP = 23
 BPF_TRACE_FENTRY = 24
+BPF_TRACE_ITER = 28
 BPF_XDP = 37
 _BPF_PERF_EVENT = 41
 BPF_TCX_INGRESS = 46
@@ -37,6 +38,7 @@ _PROG_TYPES = {
     BPF_CGROUP_SETSOCKOPT: _BPF_PROG_TYPE_CGROUP_SOCKOPT,
     BPF_TRACE_RAW_TP: _BPF_PROG_TYPE_TRACING,
     BPF_TRACE_FENTRY: _BPF_PROG_TYPE_TRACING,
+    BPF_TRACE_ITER: _BPF_PROG_TYPE_TRACING,
     BPF_XDP: _BPF_PROG_TYPE_XDP,
 }
 # With nothing to be relative to: before all others.
@@ -245,7 +247,8 @@ def load_program(name: str, instructions: bytes, attach_type: int, target_btf_id
 
     Args:
         instructions: as BCC compiled them, maps resolved.
-        attach_type: BPF_TRACE_RAW_TP, BPF_TRACE_FENTRY, BPF_CGROUP_SETSOCKOPT or BPF_XDP.
+        attach_type: BPF_TRACE_RAW_TP, BPF_TRACE_FENTRY, BPF_TRACE_ITER, BPF_CGROUP_SETSOCKOPT or
+            BPF_XDP.
         target_btf_id: of the tracepoint's or the function's type in the kernel's BTF;
             0 for a program that follows no typed pointers.
     Raises:
@@ -297,6 +300,26 @@ def attach_tracing(program_fd: int) -> int:
         OSError: the kernel's refusal.
     """
     return checked(library().bpf_raw_tracepoint_open(None, program_fd))
+
+
+def attach_iterator(program_fd: int) -> int:
+    """Attaches a program that is run for each of something; it runs when an iterator is read.
+
+    Returns:
+        the link's file descriptor; closing it detaches.
+    Raises:
+        OSError: the kernel's refusal.
+    """
+    return checked(library().bpf_link_create(program_fd, 0, BPF_TRACE_ITER, None))
+
+
+def create_iterator(link_fd: int) -> int:
+    """A file descriptor to read from what the program of a link writes. It takes no right.
+
+    Raises:
+        OSError: the kernel's refusal.
+    """
+    return checked(library().bpf_iter_create(link_fd))
 
 
 def attach_cgroup(directory: Path, program_fd: int) -> int:

@@ -36,10 +36,12 @@ _SOURCES = (
     "words.h", "route.h", "sampling.h", "series.h", "handshakes.h", "ledger.h", "thread_context.h",
     "notices.h", "client.h", "message.h", "head.h", "body.h", "disorder.h",
     "xdp.c", "tc.h", "tc.c", "tc_client.c", "unseen.h", "socket.c", "sched.c", "mark.c",
-    "handler.c", "sweep.c",
+    "handler.c", "sweep.c", "roster.c",
 )
 _NO_UPSTREAMS = Upstreams()
 _KEEP_ALL = Sampler()
+# That no program but otelbpf's has.
+_OUR_MAP = "connection_tags"
 # What a role's programs at traffic control are called.
 _SERVER, _CLIENT = "tc_", "tc_client_"
 # Programs that a hook's program continues into, for each role, in the order of enum continuation.
@@ -58,6 +60,13 @@ def _route_hash() -> dict[str, str]:
         "ROUTE_HASH_START": f"{secrets.randbits(64)}ull",
         "ROUTE_HASH_FACTOR": f"{secrets.randbits(64) | 1}ull",
     }
+
+
+def _words_of(name: str) -> str:
+    """C for word `i` of the 16 bytes that the kernel has for a name."""
+    octets = name.encode().ljust(16, b"\0")
+    low, high = (int.from_bytes(octets[at : at + 8], "little") for at in (0, 8))
+    return f"((i)?{high}ull:{low}ull)"
 
 
 def _hash_factors() -> str:
@@ -156,6 +165,14 @@ class Programs:
             KernelError: the kernel refused it.
         """
         return self._load(_load_of(candidate))
+
+    def roster_fd(self) -> int:
+        """The file descriptor of the iterator over all loaded programs.
+
+        Raises:
+            KernelError: the kernel refused it.
+        """
+        return self._load(_ROSTER)
 
     def map_fd(self, name: str) -> int:
         """The file descriptor of an array's map."""
@@ -259,6 +276,7 @@ class Programs:
             "HASH_FACTOR(i)": _hash_factors(),
             **_route_hash(),
             "NETNS_COOKIE": f"{netns_cookie}ull",
+            "OUR_MAP_NAME(i)": _words_of(_OUR_MAP),
             "SERVERS": int(bool(ports)),
             "IS_MEASURED_PORT(p)": any_of(f"(p)=={port}" for port in ports),
             **macros,
@@ -334,6 +352,7 @@ class _Load:
         return f"{self.program} for {self.target}" if self.target else self.program
 
 
+_ROSTER = _Load("listed_program", libbpf.BPF_TRACE_ITER, "bpf_iter_bpf_prog")
 _ATTACH_TYPES = {
     Mechanism.FENTRY: libbpf.BPF_TRACE_FENTRY,
     Mechanism.TRACEPOINT: libbpf.BPF_TRACE_RAW_TP,
@@ -351,6 +370,8 @@ def _load_of(candidate: Candidate) -> _Load:
 def _target_ids(btf: Btf, choices: tuple[Choice, ...]) -> dict[tuple[int, str], int]:
     """The BTF ids of what typed programs may be loaded for, by attach type and name."""
     ids = {}
+    if btf.has_function(_ROSTER.target):
+        ids[libbpf.BPF_TRACE_ITER, _ROSTER.target] = btf.function_id(_ROSTER.target)
     for choice in choices:
         for candidate in (v.candidate for v in choice.verdicts if v.available):
             if candidate.mechanism is Mechanism.FENTRY:

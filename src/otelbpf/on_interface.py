@@ -18,7 +18,7 @@ from otelbpf.interfaces import VETH_AND_XDP, Xdp, look_at_xdp
 from otelbpf.lines import Line
 from otelbpf.loader import Programs
 from otelbpf.netns import Netns
-from otelbpf.tcx import TcxLine
+from otelbpf.tcx import Tcx, TcxLine
 
 #: Ingress comes after all else: a request is first seen when every later hook is there to stamp it.
 DIRECTIONS = ("egress", "ingress")
@@ -31,14 +31,14 @@ class Ways:
     Attributes:
         choices: what each hook got, by its name.
         netns: that the interfaces are in.
-        places: of tcx.load_places(), where there are such links.
+        tcx: what its lines have in common; None: there are to be none.
     """
 
     programs: Programs
     choices: Mapping[str, Choice]
     netns: Netns
     xdp: Xdp
-    places: tuple[int, int] = (-1, -1)
+    tcx: Tcx | None
 
 
 class OnInterface:
@@ -79,9 +79,9 @@ class OnInterface:
         if way == "clsact":
             return ClsactLine(self._ways.netns, fds, direction, self.ifindex)
         try:
-            return self._ways.netns.run(
-                lambda: TcxLine(fds, direction, self.ifindex, self._ways.places)
-            )
+            tcx = self._ways.tcx
+            assert tcx is not None
+            return self._ways.netns.run(lambda: TcxLine(tcx, fds, direction, self.ifindex))
         except OSError as error:
             raise KernelError(
                 f"cannot attach to TC {direction} of interface {self.name}: {error.strerror}"

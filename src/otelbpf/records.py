@@ -490,6 +490,28 @@ NOTICES = np.dtype(
     }
 )
 
+#: struct listed_program, 24 bytes.
+LISTED_PROGRAM = np.dtype(
+    {
+        "names": [
+            "id",
+            "is_ours",
+            "name",
+        ],
+        "formats": [
+            "u4",
+            "u4",
+            "S16",
+        ],
+        "offsets": [
+            0,
+            4,
+            8,
+        ],
+        "itemsize": 24,
+    }
+)
+
 
 class Stamp(IntEnum):
     """enum stamp."""

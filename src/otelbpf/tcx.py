@@ -7,43 +7,74 @@ hand on.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 
 from otelbpf import bpf_info, libbpf
+from otelbpf.errors import KernelError
 from otelbpf.lines import Stranger
+from otelbpf.loader import Programs
+from otelbpf.roster import Listed, Roster
 
 _ATTACH_TYPES = {"ingress": libbpf.BPF_TCX_INGRESS, "egress": libbpf.BPF_TCX_EGRESS}
-# What a program is called that only keeps a place in the line.
+# What a program is called that only keeps a place in a line.
 _PLACE = "otelbpf_place"
-_OURS = ("tc_ingress", "tc_egress", "tc_client_ingre", "tc_client_egres", _PLACE)
-# Of a map that no program but otelbpf's has: the kernel keeps 15 characters.
-_OUR_MAP = "connection_tags"
+_PLACES = 2
 # mov r0, -1; exit: TC_NEXT.
 _HAND_ON = bytes([0xB7, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0x95, 0, 0, 0, 0, 0, 0, 0])
+
+
+class Tcx:
+    """What all lines have in common. It takes rights to make it, and none to use it.
+
+    Attributes:
+        roster: who else there is.
+        places: two programs that do nothing, to keep places in a line with.
+    Raises:
+        KernelError: the kernel refused.
+    """
+
+    def __init__(self, programs: Programs) -> None:
+        with contextlib.ExitStack() as stack:
+            try:
+                self.roster = Roster(programs)
+                stack.callback(self.roster.close)
+                self.places = tuple(
+                    libbpf.load_classifier(_PLACE, _HAND_ON) for _ in range(_PLACES)
+                )
+            except OSError as error:
+                raise KernelError(
+                    f"cannot look after what is attached to TC: {error.strerror}"
+                ) from error
+            stack.pop_all()
+
+    def close(self) -> None:
+        """Gives it back."""
+        self.roster.close()
+        for fd in self.places:
+            os.close(fd)
 
 
 class TcxLine:
     """Our programs in one direction of an interface, from when it is made until it is closed.
 
     Args:
+        tcx: to be closed later than this.
         fds: of the programs.
         direction: "ingress" or "egress".
         ifindex: in the calling thread's network namespace.
-        places: of load_places().
     Raises:
         OSError: the kernel's refusal.
     """
 
     can_move = True
 
-    def __init__(
-        self, fds: Iterable[int], direction: str, ifindex: int, places: tuple[int, int]
-    ) -> None:
+    def __init__(self, tcx: Tcx, fds: Iterable[int], direction: str, ifindex: int) -> None:
+        self._tcx = tcx
         self._attach_type = _ATTACH_TYPES[direction]
         self._ifindex = ifindex
         self._fds = list(fds)
-        self._places = places
         self._ids = {bpf_info.program_info(fd).id for fd in self._fds}
         self._links: list[int] = []
         try:
@@ -59,8 +90,14 @@ class TcxLine:
         ours = [place for place, number in enumerate(line) if number in self._ids]
         if len(ours) < len(self._ids):
             return None
-        before = (number for number in line[: ours[-1]] if number not in self._ids)
-        return [stranger for number in before if (stranger := _stranger(number)) is not None]
+        before = [number for number in line[: ours[-1]] if number not in self._ids]
+        listed = self._tcx.roster.read() if before else {}
+        return [
+            Stranger(number, f"program {listed[number].name or 'without a name'} (id {number})")
+            for number in before
+            # One that is not listed any more has just been unloaded.
+            if number in listed and not _is_ours(listed[number])
+        ]
 
     def go_first(self) -> None:
         """See Line. For some microseconds a packet may meet none of ours.
@@ -68,7 +105,7 @@ class TcxLine:
         A program cannot be in a line twice, and to take one off takes milliseconds. So others that
         do nothing keep both places, while ours changes from the one to the other.
         """
-        front, back = self._places
+        front, back = self._tcx.places
         for at, fd in reversed(list(enumerate(self._fds))):
             link = self._attach(front)
             try:
@@ -93,29 +130,6 @@ class TcxLine:
         return libbpf.link_create(fd, self._ifindex, self._attach_type, libbpf.BPF_F_BEFORE)
 
 
-def load_places() -> tuple[int, int]:
-    """Two programs that do nothing, each to keep a place in a line.
-
-    To load them takes rights, which it does not to go first.
-
-    Raises:
-        OSError: the kernel's refusal.
-    """
-    return libbpf.load_classifier(_PLACE, _HAND_ON), libbpf.load_classifier(_PLACE, _HAND_ON)
-
-
-def _stranger(number: int) -> Stranger | None:
-    """Whose program it is; None for one of otelbpf's, as far as that may be known."""
-    try:
-        fd = bpf_info.open_program(number)
-    except PermissionError:
-        return Stranger(number, f"a program (id {number})")
-    except OSError:
-        return None  # it has just been unloaded
-    try:
-        info = bpf_info.program_info(fd)
-        if info.name in _OURS and (info.name == _PLACE or _OUR_MAP in bpf_info.map_names(fd)):
-            return None
-        return Stranger(number, f"program {info.name or 'without a name'} (id {number})")
-    finally:
-        os.close(fd)
+def _is_ours(program: Listed) -> bool:
+    """Those that keep places have no maps to be known by."""
+    return program.is_ours or program.name == _PLACE

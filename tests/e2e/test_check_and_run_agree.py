@@ -17,8 +17,9 @@ from network import Network
 from stack import Ended, otelbpf
 
 NOTHING = {"OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "none"}
-#: What a machine needs to be one.
+#: All that otelbpf has a use for.
 RIGHTS = ("sys_admin", "net_admin", "sys_ptrace", "dac_read_search", "checkpoint_restore")
+_ALL = ",".join(f"+{name}" for name in RIGHTS)
 
 
 def without(*rights: str) -> tuple[str, ...]:
@@ -71,6 +72,10 @@ POOR: dict[str, tuple[tuple[str, ...], str, str]] = {
 # These only look poor.
 RICH_ENOUGH: dict[str, tuple[str, ...]] = {
     "all that it takes, and no more": without(),
+    "another user who has it": (
+        "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", f"--inh-caps={_ALL}",
+        f"--ambient-caps={_ALL}", "--",
+    ),
     "low limits that it may raise": limited("--nofile=16:1024"),
     "no locked memory": limited("--memlock=0:0"),
     "a kernel that is not realtime": mounted(f"{SYS_KERNEL}; echo 0 >/sys/kernel/realtime"),

@@ -192,7 +192,7 @@ def test_a_program_that_comes_before_it(
 ) -> None:
     """It decides about every packet, and so would end the line.
 
-    In its own namespace the agent has given up the right to know programs by name.
+    In its own namespace the agent has given up the right to ask for programs by their numbers.
     """
     arguments = options(net, server.port)
     if inside:
@@ -211,7 +211,7 @@ def test_a_program_that_comes_before_it(
             )
         )
         try:
-            name = f"a program (id {number})" if inside else f"program decides (id {number})"
+            name = f"program decides (id {number})"
             said = wait_for_word(running, name)
             assert said == (
                 f"otelbpf: {name} came before otelbpf at TC ingress of {net.server.interface}, which "

@@ -23,6 +23,7 @@ from servers import Server
 from stack import (
     COUNT,
     OTELBPF,
+    Agent,
     agent,
     assert_nothing_left,
     kernel_ids,
@@ -158,6 +159,41 @@ def test_open_requests_are_ended_without_a_right(
             ended = started.stop()
     assert ended.sums["lost"] == {"unanswered_at_stop": 1}
     ended.assert_adds_up()
+
+
+def wait_for_word(agent: Agent, word: str) -> None:
+    wait_until(lambda: word in agent.stderr, f"it says {word!r}", state=lambda: agent.stderr)
+
+
+def test_other_agents_are_known_without_the_right_to_ask_for_programs(
+    net: Network, server: Server, tmp_path: Path
+) -> None:
+    """Each goes before a stranger, and not before the other."""
+    options = ("--interface", net.server.interface, "--port", server.port, "--xdp", "off")
+    environment = {"OTEL_TRACES_EXPORTER": "none"}
+
+    def attach() -> int:
+        index = socket.if_nametoindex(net.server.interface)
+        return libbpf.link_create(program, index, libbpf.BPF_TCX_INGRESS, libbpf.BPF_F_BEFORE)
+
+    with (
+        agent(tmp_path, *options, environment=environment, under=net.server.enter()) as first,
+        agent(tmp_path, *options, environment=environment, under=net.server.enter()) as second,
+    ):
+        for each in (first, second):
+            each.wait_ready()
+        program = libbpf.load_classifier("decides", libbpf.RETURN_0)
+        link = net.server.call(attach)
+        for each in (first, second):
+            wait_for_word(each, f"came before otelbpf at TC ingress of {net.server.interface}")
+        ask(net, server)
+        for each in (first, second):
+            ended = each.stop()
+            ended.assert_clean(seen=COUNT)
+            assert "program decides (id " in ended.stderr
+            assert "program tc_ingress" not in ended.stderr
+        os.close(link)
+        os.close(program)
 
 
 #: An agent's Python, in which the kernel has no links for traffic control.
