@@ -27,6 +27,8 @@ _KNOWN = {
 # Any exporter that is installed can be named, and may have variables of its own.
 _KNOWN_PREFIXES = ("OTEL_BSP_", "OTEL_EXPORTER_", "OTEL_PYTHON_EXPORTER_")
 _FILES = ("CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE")
+_COMPRESSION = "OTEL_EXPORTER_OTLP_COMPRESSION"
+_COMPRESSION_OF = ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "OTEL_EXPORTER_OTLP_METRICS_COMPRESSION")
 
 
 def settle(environment: MutableMapping[str, str]) -> None:
@@ -42,6 +44,22 @@ def settle(environment: MutableMapping[str, str]) -> None:
             del environment[name]
         elif not _is_utf8(value):
             raise UsageError(f"{name} is not UTF-8, as all that is exported must be")
+    _settle_compression(environment)
+
+
+def _settle_compression(environment: MutableMapping[str, str]) -> None:
+    """`none` is the specification's word, which gRPC's exporter refuses: it is as if it were not set."""
+
+    def is_none(name: str) -> bool:
+        return environment.get(name, "").strip().lower() == "none"
+
+    if any(map(is_none, _COMPRESSION_OF)) and _COMPRESSION in environment:
+        # What holds for both signals is then meant for the other one.
+        of_both = environment.pop(_COMPRESSION)
+        for name in _COMPRESSION_OF:
+            environment.setdefault(name, of_both)
+    for name in filter(is_none, (_COMPRESSION, *_COMPRESSION_OF)):
+        del environment[name]
 
 
 def _is_utf8(text: str) -> bool:

@@ -131,6 +131,33 @@ def test_exporters_of_others_keep_their_variables() -> None:
     assert environment == {"OTEL_EXPORTER_ZIPKIN_ENDPOINT": "http://zipkin:9411"}
 
 
+@pytest.mark.parametrize(
+    ("of_both", "of_spans", "left"),
+    [
+        ("none", None, {}),
+        (" None ", None, {}),
+        ("none", "gzip", {"TRACES_": "gzip"}),
+        ("gzip", "none", {"METRICS_": "gzip"}),
+        (None, "none", {}),
+        ("gzip", None, {"": "gzip"}),
+        ("gzip", "deflate", {"": "gzip", "TRACES_": "deflate"}),
+    ],
+)
+def test_no_compression_is_as_if_it_were_not_set(
+    of_both: str | None, of_spans: str | None, left: dict[str, str]
+) -> None:
+    """OTLP has `none` for it, which gRPC's exporter refuses."""
+    environment = {
+        f"OTEL_EXPORTER_OTLP_{whose}COMPRESSION": value
+        for whose, value in (("", of_both), ("TRACES_", of_spans))
+        if value is not None
+    }
+    settle(environment)
+    assert environment == {
+        f"OTEL_EXPORTER_OTLP_{whose}COMPRESSION": value for whose, value in left.items()
+    }
+
+
 def test_what_is_not_utf8_is_refused_where_it_would_be_exported() -> None:
     with pytest.raises(UsageError, match="OTEL_SERVICE_NAME is not UTF-8"):
         settle({"OTEL_SERVICE_NAME": "caf\udce9"})
