@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The port that is scraped, before clients that are slow, silent, many, or ask too much."""
+"""A port of ours, before clients that are slow, silent, many, or ask too much."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from otelbpf import scrape_port
-from otelbpf.scrape_port import CONNECTIONS_MOST, HEAD_MOST, Page, ScrapePort, takes
+from otelbpf import http_port
+from otelbpf.http_port import CONNECTIONS_MOST, HEAD_MOST, HttpPort, Page, takes
 
 DEADLINE_S = 20
 ASKS = b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n"
@@ -27,9 +27,9 @@ class Port:
     """A port that tells a text, and who asked."""
 
     def __init__(self, text: bytes) -> None:
-        self.told: Page | None = Page("text/plain", gzip.compress(text, 1), len(text))
+        self.told: Page | None = Page.of(text, "text/plain")
         self.asked: list[str] = []
-        self.port = ScrapePort("127.0.0.1", 0, "/metrics", self.page)
+        self.port = HttpPort("127.0.0.1", 0, {"/metrics": self.page}, "Prometheus")
         self.address = self.port._listener.getsockname()
 
     def page(self, accept: str) -> Page:
@@ -67,7 +67,7 @@ def serving(text: bytes = b"a 1\n") -> Iterator[Port]:
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is closed since time has passed."""
     for name in ("_HEAD_S", "_ANSWER_S", "_CLOSE_S"):
-        monkeypatch.setattr(scrape_port, name, 600.0)
+        monkeypatch.setattr(http_port, name, 600.0)
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
@@ -119,7 +119,7 @@ def test_hundreds_of_silent_connections(caplog: pytest.LogCaptureFixture) -> Non
 
 def test_a_head_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """Byte by byte it gets as much time as one that is silent."""
-    monkeypatch.setattr(scrape_port, "_HEAD_S", 0.3)
+    monkeypatch.setattr(http_port, "_HEAD_S", 0.3)
     with serving() as port, port.connect() as slow:
         sent = 0
         while not is_closed(slow):
@@ -177,7 +177,7 @@ def test_nobody_takes_the_answer() -> None:
 
 
 def test_who_does_not_take_the_answer_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scrape_port, "_ANSWER_S", 0.3)
+    monkeypatch.setattr(http_port, "_ANSWER_S", 0.3)
     text = random.Random(7).randbytes(30_000_000)
     with serving(text) as port, port.connect() as lazy:
         lazy.sendall(ASKS)
@@ -187,7 +187,7 @@ def test_who_does_not_take_the_answer_in_time(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_who_does_not_close(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scrape_port, "_CLOSE_S", 0.1)
+    monkeypatch.setattr(http_port, "_CLOSE_S", 0.1)
     with serving() as port, port.connect() as lazy:
         lazy.sendall(ASKS)
         assert read_all(lazy).endswith(b"\r\n\r\na 1\n")
@@ -237,7 +237,7 @@ def test_a_page_that_cannot_be_made(caplog: pytest.LogCaptureFixture) -> None:
         port.told = told
         assert port.get() == (200, b"a 1\n")
     (logged,) = (record for record in caplog.records if record.exc_info)
-    assert logged.message == "the metrics for a scrape could not be made"
+    assert logged.message == "the Prometheus port's page /metrics cannot be made"
 
 
 @pytest.mark.usefixtures("patient")
