@@ -56,8 +56,8 @@ class ReadyFile:
         Args:
             now_s: on the monotonic clock.
         """
-        is_as_it_should_be = is_there == self._is_there
-        if self._path is None or (is_as_it_should_be and not (is_there and now_s >= self._renew_s)):
+        is_due = is_there != self._is_there or (is_there and now_s >= self._renew_s)
+        if self._path is None or not is_due:
             return
         self._is_there, self._renew_s = is_there, now_s + _RENEW_S
         try:

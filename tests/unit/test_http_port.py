@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 
 import pytest
 
@@ -219,6 +220,30 @@ def test_what_is_no_scrape() -> None:
             other.shutdown(socket.SHUT_WR)
             assert read_all(other) == b""
     assert len(port.asked) == 2
+
+
+def test_several_pages_and_their_statuses() -> None:
+    port = HttpPort(
+        "127.0.0.1", 0,
+        {"/well": lambda _: Page.of(b"ok\n", "text/plain"),
+         "/ill": lambda _: Page.of(b"no\n", "text/plain", HTTPStatus.SERVICE_UNAVAILABLE)},
+        "test",
+    )  # fmt: skip
+    port.start()
+    host, number = port._listener.getsockname()
+    answers = {}
+    for method, path in (("GET", "/well"), ("GET", "/ill"), ("HEAD", "/ill"), ("GET", "/")):
+        with socket.create_connection((host, number), DEADLINE_S) as asking:
+            asking.sendall(f"{method} {path} HTTP/1.1\r\nHost: here\r\n\r\n".encode())
+            head, _, text = read_all(asking).partition(b"\r\n\r\n")
+            answers[method, path] = head.split(b"\r\n")[0], text
+    port.stop()
+    assert answers == {
+        ("GET", "/well"): (b"HTTP/1.1 200 OK", b"ok\n"),
+        ("GET", "/ill"): (b"HTTP/1.1 503 Service Unavailable", b"no\n"),
+        ("HEAD", "/ill"): (b"HTTP/1.1 503 Service Unavailable", b""),
+        ("GET", "/"): (b"HTTP/1.1 404 Not Found", b"what there is to see is at /well and /ill\n"),
+    }
 
 
 def test_what_comes_after_the_request_does_not_cost_the_answer() -> None:
