@@ -16,7 +16,7 @@ from collectors import HOST, unused_port
 from demo.receiver import Behaviour, Receiver
 from network import DEADLINE_S, Network, network, run, wait_until
 from servers import Server
-from stack import COUNT, Agent, agent, otelbpf, to
+from stack import COUNT, Agent, agent, otelbpf, to, wait_for_requests
 
 NOWHERE = {"OTEL_TRACES_EXPORTER": "none"}
 OK = (200, "ok\n")
@@ -34,6 +34,12 @@ def options(net: Network, port: int, probed: int) -> tuple[str | int, ...]:
         "--interface", net.server.interface, "--port", port, "--netns", net.server.netns,
         "--health", probed,
     )  # fmt: skip
+
+
+def ask(net: Network, server: Server) -> None:
+    with Client.of(net, server.port) as client:
+        for number in range(COUNT):
+            client.ask(f"/{number}")
 
 
 def probe(
@@ -84,9 +90,7 @@ def test_while_it_loads_measures_and_stops(
         assert is_fresh(running)
         made = running.ready_file.stat().st_mtime_ns
         wait_until(lambda: running.ready_file.stat().st_mtime_ns > made, "it is renewed")
-        with Client.of(net, server.port) as client:
-            for number in range(COUNT):
-                client.ask(f"/{number}")
+        ask(net, server)
         running.send(signal.SIGTERM)
         wait_for_answer(port, "/readyz", 503, "stopping")
         assert probe(port, "/livez") == OK
@@ -127,11 +131,14 @@ def test_a_namespace_that_ends_takes_a_restart(own: Network, tmp_path: Path) -> 
 
 
 def test_stopped_and_killed_it_leaves_no_good_answer_behind(
-    net: Network, server: Server, tmp_path: Path
+    net: Network, server: Server, receiver: Receiver, tmp_path: Path
 ) -> None:
-    """SIGSTOP, SIGCONT and SIGKILL: the ready file is there all the time, and its age tells."""
+    """SIGSTOP, SIGCONT and SIGKILL: the ready file is there all the time, and its age tells.
+
+    Its programs measure while it is stopped.
+    """
     port = unused_port()
-    with agent(tmp_path, *options(net, server.port, port), environment=NOWHERE) as running:
+    with agent(tmp_path, *options(net, server.port, port), environment=to(receiver)) as running:
         running.wait_ready()
         wait_for_answer(port, "/readyz", *OK)
         running.send(signal.SIGSTOP)
@@ -140,7 +147,9 @@ def test_stopped_and_killed_it_leaves_no_good_answer_behind(
             probe(port, "/livez", patience_s=1.0)
         wait_until(lambda: not is_fresh(running), "the ready file is old")
         assert running.ready_file.exists()
+        ask(net, server)
         running.send(signal.SIGCONT)
+        wait_for_requests(receiver, COUNT)
         wait_for_answer(port, "/readyz", *OK)
         wait_until(lambda: is_fresh(running), "the ready file is renewed")
         running.stop(signal.SIGKILL)
