@@ -65,6 +65,12 @@ def wait_for_answer(port: int, path: str, status: int, words: str) -> None:
     wait_until(answered, f"{path} says {status}: {words}", state=lambda: probe(port, path))
 
 
+def states(running: Agent) -> set[str]:
+    """Of its threads, as the kernel says them."""
+    files = (task / "stat" for task in Path(f"/proc/{running.pid}/task").iterdir())
+    return {file.read_text().rpartition(")")[2].split()[0] for file in files}
+
+
 def is_fresh(running: Agent) -> bool:
     """Asks as the documentation says."""
     found = subprocess.run(
@@ -142,6 +148,7 @@ def test_stopped_and_killed_it_leaves_no_good_answer_behind(
         running.wait_ready()
         wait_for_answer(port, "/readyz", *OK)
         running.send(signal.SIGSTOP)
+        wait_until(lambda: states(running) == {"T"}, "it is stopped", state=lambda: states(running))
         # The kernel takes the connection, and nobody answers.
         with pytest.raises(TimeoutError):
             probe(port, "/livez", patience_s=1.0)
