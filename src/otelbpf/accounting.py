@@ -71,10 +71,12 @@ class Coverage:
     Attributes:
         gap: why it is not, at the moment; None: it is.
         unmeasured_s: for how long it was not, by reason.
+        gap_since_s: when the gap began, on the monotonic clock; 0 where there is none.
     """
 
     gap: Gap | None = None
     unmeasured_s: Mapping[Gap, float] = field(default_factory=dict)
+    gap_since_s: float = 0.0
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""

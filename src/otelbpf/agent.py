@@ -32,6 +32,7 @@ from otelbpf.exporter import (
     require_endpoint,
 )
 from otelbpf.handlers import Handler, HandlerKind, find_handlers
+from otelbpf.health import Health, answering_probes
 from otelbpf.hooks import choose, require, takes_filters, without
 from otelbpf.ids import Ids
 from otelbpf.interfaces import Xdp, find_interfaces
@@ -169,14 +170,18 @@ class Agent:
         for pid in pids:
             self._pipeline.resources.know(pid)
 
-    def run(self, stop: Stop, missed: Callable[[], dict[str, int]], lookout: Lookout) -> None:
+    def run(
+        self, stop: Stop, missed: Callable[[], dict[str, int]], lookout: Lookout, health: Health
+    ) -> None:
         """Reads until `stop` is set.
 
         Args:
             missed: tells how often each hook was passed and its program not run.
+            health: is told of each turn, and that no more comes.
         """
         housekeeping_at = time.monotonic() + _HOUSEKEEPING_S
         while not stop.is_set():
+            health.turns(self._coverage, time.monotonic())
             if self._read_batch() < _BATCH:
                 time.sleep(_POLL_S)
             self._coverage = lookout.look(time.monotonic())
@@ -188,6 +193,7 @@ class Agent:
                     self._series.refresh(time.monotonic())
                 self._missed = missed()
                 housekeeping_at = time.monotonic() + _HOUSEKEEPING_S
+        health.stops()
         self._missed = missed()
 
     def finish(self) -> None:
@@ -350,20 +356,21 @@ def run(
     interfaces = find_interfaces(config.interfaces, netns)
     handlers = tuple(handler for spec in config.handlers for handler in find_handlers(spec))
     upstreams = resolve(config.upstreams, config.client_ports, netns)
-    on_loading()
-    with Btf.of_kernel() as btf:
-        choices = choose(btf, config.hooks, metrics=bool(config.limits.series))
-        if config.xdp is Xdp.OFF:
-            choices = without(choices, "arrival", "it was asked to be left alone")
-        if way_out is None:
-            # An application that asks would put its spans below ones that nobody sends.
-            choices = without(choices, "mark", "no spans are exported")
-        require(choices)
-        programs = Programs(
-            btf, config.ports, cookie, choices, config.limits, _parts(handlers), upstreams,
-            sampler, ids,
-        )
     with contextlib.ExitStack() as stack:
+        health = stack.enter_context(answering_probes(config.health))
+        on_loading()
+        with Btf.of_kernel() as btf:
+            choices = choose(btf, config.hooks, metrics=bool(config.limits.series))
+            if config.xdp is Xdp.OFF:
+                choices = without(choices, "arrival", "it was asked to be left alone")
+            if way_out is None:
+                # An application that asks would put its spans below ones that nobody sends.
+                choices = without(choices, "mark", "no spans are exported")
+            require(choices)
+            programs = Programs(
+                btf, config.ports, cookie, choices, config.limits, _parts(handlers), upstreams,
+                sampler, ids,
+            )
         stack.enter_context(contextlib.closing(programs))
         series = connections = None
         if config.limits.series:
@@ -397,6 +404,6 @@ def run(
                 with contextlib.closing(
                     Lookout(programs, attachments, netns, cookie, config, time.monotonic())
                 ) as lookout:
-                    agent.run(stop, attachments.missed, lookout)
+                    agent.run(stop, attachments.missed, lookout, health)
         agent.finish()
         return agent.sums()

@@ -162,6 +162,7 @@ def _run(arguments: argparse.Namespace) -> int:
         keep_4xx=arguments.keep_4xx,
         output=arguments.output,
         ready_file=arguments.ready_file,
+        health=arguments.health,
         sums_file=arguments.sums_file,
         queue=QueueLimits.from_environment(os.environ),
     )

@@ -39,7 +39,8 @@ class Config:
         routes: templates, as otelbpf.routes says.
         found_routes: how many routes that were found are in spans; 0: none, nor in metrics.
         output: where otlp_json_file writes.
-        ready_file: made once everything is attached, removed when it no longer is.
+        ready_file: is there while all is measured that was asked for, and renewed meanwhile.
+        health: host and port where probes are answered; None: nowhere.
         sums_file: gets the sums as JSON at the end.
     """
 
@@ -63,6 +64,7 @@ class Config:
     found_routes: int = FOUND_MOST
     output: str | None = None
     ready_file: Path | None = None
+    health: tuple[str, int] | None = None
     sums_file: Path | None = None
     limits: Limits = field(default_factory=Limits)
     queue: QueueLimits = field(default_factory=QueueLimits)

@@ -28,13 +28,17 @@ _log = logging.getLogger(__name__)
 _UNSEEN = (NoticeKind.UNSEEN, NoticeKind.UNSEEN_OUT)
 # A server may be about to start, and requests about to come.
 _LISTENERS_AFTER_S = 2.0
+# How old the ready file gets.
+_RENEW_S = 1.0
 # How often, and of how many connections, it is asked for whom they came.
 _HIDDEN_S = 1.0
 _HIDDEN_MOST = 1_024
 
 
 class ReadyFile:
-    """Is there while all is measured that was asked for.
+    """Is there while all is measured that was asked for, and never old.
+
+    One that a killed or hanging agent leaves behind is known by its age.
 
     Args:
         path: None: there is none.
@@ -43,16 +47,29 @@ class ReadyFile:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._is_there = False
+        self._renew_s = 0.0
+        self._is_failure_told = False
 
-    def set(self, is_there: bool) -> None:
-        """Makes it, or takes it away."""
-        if self._path is None or is_there == self._is_there:
+    def set(self, is_there: bool, now_s: float) -> None:
+        """Makes it, renews it if it is time to, or takes it away.
+
+        Args:
+            now_s: on the monotonic clock.
+        """
+        is_due = is_there != self._is_there or (is_there and now_s >= self._renew_s)
+        if self._path is None or not is_due:
             return
-        self._is_there = is_there
-        if is_there:
-            self._path.touch()
-        else:
-            self._path.unlink(missing_ok=True)
+        self._is_there, self._renew_s = is_there, now_s + _RENEW_S
+        try:
+            if is_there:
+                self._path.touch()
+            else:
+                self._path.unlink(missing_ok=True)
+        except OSError as error:
+            # Its age will tell. Requests are measured all the same.
+            if not self._is_failure_told:
+                self._is_failure_told = True
+                _log.warning("cannot write the ready file %s (%s)", self._path, error.strerror)
 
 
 class Lookout:
@@ -83,7 +100,7 @@ class Lookout:
         self._hidden: list[tuple[Notice, OnInterface]] = []
         self._hidden_at_s = self._now_s = now_s
         programs.set_complete(True)
-        self._ready.set(True)
+        self._ready.set(True, now_s)
 
     def look(self, now_s: float) -> dict[str, Coverage]:
         """Several times a second: mends what can be mended, and says what there is to be said.
@@ -98,12 +115,12 @@ class Lookout:
             self._listeners_at_s = None
             self._look_for_listeners()
         self._say()
-        self._ready.set(self._watcher.is_whole)
+        self._ready.set(self._watcher.is_whole, now_s)
         return self._watcher.coverage(now_s)
 
     def close(self) -> None:
         """Says what is still to be said; from here on nothing is missed that passes unseen."""
-        self._ready.set(False)
+        self._ready.set(False, self._now_s)
         self._programs.set_complete(False)
         self._hidden_at_s = self._now_s
         self._gather(self._now_s)

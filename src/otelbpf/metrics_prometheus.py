@@ -8,7 +8,6 @@ Source:
 
 from __future__ import annotations
 
-import gzip
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -33,12 +32,10 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.samples import Exemplar
 
 from otelbpf.errors import UsageError
-from otelbpf.scrape_port import Page, ScrapePort, takes
+from otelbpf.http_port import HttpPort, Page, takes
 
 _UNITS = {"s": "seconds", "By": "bytes"}
 _NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9]+")
-# Little of the time that it takes to make a page; 6 MB become 0.4.
-_GZIP_LEVEL = 1
 _TOLD_AGAIN_S = 1.0
 _IDENTIFYING = ("service.name", "service.namespace", "service.instance.id")
 
@@ -176,7 +173,7 @@ class PrometheusEndpoint:
 
     def __init__(self, host: str, port: int) -> None:
         self._host, self._port = host, port
-        self._served: ScrapePort | None = None
+        self._served: HttpPort | None = None
         #: And until when each is told, on the monotonic clock.
         self._pages: dict[_Format, tuple[Page, float]] = {}
 
@@ -195,13 +192,13 @@ class PrometheusEndpoint:
             began_s = monotonic()
             if known is None or began_s >= until_s:
                 text = form.encode(_Made(families(collect())))
-                known = Page(form.content_type, gzip.compress(text, _GZIP_LEVEL), len(text))
+                known = Page.of(text, form.content_type)
                 now_s = monotonic()
                 self._pages[form] = known, now_s + max(_TOLD_AGAIN_S, 2 * (now_s - began_s))
             return known
 
         try:
-            self._served = ScrapePort(self._host, self._port, "/metrics", page)
+            self._served = HttpPort(self._host, self._port, {"/metrics": page}, "Prometheus")
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UsageError(

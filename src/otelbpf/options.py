@@ -32,7 +32,7 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _upstream(text: str) -> tuple[str, int]:
+def _host_and_port(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     is_address = host.startswith("[") and host.endswith("]")
     name = host[1:-1] if is_address else host
@@ -41,6 +41,11 @@ def _upstream(text: str) -> tuple[str, int]:
             f"{text!r} is no HOST:PORT: an IPv6 address is written in brackets, as in [::1]:80"
         )
     return name, _port(port)
+
+
+def _own_address(text: str) -> tuple[str, int]:
+    """Without a host it is one of this machine's that nobody else reaches."""
+    return _host_and_port(text) if ":" in text else ("127.0.0.1", _port(text))
 
 
 def _seconds(text: str) -> float:
@@ -115,7 +120,7 @@ def _measuring() -> argparse.ArgumentParser:
         "repeated")
     add("--port", action="append", default=[], type=_port, metavar="P",
         help="TCP port the server listens on; may be repeated")
-    add("--upstream", action="append", default=[], type=_upstream, metavar="HOST:PORT",
+    add("--upstream", action="append", default=[], type=_host_and_port, metavar="HOST:PORT",
         help="also measure the requests that are sent to there, as CLIENT spans; a "
         "name is looked up once, at the start; may be repeated")
     add("--client-port", action="append", default=[], type=_port, metavar="P",
@@ -193,7 +198,13 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--output", metavar="FILE",
                      help="where OTEL_TRACES_EXPORTER=otlp_json_file appends (default: stdout)")
     run.add_argument("--ready-file", type=_writable_path, metavar="PATH",
-                     help="made once everything is attached, removed when it no longer is")
+                     help="is there while all is measured that was asked for, and renewed each "
+                     "second: one that is older than some seconds was left by an agent that was "
+                     "killed or hangs")
+    run.add_argument("--health", type=_own_address, metavar="[HOST:]PORT",
+                     help="answer probes there: GET /livez says 200 unless only a restart can help, "
+                     "GET /readyz while all is measured that was asked for, else both say 503 and "
+                     "why (default host: 127.0.0.1)")
     run.add_argument("--sums-file", type=_writable_path, metavar="PATH",
                      help="gets the final sums as JSON")
 

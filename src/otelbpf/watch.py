@@ -288,9 +288,10 @@ class Watcher:
 
 def _coverage(asked: _Asked, now_s: float) -> Coverage:
     gap, unmeasured_s = asked.gap, dict(asked.unmeasured_s)
-    if gap is not None:
-        unmeasured_s[gap] = unmeasured_s.get(gap, 0.0) + now_s - asked.since_s
-    return Coverage(gap, unmeasured_s)
+    if gap is None:
+        return Coverage(None, unmeasured_s)
+    unmeasured_s[gap] = unmeasured_s.get(gap, 0.0) + now_s - asked.since_s
+    return Coverage(gap, unmeasured_s, asked.since_s)
 
 
 def _list(strangers: list[Stranger]) -> str:

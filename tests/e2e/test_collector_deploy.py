@@ -26,7 +26,11 @@ from servers import Server
 from stack import COUNT, Agent, agent, otelbpf, to, wait_for_requests
 from wheels import build_wheel
 
+from otelbpf import agent as agent_module
+from otelbpf import http_port, metrics_export, sender
+from otelbpf.options import build_parser
 from otelbpf.rights import TO_LOOK, TO_START
+from otelbpf.sender import QueueLimits
 
 ROOT = COLLECTOR.parent
 DEPLOY = ROOT / "deploy"
@@ -34,7 +38,8 @@ _COMPOSE = Path(__file__).resolve().parent / "compose"
 _BUILD_S = 300.0
 
 DAEMONSET = yaml.safe_load((DEPLOY / "daemonset.yaml").read_text())
-AGENT, BESIDE = DAEMONSET["spec"]["template"]["spec"]["containers"]
+POD = DAEMONSET["spec"]["template"]["spec"]
+(AGENT,), (BESIDE,) = POD["containers"], POD["initContainers"]
 CAPABILITIES = AGENT["securityContext"]["capabilities"]["add"]
 
 
@@ -167,6 +172,34 @@ def test_the_daemonset_runs_what_is_tested() -> None:
     queue = re.search(r"OTELBPF_QUEUE:-([^}]+)", (COLLECTOR / "agent.yaml").read_text())
     assert queue and queue[1] in {mount["mountPath"] for mount in BESIDE["volumeMounts"]}
     assert AGENT["securityContext"]["capabilities"]["drop"] == ["ALL"]
+
+
+def test_the_collector_is_there_before_and_after_otelbpf() -> None:
+    """A container that is started first and always started again is a sidecar."""
+    assert BESIDE["restartPolicy"] == "Always"
+
+
+def test_the_daemonset_probes_where_otelbpf_answers() -> None:
+    host, port = build_parser().parse_args(AGENT["args"]).health
+    probes = {name: AGENT[name]["httpGet"] for name in ("livenessProbe", "readinessProbe")}
+    assert probes == {
+        "livenessProbe": {"host": host, "path": "/livez", "port": port},
+        "readinessProbe": {"host": host, "path": "/readyz", "port": port},
+    }
+    # Nobody else listens there.
+    assert str(port) not in (COLLECTOR / "agent.yaml").read_text()
+
+
+def test_the_daemonset_waits_until_otelbpf_has_stopped() -> None:
+    """For each step as long as it may take, one after the other; and for taking off its programs."""
+    spans_s = QueueLimits().flush_s + sender._LAST_EXPORT_S
+    metrics_s = metrics_export._LAST_EXPORT_S + metrics_export._GIVING_UP_S
+    ports_s = 2 * http_port._STOP_S
+    records_s = 2 * agent_module._LAST_RECORD_S
+    detaching_s = 10.0
+    assert POD["terminationGracePeriodSeconds"] >= (
+        detaching_s + records_s + spans_s + metrics_s + ports_s
+    )
 
 
 def test_the_image_has_what_the_set_up_installs() -> None:

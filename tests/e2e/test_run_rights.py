@@ -266,6 +266,24 @@ def test_prometheus_is_answered_on_a_low_port(
         started.stop().assert_clean(seen=0)
 
 
+def test_probes_are_answered_on_a_low_port_without_a_right(
+    net: Network, server: Server, tmp_path: Path
+) -> None:
+    """It listens before rights are given up, and who answers never had one."""
+    with agent(
+        tmp_path, "--interface", net.server.interface, "--port", server.port, "--health", 82,
+        environment={"OTEL_TRACES_EXPORTER": "none"}, under=net.server.enter(),
+    ) as started:
+        started.wait_ready()
+        assert_given_up(started.pid, ALWAYS)
+        assert said(started.stderr) == ALWAYS
+        assert "keep all rights" not in started.stderr
+        with net.server.call(lambda: socket.create_connection(("127.0.0.1", 82))) as probe:
+            probe.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
+            assert probe.recv(12).endswith(b" 200")
+        started.stop().assert_clean(seen=0)
+
+
 @dataclass(frozen=True)
 class Scene:
     """What there is to do something with.

@@ -82,6 +82,12 @@ REFUSED = [
     *(((*RUN, option, path), f"argument {option}: {path!r} cannot be written")
       for option in ("--ready-file", "--sums-file")
       for path in ("/missing/file", "/", ".")),
+    *(((*RUN, "--health", port), f"argument --health: {port!r} is no TCP port")
+      for port in ("", "0", "65536", "here", "[]")),
+    *(((*RUN, "--health", f"here:{port}"), f"argument --health: {port!r} is no TCP port")
+      for port in ("", "0", "65536", "http")),
+    *(((*RUN, "--health", text), f"argument --health: {text!r} is no HOST:PORT")
+      for text in (":80", "[]:80", "::1", "::1:80", "[::1", "[::1]")),
     *(((*RUN, "--sample", n), f"argument --sample: {n!r} is no share: one in a hundred is 1/100")
       for n in ("0", "1", "0.1", "2/3", "1/0", "1/", "1/x", "1/-1", "1/9999999999", "10%", "")),
     *(((*RUN, "--slow", time), f"argument --slow: {time!r} is no time, or no route and time")
@@ -129,6 +135,18 @@ def test_upstreams_need_no_port_of_a_server(
 ) -> None:
     assert call(monkeypatch, "run", "--interface", "lo", *arguments) == 0
     assert (ran[0].ports, ran[0].upstreams, ran[0].client_ports) == ((), upstreams, client_ports)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [("13134", ("127.0.0.1", 13_134)), ("0.0.0.0:80", ("0.0.0.0", 80)),
+     ("here.example:81", ("here.example", 81)), ("[::1]:82", ("::1", 82))],
+)
+def test_where_probes_are_answered(
+    text: str, address: tuple[str, int], ran: list[Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call(monkeypatch, *RUN, "--health", text) == 0
+    assert ran[0].health == address
 
 
 @pytest.mark.parametrize(
@@ -226,7 +244,7 @@ def test_every_option_arrives(
         "--service-name", "shop", "--xdp", "off", "--idle-timeout", "0.5", "--connections", "16",
         "--ring", "1000", "--output", "spans.jsonl", "--ready-file", str(tmp_path / "ready"),
         "--sums-file", str(tmp_path / "sums"), "--sample", "1/4", "--slow", "5ms", "--slow",
-        "/up=1.5s", "--route", "/a/{b}", "--series", "8", "--keep-4xx",
+        "/up=1.5s", "--route", "/a/{b}", "--series", "8", "--keep-4xx", "--health", "81",
     )
     assert call(monkeypatch, *RUN, *arguments) == 0
     assert ran == [
@@ -235,6 +253,7 @@ def test_every_option_arrives(
             xdp=Xdp.OFF,
             stages=StageStyle.ATTRIBUTES, capture_query=True, idle_timeout_s=0.5,
             service_name="shop", output="spans.jsonl", ready_file=tmp_path / "ready",
+            health=("127.0.0.1", 81),
             sums_file=tmp_path / "sums", limits=Limits(16, 1000, series=8),
             sampler=Sampler(1 << 62, keep_errors=True), routes=("/a/{b}",),
             found_routes=8, slow=Slow(5_000_000, (("/up", 1_500_000_000),)), keep_4xx=True,

@@ -2,6 +2,7 @@
 """A server of asyncio streams: what it was sent comes back, chunked if `/chunked` asks for it.
 
 `/never` is not answered. `/wait/MS` keeps the loop from reading for that long, after its answer.
+With --log it prints what it was asked for.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             else:
                 writer.close()
                 return
+        if "--log" in sys.argv:
+            print(target, flush=True)
         if target == "/never":
             await asyncio.sleep(3600)
         head, pieces = [], [f"{target}\n".encode(), bytes(body)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A port where everybody may fetch one page: bounded in threads, connections, memory and time.
+"""A port where everybody may fetch a few pages: bounded in threads, connections, memory and time.
 
 One thread serves all connections and waits for none of them. Who is slow, silent or sends too much
 costs a place among a few, and gives that up to who comes later.
@@ -7,6 +7,7 @@ costs a place among a few, and gives that up to who comes later.
 
 from __future__ import annotations
 
+import gzip
 import logging
 import re
 import selectors
@@ -35,6 +36,8 @@ _SEND_BUFFER = 1 << 18
 # Sent, or received, at once; and so often in a row.
 _PIECE, _TURNS = 1 << 16, 16
 _NEVER = re.compile(r"q=0(\.0*)?")
+# Little of the time that it takes to make a page of metrics; 6 MB become 0.4.
+_GZIP_LEVEL = 1
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,23 @@ class Page:
     content_type: str
     gzipped: bytes
     length: int
+    status: HTTPStatus = HTTPStatus.OK
+
+    @classmethod
+    def of(cls, text: bytes, content_type: str, status: HTTPStatus = HTTPStatus.OK) -> Page:
+        """The page with this text."""
+        return cls(content_type, gzip.compress(text, _GZIP_LEVEL), len(text), status)
+
+
+#: Makes a page for an Accept field.
+MakePage = Callable[[str], Page]
 
 
 @dataclass(frozen=True)
 class _Request:
-    is_head: bool
-    fields: Mapping[str, str]
+    path: str = ""
+    is_head: bool = False
+    fields: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Refused(Exception):
@@ -86,7 +100,7 @@ class _Client:
     give_up_s: float
     state: _State = _State.ASKING
     received: bytearray = field(default_factory=bytearray)
-    request: _Request = _Request(False, {})
+    request: _Request = _Request()
     unsent: memoryview = memoryview(b"")
     rest: Iterator[bytes] = iter(())
 
@@ -96,20 +110,22 @@ class _Client:
         return self.state in (_State.ASKED, _State.ANSWERED)
 
 
-class ScrapePort:
+class HttpPort:
     """Listens from when it is made, and answers once it is started.
 
     Args:
         host, port: where to listen.
-        path: of the page.
-        page: makes it for an Accept field; called by one thread.
+        pages: what makes each page, by its path; called by one thread.
+        purpose: what the port is for, in a word for people.
     Raises:
         OSError, UnicodeError: it cannot listen there.
     """
 
-    def __init__(self, host: str, port: int, path: str, page: Callable[[str], Page]) -> None:
-        self._path = path
-        self._page = page
+    def __init__(
+        self, host: str, port: int, pages: Mapping[str, MakePage], purpose: str
+    ) -> None:
+        self._pages = pages
+        self._purpose = purpose
         family, _, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
@@ -131,7 +147,7 @@ class ScrapePort:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._woken, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._run, name="otelbpf-scrapes", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="otelbpf-http", daemon=True)
 
     def start(self) -> None:
         """Starts answering."""
@@ -198,7 +214,9 @@ class ScrapePort:
                 return
             except OSError as error:
                 # As where there are no more file descriptors: it would be tried in vain all the time.
-                _log.warning("cannot accept a scrape (%s)", error.strerror)
+                _log.warning(
+                    "cannot accept a connection to the %s port (%s)", self._purpose, error.strerror
+                )
                 time.sleep(0.1)
                 return
             if len(self._clients) >= CONNECTIONS_MOST:
@@ -206,16 +224,16 @@ class ScrapePort:
             sock.setblocking(False)
             client = self._clients[sock] = _Client(sock, time.monotonic() + _HEAD_S)
             self._selector.register(sock, selectors.EVENT_READ)
-            # A scraper's request comes with its connection; so it is served before it is old.
+            # A request mostly comes with its connection; so it is served before it is old.
             self._serve(client)
 
     def _make_room(self) -> None:
         if not self._is_crowd_told:
             self._is_crowd_told = True
             _log.warning(
-                "more than %d connections to the Prometheus port at once: the oldest are closed",
-                CONNECTIONS_MOST,
-            )
+                "more than %d connections to the %s port at once: the oldest are closed",
+                CONNECTIONS_MOST, self._purpose,
+            )  # fmt: skip
         clients = self._clients.values()
         idle = (client for client in clients if not client.is_served)
         self._close(next(idle, None) or next(iter(clients)))
@@ -257,15 +275,17 @@ class ScrapePort:
         if len(words) != 3 or not words[2].startswith("HTTP/1."):
             raise _Refused(HTTPStatus.BAD_REQUEST, "this is no request of HTTP/1")
         method, target, _version = words
-        if target.partition("?")[0] != self._path:
-            raise _Refused(HTTPStatus.NOT_FOUND, f"what there is to see is at {self._path}")
+        path = target.partition("?")[0]
+        if path not in self._pages:
+            there = " and ".join(self._pages)
+            raise _Refused(HTTPStatus.NOT_FOUND, f"what there is to see is at {there}")
         if method not in ("GET", "HEAD"):
             raise _Refused(HTTPStatus.METHOD_NOT_ALLOWED, "this can be read only")
         fields = {}
         for each in lines:
             name, _, value = each.partition(":")
             fields[name.strip().lower()] = value.strip()
-        return _Request(method == "HEAD", fields)
+        return _Request(path, method == "HEAD", fields)
 
     def _refuse(self, client: _Client, refused: _Refused) -> None:
         text = f"{refused}\n".encode()
@@ -274,9 +294,9 @@ class ScrapePort:
     def _answer(self, client: _Client) -> None:
         request = client.request
         try:
-            page = self._page(request.fields.get("accept", ""))
+            page = self._pages[request.path](request.fields.get("accept", ""))
         except Exception:
-            _log.exception("the metrics for a scrape could not be made")
+            _log.exception("the %s port's page %s cannot be made", self._purpose, request.path)
             refused = _Refused(HTTPStatus.INTERNAL_SERVER_ERROR, "see what otelbpf has logged")
             self._refuse(client, refused)
             return
@@ -287,7 +307,7 @@ class ScrapePort:
         else:
             length, pieces = page.length, _unpacked(page.gzipped)
         self._begin(
-            client, HTTPStatus.OK, fields, length, iter(()) if request.is_head else pieces
+            client, page.status, fields, length, iter(()) if request.is_head else pieces
         )
 
     def _begin(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The port that is scraped, before clients that are slow, silent, many, or ask too much."""
+"""A port of ours, before clients that are slow, silent, many, or ask too much."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 
 import pytest
 
-from otelbpf import scrape_port
-from otelbpf.scrape_port import CONNECTIONS_MOST, HEAD_MOST, Page, ScrapePort, takes
+from otelbpf import http_port
+from otelbpf.http_port import CONNECTIONS_MOST, HEAD_MOST, HttpPort, Page, takes
 
 DEADLINE_S = 20
 ASKS = b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n"
@@ -27,9 +28,9 @@ class Port:
     """A port that tells a text, and who asked."""
 
     def __init__(self, text: bytes) -> None:
-        self.told: Page | None = Page("text/plain", gzip.compress(text, 1), len(text))
+        self.told: Page | None = Page.of(text, "text/plain")
         self.asked: list[str] = []
-        self.port = ScrapePort("127.0.0.1", 0, "/metrics", self.page)
+        self.port = HttpPort("127.0.0.1", 0, {"/metrics": self.page}, "Prometheus")
         self.address = self.port._listener.getsockname()
 
     def page(self, accept: str) -> Page:
@@ -67,7 +68,7 @@ def serving(text: bytes = b"a 1\n") -> Iterator[Port]:
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is closed since time has passed."""
     for name in ("_HEAD_S", "_ANSWER_S", "_CLOSE_S"):
-        monkeypatch.setattr(scrape_port, name, 600.0)
+        monkeypatch.setattr(http_port, name, 600.0)
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
@@ -119,7 +120,7 @@ def test_hundreds_of_silent_connections(caplog: pytest.LogCaptureFixture) -> Non
 
 def test_a_head_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """Byte by byte it gets as much time as one that is silent."""
-    monkeypatch.setattr(scrape_port, "_HEAD_S", 0.3)
+    monkeypatch.setattr(http_port, "_HEAD_S", 0.3)
     with serving() as port, port.connect() as slow:
         sent = 0
         while not is_closed(slow):
@@ -177,7 +178,7 @@ def test_nobody_takes_the_answer() -> None:
 
 
 def test_who_does_not_take_the_answer_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scrape_port, "_ANSWER_S", 0.3)
+    monkeypatch.setattr(http_port, "_ANSWER_S", 0.3)
     text = random.Random(7).randbytes(30_000_000)
     with serving(text) as port, port.connect() as lazy:
         lazy.sendall(ASKS)
@@ -187,7 +188,7 @@ def test_who_does_not_take_the_answer_in_time(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_who_does_not_close(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scrape_port, "_CLOSE_S", 0.1)
+    monkeypatch.setattr(http_port, "_CLOSE_S", 0.1)
     with serving() as port, port.connect() as lazy:
         lazy.sendall(ASKS)
         assert read_all(lazy).endswith(b"\r\n\r\na 1\n")
@@ -221,6 +222,30 @@ def test_what_is_no_scrape() -> None:
     assert len(port.asked) == 2
 
 
+def test_several_pages_and_their_statuses() -> None:
+    port = HttpPort(
+        "127.0.0.1", 0,
+        {"/well": lambda _: Page.of(b"ok\n", "text/plain"),
+         "/ill": lambda _: Page.of(b"no\n", "text/plain", HTTPStatus.SERVICE_UNAVAILABLE)},
+        "test",
+    )  # fmt: skip
+    port.start()
+    host, number = port._listener.getsockname()
+    answers = {}
+    for method, path in (("GET", "/well"), ("GET", "/ill"), ("HEAD", "/ill"), ("GET", "/")):
+        with socket.create_connection((host, number), DEADLINE_S) as asking:
+            asking.sendall(f"{method} {path} HTTP/1.1\r\nHost: here\r\n\r\n".encode())
+            head, _, text = read_all(asking).partition(b"\r\n\r\n")
+            answers[method, path] = head.split(b"\r\n")[0], text
+    port.stop()
+    assert answers == {
+        ("GET", "/well"): (b"HTTP/1.1 200 OK", b"ok\n"),
+        ("GET", "/ill"): (b"HTTP/1.1 503 Service Unavailable", b"no\n"),
+        ("HEAD", "/ill"): (b"HTTP/1.1 503 Service Unavailable", b""),
+        ("GET", "/"): (b"HTTP/1.1 404 Not Found", b"what there is to see is at /well and /ill\n"),
+    }
+
+
 def test_what_comes_after_the_request_does_not_cost_the_answer() -> None:
     """Closing with something unread would reset the connection."""
     text = random.Random(7).randbytes(3_000_000)
@@ -237,7 +262,7 @@ def test_a_page_that_cannot_be_made(caplog: pytest.LogCaptureFixture) -> None:
         port.told = told
         assert port.get() == (200, b"a 1\n")
     (logged,) = (record for record in caplog.records if record.exc_info)
-    assert logged.message == "the metrics for a scrape could not be made"
+    assert logged.message == "the Prometheus port's page /metrics cannot be made"
 
 
 @pytest.mark.usefixtures("patient")
