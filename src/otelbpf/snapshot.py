@@ -139,7 +139,8 @@ class Connections:
     Attributes:
         counts: by what became of them:
             opened: their handshake was seen to end;
-            adopted: first seen by a request, as those older than the agent;
+            adopted: first seen by a request, as those older than the agent, and those for another
+                port than their socket's;
             closed: opened or adopted, and over;
             reset: ended by a RST, whoever sent it;
             reset_by_peer: those of them where the other side did;
