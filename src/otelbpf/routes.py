@@ -2,8 +2,8 @@
 """The route that a path is of: a template that was given, else the path with its ids folded.
 
 A route that is found is a guess by the path's looks; nobody has told it. The kernel folds by the
-same rule (bpf/route.h), so that all paths of one route, as far as this rule can tell, come under one
-key there.
+same rule (bpf/route.h), so that all paths of one route, as far as this rule can tell, come under
+one key there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ _log = logging.getLogger(__name__)
 ID = "{id}"
 #: How many found routes spans tell apart where nothing else is said.
 FOUND_MOST = 256
-# A whole segment that starts with a digit, or has two; but for a version of eight characters at most.
+# A whole segment that starts with a digit, or has two; but for a version of eight characters at
+# most.
 _ID = re.compile(
     r"(?<![^/])(?!v[0-9][^/]{0,6}(?:/|\Z))(?:[0-9][^/]*|[^/0-9]+[0-9][^/0-9]*[0-9][^/]*)"
 )
@@ -86,9 +87,9 @@ class Routes:
             return
         self._is_full_told = True
         _log.warning(
-            "%d found routes are names of spans, and there is room for no more: spans of others have "
-            "no route, and the method alone for a name; %s, `--routes given` finds none, `--series` "
-            "makes more room", len(self._found), self._way_to_fewer(),
+            "%d found routes are names of spans, and there is room for no more: spans of others "
+            "have no route, and the method alone for a name; %s, `--routes given` finds none, "
+            "`--series` makes more room", len(self._found), self._way_to_fewer(),
         )  # fmt: skip
 
     def _way_to_fewer(self) -> str:

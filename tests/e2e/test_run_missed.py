@@ -232,8 +232,8 @@ def test_a_program_that_comes_before_it(
             name = f"a program (id {number})" if inside else f"program decides (id {number})"
             said = wait_for_word(running, name)
             assert said == (
-                f"otelbpf: {name} came before otelbpf at TC ingress of {net.server.interface}, which "
-                "is first again"
+                f"otelbpf: {name} came before otelbpf at TC ingress of {net.server.interface}, "
+                "which is first again"
             )
             ask(net, server.port)
             ended = running.stop()

@@ -27,7 +27,6 @@ from otelbpf.interfaces import Xdp, find_interfaces
 from otelbpf.lookout import Lookout
 from otelbpf.records import Counter
 
-
 TO_PORT = f"to port {PORT}"
 
 

@@ -99,8 +99,9 @@ REFUSED = [
           ("top", "--nonsense", ""),
       )),
     ((*RUN, "--interval=1"), "unrecognized arguments: --interval=1; --interval is an option of"),
-    (("check", "--port", "80"), "unrecognized arguments: --port 80; --port is an option of `otelbpf "
-                                "run` and `otelbpf top`; see `otelbpf check --help`"),
+    (("check", "--port", "80"),
+     "unrecognized arguments: --port 80; --port is an option of `otelbpf run` and `otelbpf top`; "
+     "see `otelbpf check --help`"),
     (("--output", "x", "run"), "argument command: invalid choice: 'x' (choose from "),
 ]
 

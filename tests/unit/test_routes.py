@@ -77,8 +77,9 @@ def test_nothing_is_remembered_of_what_has_no_room() -> None:
 
 
 FULL = (
-    "{} found routes are names of spans, and there is room for no more: spans of others have no route, "
-    "and the method alone for a name; {}, `--routes given` finds none, `--series` makes more room"
+    "{} found routes are names of spans, and there is room for no more: spans of others have "
+    "no route, and the method alone for a name; {}, `--routes given` finds none, `--series` makes "
+    "more room"
 )
 
 
