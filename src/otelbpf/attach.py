@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+from pyroute2.netlink.exceptions import NetlinkError
 
 from otelbpf import bpf_info, libbpf
 from otelbpf.errors import KernelError
@@ -138,8 +141,8 @@ class Attachments:
         first seen when every later hook is already there to stamp it.
 
         Raises:
-            KernelError: a hook refused; what was attached before is detached
-            when the context is left.
+            KernelError: a hook refused, or an interface is gone; what was attached before is
+            detached when the context is left.
         """
         self._attach_probes(programs, choices)
         by_name = {choice.hook.name: choice for choice in choices}
@@ -148,7 +151,8 @@ class Attachments:
             tcx = self._stack.enter_context(contextlib.closing(Tcx(programs)))
         self._ways = Ways(programs, by_name, netns, xdp, tcx)
         for name, ifindex in interfaces.items():
-            self._attach_to(name, ifindex).attach_xdp(insist=xdp is Xdp.ON)
+            with _unless_gone(name, ifindex, netns):
+                self._attach_to(name, ifindex, insist=xdp is Xdp.ON)
         if not by_name["arrival"].chosen:
             self._nothing_for.append(by_name["arrival"])
 
@@ -160,18 +164,17 @@ class Attachments:
         Raises:
             KernelError: the kernel refused, and nothing is attached to it.
         """
-        on = self._attach_to(name, ifindex)
-        try:
-            on.attach_xdp(insist=False)
-        except BaseException:
-            self.detach_from(on)
-            raise
-        return on
+        return self._attach_to(name, ifindex, insist=False)
 
-    def _attach_to(self, name: str, ifindex: int) -> OnInterface:
+    def _attach_to(self, name: str, ifindex: int, *, insist: bool) -> OnInterface:
         assert self._ways is not None, "nothing was attached yet"
         on = OnInterface(self._ways, name, ifindex)
         self.on_interfaces.append(on)
+        try:
+            on.attach_xdp(insist=insist)
+        except BaseException:
+            self.detach_from(on)
+            raise
         return on
 
     def detach_from(self, on: OnInterface) -> None:
@@ -223,6 +226,22 @@ class Attachments:
         require((choice,))
         self._nothing_for.append(choice)
         return None
+
+
+@contextlib.contextmanager
+def _unless_gone(name: str, ifindex: int, netns: Netns) -> Iterator[None]:
+    """Each way of attaching has its own error for an interface that is gone; here all have one."""
+    try:
+        yield
+    except (KernelError, OSError, NetlinkError) as error:
+        try:
+            netns.run(lambda: socket.if_indextoname(ifindex))
+        except OSError:
+            raise KernelError(
+                f"cannot attach to interface {name}: it was removed while otelbpf was loading",
+                "start otelbpf again when it is there",
+            ) from error
+        raise
 
 
 def _attach_probe(stack: contextlib.ExitStack, candidate: Candidate, fd: int) -> int:

@@ -148,8 +148,8 @@ def _run(arguments: argparse.Namespace) -> int:
     slow = Slow.of_times(arguments.slow)
     if arguments.keep_4xx and not (arguments.sample or slow):
         raise UsageError(
-            "--keep-4xx says what --sample and --slow keep: give one of these, too; see `otelbpf run "
-            "--help`"
+            "--keep-4xx says what --sample and --slow keep: give one of these, too; see "
+            "`otelbpf run --help`"
         )
     has_metrics = exporter_name(os.environ, Signal.METRICS) != "none"
     config = _config(

@@ -32,8 +32,8 @@ _BACK_OFF_AT_STOP_S = 0.5
 # What a collector may ask for: no less, it would be a load; no more, it would be forgotten.
 _ASKED_LEAST_S = 0.1
 _ASKED_LONGEST_S = 300.0
-# The same thing is not told again before this has passed, though it went well in between.
-_QUIET_S = 60.0
+#: The same thing is not told again before this has passed, though it went well in between.
+QUIET_S = 60.0
 # Things that differ in more than numbers: a receiver that says another each time is not repeated.
 _MOST_TOLD = 8
 
@@ -245,7 +245,7 @@ class _News:
     def bad(self, sentence: str, *, exc_info: bool = False) -> None:
         """Something is lost or has to wait."""
         key, now = _without_numbers(sentence), time.monotonic()
-        self._told_at = {k: at for k, at in self._told_at.items() if now - at < _QUIET_S}
+        self._told_at = {k: at for k, at in self._told_at.items() if now - at < QUIET_S}
         if key in self._told or key in self._told_at or len(self._told) >= _MOST_TOLD:
             return
         self._told.add(key)

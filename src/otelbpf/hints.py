@@ -158,7 +158,7 @@ class Hints:
 
 
 def nobody_listens(port: int, listeners: Mapping[int, str], where: str) -> str:
-    """That nobody listens on a measured port.
+    """That nobody listens on a measured port, from which nothing is known to lead elsewhere.
 
     Args:
         listeners: who listens on the other ports; empty: it is not known who.
@@ -173,4 +173,10 @@ def nobody_listens(port: int, listeners: Mapping[int, str], where: str) -> str:
         for name, theirs in ports.items()
     ]
     namespace = f"in network namespace {where}" if where else "here"
-    return "; ".join([f"nobody listens on port {port} {namespace}", *others[:_LISTENERS_MOST]])
+    return "; ".join(
+        [
+            f"nobody listens on port {port} {namespace}",
+            *others[:_LISTENERS_MOST],
+            "no request can come unless REDIRECT or DNAT changes the port",
+        ]
+    )

@@ -392,7 +392,10 @@ class Kernel:
             )
         except libbpf.VerifierError as error:
             if error.errno == errno.EPERM and rights.missing():
-                return "only who has the rights to load programs is told if it takes fentry programs"
+                return (
+                    "only who has the rights to load programs is told if it takes fentry "
+                    "programs"
+                )
             last = error.log.strip().splitlines()
             words = f" ({last[0]})" if last and not last[0].startswith("processed ") else ""
             return f"this kernel takes no fentry programs: {error.strerror}{words}"

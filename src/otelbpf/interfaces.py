@@ -71,13 +71,13 @@ def find_interfaces(names: tuple[str, ...], netns: Netns) -> dict[str, int]:
         for name in names:
             try:
                 found[name] = socket.if_nametoindex(name)
+                require_ethernet(name)
             except OSError as error:
                 present = ", ".join(known for _, known in socket.if_nameindex())
                 where = f" in network namespace {netns.name}" if netns.name else ""
                 raise UsageError(
                     f"no network interface {name!r}{where}: it has {present}"
                 ) from error
-            require_ethernet(name)
         return found
 
     return netns.run(look)

@@ -11,7 +11,7 @@ from pathlib import Path
 from otelbpf.accounting import Coverage
 from otelbpf.attach import Attachments
 from otelbpf.config import Config
-from otelbpf.conntrack import on_the_wire
+from otelbpf.conntrack import led_elsewhere, on_the_wire
 from otelbpf.errors import KernelError, UsageError
 from otelbpf.hints import Cause, Hints, Way, nobody_listens
 from otelbpf.interfaces import require_ethernet
@@ -215,7 +215,9 @@ class Lookout:
             listeners = listening_ports(self._netns)
         except KernelError:
             return  # the namespace has ended, which is told
-        unheard = [port for port in self._ports if port not in listeners]
+        unheard = {port for port in self._ports if port not in listeners}
+        # Where REDIRECT or DNAT leads to another port nobody need listen on this one.
+        unheard -= led_elsewhere(unheard, self._netns)
         # Requests to it may be redirected; of several ports nobody knows whose they were.
         if len(self._ports) == 1 and self._programs.counts()[Counter.SEEN]:
             return
@@ -224,5 +226,5 @@ class Lookout:
             for port, pids in listeners.items()
             if port not in self._ports and os.getpid() not in pids
         }
-        for port in unheard:
+        for port in sorted(unheard):
             _log.warning("%s", nobody_listens(port, others, self._netns.name))

@@ -94,7 +94,7 @@ _OUT_OF_ORDER = _counter(
 )
 _CONNECTIONS = {
     "opened": "Connections that were opened.",
-    "adopted": "Connections that are older than the agent.",
+    "adopted": "Connections first seen by a request: older than the agent, or redirected.",
     "closed": "Connections that both sides have closed.",
     "reset": "Connections that ended with a reset.",
     "reset_by_peer": "Those of them that the other side has reset.",

@@ -226,7 +226,7 @@ class Periodic:
         if self._thread.is_alive() and patience_s > UNSAID_S:
             _log.warning(
                 "stopping: the last metrics wait for %s, for %g s at most",
-                self.destination, patience_s,
+                self._way_out.whose, patience_s,
             )  # fmt: skip
             self._thread.join(patience_s - UNSAID_S)
         # Ends a try that is under way; one over HTTP may not hear it.
@@ -236,7 +236,7 @@ class Periodic:
         with self._taking:
             self._take_snapshot = None
         if self._is_failing or self._thread.is_alive():
-            _log.warning("%s has not taken the last metrics", self.destination)
+            _log.warning("%s has not taken the last metrics", self._way_out.whose)
 
     def _run(self) -> None:
         while not self._stopping.wait(self._schedule.interval_s):

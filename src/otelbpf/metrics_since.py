@@ -18,9 +18,9 @@ _Key = TypeVar("_Key", bound=Hashable)
 class Receiver:
     """Who is told of metrics, and what it was told.
 
-    A series may end, and its sums go to the overflow. Cumulative sums of an overflow that had all of
-    them would tell again what was told under the series' own name. So they have what was not told
-    there; all other requests of series that have ended are told as a number beside the series.
+    A series may end, and its sums go to the overflow. Cumulative sums of an overflow that had all
+    of them would tell again what was told under the series' own name. So they have what was not
+    told there; all other requests of series that have ended are told as a number beside the series.
 
     Attributes:
         last: what it was told last; None: nothing yet.

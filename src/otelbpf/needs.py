@@ -63,7 +63,7 @@ def needs() -> tuple[Need, ...]:
 
 
 def require() -> list[KernelError]:
-    """Raises a KernelError for the first thing that is missing; gives those for what is optional."""
+    """Raises a KernelError for the first thing missing; gives those for what is optional."""
     limited = []
     for need in needs():
         try:
@@ -102,8 +102,8 @@ def _require_no_realtime() -> None:
         is_realtime = False
     if is_realtime:
         raise KernelError(
-            f"this kernel is PREEMPT_RT ({REALTIME} says so), where a program can be interrupted by "
-            "another one on the same processor that works in the same memory",
+            f"this kernel is PREEMPT_RT ({REALTIME} says so), where a program can be interrupted "
+            "by another one on the same processor that works in the same memory",
             "use a kernel without PREEMPT_RT",
         )
 
@@ -131,8 +131,8 @@ class _Limit:
             return
         if not _is_enough(hard, self.least):
             raise KernelError(
-                f"the limit of this process's {self.what} is {hard // self.unit}, and otelbpf needs "
-                f"{self.least // self.unit}",
+                f"the limit of this process's {self.what} is {hard // self.unit}, and otelbpf "
+                f"needs {self.least // self.unit}",
                 f"raise it (`{self.shell} {self.least // self.unit}`)",
             )
         resource.setrlimit(self.number, (self.least, hard))

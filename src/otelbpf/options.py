@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from otelbpf.errors import UsageError
@@ -19,6 +19,31 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         raise UsageError(f"{message}; see `{self.prog} --help`")
+
+
+class _Command(_Parser):
+    """Refuses itself what it does not know: argparse would leave that to `otelbpf`.
+
+    Attributes:
+        all: the commands.
+    """
+
+    all: Collection[_Command] = ()
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        arguments, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            option = unknown[0].partition("=")[0]
+            others = [f"`{each.prog}`" for each in self.all if each.has(option)]
+            whose = f"; {option} is an option of {' and '.join(others)}" if others else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{whose}")
+        return arguments, unknown
+
+    def has(self, option: str) -> bool:
+        """Is this an option of the command's?"""
+        return option in self._option_string_actions
 
 
 def _is_number(text: str) -> bool:
@@ -171,7 +196,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"otelbpf {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Command)
     measuring = _measuring()
 
     run = commands.add_parser(
@@ -251,4 +276,6 @@ def build_parser() -> argparse.ArgumentParser:
                         "exporter wrote (OTLP JSON, one export a line); may be repeated")
     report.add_argument("--sums", type=Path, metavar="SUMS",
                         help="what `otelbpf run --sums-file` wrote of the same run")
+    for command in commands.choices.values():
+        command.all = commands.choices.values()
     return parser

@@ -231,7 +231,8 @@ class Resources:
         for pid in pids:
             running = look_at(pid, (_SERVICE_NAME, _ATTRIBUTES))
             if running is not None:
-                found.append(_SharedResource(self._service_only(self._attributes_of(running, None))))
+                attributes = self._service_only(self._attributes_of(running, None))
+                found.append(_SharedResource(attributes))
         resource = found[0] if found and all(each == found[0] for each in found) else self._unknown
         self._by_port[port] = pids, resource
         return resource

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rights of this process, as capabilities: what it takes to start, and what is kept after that.
 
-The kernel gives them to threads, not to processes, and a thread can only give up its own. So what is
-not needed any more is given up before threads are started that last: they inherit what is left.
+The kernel gives them to threads, not to processes, and a thread can only give up its own. So what
+is not needed any more is given up before threads are started that last: they inherit what is left.
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ def kept(
 
     Args:
         programs: it takes a right to run a program that was loaded before.
-        filters: traffic control is watched by filters, not by links: to attach these takes no right.
+        filters: traffic control is watched by filters, not by links: to attach these takes no
+            right.
         namespace: another network namespace than the agent's own is measured.
         low_port: it is about to listen on a port below 1024.
         files: that it writes; None is none.
@@ -170,7 +171,7 @@ def give_up(keep: Collection[Capability]) -> None:
 
 
 def with_only(keep: Collection[Capability], function: Callable[[], T]) -> T:
-    """Calls `function` in a thread that has only these rights, as have the threads that it starts."""
+    """Calls `function` in a thread that has only these rights, as have those that it starts."""
 
     def call() -> T:
         give_up(keep)

@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 from opentelemetry.sdk.trace import ReadableSpan
 
 from otelbpf.accounting import Ledger, Lost
-from otelbpf.delivery import UNSAID_S, Delivery, Fate, Formed, Wording
+from otelbpf.delivery import QUIET_S, UNSAID_S, Delivery, Fate, Formed, Wording
 from otelbpf.exporter import whole_number
 from otelbpf.ways_out import WayOut
 
@@ -40,7 +40,7 @@ class QueueLimits:
         requests: in the queue (OTEL_BSP_MAX_QUEUE_SIZE).
         batch_spans: sent at once (OTEL_BSP_MAX_EXPORT_BATCH_SIZE).
         delay_s: the longest that a request waits for others (OTEL_BSP_SCHEDULE_DELAY).
-        flush_s: the longest that stopping waits for the collector (OTEL_BSP_EXPORT_TIMEOUT).
+        flush_s: the longest that stopping waits for what takes the spans (OTEL_BSP_EXPORT_TIMEOUT).
         retry_s: for how long a batch that is not taken is tried again.
     """
 
@@ -94,7 +94,7 @@ class Sender(Generic[Item]):
         self._queue: deque[Item] = deque()
         self._changed = threading.Condition()
         self._stopping = False
-        self._is_overflow_told = False
+        self._quiet_until = float("-inf")
         self._sending = 0
         self._abandoned = False
         self._delivery = None if way_out is None else self._delivery_by(way_out)
@@ -122,13 +122,18 @@ class Sender(Generic[Item]):
         room = max(0, self._limits.requests - len(self._queue))
         if count > room:
             self._ledger.lose(Lost.QUEUE_FULL, count - room)
-            if not self._is_overflow_told:
-                self._is_overflow_told = True
-                _log.warning(
-                    "more requests come than are taken in the same time: the queue of %d is full, "
-                    "and what does not fit is counted as lost", self._limits.requests,
-                )  # fmt: skip
+            self._tell_overflow()
         return min(count, room)
+
+    def _tell_overflow(self) -> None:
+        now = time.monotonic()
+        if now < self._quiet_until:
+            return
+        self._quiet_until = now + QUIET_S
+        _log.warning(
+            "more requests come than are taken in the same time: the queue of %d is full, and what "
+            "does not fit is counted as lost", self._limits.requests,
+        )  # fmt: skip
 
     def put(self, requests: Sequence[Item]) -> None:
         """Queues requests; those that do not fit are counted as lost. Never waits."""

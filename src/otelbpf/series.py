@@ -52,7 +52,8 @@ class SeriesTable:
         self._ours = np.zeros(most, SERIES)
         # All that each has, as numbers modulo 2**64.
         self._kernels_numbers, self._our_numbers = _numbers(self._kernels), _numbers(self._ours)
-        #: Each one's bytes of requests when it was last looked who has new ones: no request has none.
+        #: Each one's bytes of requests when it was last looked who has new ones: no request has
+        #: none.
         self._seen_bytes = np.zeros(most, np.uint64)
         self._exemplars: dict[int, list[Exemplar]] = {}
 

@@ -2,9 +2,10 @@
 """Which series have which places in the kernel's table; those that are used least make room.
 
 A series without a place is added up with all others of its kind that have none, in that kind's
-overflow. While places are left the kernel shows requests of keys that it does not know, so that their
-series get one. When all are taken it adds such requests to the overflow itself; once a second, if it
-did, series that have long had no requests end, and their places are for those that come next.
+overflow. While places are left the kernel shows requests of keys that it does not know, so that
+their series get one. When all are taken it adds such requests to the overflow itself; once a
+second, if it did, series that have long had no requests end, and their places are for those that
+come next.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ _KEYS_MOST = 16_384
 _UNCERTAIN_S = 2.0
 #: So many series end at a time, if they have had no requests for so long.
 ENDING_MOST, SILENT_S = 8, 60.0
-#: Where none has, one ends that had none for so long. It shall not be one in use: if more are in use
-#: than there are places, they would take each other's all the time.
+#: Where none has, one ends that had none for so long. It shall not be one in use: if more are in
+#: use than there are places, they would take each other's all the time.
 SILENT_LEAST_S = 20.0
 _FIRST = len(KINDS)
 

@@ -30,7 +30,7 @@ class SeriesSets:
         self._next_way = 0
 
     def tell(self, key: bytes, place: int, slow_ns: int) -> None:
-        """Tells it a key's place, unless it knows, in a way that it cannot misread at any moment."""
+        """Tells it a key's place, unless it knows, in a way that it can misread at no moment."""
         first, second = np.frombuffer(key, np.uint64).tolist()
         told = self._sets[index_of(first ^ second, SERIES_SETS)]
         words = told["keys"].view(np.uint64).reshape(_WAYS, 2)

@@ -116,8 +116,8 @@ class Series:
         stages: by name, as in `nic_to_tc`.
         acked: from a response's end until the client's TCP acknowledged it; of servers.
         exemplars: the most recent ones.
-        since_unix_ns: what it has is of after this; 0: of after the agent's start. A series that has
-            ended may begin again, and its earlier requests are in the overflow.
+        since_unix_ns: what it has is of after this; 0: of after the agent's start. A series that
+            has ended may begin again, and its earlier requests are in the overflow.
     """
 
     key: SeriesKey
@@ -139,7 +139,8 @@ class Connections:
     Attributes:
         counts: by what became of them:
             opened: their handshake was seen to end;
-            adopted: first seen by a request, as those older than the agent;
+            adopted: first seen by a request, as those older than the agent, and those for another
+                port than their socket's;
             closed: opened or adopted, and over;
             reset: ended by a RST, whoever sent it;
             reset_by_peer: those of them where the other side did;

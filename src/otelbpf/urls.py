@@ -92,6 +92,7 @@ def server_asked(scheme: str, authority: str, host: str, address: str, port: int
     if authority:
         return Server(authority, *_split_host(authority, _DEFAULT_PORTS[scheme]))
     if host:
+        # It names no scheme, so no default port either; a proxy may hand on its client's.
         return Server(host, *_split_host(host, port))
     return Server(f"{f'[{address}]' if ':' in address else address}:{port}", address, port)
 

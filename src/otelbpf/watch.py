@@ -199,7 +199,9 @@ class Watcher:
                 _log.warning("interface %s is called %s now, and measured", on.called, called)
                 on.called = called
         if not asked.on and not sight.indices[name] and self._set_gap(asked, Gap.GONE, now_s):
-            _log.warning("interface %s is gone: nothing is measured on it until it comes again", name)
+            _log.warning(
+                "interface %s is gone: nothing is measured on it until it comes again", name
+            )
 
     def _attach_to_new(self, name: str, asked: _Asked, index: int, now_s: float) -> None:
         if index not in (0, asked.given_up, *(on.ifindex for on in asked.on)):

@@ -90,12 +90,12 @@ def spans_way_out(name: str, output: str | None = None) -> WayOut[Sequence[Reada
         from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 
         return WayOut(lambda spans: encode_spans(spans).SerializeToString(), door)
-    return by_export(exporter)
+    return by_export(exporter, "the collector" if is_otlp(name) else f"exporter {name}")
 
 
-def by_export(exporter: SpanExporter) -> WayOut[Sequence[ReadableSpan]]:
+def by_export(exporter: SpanExporter, whose: str) -> WayOut[Sequence[ReadableSpan]]:
     """The way out of any exporter of spans."""
-    return WayOut(_as_it_is, ExportDoor(exporter, exporter.export))
+    return WayOut(_as_it_is, ExportDoor(exporter, exporter.export), whose)
 
 
 def metrics_way_out(

@@ -63,7 +63,9 @@ POOR: dict[str, tuple[tuple[str, ...], str, str]] = {
     "half a /proc": (
         mounted("mount -t proc -o subset=pid none /proc"), "/proc/kallsyms is missing", "-t proc"
     ),
-    "no directory": (mounted("mkdir {gone}; cd {gone}; rmdir {gone}"), "working directory", "start"),
+    "no directory": (
+        mounted("mkdir {gone}; cd {gone}; rmdir {gone}"), "working directory", "start",
+    ),
     "PREEMPT_RT": (
         mounted(f"{SYS_KERNEL}; echo 1 >/sys/kernel/realtime"), "PREEMPT_RT", "without PREEMPT_RT"
     ),

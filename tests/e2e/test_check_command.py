@@ -15,7 +15,8 @@ from test_run_refusals import AS_NOBODY
 
 STAMPS = {
     "nic", "nic_last", "tc", "tc_last", "tcp", "queued", "woken", "running", "read", "read_last",
-    "handler_start", "handler_end", "write", "write_last", "tc_out", "tc_out_last", "ended", "acked",
+    "handler_start", "handler_end", "write", "write_last", "tc_out", "tc_out_last", "ended",
+    "acked",
 }
 
 

@@ -13,7 +13,7 @@ from client import Client
 from demo.receiver import Receiver
 from network import Network
 from servers import Server, python_server
-from stack import Measured, agent, measured, to, wait_for_requests
+from stack import Measured, agent, to, wait_for_requests
 from test_metrics_run import told
 
 COUNT = 6

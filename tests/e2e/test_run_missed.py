@@ -186,6 +186,24 @@ def test_a_port_that_is_redirected(net: Network, server: Server, tmp_path: Path)
     assert "listens" not in ended.stderr
 
 
+def test_what_is_said_of_a_redirected_port_does_not_contradict_itself(
+    net: Network, server: Server, tmp_path: Path
+) -> None:
+    """Whether it is measured alone or with others, and whether requests have come by then."""
+    others = ("--port", server.port, "--port", 9)
+    with redirected(net, 80, server.port):
+        ask(net, 80)
+        with agent(tmp_path, *options(net, 80), *others, environment=NOWHERE) as running:
+            running.wait_ready()
+            wait_for_word(running, "nobody listens on port 9 ")
+            ask(net, 80)
+            said = wait_for_word(running, f"connection to port {server.port} ")
+            assert f"to {net.server.ipv4}:80, and REDIRECT" in said
+            ended = running.stop()
+    ended.assert_clean(seen=COUNT)
+    assert "nobody listens on port 80" not in ended.stderr
+
+
 @pytest.mark.parametrize("inside", [False, True], ids=["from outside", "in its own namespace"])
 def test_a_program_that_comes_before_it(
     net: Network, server: Server, tmp_path: Path, inside: bool
@@ -214,8 +232,8 @@ def test_a_program_that_comes_before_it(
             name = f"program decides (id {number})"
             said = wait_for_word(running, name)
             assert said == (
-                f"otelbpf: {name} came before otelbpf at TC ingress of {net.server.interface}, which "
-                "is first again"
+                f"otelbpf: {name} came before otelbpf at TC ingress of {net.server.interface}, "
+                "which is first again"
             )
             ask(net, server.port)
             ended = running.stop()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from client import Client
-from network import Network, run
+from network import Network, network, run, wait_until
 from servers import Server
 from stack import COUNT, OTELBPF, agent, otelbpf
 
@@ -80,6 +80,22 @@ def test_an_interface_without_ethernet_headers(net: Network, tmp_path: Path) -> 
     otelbpf(
         tmp_path, "run", "--interface", "tun0", "--port", 80, "--netns", net.server.netns
     ).assert_refused("tun0", "Ethernet")
+
+
+def test_an_interface_that_is_removed_while_it_loads(tmp_path: Path) -> None:
+    """One sentence, which says so, and nothing is left attached."""
+    with network() as net, agent(
+        tmp_path, "--interface", net.second_interface, "--interface", net.server.interface,
+        "--port", 80, "--netns", net.server.netns, environment={"OTEL_TRACES_EXPORTER": "none"},
+    ) as loading:
+        wait_until(lambda: "loading" in loading.stderr, "it has looked for its interfaces")
+        run("ip", "-n", net.server.netns, "link", "del", net.server.interface)
+        loading.wait().assert_refused(
+            f"cannot attach to interface {net.server.interface}: it was removed",
+            "start otelbpf again",
+        )
+        assert not loading.ready_file.exists()
+        assert net.server.xdp_program(net.second_interface) is None
 
 
 def test_an_output_that_cannot_be_written(net: Network, tmp_path: Path) -> None:

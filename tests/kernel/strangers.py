@@ -15,8 +15,8 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from otelbpf import libbpf
-from otelbpf.interfaces import find_interfaces
 from otelbpf.bcc_module import import_bcc
+from otelbpf.interfaces import find_interfaces
 from otelbpf.netns import Netns
 from otelbpf.sources import bpf_directory
 

@@ -14,8 +14,11 @@ from lab import INTERFACE, PORT, Lab, laboratory, run
 from messages import OK, request
 from meter import SMALL, Meter, stamps
 
+from otelbpf.attach import attached
 from otelbpf.btf import Btf
+from otelbpf.errors import KernelError
 from otelbpf.hooks import Choice, choose
+from otelbpf.interfaces import find_interfaces
 from otelbpf.loader import Programs
 from otelbpf.records import Stamp
 
@@ -84,6 +87,20 @@ def test_a_filter_gives_the_same_stamps_and_is_taken_off(clsact_meter: Meter) ->
         for record in clsact_meter.records(3):
             assert {Stamp.NIC, Stamp.TC, Stamp.TC_OUT, Stamp.ACKED} <= set(stamps(record))
     assert "clsact" not in shown(clsact_meter.lab)
+
+
+def test_an_interface_that_is_removed_before_it_is_attached_to(clsact_meter: Meter) -> None:
+    """The kernel's own word for it would be about its configuration."""
+    meter, netns = clsact_meter, clsact_meter.netns
+    run("ip", "-n", netns.name, "tuntap", "add", "mode", "tap", "name", "tap0")
+    found = find_interfaces((INTERFACE, "tap0"), netns)
+    run("ip", "-n", netns.name, "link", "del", "tap0")
+    with (
+        pytest.raises(KernelError, match="cannot attach to interface tap0: it was removed"),
+        attached(meter.programs, meter.choices, found, netns),
+    ):
+        pass
+    assert "clsact" not in shown(meter.lab)
 
 
 def test_a_filter_of_somebody_else_stays_and_so_does_its_qdisc(clsact_meter: Meter) -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 from collections.abc import Iterator
 
@@ -14,7 +16,9 @@ from strangers import Strangers
 
 from otelbpf import libbpf
 from otelbpf.attach import attached
+from otelbpf.errors import KernelError
 from otelbpf.interfaces import VETH_AND_XDP, Xdp, find_interfaces, look_at_xdp
+from otelbpf.on_interface import OnInterface
 from otelbpf.records import Stamp
 
 EVERYWHERE = {
@@ -72,7 +76,8 @@ def tap(unattached: Meter) -> Iterator[str]:
     """An interface whose driver has XDP, and is no veth's."""
     run("ip", "-n", unattached.netns.name, "tuntap", "add", "mode", "tap", "name", "tap0")
     yield "tap0"
-    run("ip", "-n", unattached.netns.name, "link", "del", "tap0")
+    with contextlib.suppress(RuntimeError):  # a test may have removed it
+        run("ip", "-n", unattached.netns.name, "link", "del", "tap0")
 
 
 def test_xdp_unasked_only_where_the_driver_has_it_and_it_slows_nothing_down(
@@ -92,6 +97,35 @@ def test_xdp_unasked_never_where_somebody_else_has_it(
         assert "it has an XDP program already" in said
         assert look_at_xdp({tap: index}, unattached.netns)[tap].program == stranger.id("pass_xdp")
     assert absent(unattached, tap) == []
+
+
+@pytest.mark.parametrize("xdp", [Xdp.AUTO, Xdp.ON])
+@pytest.mark.parametrize("when", ["before all", "before XDP"])
+def test_one_that_is_removed_while_the_programs_are_loaded(
+    unattached: Meter, tap: str, when: str, xdp: Xdp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the kernel says of it then; and of the others nothing is left attached."""
+    meter, attach_xdp = unattached, OnInterface.attach_xdp
+    found = find_interfaces((INTERFACE, tap), meter.netns)
+
+    def remove_it_first(on: OnInterface, *, insist: bool) -> None:
+        if on.name == tap:
+            run("ip", "-n", meter.netns.name, "link", "del", tap)
+        attach_xdp(on, insist=insist)
+
+    if when == "before XDP":
+        monkeypatch.setattr(OnInterface, "attach_xdp", remove_it_first)
+    else:
+        run("ip", "-n", meter.netns.name, "link", "del", tap)
+    before = len(os.listdir("/proc/self/fd"))
+    with (
+        pytest.raises(KernelError, match=f"interface {tap}: it was removed"),
+        attached(meter.programs, meter.choices, found, meter.netns, xdp=xdp),
+    ):
+        pass
+    assert len(os.listdir("/proc/self/fd")) == before
+    left = {INTERFACE: found[INTERFACE]}
+    assert look_at_xdp(left, meter.netns)[INTERFACE].program is None
 
 
 def test_an_interface_that_is_not_asked_for_is_not_measured(lab: Lab, meter: Meter) -> None:

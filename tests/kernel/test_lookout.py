@@ -22,10 +22,10 @@ from otelbpf import libbpf
 from otelbpf.accounting import Gap
 from otelbpf.attach import attached
 from otelbpf.config import Config
+from otelbpf.hints import nobody_listens
 from otelbpf.interfaces import Xdp, find_interfaces
 from otelbpf.lookout import Lookout
 from otelbpf.records import Counter
-
 
 TO_PORT = f"to port {PORT}"
 
@@ -261,8 +261,32 @@ def test_a_port_that_nobody_listens_on(
         listener.listen()
         assert said(PORT, 10) == []
         # Of this process itself, which is the agent here, it is not told that it listens elsewhere.
-        assert said(9, 10) == [f"nobody listens on port 9 in network namespace {_meter.netns.name}"]
+        assert said(9, 10) == [nobody_listens(9, {}, _meter.netns.name)]
         # Requests that were seen may be redirected to another port; of several ports, nobody knows.
         seen = 1
         assert said(9) == []
-        assert said(9, 10) == [f"nobody listens on port 9 in network namespace {_meter.netns.name}"]
+        assert said(9, 10) == [nobody_listens(9, {}, _meter.netns.name)]
+
+
+def test_nobody_listens_is_not_said_of_a_port_that_is_redirected(
+    _meter: Meter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Connection tracking knows of it by a connection that came before the agent did."""
+    lab, names = _meter.lab, (INTERFACE,)
+    with redirected(lab, 80), attached(
+        _meter.programs, _meter.choices, find_interfaces(names, _meter.netns), _meter.netns,
+        xdp=Xdp.AUTO,
+    ) as attachments:
+        with lab.socket("client", socket.AF_INET) as client:
+            client.connect((SERVER_IPV4, 80))
+            lab.listener(SERVER_IPV4).accept()[0].close()
+        for ports in ((80,), (80, PORT), (9, 80)):
+            lookout = Lookout(
+                _meter.programs, attachments, _meter.netns, _meter.netns.cookie,
+                Config(names, ports), 1_000.0,
+            )  # fmt: skip
+            with contextlib.closing(lookout):
+                lookout._notices.read()
+                lookout.look(1_002.0)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("nobody listens on port 9 ")

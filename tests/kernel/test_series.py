@@ -237,7 +237,7 @@ def test_each_process_has_its_own_key(sums: Sums) -> None:
     read, without asking whose that is each time."""
     # The table is all these tests', and this one may be run again.
     route = "/" + "".join(random.choices(string.ascii_lowercase, k=12))
-    for number in range(60):
+    for _ in range(60):
         pair = sums.meter.lab.connect()
         child = os.fork()
         if not child:
@@ -248,7 +248,7 @@ def test_each_process_has_its_own_key(sums: Sums) -> None:
     assert in_series(record).all()
     (series,) = sums.found(route=route)
     assert series.duration.count == 60
-    for number in range(2):
+    for _ in range(2):
         pair = sums.meter.lab.connect()
         command = [sys.executable, "-c", _READ, str(pair.server.fileno())]
         pair.client.sendall(request(target=route))

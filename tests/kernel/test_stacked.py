@@ -28,7 +28,6 @@ from test_lost_packets import unacknowledged
 from otelbpf import libbpf
 from otelbpf.records import Counter, Stamp
 
-
 UPPER = "upper0"
 
 

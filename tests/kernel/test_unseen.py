@@ -33,7 +33,6 @@ from otelbpf.attach import attached
 from otelbpf.notices import Notice, NoticeReader
 from otelbpf.records import Counter, NoticeKind
 
-
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 

@@ -35,7 +35,6 @@ from otelbpf.interfaces import Xdp, find_interfaces
 from otelbpf.netns import find_netns
 from otelbpf.watch import Watcher
 
-
 GONE_S = 3.0
 # Attaches to an interface as an agent does, and waits to be killed.
 _OTHER_AGENT = """

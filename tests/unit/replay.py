@@ -40,7 +40,7 @@ def replay(ring: bytes, config: Config) -> tuple[Pipeline, list[ReadableSpan]]:
     with mock.patch.object(spans, "_span_id", itertools.count(0xC000).__next__):
         pipeline = Pipeline(
             config, Ids(bytes(16)), Resources(config.service_name), Routes(config.routes),
-            by_export(exporter),
+            by_export(exporter, "there"),
         )
         pipeline.clock = CLOCK
         pipeline.take(decode(ring))

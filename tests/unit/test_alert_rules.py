@@ -101,7 +101,8 @@ def test_each_owner_has_a_limit() -> None:
 def test_each_loss_is_told_once_or_is_nobodys_fault() -> None:
     """One that is new is told, too."""
     (but,) = set(re.findall(r'otelbpf_reason!~"([^"]+)"', ALERTS["OtelbpfRequestsLost"]["expr"]))
-    (export,) = set(re.findall(r'otelbpf_reason=~"([^"]+)"', ALERTS["OtelbpfExportRefused"]["expr"]))
+    refused = ALERTS["OtelbpfExportRefused"]["expr"]
+    (export,) = set(re.findall(r'otelbpf_reason=~"([^"]+)"', refused))
     told = {reason for reason in Lost if not re.fullmatch(but, reason)}
     at_export = {reason for reason in Lost if re.fullmatch(export, reason)}
     assert told.isdisjoint(at_export)

@@ -97,7 +97,18 @@ REFUSED = [
     ((*RUN, "--route", "/{}"), "argument --route: '/{}' is no route"),
     *(((*RUN, "--series", n), f"argument --series: {n!r} is no number from 8 to 4096")
       for n in ("7", "4097", "many", "")),
-    (("check", "--port", "80"), "unrecognized arguments: --port 80"),
+    *(((command, *RUN[1:], option, "1"), f"unrecognized arguments: {option} 1; {whose}see `otelbpf "
+       f"{command} --help`")
+      for command, option, whose in (
+          ("top", "--output", "--output is an option of `otelbpf run`; "),
+          ("run", "--sort", "--sort is an option of `otelbpf top`; "),
+          ("top", "--nonsense", ""),
+      )),
+    ((*RUN, "--interval=1"), "unrecognized arguments: --interval=1; --interval is an option of"),
+    (("check", "--port", "80"),
+     "unrecognized arguments: --port 80; --port is an option of `otelbpf run` and `otelbpf top`; "
+     "see `otelbpf check --help`"),
+    (("--output", "x", "run"), "argument command: invalid choice: 'x' (choose from "),
 ]
 
 

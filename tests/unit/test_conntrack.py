@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from otelbpf.conntrack import find
+from otelbpf.conntrack import find, find_led_elsewhere
 
 PEER, LOCAL = ("198.18.0.2", 4444), ("198.18.0.1", 8080)
 PEER6, LOCAL6 = ("fd00::2", 4444), ("fd00::1", 8080)
@@ -49,3 +49,12 @@ def test_the_end_on_the_wire() -> None:
     for connection, wire in ON_THE_WIRE.items():
         assert find(TABLE, [connection]) == {connection: wire}
     assert find(TABLE, []) == {}
+
+
+def test_ports_from_which_connections_are_led_elsewhere() -> None:
+    """To another port, or to the same one at another address."""
+    assert find_led_elsewhere(TABLE, [80, 81, 443, 8080, 53, 22]) == {80, 81, 443, 8080}
+    assert find_led_elsewhere(TABLE, [80, 22]) == {80}
+    assert find_led_elsewhere(TABLE, []) == set()
+    to_the_socket_itself = TABLE[-1:]
+    assert find_led_elsewhere(to_the_socket_itself, [8080]) == set()

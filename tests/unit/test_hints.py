@@ -138,4 +138,7 @@ def test_no_more_are_remembered_than_there_is_room_for() -> None:
     ],
 )
 def test_nobody_listens(listeners: dict[int, str], where: str, sentence: str) -> None:
-    assert nobody_listens(80, listeners, where) == sentence
+    """What may come later, told with REDIRECT or DNAT, does not contradict it."""
+    assert nobody_listens(80, listeners, where) == (
+        f"{sentence}; no request can come unless REDIRECT or DNAT changes the port"
+    )

@@ -104,7 +104,8 @@ STATUS = "http.response.status_code"
     [
         (key(), {"http.route": "/items/{id}", "server.port": 8080, STATUS: 200}),
         (key(route=""), {"server.port": 8080, STATUS: 200}),
-        (key(Kind.CLIENT, route=""), {"server.address": "models", "server.port": 9000, STATUS: 200}),
+        (key(Kind.CLIENT, route=""),
+         {"server.address": "models", "server.port": 9000, STATUS: 200}),
         (key(status=429), {"http.route": "/items/{id}", "server.port": 8080, STATUS: 429}),
         (key(status=503), {"http.route": "/items/{id}", "server.port": 8080, STATUS: 503,
                            "error.type": "503"}),

@@ -113,7 +113,8 @@ def periodic(
         ExportDoor(exporter, lambda metrics: exporter.export(metrics, schedule.timeout_s * 1000)),
         "there",
     )
-    return Periodic(way_out, MetricStyle(HistogramStyle.EXPLICIT, temporality), schedule, "there")
+    style = MetricStyle(HistogramStyle.EXPLICIT, temporality)
+    return Periodic(way_out, style, schedule, "elsewhere")
 
 
 def counts(exporter: Exporter) -> list[tuple[int, int]]:

@@ -29,8 +29,8 @@ class Kernel:
         place["ktime_ns"] = 1_000 + port
         for end, address in (("peer", "192.0.2.7"), ("local", "fd00::1")):
             parsed = ipaddress.ip_address(address)
-            packed = parsed.packed if parsed.version == 6 else bytes(10) + b"\xff\xff" + parsed.packed
-            place[f"{end}_address"] = packed
+            before = b"" if parsed.version == 6 else bytes(10) + b"\xff\xff"
+            place[f"{end}_address"] = before + parsed.packed
         place["peer_port"], place["local_port"] = 9_000 + port, port
         place["ifindex"] = 3
         place["is_client"] = is_client

@@ -143,7 +143,8 @@ os.wait()
 
 def test_this_kernel_hands_a_stack_on_at_fork_and_draws_another_at_exec() -> None:
     said = subprocess.run(
-        [sys.executable, "-c", _TELL_STACKS, _TELL_STACK], capture_output=True, text=True, check=True
+        [sys.executable, "-c", _TELL_STACKS, _TELL_STACK],
+        capture_output=True, text=True, check=True,
     ).stdout.split()
     parent, child, other = map(int, said)
     assert parent == child != other

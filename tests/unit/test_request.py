@@ -130,8 +130,8 @@ def test_addresses(raw: bytes, text: str) -> None:
 
 def test_everything_else_is_carried_over() -> None:
     made = request(
-        http_minor=0, status=503, pid=3, process=(5, 6, 7, b"shop"), tid=4, ordinal=22, request_bytes=1 << 40,
-        response_bytes=6, request_body_bytes=7, response_body_bytes=8,
+        http_minor=0, status=503, pid=3, process=(5, 6, 7, b"shop"), tid=4, ordinal=22,
+        request_bytes=1 << 40, response_bytes=6, request_body_bytes=7, response_body_bytes=8,
         request_retransmits=9, response_retransmits=10, out_of_order=11, peer_port=65_535,
         local_port=1, flags=WHOLE | RequestFlag.UPGRADED, parent=0xDEF, parent_flags=3,
     )

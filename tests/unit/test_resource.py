@@ -110,7 +110,9 @@ def test_a_program_gives_its_name(
     assert named.is_certain
 
 
-@pytest.mark.parametrize("variables", [{"OTEL_SERVICE_NAME": ""}, {"OTEL_RESOURCE_ATTRIBUTES": ","}])
+@pytest.mark.parametrize(
+    "variables", [{"OTEL_SERVICE_NAME": ""}, {"OTEL_RESOURCE_ATTRIBUTES": ","}]
+)
 def test_an_empty_variable_says_nothing(proc: Proc, variables: dict[str, str]) -> None:
     assert name_of(proc.add(11, "/srv/shop", environment=variables)) == "shop"
 

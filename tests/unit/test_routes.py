@@ -76,6 +76,46 @@ def test_nothing_is_remembered_of_what_has_no_room() -> None:
     assert len(routes._found) == 8
 
 
+FULL = (
+    "{} found routes are names of spans, and there is room for no more: spans of others have "
+    "no route, and the method alone for a name; {}, `--routes given` finds none, `--series` makes "
+    "more room"
+)
+
+
+@pytest.mark.parametrize(
+    ("paths", "way"),
+    [
+        (("/product/red-shoes", "/product/blue-shoes", "/cart", "/about"),
+         "`--route '/product/*'` makes 2 of them one"),
+        (("/product/a", "/a/b", "/cart", "/about"), "`--route` makes many of them one"),
+        (("/red-shoes", "/blue-shoes", "/cart", "/about"), "`--route` makes many of them one"),
+        # A template of what stands for an id would be of all paths.
+        (("/1/a", "/2/b", "/3/c", "/4/d"), "`--route` makes many of them one"),
+        # Clients choose paths, and terminals obey some of what they may hold.
+        (("/\x1b[2J/a", "/\x1b[2J/b", "/'/a", "/'/b"), "`--route` makes many of them one"),
+    ],
+)
+def test_that_there_is_no_room_for_more_is_told_once(
+    paths: tuple[str, ...], way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With what would make room."""
+    routes = Routes(("/given/{slug}",), found_most=4)
+    for path in (*paths, *paths, "/given/1", "*"):
+        routes.name(path)
+    assert caplog.messages == []
+    for number in range(9):
+        assert routes.name(f"/product/green-{'x' * number}") == ""
+    assert caplog.messages == [FULL.format(4, way)]
+
+
+def test_nothing_is_told_of_room_where_no_routes_are_found(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Routes(found_most=0).name("/product/a")
+    assert caplog.messages == []
+
+
 def test_routes_are_only_found_if_that_is_wanted() -> None:
     routes = Routes(("/users/{name}",), found_most=0)
     for find in (routes.name, routes.template):

@@ -58,7 +58,7 @@ class Line:
 
     def __init__(self, collector: Collector | None, limits: QueueLimits = QUICK) -> None:
         self.ledger = Ledger()
-        way_out = None if collector is None else by_export(collector)
+        way_out = None if collector is None else by_export(collector, "the collector")
         self.sender = Sender(way_out, self.to_spans, 2, self.ledger, limits)
         self.made_of: list[int] = []
 

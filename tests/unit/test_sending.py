@@ -28,6 +28,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind
 from samples import numbered
 
+from otelbpf import sender
 from otelbpf.accounting import Ledger, Lost
 from otelbpf.records import Counter
 from otelbpf.request import Request
@@ -292,12 +293,26 @@ def test_each_request_is_counted_once_whatever_is_answered(
     assert Lost.QUEUE_FULL.value not in sums
 
 
-def test_an_overflow_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    sender = Sender(None, _spans, EACH, ledger := Ledger(), QueueLimits(requests=4))
-    sender.put(numbered(10))
-    sender.put(numbered(10))
-    assert ledger.sums({c: 0 for c in Counter}).lost[Lost.QUEUE_FULL] == 16
-    assert [record.getMessage() for record in caplog.records] == [
+@pytest.mark.parametrize("name", ["none", "otlp_proto_grpc", "otlp_json_file", "console"])
+def test_an_overflow_is_told_once_in_a_minute(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wherever spans go, and though nothing has failed."""
+    hours = passing(monkeypatch)
+    monkeypatch.setattr(sender, "time", hours)
+    way_out, ledger = spans_way_out(name), Ledger()
+    queue = Sender(way_out, _spans, EACH, ledger, QueueLimits(requests=4))
+    said = (
         "more requests come than are taken in the same time: the queue of 4 is full, and what does "
         "not fit is counted as lost"
-    ]
+    )
+    for times in (1, 2):
+        queue.put(numbered(4))
+        queue.put(numbered(10))
+        hours.now += 59.0
+        queue.put(numbered(10))
+        assert caplog.messages == [said] * times
+        hours.now += 1.0
+    assert ledger.sums({c: 0 for c in Counter}).lost[Lost.QUEUE_FULL] == 44
+    if way_out is not None:
+        way_out.door.close()

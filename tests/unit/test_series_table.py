@@ -15,7 +15,6 @@ from otelbpf import series_places
 from otelbpf.processes import NOBODY, Process
 from otelbpf.records import (
     SERIES,
-    SERIES_SET,
     STAGE_ORDER,
     RequestFlag,
     Stamp,

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +21,8 @@ from otelbpf.stamps import (
     place_of_stamp,
     shade_of,
 )
+
+DOCUMENT = Path(__file__).parents[2] / "docs/stages.md"
 
 # r receive, w waiting, a application, s send, p peer + network, u unknown. A row is a first stamp,
 # a column a second one, in the order of the rows; `.` is the stamp itself. Acked, the last column,
@@ -185,6 +189,34 @@ def test_every_stages_name_can_be_taken_apart() -> None:
         (stage,) = stages_of(stamps)
         assert ends_of(stage.name) == (first.name.lower(), second.name.lower())
     assert ends_of("tc_out") == ("tc_out", "tc_out")
+
+
+#: The tables of docs/stages.md, and of whose requests each is.
+_TABLES = {
+    "A server's stages": (Kind.SERVER,),
+    "An upstream's stages": (Kind.CLIENT,),
+    "Other orders": tuple(Kind),
+    "Requests that were cut short": (Kind.SERVER,),
+}
+
+
+def test_the_documents_tell_the_same() -> None:
+    """Whose each stage is that docs/stages.md names in a table."""
+    labels = {owner.label: owner for owner in Owner}
+    told = {heading: 0 for heading in _TABLES}
+    heading = ""
+    for line in DOCUMENT.read_text().splitlines():
+        if line.startswith("## "):
+            heading = line.removeprefix("## ")
+        if heading not in _TABLES or not line.startswith("| `"):
+            continue
+        _, names, owner, *_ = line.split("|")
+        label = owner.partition(":")[0].strip()
+        for stage in re.findall(r"`([a-z]\w*_to_\w+)`", names) if label in labels else ():
+            for kind in _TABLES[heading]:
+                assert owner_of(stage, kind) is labels[label], (heading, stage)
+                told[heading] += 1
+    assert all(told.values()), told
 
 
 def test_a_peer_is_never_taken_for_the_network_alone() -> None:

@@ -54,9 +54,11 @@ def test_a_line_that_was_cut(line: str, authority: str, path_cut: bool) -> None:
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
-        (("http", "shop.example:81", "other", "192.0.2.1", 90), ("shop.example:81", "shop.example", 81)),
+        (("http", "shop.example:81", "other", "192.0.2.1", 90),
+         ("shop.example:81", "shop.example", 81)),
         (("http", "shop.example", "other", "192.0.2.1", 90), ("shop.example", "shop.example", 80)),
-        (("https", "shop.example", "other", "192.0.2.1", 90), ("shop.example", "shop.example", 443)),
+        (("https", "shop.example", "other", "192.0.2.1", 90),
+         ("shop.example", "shop.example", 443)),
         (("http", "[2001:db8::9]", "other", "192.0.2.1", 90), ("[2001:db8::9]", "2001:db8::9", 80)),
         (("http", "", "other:91", "192.0.2.1", 90), ("other:91", "other", 91)),
         (("http", "", "other", "192.0.2.1", 90), ("other", "other", 90)),

@@ -25,7 +25,7 @@ from otelbpf.clock import ClockReading
 from otelbpf.doors import GrpcDoor, HttpDoor
 from otelbpf.errors import UsageError
 from otelbpf.spans import StageStyle, spans_of
-from otelbpf.ways_out import ExportDoor, by_export, spans_way_out
+from otelbpf.ways_out import ExportDoor, by_export, metrics_way_out, spans_way_out
 
 
 @pytest.fixture
@@ -65,13 +65,31 @@ def test_one_without_a_known_door_is_asked_by_its_export(
 
 
 def test_by_export(spans: list[ReadableSpan]) -> None:
-    made = by_export(exporter := InMemorySpanExporter())
+    made = by_export(exporter := InMemorySpanExporter(), "there")
     assert made.door.send(made.form(spans), 1.0) == Answer(Verdict.TAKEN)
     assert list(exporter.get_finished_spans()) == spans
     made.door.close()
     assert made.door.send(made.form(spans), 1.0) == Answer(
         Verdict.LATER, "InMemorySpanExporter does not say why"
     )
+
+
+def test_whom_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Only what speaks OTLP is called a collector."""
+    monkeypatch.setattr(ways_out, "door_of", lambda exporter, signal: None)
+    monkeypatch.setattr(ways_out, "load_exporter", lambda *_: InMemorySpanExporter())
+    file = str(tmp_path / "spans.jsonl")
+    for name, output, whose in (
+        ("otlp_proto_grpc", None, "the collector"),
+        ("otlp_json_file", file, file),
+        ("otlp_json_file", None, "standard output"),
+        ("zipkin", None, "exporter zipkin"),
+    ):
+        made = spans_way_out(name, output)
+        assert made is not None
+        assert made.whose == whose
+        made.door.close()
+    assert metrics_way_out("otlp_json_file", "there", 1.0, {}).whose == "standard output"
 
 
 def test_none() -> None:
