@@ -39,8 +39,8 @@ from measure import (
     stats_enabled,
 )
 
-from otelbpf.btf import Btf
-from otelbpf.hooks import FORCEABLE, Choice, choose, without
+from otelbpf.kernel.btf import Btf
+from otelbpf.kernel.hooks import FORCEABLE, Choice, choose, without
 
 GUEST_TIMEOUT_S = 3600
 # Whether client and server take turns for one request or for several differs from load to load.

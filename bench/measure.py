@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 from demo.processes import Process, running
 from demo.topology import Topology, topology
 
-from otelbpf import bpf_info, libbpf
-from otelbpf.btf import Btf
-from otelbpf.netns import find_netns
+from otelbpf.host.netns import find_netns
+from otelbpf.kernel import bpf_info, libbpf
+from otelbpf.kernel.btf import Btf
 
 ROOT = Path(__file__).resolve().parents[1]
 PORT = 8080

@@ -74,7 +74,7 @@ static __always_inline void strip(u64 *at, u64 *length, const struct scratch *s)
 
 /*
  * Copies a piece of the window, cut to max, which is a multiple of 8; `to` is aligned to that. What
- * follows it in the window comes with it: src/otelbpf/reader.py cuts it off.
+ * follows it in the window comes with it: src/otelbpf/ledger/reader.py cuts it off.
  */
 static __always_inline void capture(u8 *to, u16 *to_length, u64 max, struct scratch *s, u64 found)
 {

@@ -2,7 +2,7 @@
 /*
  * Reading the kernel's own structures: one accessor for each field. Where a
  * field lies in the running kernel comes from its BTF, as OFFSET_* set by the
- * loader (src/otelbpf/fields.py), so nothing here depends on a version.
+ * loader (src/otelbpf/kernel/fields.py), so nothing here depends on a version.
  */
 
 /*

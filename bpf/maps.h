@@ -297,7 +297,7 @@ enum answer { NO_ANSWER, ANSWERED, CAME_AGAIN };
  * across tail calls. TC hooks do not nest.
  */
 struct scratch {
-	u64 counts[COUNT_COUNT];	/* first: src/otelbpf/arrays.py reads them */
+	u64 counts[COUNT_COUNT];	/* first: src/otelbpf/kernel/arrays.py reads them */
 	u64 waking_sk;			/* the socket; 0: none */
 	u64 connection_id;
 	u32 place;		/* the connection's */

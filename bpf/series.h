@@ -153,7 +153,7 @@ static __always_inline void add_duration(struct histogram *h, u64 ns, volatile u
 #if SERIES
 /*
  * Tells processes apart of which one may be another service than the other: all but those that have
- * forked from one another. As src/otelbpf/series.py does.
+ * forked from one another. As src/otelbpf/metrics/series.py does.
  */
 static __always_inline u64 hash_process(const struct request_record *r)
 {

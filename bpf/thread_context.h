@@ -5,7 +5,7 @@
  * when it begins a response is the request that it answers.
  *
  * Where the pointer is in which process is the agent's to find out
- * (src/otelbpf/thread_context.py). A thread's record is written by that thread
+ * (src/otelbpf/userspace/thread_contexts.py). A thread's record is written by that thread
  * alone, which is in the kernel here, so that one look at it is enough.
  */
 

@@ -21,11 +21,11 @@ from delays.actor import Plan, Step
 from delays.capture import Capture
 from delays.machine import processors
 from delays.scenarios import End, Scenario
+from otelbpf.ledger.request import Kind
+from otelbpf.ledger.stamps import ends_of
 from otelbpf.report.otlp_json import Span, lines
 from otelbpf.report.recording import path_of
-from otelbpf.request import Kind
-from otelbpf.spans import SCOPE
-from otelbpf.stamps import ends_of
+from otelbpf.traces.spans import SCOPE
 
 _UPSTREAM_PORT = 9090
 #: Requests that come first, without a delay, and count for nothing: caches and windows warm up.

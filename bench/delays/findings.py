@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from delays.experiment import WARM, Told, Trial
 from delays.scenarios import Scenario
-from otelbpf.request import Kind
-from otelbpf.stamps import Owner, ends_of, owner_of
+from otelbpf.ledger.request import Kind
+from otelbpf.ledger.stamps import Owner, ends_of, owner_of
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from delays.actor import Step
-from otelbpf.request import Kind
-from otelbpf.stamps import Owner
+from otelbpf.ledger.request import Kind
+from otelbpf.ledger.stamps import Owner
 
 _MESSAGE_BYTES = 400
 #: By which a window is soon closed, and what does not fit into it, nor into two such buffers.

@@ -9,7 +9,7 @@ import numpy as np
 
 from delays.findings import Finding
 from delays.scenarios import End, Moment, Scenario
-from otelbpf.request import Kind
+from otelbpf.ledger.request import Kind
 
 _ACK = "otelbpf.tcp.ack.duration_ns"
 _STAMPS = ("nic", "tc", "nic_last", "tc_last", "tc_out", "tc_out_last", "acked")

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 from demo.otlp import Kind, Span, Value
 from demo.topology import GATEWAY_PORT
-from otelbpf import request as otelbpf_request
-from otelbpf.stamps import WAY, Owner, owner_of
+from otelbpf.ledger import request as otelbpf_request
+from otelbpf.ledger.stamps import WAY, Owner, owner_of
 
 SCOPE = "otelbpf"
 

@@ -9,7 +9,7 @@ from rich.measure import Measurement
 from rich.segment import Segment
 from rich.style import Style
 
-from otelbpf.stamps import Owner
+from otelbpf.ledger.stamps import Owner
 from otelbpf.top import look as tops
 
 

@@ -17,7 +17,7 @@ from demo.links import broken_links
 from demo.look import Axis, Bar, Look, Rule, Stroke, counted, look_of, percent
 from demo.traces import Part, Trace, example
 from demo.tree import Line, lines
-from otelbpf.stamps import Owner
+from otelbpf.ledger.stamps import Owner
 from otelbpf.top.look import COLOURS, duration, shortened, stage_label, visible
 
 # What is left at 80 columns: beside the times, beside a few statuses, beside a time and a bar.

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from demo.names import leftovers, name_of
-from otelbpf.netns import find_netns
+from otelbpf.host.netns import find_netns
 
 # The gateway's, on the veth, and its models', on the server's loopback.
 GATEWAY_PORT = 8080

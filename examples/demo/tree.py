@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from demo.ledgers import SCOPE
 from demo.look import Look
 from demo.traces import Node, Trace
-from otelbpf.stamps import Owner
+from otelbpf.ledger.stamps import Owner
 from otelbpf.top.look import stage_label, visible
 
 

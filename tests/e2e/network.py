@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from otelbpf.netns import find_netns
+from otelbpf.host.netns import find_netns
 
 # Long enough that only a broken test waits for it.
 DEADLINE_S = 30.0

@@ -26,11 +26,12 @@ from servers import Server
 from stack import COUNT, Agent, agent, otelbpf, to, wait_for_requests
 from wheels import build_wheel
 
-from otelbpf import agent as agent_module
-from otelbpf import http_port, metrics_export, sender
-from otelbpf.options import build_parser
-from otelbpf.rights import TO_LOOK, TO_START
-from otelbpf.sender import QueueLimits
+from otelbpf.agent import agent as agent_module
+from otelbpf.cli.options import build_parser
+from otelbpf.export import http_port, sender
+from otelbpf.export import metrics as metrics_export
+from otelbpf.export.sender import QueueLimits
+from otelbpf.host.rights import TO_LOOK, TO_START
 
 ROOT = COLLECTOR.parent
 DEPLOY = ROOT / "deploy"

@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 
 from snapshots import EXEMPLAR, SHOP, key, series, snapshot
 
-from otelbpf.metrics_export import MetricsExport, metrics_export
-from otelbpf.request import Kind
-from otelbpf.snapshot import SeriesKey, Snapshot
+from otelbpf.export.metrics import MetricsExport, metrics_export
+from otelbpf.ledger.request import Kind
+from otelbpf.metrics.snapshot import SeriesKey, Snapshot
 
 _COLLECTOR = """
 receivers:

@@ -169,8 +169,8 @@ def test_stopped_and_killed_it_leaves_no_good_answer_behind(
 #: In an agent's Python: its housekeeping waits while a file is there, and that is long very soon.
 _BLOCKED = """
 import pathlib, time
-from otelbpf import health
-from otelbpf.sweeper import Sweeper
+from otelbpf.agent import health
+from otelbpf.ledger.sweeper import Sweeper
 
 health._STILL_S = 0.5
 sweep = Sweeper.sweep

@@ -21,8 +21,8 @@ from prometheus import scrape
 from servers import Server, python_server
 from stack import COUNT, OTELBPF, Agent, agent, to, wait_for_requests
 
-from otelbpf import bpf_info, libbpf
-from otelbpf.netns import find_netns
+from otelbpf.host.netns import find_netns
+from otelbpf.kernel import bpf_info, libbpf
 
 NOWHERE = {"OTEL_TRACES_EXPORTER": "none"}
 

@@ -20,7 +20,7 @@ from network import DEADLINE_S, Network, wait_until
 from servers import SOURCES, listens, nginx, python_server, server
 from stack import Agent, Measured, agent, to, wait_for_requests
 
-from otelbpf.processes import cgroup_directory
+from otelbpf.host.processes import cgroup_directory
 
 PORT, OTHER = 8080, 8081
 COUNT = 30

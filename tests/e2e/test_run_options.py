@@ -15,7 +15,7 @@ from network import Network
 from servers import Server, python_server
 from stack import COUNT, agent, measured, to, wait_for_requests
 
-from otelbpf.hooks import FORCEABLE, Mechanism
+from otelbpf.kernel.hooks import FORCEABLE, Mechanism
 
 
 def ask(net: Network, server: Server, host: str | None = None) -> None:

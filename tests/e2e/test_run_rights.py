@@ -32,12 +32,12 @@ from stack import (
     wait_for_requests,
 )
 
-from otelbpf import bpf_info, libbpf
 from otelbpf.errors import KernelError
-from otelbpf.needs import programs_need_rights
-from otelbpf.netns import find_netns
-from otelbpf.processes import executable_name, mapped_files
-from otelbpf.rights import TO_LOOK, Capability, kept, with_only
+from otelbpf.host.netns import find_netns
+from otelbpf.host.processes import executable_name, mapped_files
+from otelbpf.host.rights import TO_LOOK, Capability, kept, with_only
+from otelbpf.kernel import bpf_info, libbpf
+from otelbpf.kernel.needs import programs_need_rights
 
 ALWAYS = {right.capability for right in TO_LOOK} | {Capability.CAP_NET_ADMIN}
 NOBODY = 65_534
@@ -198,7 +198,7 @@ def test_other_agents_are_known_without_the_right_to_ask_for_programs(
 
 #: An agent's Python, in which the kernel has no links for traffic control.
 _WITHOUT_TCX = """
-from otelbpf.btf import Btf
+from otelbpf.kernel.btf import Btf
 has_function = Btf.has_function
 Btf.has_function = lambda self, name: name != "tcx_link_attach" and has_function(self, name)
 """

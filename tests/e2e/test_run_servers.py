@@ -15,7 +15,7 @@ from network import Network
 from servers import Server, gateway, nginx, node_server, python_server
 from stack import COUNT, agent, to, wait_for_requests
 
-from otelbpf.routes import fold
+from otelbpf.policy.routes import fold
 
 PORT = 8080
 BEHIND = 9090

@@ -13,7 +13,7 @@ from strangers import Strangers, strangers
 from sums_of_connections import Sums, loaded_sums
 from unseen import Unseen
 
-from otelbpf.request import Kind
+from otelbpf.ledger.request import Kind
 
 _RERUNS = 2
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from lab import PORT
 from meter import Meter
 
-from otelbpf import libbpf
+from otelbpf.kernel import libbpf
 
 XDP_PASS = 2
 TC_NEXT = 0xFFFFFFFF  # -1

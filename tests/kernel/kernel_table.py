@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from otelbpf.hooks import FORCEABLE, HOOKS
+from otelbpf.kernel.hooks import FORCEABLE, HOOKS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/kernels.md"
 BEGIN = "<!-- What tests/vm/kernel-table wrote begins here. -->\n"

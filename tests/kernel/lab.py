@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from otelbpf.netns import Netns, find_netns
+from otelbpf.host.netns import Netns, find_netns
 
 SERVER_IPV4 = "198.18.0.1"
 CLIENT_IPV4 = "198.18.0.2"

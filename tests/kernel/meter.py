@@ -26,22 +26,31 @@ from lab import (
 )
 from messages import OK, request
 
-from otelbpf import libbpf
-from otelbpf.attach import Attachments, attached
-from otelbpf.btf import Btf
-from otelbpf.handlers import Handler
-from otelbpf.hooks import Choice, choose
-from otelbpf.ids import Ids
-from otelbpf.interfaces import find_interfaces
-from otelbpf.limits import Limits
-from otelbpf.loader import Part, Programs
-from otelbpf.mapped import MappedArray
-from otelbpf.reader import RingReader
-from otelbpf.records import EXCHANGE, REQUEST_RECORD, Counter, ExchangeState, RequestFlag, Stamp
-from otelbpf.request import Stage, bounds_of, stages_of
-from otelbpf.sampler import Sampler
-from otelbpf.sweeper import ACK_WAIT_NS, Sweeper
-from otelbpf.upstreams import Upstreams
+from otelbpf.agent.definitions import Part, definitions
+from otelbpf.host.interfaces import find_interfaces
+from otelbpf.kernel import libbpf
+from otelbpf.kernel.attach import Attachments, attached
+from otelbpf.kernel.btf import Btf
+from otelbpf.kernel.hooks import Choice, choose
+from otelbpf.kernel.limits import Limits
+from otelbpf.kernel.loader import Programs
+from otelbpf.kernel.mapped import MappedArray
+from otelbpf.kernel.records import (
+    EXCHANGE,
+    REQUEST_RECORD,
+    Counter,
+    ExchangeState,
+    RequestFlag,
+    Stamp,
+)
+from otelbpf.ledger.ids import Ids
+from otelbpf.ledger.reader import RingReader
+from otelbpf.ledger.request import Stage, bounds_of, stages_of
+from otelbpf.ledger.sweeper import ACK_WAIT_NS, Sweeper
+from otelbpf.policy.sampler import Sampler
+from otelbpf.policy.upstreams import Upstreams
+from otelbpf.userspace.handlers import Handler
+from otelbpf.userspace.uprobes import attached_to_handlers
 
 #: Of a request that went as it should.
 WHOLE = RequestFlag.REQUEST_RECEIVED | RequestFlag.REQUEST_ANSWERED
@@ -107,14 +116,15 @@ class Meter:
     def attached(self, *names: str, handlers: tuple[Handler, ...] = ()) -> Iterator[list[str]]:
         """All programs attached, to the interfaces called so; gives what was attached where."""
         interfaces = find_interfaces(names or (self.interface,), self.netns)
-        with attached(
-            self.programs, self.choices, interfaces, self.netns, handlers
-        ) as attachments:
+        with (
+            attached_to_handlers(self.programs, handlers) as on_handlers,
+            attached(self.programs, self.choices, interfaces, self.netns) as attachments,
+        ):
             self._attachments = attachments
             self._missed_before = attachments.missed()
             self.programs.set_complete(True)
             try:
-                yield attachments.description
+                yield [*attachments.description, *on_handlers]
             finally:
                 self.programs.set_complete(False)
                 self._attachments = Attachments()
@@ -256,10 +266,9 @@ def load(
     """Compiles and loads everything for one lab. Takes about two seconds."""
     with Btf.of_kernel() as btf:
         choices = choose(btf, metrics=bool(limits.series))
-        cookie = lab.server_netns.cookie
-        programs = Programs(
-            btf, (PORT, SPARE_PORT), cookie, choices, limits, parts, sampler=sampler, ids=ids
-        )
+        programs = Programs(btf, choices, limits, definitions(
+            lab.server_netns.cookie, (PORT, SPARE_PORT), sampler=sampler, ids=ids, parts=parts
+        ))  # fmt: skip
     meter = Meter(lab, choices, programs)
     meter.let_another_process_be_the_agent()
     return meter
@@ -282,10 +291,9 @@ def load_gateway(lab: Lab, *, tcx: bool = True, limits: Limits = SMALL) -> Meter
             else choice
             for choice in choose(btf, metrics=bool(limits.series))
         )
-        programs = Programs(
-            btf, (GATEWAY_PORT,), lab.client_netns.cookie, choices, limits,
-            upstreams=Upstreams(endpoints, (FREE_PORT,)),
-        )  # fmt: skip
+        programs = Programs(btf, choices, limits, definitions(
+            lab.client_netns.cookie, (GATEWAY_PORT,), upstreams=Upstreams(endpoints, (FREE_PORT,))
+        ))  # fmt: skip
     meter = Meter(lab, choices, programs, "client")
     meter.let_another_process_be_the_agent()
     return meter

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lab import CLIENT_INTERFACE, INTERFACE, Lab, run
 
-from otelbpf.netns import Netns
+from otelbpf.host.netns import Netns
 
 _INTERFACES = {"server": INTERFACE, "client": CLIENT_INTERFACE}
 # More packets than any test has on the way, so that none is lost for want of room.

@@ -10,7 +10,7 @@ import struct
 from frames import ACK, RST, SYN, Frame, fresh_port
 from lab import CLIENT_INTERFACE, DEADLINE_S, INTERFACE, PORT, SERVER_IPV4, Lab, run
 
-from otelbpf.netns import Netns
+from otelbpf.host.netns import Netns
 
 #: On the lab's network, and of neither side.
 ADDRESS = "198.18.0.9"

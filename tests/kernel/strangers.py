@@ -14,11 +14,11 @@ from lab import CLIENT_INTERFACE, INTERFACE, Lab
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from otelbpf import libbpf
-from otelbpf.bcc_module import import_bcc
-from otelbpf.interfaces import find_interfaces
-from otelbpf.netns import Netns
-from otelbpf.sources import bpf_directory
+from otelbpf.host.interfaces import find_interfaces
+from otelbpf.host.netns import Netns
+from otelbpf.kernel import libbpf
+from otelbpf.kernel.bcc_module import import_bcc
+from otelbpf.kernel.sources import bpf_directory
 
 _BPF_F_BEFORE = 1 << 3
 _ETH_P_ALL = 3

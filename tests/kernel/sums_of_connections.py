@@ -11,10 +11,10 @@ from contextlib import AbstractContextManager, contextmanager
 from lab import SERVER_IPV4, SPARE_PORT, Lab, Pair, laboratory, wait_until
 from meter import SMALL, Meter, load, load_gateway
 
-from otelbpf.connections import ConnectionSums
-from otelbpf.limits import Limits
-from otelbpf.request import KINDS, Kind
-from otelbpf.snapshot import Histogram
+from otelbpf.kernel.limits import Limits
+from otelbpf.ledger.request import KINDS, Kind
+from otelbpf.metrics.connections import ConnectionSums
+from otelbpf.metrics.snapshot import Histogram
 
 LIMITS = Limits(SMALL.connections, SMALL.ring, series=64)
 

@@ -11,7 +11,7 @@ from lab import SERVER_IPV4, SERVER_IPV6, Lab, Pair, Worker, receive
 from messages import CHUNKED, OK, chunk, chunks, request, response
 from meter import WHOLE, Meter, flags, stamps
 
-from otelbpf.records import Counter, RequestFlag, Stamp
+from otelbpf.kernel.records import Counter, RequestFlag, Stamp
 
 MIB = 1 << 20
 SIZES = [0, 1, 2, 1447, 1448, 1449, 65_536, MIB]

@@ -14,7 +14,7 @@ from messages import OK, request, response
 from meter import GATEWAY_PORT, OUTGOING, Meter, flags
 from test_marks import JOINED, Mark
 
-from otelbpf.records import Counter, RequestFlag
+from otelbpf.kernel.records import Counter, RequestFlag
 
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 ANOTHER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b8-01"

@@ -14,20 +14,22 @@ from lab import INTERFACE, PORT, Lab, laboratory, run
 from messages import OK, request
 from meter import SMALL, Meter, stamps
 
-from otelbpf.attach import attached
-from otelbpf.btf import Btf
+from otelbpf.agent.definitions import definitions
 from otelbpf.errors import KernelError
-from otelbpf.hooks import Choice, choose
-from otelbpf.interfaces import find_interfaces
-from otelbpf.loader import Programs
-from otelbpf.records import Stamp
+from otelbpf.host.interfaces import find_interfaces
+from otelbpf.kernel.attach import attached
+from otelbpf.kernel.btf import Btf
+from otelbpf.kernel.hooks import Choice, choose
+from otelbpf.kernel.loader import Programs
+from otelbpf.kernel.records import Stamp
 
 HERE = Path(__file__).resolve().parent
 # Attaches by clsact, says so, and waits to be killed.
 _ATTACHER = """
 import sys, time
 from test_clsact import load_by_clsact
-from otelbpf import attach, interfaces, netns
+from otelbpf.host import interfaces, netns
+from otelbpf.kernel import attach
 namespace = netns.find_netns(sys.argv[1])
 programs, choices = load_by_clsact(namespace)
 found = interfaces.find_interfaces((sys.argv[2],), namespace)
@@ -46,7 +48,7 @@ def load_by_clsact(netns) -> tuple[Programs, tuple[Choice, ...]]:
             else choice
             for choice in choose(btf)
         )
-        return Programs(btf, (PORT,), netns.cookie, choices, SMALL), choices
+        return Programs(btf, choices, SMALL, definitions(netns.cookie, (PORT,))), choices
 
 
 def shown(lab: Lab) -> str:

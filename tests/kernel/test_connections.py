@@ -13,11 +13,11 @@ from lab import CLIENT_IPV4, SERVER_IPV4, Lab, Pair, prepare, receive, reset
 from messages import OK, request
 from meter import WHOLE, Meter, flags, stamps
 
-from otelbpf import libbpf
-from otelbpf.attach import attached
-from otelbpf.hooks import without
-from otelbpf.interfaces import find_interfaces
-from otelbpf.records import Counter, RequestFlag, Stamp
+from otelbpf.host.interfaces import find_interfaces
+from otelbpf.kernel import libbpf
+from otelbpf.kernel.attach import attached
+from otelbpf.kernel.hooks import without
+from otelbpf.kernel.records import Counter, RequestFlag, Stamp
 
 
 def leftover(meter: Meter, **segment: object) -> int:

@@ -16,8 +16,8 @@ from lab import Pair, reset, wait_until
 from messages import OK, request, response
 from meter import FREE_PORT, Meter, flags, stages, stamps, told_stages
 
-from otelbpf.records import Counter, RequestFlag, Stamp
-from otelbpf.sweeper import ACK_WAIT_NS, Sweeper
+from otelbpf.kernel.records import Counter, RequestFlag, Stamp
+from otelbpf.ledger.sweeper import ACK_WAIT_NS, Sweeper
 
 ENDINGS = (
     RequestFlag.PEER_RESET | RequestFlag.PEER_CLOSED

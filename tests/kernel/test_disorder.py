@@ -15,8 +15,8 @@ from frames import ACK, FIN, Frame, Wire, fresh_port
 from messages import CHUNKED, OK, chunks, request
 from meter import WHOLE, Meter, flags, stages, stamps
 
-from otelbpf.interfaces import find_interfaces
-from otelbpf.records import Counter, RequestFlag, Stamp
+from otelbpf.host.interfaces import find_interfaces
+from otelbpf.kernel.records import Counter, RequestFlag, Stamp
 
 HEADERS = {"User-Agent": "overtaken/1", "Host": "disorder.example"}
 GET = request("GET", "/head", HEADERS)

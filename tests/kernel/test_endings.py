@@ -10,7 +10,7 @@ from lab import SERVER_IPV4, SERVER_IPV6, Lab, reset, wait_until
 from messages import CHUNKED, OK, chunk, request, response
 from meter import Meter, flags, stamps
 
-from otelbpf.records import Counter, RequestFlag, Stamp
+from otelbpf.kernel.records import Counter, RequestFlag, Stamp
 
 RECEIVED = RequestFlag.REQUEST_RECEIVED
 ANSWERED = RequestFlag.REQUEST_ANSWERED

@@ -23,7 +23,7 @@ from lab import PORT
 from messages import OK, request
 from meter import WHOLE, Meter, flags, stamps
 
-from otelbpf.records import Counter, RequestFlag, Stamp
+from otelbpf.kernel.records import Counter, RequestFlag, Stamp
 
 V4 = Frame()
 V6 = Frame(client="2001:db8::1", server="2001:db8::2")

@@ -15,9 +15,9 @@ from lab import Lab, Worker, laboratory
 from messages import OK, request
 from meter import Meter, load, stamps
 
-from otelbpf.handlers import find_handlers
-from otelbpf.loader import Part
-from otelbpf.records import Stamp
+from otelbpf.agent.definitions import Part
+from otelbpf.kernel.records import Stamp
+from otelbpf.userspace.handlers import find_handlers
 
 pytestmark = pytest.mark.guest
 

@@ -31,7 +31,7 @@ from netem import tcp_statistics
 from puppet import Puppet
 from sums_of_connections import Sums, spare_listener
 
-from otelbpf.request import Kind
+from otelbpf.ledger.request import Kind
 
 pytestmark = pytest.mark.guest
 

@@ -11,9 +11,9 @@ from lab import Lab, receive
 from messages import CHUNKED, OK, chunks, request, response
 from meter import WHOLE, Meter, flags
 
-from otelbpf.context import contexts_of
-from otelbpf.ids import Ids
-from otelbpf.records import Counter
+from otelbpf.kernel.records import Counter
+from otelbpf.ledger.ids import Ids
+from otelbpf.ledger.trace_contexts import contexts_of
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 # bpf/records.h

@@ -14,12 +14,12 @@ from messages import OK, request, response
 from meter import WHOLE, Meter, flags, stamps
 from strangers import Strangers
 
-from otelbpf import libbpf
-from otelbpf.attach import attached
 from otelbpf.errors import KernelError
-from otelbpf.interfaces import VETH_AND_XDP, Xdp, find_interfaces, look_at_xdp
-from otelbpf.on_interface import OnInterface
-from otelbpf.records import Stamp
+from otelbpf.host.interfaces import VETH_AND_XDP, Xdp, find_interfaces, look_at_xdp
+from otelbpf.kernel import libbpf
+from otelbpf.kernel.attach import attached
+from otelbpf.kernel.on_interface import OnInterface
+from otelbpf.kernel.records import Stamp
 
 EVERYWHERE = {
     Stamp.NIC, Stamp.TC, Stamp.TCP, Stamp.QUEUED, Stamp.READ, Stamp.WRITE, Stamp.TC_OUT,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from kernel_table import BEGIN, END, PAGE, column, parse, render
 
-from otelbpf.check import examine
+from otelbpf.kernel.check import examine
 
 pytestmark = pytest.mark.guest
 

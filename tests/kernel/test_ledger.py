@@ -30,7 +30,7 @@ from lab import (
 from messages import OK, request
 from meter import Meter, address, flags, stages, stamps
 
-from otelbpf.records import Counter, RequestFlag, Stamp
+from otelbpf.kernel.records import Counter, RequestFlag, Stamp
 
 MS = 1_000_000
 WAIT_NS = 200 * MS

@@ -12,8 +12,8 @@ from lab import laboratory
 from messages import OK, request, response
 from meter import WHOLE, Meter, flags, load
 
-from otelbpf.limits import Limits
-from otelbpf.records import Counter
+from otelbpf.kernel.limits import Limits
+from otelbpf.kernel.records import Counter
 
 CONNECTIONS = 8
 RING = 8

@@ -18,14 +18,14 @@ from test_neighbours import HAS_TCX, needs_tcx
 from test_unseen import hello, redirected
 from test_watch import delete, make
 
-from otelbpf import libbpf
-from otelbpf.accounting import Gap
-from otelbpf.attach import attached
-from otelbpf.config import Config
-from otelbpf.hints import nobody_listens
-from otelbpf.interfaces import Xdp, find_interfaces
-from otelbpf.lookout import Lookout
-from otelbpf.records import Counter
+from otelbpf.agent.config import Config
+from otelbpf.agent.hints import nobody_listens
+from otelbpf.agent.lookout import Lookout
+from otelbpf.host.interfaces import Xdp, find_interfaces
+from otelbpf.kernel import libbpf
+from otelbpf.kernel.attach import attached
+from otelbpf.kernel.records import Counter
+from otelbpf.ledger.tally import Gap
 
 TO_PORT = f"to port {PORT}"
 

@@ -13,8 +13,8 @@ from messages import CHUNKED, OK, chunks, request, response
 from meter import WHOLE, Meter, flags, stages, stamps
 from strangers import Strangers
 
-from otelbpf import libbpf
-from otelbpf.records import Stamp
+from otelbpf.kernel import libbpf
+from otelbpf.kernel.records import Stamp
 
 RTO_NS = 190_000_000  # the least is 200 ms, by the kernel's coarse clock
 MIB = 1 << 20

@@ -16,7 +16,7 @@ from lab import PORT, SERVER_IPV4, SERVER_IPV6, Lab, Pair, receive, reset
 from messages import OK, request
 from meter import Meter, address, stamps
 
-from otelbpf.records import Counter, Stamp
+from otelbpf.kernel.records import Counter, Stamp
 
 # bpf/mark.h
 LEVEL, START, END, ASK = 0x6F74, 1, 2, 3

@@ -28,13 +28,14 @@ from lab import (
 from messages import CHUNKED, OK, chunk, request, response
 from meter import SMALL, Meter, stamps, told_stages
 
-from otelbpf import libbpf
-from otelbpf.attach import Attachments, attached
-from otelbpf.btf import Btf
-from otelbpf.hooks import FORCEABLE, Candidate, Choice, Mechanism, Verdict, choose
-from otelbpf.interfaces import find_interfaces
-from otelbpf.loader import Programs
-from otelbpf.records import Stamp
+from otelbpf.agent.definitions import definitions
+from otelbpf.host.interfaces import find_interfaces
+from otelbpf.kernel import libbpf
+from otelbpf.kernel.attach import Attachments, attached
+from otelbpf.kernel.btf import Btf
+from otelbpf.kernel.hooks import FORCEABLE, Candidate, Choice, Mechanism, Verdict, choose
+from otelbpf.kernel.loader import Programs
+from otelbpf.kernel.records import Stamp
 
 pytestmark = pytest.mark.guest
 
@@ -243,8 +244,9 @@ class Theatre:
                 for candidate in (REFUSED, SILENT)
             )
             programs = Programs(
-                btf, (PORT, SPARE_PORT), lab.server_netns.cookie, self.choices + look_good, SMALL
-            )
+                btf, self.choices + look_good, SMALL,
+                definitions(lab.server_netns.cookie, (PORT, SPARE_PORT)),
+            )  # fmt: skip
         self.meter = Meter(lab, self.choices, programs)
         self.meter.let_another_process_be_the_agent()
         self._played: dict[Mechanism | None, Played] = {}

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from otelbpf import bpf_info, libbpf
-from otelbpf.btf import Btf
-from otelbpf.hooks import Mechanism, choose
+from otelbpf.kernel import bpf_info, libbpf
+from otelbpf.kernel.btf import Btf
+from otelbpf.kernel.hooks import Mechanism, choose
 
 pytestmark = pytest.mark.guest
 

@@ -18,10 +18,10 @@ from messages import OK, request
 from meter import WHOLE, Meter, flags
 from strangers import Strangers, program_id
 
-from otelbpf import bpf_info, libbpf
-from otelbpf.btf import Btf
 from otelbpf.errors import KernelError
-from otelbpf.records import Counter
+from otelbpf.kernel import bpf_info, libbpf
+from otelbpf.kernel.btf import Btf
+from otelbpf.kernel.records import Counter
 
 
 def _has_tcx() -> bool:
@@ -35,18 +35,21 @@ needs_tcx = pytest.mark.skipif(not HAS_TCX, reason="this kernel has no tcx links
 # Attaches everything and waits to be killed.
 _VICTIM = """
 import signal, sys
-from otelbpf.attach import attached
-from otelbpf.btf import Btf
-from otelbpf.hooks import choose
-from otelbpf.interfaces import find_interfaces
-from otelbpf.limits import Limits
-from otelbpf.loader import Programs
-from otelbpf.netns import find_netns
+from otelbpf.agent.definitions import definitions
+from otelbpf.kernel.attach import attached
+from otelbpf.kernel.btf import Btf
+from otelbpf.kernel.hooks import choose
+from otelbpf.host.interfaces import find_interfaces
+from otelbpf.kernel.limits import Limits
+from otelbpf.kernel.loader import Programs
+from otelbpf.host.netns import find_netns
 
 netns = find_netns(sys.argv[1])
 with Btf.of_kernel() as btf:
     choices = choose(btf)
-    programs = Programs(btf, (int(sys.argv[3]),), netns.cookie, choices, Limits(64, 8192))
+    programs = Programs(
+        btf, choices, Limits(64, 8192), definitions(netns.cookie, (int(sys.argv[3]),))
+    )
 with attached(programs, choices, find_interfaces((sys.argv[2],), netns), netns):
     fds = [programs.fd_of(choice.chosen) for choice in choices if choice.chosen]
     print(*fds, flush=True)

@@ -18,7 +18,7 @@ from lab import Lab, Pair, receive
 from messages import CHUNKED, OK, chunks, request, response
 from meter import WHOLE, Meter, flags, stages, stamps
 
-from otelbpf.records import Counter, Stamp
+from otelbpf.kernel.records import Counter, Stamp
 
 pytestmark = [
     pytest.mark.guest,

@@ -26,7 +26,7 @@ from lab import (
 from messages import CHUNKED, CONTINUE, OK, chunk, chunks, request, response
 from meter import FREE_PORT, GATEWAY_PORT, OUTGOING, Meter, address, flags, stages, stamps
 
-from otelbpf.records import Counter, RequestFlag, Stamp
+from otelbpf.kernel.records import Counter, RequestFlag, Stamp
 
 REQUEST = request(target="/warm")
 # Of a request and a response of one segment each, both sides waiting for the other.

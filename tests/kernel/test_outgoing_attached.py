@@ -11,7 +11,7 @@ from lab import CLIENT_INTERFACE, CLIENT_IPV4, Lab, Pair, laboratory, prepare, r
 from messages import OK, request
 from meter import GATEWAY_PORT, OUTGOING, WHOLE, Meter, flags, load_gateway, stamps
 
-from otelbpf.records import Counter, RequestFlag, Stamp
+from otelbpf.kernel.records import Counter, RequestFlag, Stamp
 
 BY_SOCKET = {Stamp.TCP, Stamp.QUEUED, Stamp.READ}
 

@@ -17,8 +17,8 @@ from messages import CHUNKED, OK, chunks, request, response
 from meter import FREE_PORT, OUTGOING, Meter, flags, stages, stamps
 from strangers import Strangers
 
-from otelbpf import libbpf
-from otelbpf.records import Counter, RequestFlag, Stamp
+from otelbpf.kernel import libbpf
+from otelbpf.kernel.records import Counter, RequestFlag, Stamp
 
 RTO_NS = 190_000_000  # the least is 200 ms, by the kernel's coarse clock
 ASK = request(target="/asked")

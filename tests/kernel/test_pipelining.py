@@ -9,7 +9,7 @@ from lab import Lab, Pair, receive
 from messages import OK, request, response
 from meter import WHOLE, Meter, flags, stamps
 
-from otelbpf.records import Counter, Stamp
+from otelbpf.kernel.records import Counter, Stamp
 
 IN_FLIGHT_MAX = 16  # bpf/maps.h
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

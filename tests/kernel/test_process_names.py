@@ -14,9 +14,9 @@ from lab import Pair, Worker, receive
 from messages import OK, request
 from meter import Meter
 
-from otelbpf.cgroups import Cgroups, paths_of
-from otelbpf.processes import Process, Running, cgroup_directory, look_at
-from otelbpf.request import Fields, process_of
+from otelbpf.host.cgroups import Cgroups, paths_of
+from otelbpf.host.processes import Process, Running, cgroup_directory, look_at
+from otelbpf.ledger.request import Fields, process_of
 
 ASKED = request(target="/whose")
 # Waits to be asked, answers, and ends when it is told to.

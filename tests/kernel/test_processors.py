@@ -15,7 +15,7 @@ from lab import Pair, Worker, receive
 from messages import CHUNKED, OK, chunk, request
 from meter import WHOLE, Meter, flags
 
-from otelbpf.records import RequestFlag
+from otelbpf.kernel.records import RequestFlag
 
 CONNECTIONS = 4
 REQUESTS = 150

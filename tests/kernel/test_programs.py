@@ -9,12 +9,13 @@ import pytest
 from lab import Lab
 from meter import address
 
-from otelbpf.btf import Btf
-from otelbpf.hooks import choose
-from otelbpf.limits import MOST, Limits
-from otelbpf.loader import Part, Programs
-from otelbpf.sampler import Sampler
-from otelbpf.upstreams import Upstreams
+from otelbpf.agent.definitions import Part, definitions
+from otelbpf.kernel.btf import Btf
+from otelbpf.kernel.hooks import choose
+from otelbpf.kernel.limits import MOST, Limits
+from otelbpf.kernel.loader import Programs
+from otelbpf.policy.sampler import Sampler
+from otelbpf.policy.upstreams import Upstreams
 
 UPSTREAMS = Upstreams(
     ((address("127.0.0.1"), 9001), (address("127.0.0.1"), 9002), (address("fd00::1"), 9003)), (99,)
@@ -41,10 +42,10 @@ HANDLERS = [
 def test_the_verifier_takes_them_all(lab: Lab, limits: Limits, sampler: Sampler) -> None:
     with Btf.of_kernel() as btf:
         choices = choose(btf, metrics=bool(limits.series))
-        programs = Programs(
-            btf, (80, 8080, 9001, 9002), lab.server_netns.cookie, choices, limits,
-            parts=frozenset(Part), upstreams=UPSTREAMS, sampler=sampler,
-        )  # fmt: skip
+        programs = Programs(btf, choices, limits, definitions(
+            lab.server_netns.cookie, (80, 8080, 9001, 9002), upstreams=UPSTREAMS, sampler=sampler,
+            parts=Part,
+        ))  # fmt: skip
     with contextlib.closing(programs):
         for program in HANDLERS:
             programs.fd(program)

@@ -23,8 +23,8 @@ from meter import Meter
 from test_causes import CALL, Gateway, assert_caused, call, split, upstreams_answer
 from test_marks import JOINED, Mark
 
-from otelbpf.records import Said
-from otelbpf.tls import ThreadLocal, find_thread_local
+from otelbpf.kernel.records import Said
+from otelbpf.userspace.thread_locals import ThreadLocal, find_thread_local
 
 _SOURCE = r"""
 #include <linux/io_uring.h>

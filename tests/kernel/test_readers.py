@@ -17,7 +17,7 @@ from lab import Lab, Pair, Worker, receive, unread_bytes, wait_until
 from messages import OK, request, response
 from meter import WHOLE, Meter, flags, stages, stamps
 
-from otelbpf.records import Stamp
+from otelbpf.kernel.records import Stamp
 
 ASKED = request("POST", "/read", body=b"0123456789")
 WAIT_NS = 200_000_000

@@ -12,7 +12,7 @@ from lab import CLIENT_IPV4, SERVER_IPV4, reset, unread_bytes, wait_until
 from netem import tcp_statistics
 from sums_of_connections import Sums, spare_listener
 
-from otelbpf.request import Kind
+from otelbpf.ledger.request import Kind
 
 pytestmark = pytest.mark.guest
 

@@ -10,7 +10,7 @@ from lab import Lab, receive
 from messages import CHUNKED, CONTINUE, OK, request, response
 from meter import WHOLE, Meter, flags, stamps
 
-from otelbpf.records import Counter, RequestFlag, Stamp
+from otelbpf.kernel.records import Counter, RequestFlag, Stamp
 
 EARLY_HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n"
 

@@ -14,9 +14,9 @@ from opentelemetry.sdk.trace import sampling
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 from test_marks import JOINED, Mark
 
-from otelbpf.ids import Ids
-from otelbpf.records import Counter, RequestFlag
-from otelbpf.sampler import Sampler
+from otelbpf.kernel.records import Counter, RequestFlag
+from otelbpf.ledger.ids import Ids
+from otelbpf.policy.sampler import Sampler
 
 HALF = 1 << 63
 RANDOM = random.Random(4711)

@@ -16,7 +16,7 @@ from lab import Lab
 from messages import CHUNKED, OK, chunk, chunks, request, response
 from meter import WHOLE, Meter, flags, stamps
 
-from otelbpf.records import Counter, RequestFlag, Stamp
+from otelbpf.kernel.records import Counter, RequestFlag, Stamp
 
 UPLOAD = request("POST", body=b"0123456789" * 30)
 HEAD = len(UPLOAD) - 300

@@ -9,7 +9,7 @@ from lab import SERVER_IPV4, SERVER_IPV6, Lab, Pair, Worker, receive
 from messages import CHUNKED, OK, chunks, request, response
 from meter import WHOLE, Meter, flags, stamps
 
-from otelbpf.records import Counter, Stamp
+from otelbpf.kernel.records import Counter, Stamp
 
 WRAP = 2**32
 ASKED = request("POST", "/wrap", {"User-Agent": "wrap/1"}, b"a body of some length")

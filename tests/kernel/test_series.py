@@ -23,15 +23,15 @@ from meter import SMALL, Meter, load, told_stages
 from sums_of_connections import LIMITS
 from sums_of_connections import Sums as OfConnections
 
-from otelbpf.limits import Limits
-from otelbpf.records import Counter, RequestFlag, Stamp
-from otelbpf.request import Kind
-from otelbpf.resource import Resources
-from otelbpf.routes import Routes
-from otelbpf.sampler import Sampler, Slow
-from otelbpf.series import SeriesTable
-from otelbpf.series_places import ENDING_MOST, SILENT_S
-from otelbpf.snapshot import UPPER_NS, Series, SeriesKey
+from otelbpf.host.resource import Resources
+from otelbpf.kernel.limits import Limits
+from otelbpf.kernel.records import Counter, RequestFlag, Stamp
+from otelbpf.ledger.request import Kind
+from otelbpf.metrics.series import SeriesTable
+from otelbpf.metrics.series_places import ENDING_MOST, SILENT_S
+from otelbpf.metrics.snapshot import UPPER_NS, Series, SeriesKey
+from otelbpf.policy.routes import Routes
+from otelbpf.policy.sampler import Sampler, Slow
 
 FEW = Limits(SMALL.connections, SMALL.ring, series=8)
 TEMPLATES = ("/files/{name}", "/slow")

@@ -10,7 +10,7 @@ from lab import Lab, Pair, receive
 from messages import CHUNKED, CONTINUE, OK, chunks, request, response
 from meter import WHOLE, Meter, flags
 
-from otelbpf.records import Counter, RequestFlag
+from otelbpf.kernel.records import Counter, RequestFlag
 
 PLAIN = {"Server": "x"}
 CHUNKS = WHOLE | RequestFlag.RESPONSE_CHUNKED

@@ -25,8 +25,8 @@ from meter import WHOLE, Meter, flags, load, stamps
 from strangers import Strangers
 from test_lost_packets import unacknowledged
 
-from otelbpf import libbpf
-from otelbpf.records import Counter, Stamp
+from otelbpf.kernel import libbpf
+from otelbpf.kernel.records import Counter, Stamp
 
 UPPER = "upper0"
 

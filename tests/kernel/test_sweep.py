@@ -12,8 +12,8 @@ from lab import Lab
 from messages import OK, request, response
 from meter import WHOLE, Meter, flags, stamps
 
-from otelbpf.records import Counter, RequestFlag, Stamp
-from otelbpf.sweeper import ACK_WAIT_NS, Sweeper
+from otelbpf.kernel.records import Counter, RequestFlag, Stamp
+from otelbpf.ledger.sweeper import ACK_WAIT_NS, Sweeper
 
 RECEIVED = RequestFlag.REQUEST_RECEIVED
 IDLE_NS = 30_000_000_000

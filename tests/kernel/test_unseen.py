@@ -28,10 +28,10 @@ from messages import OK, request, response
 from meter import FREE_PORT, WHOLE, Meter, flags, load_gateway
 from strangers import Strangers
 
-from otelbpf import libbpf
-from otelbpf.attach import attached
-from otelbpf.notices import Notice, NoticeReader
-from otelbpf.records import Counter, NoticeKind
+from otelbpf.agent.notices import Notice, NoticeReader
+from otelbpf.kernel import libbpf
+from otelbpf.kernel.attach import attached
+from otelbpf.kernel.records import Counter, NoticeKind
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 

@@ -28,29 +28,30 @@ from meter import WHOLE, Meter, flags, load
 from strangers import Strangers
 from test_neighbours import HAS_TCX, needs_tcx
 
-from otelbpf import bpf_info, libbpf
-from otelbpf.accounting import Gap
-from otelbpf.attach import Attachments, attached
-from otelbpf.interfaces import Xdp, find_interfaces
-from otelbpf.netns import find_netns
-from otelbpf.watch import Watcher
+from otelbpf.agent.watch import Watcher
+from otelbpf.host.interfaces import Xdp, find_interfaces
+from otelbpf.host.netns import find_netns
+from otelbpf.kernel import bpf_info, libbpf
+from otelbpf.kernel.attach import Attachments, attached
+from otelbpf.ledger.tally import Gap
 
 GONE_S = 3.0
 # Attaches to an interface as an agent does, and waits to be killed.
 _OTHER_AGENT = """
 import signal, sys
-from otelbpf.attach import attached
-from otelbpf.btf import Btf
-from otelbpf.hooks import choose
-from otelbpf.interfaces import Xdp, find_interfaces
-from otelbpf.limits import Limits
-from otelbpf.loader import Programs
-from otelbpf.netns import find_netns
+from otelbpf.agent.definitions import definitions
+from otelbpf.kernel.attach import attached
+from otelbpf.kernel.btf import Btf
+from otelbpf.kernel.hooks import choose
+from otelbpf.host.interfaces import Xdp, find_interfaces
+from otelbpf.kernel.limits import Limits
+from otelbpf.kernel.loader import Programs
+from otelbpf.host.netns import find_netns
 
 netns = find_netns(sys.argv[1])
 with Btf.of_kernel() as btf:
     choices = choose(btf)
-    programs = Programs(btf, (8080,), netns.cookie, choices, Limits(64, 8192))
+    programs = Programs(btf, choices, Limits(64, 8192), definitions(netns.cookie, (8080,)))
 with attached(
     programs, choices, find_interfaces((sys.argv[2],), netns), netns, xdp=Xdp.AUTO
 ) as attachments:
@@ -455,7 +456,7 @@ def test_somebody_who_always_answers_has_the_last_word(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each time a new program: it gives up, and says so."""
-    monkeypatch.setattr("otelbpf.watch._MOVES_MOST", 3)
+    monkeypatch.setattr("otelbpf.agent.watch._MOVES_MOST", 3)
     lab = watched.meter.lab
     said = []
     with contextlib.ExitStack() as stack:
@@ -498,7 +499,7 @@ def test_filters_that_are_taken_off_are_attached_again(watched: Watched) -> None
 def test_somebody_who_takes_them_off_time_and_again_has_the_last_word(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("otelbpf.watch._MOVES_MOST", 2)
+    monkeypatch.setattr("otelbpf.agent.watch._MOVES_MOST", 2)
     for times in range(3):
         (on,) = watched.watcher.measured().values()
         (link,) = on.lines["egress"]._links

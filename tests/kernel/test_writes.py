@@ -11,7 +11,7 @@ from lab import Pair, Worker, receive, wait_until
 from messages import OK, request, response
 from meter import WHOLE, Meter, flags, stages, stamps
 
-from otelbpf.records import Stamp
+from otelbpf.kernel.records import Stamp
 
 PAUSE_S = 0.2
 LARGE = response(body=bytes(4_000_000))

@@ -14,7 +14,7 @@ import os
 
 from strangers import compiled
 
-from otelbpf.btf import Btf
+from otelbpf.kernel.btf import Btf
 
 _SOURCE = """
 BPF_PERCPU_ARRAY(on_processor, u32, 1);	/* the task's number and one; 0: not known */

@@ -24,16 +24,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 
 from replay import CLOCK, ORIGIN, RING, SPANS, as_json, layout, replay
 
-from otelbpf.attach import attached
-from otelbpf.btf import Btf
-from otelbpf.config import Config
-from otelbpf.hooks import choose
-from otelbpf.interfaces import find_interfaces
-from otelbpf.limits import Limits
-from otelbpf.loader import Programs
-from otelbpf.netns import find_netns
-from otelbpf.reader import RingReader
-from otelbpf.records import Counter
+from otelbpf.agent.config import Config
+from otelbpf.agent.definitions import definitions
+from otelbpf.host.interfaces import find_interfaces
+from otelbpf.host.netns import find_netns
+from otelbpf.kernel.attach import attached
+from otelbpf.kernel.btf import Btf
+from otelbpf.kernel.hooks import choose
+from otelbpf.kernel.limits import Limits
+from otelbpf.kernel.loader import Programs
+from otelbpf.kernel.records import Counter
+from otelbpf.ledger.reader import RingReader
 
 PORT = 8080
 SERVER, CLIENT = f"otelbpf-record-{os.getpid()}-server", f"otelbpf-record-{os.getpid()}-client"
@@ -151,7 +152,9 @@ def record() -> tuple[np.ndarray, list[str]]:
         choices = choose(btf)
         netns = find_netns(SERVER)
         interfaces = find_interfaces(("server0",), netns)
-        programs = Programs(btf, (PORT,), netns.cookie, choices, Limits(1_024, 1_024))
+        programs = Programs(
+            btf, choices, Limits(1_024, 1_024), definitions(netns.cookie, (PORT,))
+        )
         reader = RingReader(programs)
         taken: list[np.ndarray] = []
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from otelbpf.records import Stamp
-from otelbpf.request import Kind, stage_name
-from otelbpf.stage_places import OTHER_STAGES
-from otelbpf.stamps import Owner, owner_of
+from otelbpf.kernel.records import Stamp
+from otelbpf.ledger.request import Kind, stage_name
+from otelbpf.ledger.stamps import Owner, owner_of
+from otelbpf.metrics.stage_places import OTHER_STAGES
 
 PATH = Path(__file__).resolve().parents[2] / "collector/grafana/otelbpf.json"
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")

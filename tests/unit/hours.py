@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from otelbpf import delivery
+from otelbpf.export import delivery
 
 
 class Hours:

@@ -20,8 +20,10 @@ import numpy as np
 import samples
 import snapshots
 
-from otelbpf import agent, cli, needs
-from otelbpf.records import Counter, RequestFlag
+from otelbpf.agent import agent
+from otelbpf.cli import commands as cli
+from otelbpf.kernel import needs
+from otelbpf.kernel.records import Counter, RequestFlag
 
 ARGUMENTS = ("otelbpf", "run", "--interface", "lo", "--port", "80")
 

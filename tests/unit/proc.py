@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from otelbpf.processes import Process
+from otelbpf.host.processes import Process
 
 _TICK_NS = 10_000_000
 _stacks = itertools.count(0x7FFD_0000_1000, 0x1_0000)

@@ -7,10 +7,10 @@ import re
 
 from snapshots import key, series, snapshot
 
-from otelbpf.metrics import metrics_of
-from otelbpf.metrics_prometheus import families
-from otelbpf.request import Kind
-from otelbpf.snapshot import SeriesKey
+from otelbpf.export.prometheus import families
+from otelbpf.ledger.request import Kind
+from otelbpf.metrics.instruments import metrics_of
+from otelbpf.metrics.snapshot import SeriesKey
 
 _STRING = re.compile(r'"[^"]*"')
 _MATCHERS = re.compile(r"\{([^{}]*)\}")

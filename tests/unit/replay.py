@@ -11,16 +11,16 @@ from unittest import mock
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from otelbpf import spans
-from otelbpf.agent import Pipeline
-from otelbpf.clock import ClockReading
-from otelbpf.config import Config
-from otelbpf.ids import Ids
-from otelbpf.reader import decode
-from otelbpf.records import REQUEST_RECORD
-from otelbpf.resource import Resources
-from otelbpf.routes import Routes
-from otelbpf.ways_out import by_export
+from otelbpf.agent.agent import Pipeline
+from otelbpf.agent.config import Config
+from otelbpf.export.ways_out import by_export
+from otelbpf.host.clock import ClockReading
+from otelbpf.host.resource import Resources
+from otelbpf.kernel.records import REQUEST_RECORD
+from otelbpf.ledger.ids import Ids
+from otelbpf.ledger.reader import decode
+from otelbpf.policy.routes import Routes
+from otelbpf.traces import spans
 
 RECORDS = Path(__file__).resolve().parents[1] / "records"
 RING = RECORDS / "requests.ring"

@@ -8,10 +8,10 @@ import ipaddress
 
 import numpy as np
 
-from otelbpf.context import Contexts
-from otelbpf.records import REQUEST_RECORD, RequestFlag, Stamp
-from otelbpf.request import Request, requests_of
-from otelbpf.routes import Routes
+from otelbpf.kernel.records import REQUEST_RECORD, RequestFlag, Stamp
+from otelbpf.ledger.request import Request, requests_of
+from otelbpf.ledger.trace_contexts import Contexts
+from otelbpf.policy.routes import Routes
 
 WHOLE = RequestFlag.REQUEST_RECEIVED | RequestFlag.REQUEST_ANSWERED
 #: CLOCK_MONOTONIC ns of the first stamp.

@@ -10,11 +10,11 @@ from collections.abc import Callable
 import numpy as np
 from samples import SMALL, record
 
-from otelbpf.limits import Limits
-from otelbpf.processes import Process, look_at
-from otelbpf.records import SERIES, SERIES_PLACE, SERIES_SET, STAGE_ORDER, RequestFlag, Stamp
-from otelbpf.series_sets import index_of, keys_of
-from otelbpf.snapshot import buckets_of
+from otelbpf.host.processes import Process, look_at
+from otelbpf.kernel.limits import Limits
+from otelbpf.kernel.records import SERIES, SERIES_PLACE, SERIES_SET, STAGE_ORDER, RequestFlag, Stamp
+from otelbpf.metrics.series_sets import index_of, keys_of
+from otelbpf.metrics.snapshot import buckets_of
 
 MOST = 8
 WHOLE = RequestFlag.REQUEST_RECEIVED | RequestFlag.REQUEST_ANSWERED

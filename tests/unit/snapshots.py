@@ -10,9 +10,9 @@ import numpy as np
 from opentelemetry.sdk.metrics.export import Metric, MetricsData
 from opentelemetry.sdk.resources import Resource
 
-from otelbpf.accounting import Coverage, Gap, Lost, Sums
-from otelbpf.request import Kind
-from otelbpf.snapshot import (
+from otelbpf.ledger.request import Kind
+from otelbpf.ledger.tally import Coverage, Gap, Lost, Sums
+from otelbpf.metrics.snapshot import (
     BUCKETS,
     Connections,
     Exemplar,

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from otelbpf.accounting import Coverage, Gap, Ledger, Lost, Sums
-from otelbpf.records import Counter
+from otelbpf.kernel.records import Counter
+from otelbpf.ledger.tally import Coverage, Gap, Ledger, Lost, Sums
 
 IN_KERNEL = {
     Counter.LOST_RING_FULL: Lost.RING_FULL,

@@ -16,9 +16,9 @@ import yaml
 from dashboard import owned_by
 from promql import everything, labels_in, metrics_in
 
-from otelbpf.accounting import Lost
-from otelbpf.request import Kind
-from otelbpf.stamps import Owner
+from otelbpf.ledger.request import Kind
+from otelbpf.ledger.stamps import Owner
+from otelbpf.ledger.tally import Lost
 
 PATH = Path(__file__).resolve().parents[2] / "collector/alerts.yaml"
 SCENARIOS = Path(__file__).with_name("alerts.yaml")

@@ -8,10 +8,10 @@ import os
 
 import pytest
 
-from otelbpf import libbpf
-from otelbpf.arrays import Arrays
 from otelbpf.errors import KernelError
-from otelbpf.limits import MOST
+from otelbpf.kernel import libbpf
+from otelbpf.kernel.arrays import Arrays
+from otelbpf.kernel.limits import MOST
 
 VERIFIERS_LIMIT = 1 << 29  # BPF_MAX_VAR_OFF, linux/bpf_verifier.h
 

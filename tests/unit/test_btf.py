@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from otelbpf.btf import Btf, Field
 from otelbpf.errors import KernelError
-from otelbpf.records import EXCHANGE, REQUEST_RECORD, Counter, RequestFlag, Stamp
+from otelbpf.kernel.btf import Btf, Field
+from otelbpf.kernel.records import EXCHANGE, REQUEST_RECORD, Counter, RequestFlag, Stamp
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = """
@@ -78,11 +78,11 @@ def test_a_changed_header_is_noticed_and_written(copy: Path, before: str, after:
     header.write_text(text.replace(before, after))
     done = generate_records(copy, "--check")
     assert done.returncode == 1
-    assert done.stdout == "src/otelbpf/records.py is not what scripts/generate-records writes\n"
+    assert done.stdout == "src/otelbpf/kernel/records.py is not what scripts/generate-records writes\n"
     assert generate_records(copy).returncode == 0
     assert generate_records(copy, "--check").returncode == 0
-    assert (copy / "src/otelbpf/records.py").read_text() != (
-        ROOT / "src/otelbpf/records.py"
+    assert (copy / "src/otelbpf/kernel/records.py").read_text() != (
+        ROOT / "src/otelbpf/kernel/records.py"
     ).read_text()
 
 
@@ -164,7 +164,7 @@ def test_what_is_not_there_is_an_error(compiled: Path, tmp_path: Path) -> None:
 
 
 def test_a_kernel_without_btf(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("otelbpf.btf.VMLINUX_BTF", tmp_path / "vmlinux")
+    monkeypatch.setattr("otelbpf.kernel.btf.VMLINUX_BTF", tmp_path / "vmlinux")
     with pytest.raises(KernelError, match=r"has no BTF .*CONFIG_DEBUG_INFO_BTF=y"):
         Btf.of_kernel()
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from otelbpf import rights
 from otelbpf.errors import KernelError
-from otelbpf.rights import TO_LOOK, TO_START, Capability, had, kept, with_only
+from otelbpf.host import rights
+from otelbpf.host.rights import TO_LOOK, TO_START, Capability, had, kept, with_only
 
 SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from otelbpf import cgroups as cgroups_module
-from otelbpf.cgroups import Cgroups, Paths, container_id, paths_of, service_unit
+from otelbpf.host import cgroups as cgroups_module
+from otelbpf.host.cgroups import Cgroups, Paths, container_id, paths_of, service_unit
 
 ID = "3f" * 32
 

@@ -10,16 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from otelbpf import agent, cli, needs, rights
-from otelbpf.accounting import Lost, Sums
-from otelbpf.config import Config
+from otelbpf.agent import agent
+from otelbpf.agent.config import Config
+from otelbpf.cli import commands as cli
 from otelbpf.errors import KernelError, UsageError
-from otelbpf.interfaces import Xdp
-from otelbpf.limits import Limits
-from otelbpf.rights import Capability
-from otelbpf.sampler import Sampler, Slow
-from otelbpf.sender import QueueLimits
-from otelbpf.spans import StageStyle
+from otelbpf.export.sender import QueueLimits
+from otelbpf.host import rights
+from otelbpf.host.interfaces import Xdp
+from otelbpf.host.rights import Capability
+from otelbpf.kernel import needs
+from otelbpf.kernel.limits import Limits
+from otelbpf.ledger.tally import Lost, Sums
+from otelbpf.policy.sampler import Sampler, Slow
+from otelbpf.traces.spans import StageStyle
 from otelbpf.version import __version__
 
 RUN = ("run", "--interface", "lo", "--port", "80")

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from otelbpf import clock
-from otelbpf.clock import ClockReading, read_clock
+from otelbpf.host import clock
+from otelbpf.host.clock import ClockReading, read_clock
 
 UNIX_NS = 1_790_000_000_000_000_000
 

@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from otelbpf.command_lines import is_interpreter, program_of
+from otelbpf.host.command_lines import is_interpreter, program_of
 
 TITLES = ("nginx: ", "php-fpm: ", "gunicorn: ", "puma ", "starman ")
 

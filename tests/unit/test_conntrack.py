@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from otelbpf.conntrack import find, find_led_elsewhere
+from otelbpf.host.conntrack import find, find_led_elsewhere
 
 PEER, LOCAL = ("198.18.0.2", 4444), ("198.18.0.1", 8080)
 PEER6, LOCAL6 = ("fd00::2", 4444), ("fd00::1", 8080)

@@ -9,9 +9,9 @@ from opentelemetry.trace import get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from samples import record
 
-from otelbpf.context import Contexts, contexts_of
-from otelbpf.ids import Ids
-from otelbpf.records import REQUEST_RECORD, RequestFlag, Said
+from otelbpf.kernel.records import REQUEST_RECORD, RequestFlag, Said
+from otelbpf.ledger.ids import Ids
+from otelbpf.ledger.trace_contexts import Contexts, contexts_of
 
 TRACE_ID = 0x4BF92F3577B34DA6A3CE929D0E0E4736
 PARENT = 0x00F067AA0BA902B7

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import pytest
 from hours import Hours, passing
 
-from otelbpf.accounting import Lost
-from otelbpf.answers import Answer, Verdict
-from otelbpf.delivery import Delivery, Fate, Formed, Wording
+from otelbpf.export.answers import Answer, Verdict
+from otelbpf.export.delivery import Delivery, Fate, Formed, Wording
+from otelbpf.ledger.tally import Lost
 
 TAKEN, LATER, TOO_LARGE, REFUSED = (Answer(verdict, "why") for verdict in Verdict)
 WELL = Answer(Verdict.TAKEN)

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 from demo.look import ASCII, Axis, Bar, Look, Rule, Stroke, counted, look_of, percent
 
-from otelbpf.stamps import Owner
+from otelbpf.ledger.stamps import Owner
 from otelbpf.top.look import duration, stage_label
 
 pytestmark = pytest.mark.unit

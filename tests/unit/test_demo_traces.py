@@ -29,7 +29,7 @@ from demo.topology import GATEWAY_PORT, MODEL_PORTS
 from demo.traces import Part, Trace, example, traces
 from demo.tree import lines
 
-from otelbpf.stamps import Owner
+from otelbpf.ledger.stamps import Owner
 
 pytestmark = pytest.mark.unit
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from binaries import Instruction, compile_c, compile_go, disassemble
 
-from otelbpf.disassembly import Code, UnclearCodeError, ends_of, start_of_go
-from otelbpf.elf import Elf
+from otelbpf.userspace.disassembly import Code, UnclearCodeError, ends_of, start_of_go
+from otelbpf.userspace.elf import Elf
 
 GO = {
     "main.go": """

@@ -46,11 +46,11 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import (
 from opentelemetry.sdk.resources import Resource
 from samples import request
 
-from otelbpf.answers import Answer, Verdict
-from otelbpf.clock import ClockReading
-from otelbpf.doors import MOST_OCTETS, GrpcDoor, HttpDoor, door_of
-from otelbpf.exporter import Signal
-from otelbpf.spans import StageStyle, spans_of
+from otelbpf.export.answers import Answer, Verdict
+from otelbpf.export.doors import MOST_OCTETS, GrpcDoor, HttpDoor, door_of
+from otelbpf.export.exporters import Signal
+from otelbpf.host.clock import ClockReading
+from otelbpf.traces.spans import StageStyle, spans_of
 
 TAKEN, LATER, TOO_LARGE, REFUSED = Verdict
 LONG_S = 30.0

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from binaries import USDT, compile_c, disassemble, offset_in_file, run
 
-from otelbpf.elf import Elf
 from otelbpf.errors import UsageError
+from otelbpf.userspace.elf import Elf
 
 SOURCE = """
 #include <stdio.h>

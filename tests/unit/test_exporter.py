@@ -8,8 +8,8 @@ import itertools
 import pytest
 
 from otelbpf.errors import UsageError
-from otelbpf.exporter import destination, exporter_name, require_endpoint
-from otelbpf.sender import QueueLimits
+from otelbpf.export.exporters import destination, exporter_name, require_endpoint
+from otelbpf.export.sender import QueueLimits
 
 PROTOCOLS = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
 

@@ -16,7 +16,7 @@ import pytest
 from binaries import USDT, compile_c, compile_go, disassemble, offset_in_file, run
 
 from otelbpf.errors import UsageError
-from otelbpf.handlers import (
+from otelbpf.userspace.handlers import (
     MAX_FUNCTIONS,
     Handler,
     HandlerKind,
@@ -24,7 +24,7 @@ from otelbpf.handlers import (
     PythonFunction,
     find_handlers,
 )
-from otelbpf.usdt import ArgumentKind, UsdtArgument
+from otelbpf.userspace.usdt import ArgumentKind, UsdtArgument
 
 SERVER = """
 #include <stdio.h>

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from otelbpf import health
-from otelbpf.accounting import Coverage, Gap
+from otelbpf.agent import health
+from otelbpf.agent.health import Health, answering_probes
+from otelbpf.agent.lookout import ReadyFile
 from otelbpf.errors import UsageError
-from otelbpf.health import Health, answering_probes
-from otelbpf.lookout import ReadyFile
+from otelbpf.ledger.tally import Coverage, Gap
 
 DEADLINE_S = 20.0
 WHOLE = {"eth0": Coverage(), "eth1": Coverage(None, {Gap.GONE: 5.0})}

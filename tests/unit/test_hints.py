@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from otelbpf.hints import Cause, Hints, Way, nobody_listens
-from otelbpf.records import NoticeKind
+from otelbpf.agent.hints import Cause, Hints, Way, nobody_listens
+from otelbpf.kernel.records import NoticeKind
 
 TLS, HTTP2, NOT_HTTP, UNSEEN, UNSEEN_OUT = NoticeKind
 LOOPBACK = Cause(UNSEEN, 8080, False, "lo", Way.UNMEASURED)

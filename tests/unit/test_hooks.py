@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from otelbpf import hooks, libbpf
 from otelbpf.errors import KernelError
-from otelbpf.hooks import FORCEABLE, HOOKS, Choice, Mechanism, choose, require, without
-from otelbpf.symbols import Symbols
+from otelbpf.kernel import libbpf
+from otelbpf.kernel.hooks import FORCEABLE, HOOKS, Choice, Mechanism, choose, require, without
+from otelbpf.kernel.sources import bpf_directory
+from otelbpf.kernel.symbols import Symbols
 
 FUNCTIONS = {
     "tcp_rcv_established": ("sock", "sk_buff"),
@@ -194,7 +195,7 @@ def test_a_hook_can_be_left_alone(kernel: MadeUp) -> None:
 
 def test_every_candidate_has_a_program() -> None:
     sources = "".join(
-        path.read_text() for path in (Path(hooks.__file__).parents[2] / "bpf").glob("*.c")
+        path.read_text() for path in (bpf_directory()).glob("*.c")
     )
     for hook in HOOKS:
         for candidate in hook.candidates:

@@ -16,8 +16,8 @@ from http import HTTPStatus
 
 import pytest
 
-from otelbpf import http_port
-from otelbpf.http_port import CONNECTIONS_MOST, HEAD_MOST, HttpPort, Page, takes
+from otelbpf.export import http_port
+from otelbpf.export.http_port import CONNECTIONS_MOST, HEAD_MOST, HttpPort, Page, takes
 
 DEADLINE_S = 20
 ASKS = b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n"

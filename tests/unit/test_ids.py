@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from otelbpf.ids import Ids, siphash_end, siphash_state
+from otelbpf.ledger.ids import Ids, siphash_end, siphash_state
 
 KEY = bytes(range(16))
 # Connections begun within a few ns, and the first requests on them: as alike as they come.
@@ -66,7 +66,7 @@ def test_they_are_spread_evenly() -> None:
 
 
 def test_none_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("otelbpf.ids.siphash_end", lambda state, _: np.zeros_like(state[0]))
+    monkeypatch.setattr("otelbpf.ledger.ids.siphash_end", lambda state, _: np.zeros_like(state[0]))
     assert (all_of(Ids(KEY)) == 1).all()
 
 

@@ -25,12 +25,12 @@ from snapshots import (
     values,
 )
 
-from otelbpf.accounting import Coverage, Gap, Lost
-from otelbpf.metrics import MetricStyle, Temporality, Untold, metrics_of
-from otelbpf.metrics_points import HistogramStyle
-from otelbpf.metrics_since import Receiver
-from otelbpf.request import Kind
-from otelbpf.snapshot import Series, SeriesKey
+from otelbpf.ledger.request import Kind
+from otelbpf.ledger.tally import Coverage, Gap, Lost
+from otelbpf.metrics.instruments import MetricStyle, Temporality, Untold, metrics_of
+from otelbpf.metrics.points import HistogramStyle
+from otelbpf.metrics.since import Receiver
+from otelbpf.metrics.snapshot import Series, SeriesKey
 
 CUMULATIVE, DELTA, LOWMEMORY = Temporality
 EXPLICIT = HistogramStyle.EXPLICIT

@@ -18,10 +18,10 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from promql import everything, labels_in, matched_in, metrics_in
 
-from otelbpf.records import Stamp
-from otelbpf.request import Kind, stage_name
-from otelbpf.stage_places import OTHER_STAGES
-from otelbpf.stamps import Owner, owner_of
+from otelbpf.kernel.records import Stamp
+from otelbpf.ledger.request import Kind, stage_name
+from otelbpf.ledger.stamps import Owner, owner_of
+from otelbpf.metrics.stage_places import OTHER_STAGES
 from otelbpf.top.look import COLOURS
 
 DASHBOARD = load()

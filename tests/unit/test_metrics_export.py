@@ -39,13 +39,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 from demo.receiver import Behaviour, Receiver
 
 from otelbpf.errors import UsageError
-from otelbpf.metrics import MetricStyle, Temporality, metrics_of
-from otelbpf.metrics_export import MetricsExport, Periodic, Schedule, metrics_export
-from otelbpf.metrics_parts import PointOf, metrics_with, points_of
-from otelbpf.metrics_points import HistogramStyle
-from otelbpf.request import Kind
-from otelbpf.snapshot import SeriesKey, Snapshot
-from otelbpf.ways_out import ExportDoor, WayOut
+from otelbpf.export.metrics import MetricsExport, Periodic, Schedule, metrics_export
+from otelbpf.export.parts import PointOf, metrics_with, points_of
+from otelbpf.export.ways_out import ExportDoor, WayOut
+from otelbpf.ledger.request import Kind
+from otelbpf.metrics.instruments import MetricStyle, Temporality, metrics_of
+from otelbpf.metrics.points import HistogramStyle
+from otelbpf.metrics.snapshot import SeriesKey, Snapshot
 
 DEADLINE_S = 30.0
 OFTEN = Schedule(interval_s=0.001, timeout_s=5.0)
@@ -316,7 +316,7 @@ def test_cumulative_metrics_count_failures_since_the_start() -> None:
 def test_metrics_that_are_lost_at_the_end_are_not_lost_in_silence(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("otelbpf.metrics_export._LAST_EXPORT_S", 0.1)
+    monkeypatch.setattr("otelbpf.export.metrics._LAST_EXPORT_S", 0.1)
     export = periodic(Exporter(*[MetricExportResult.FAILURE] * 9), SELDOM)
     with caplog.at_level(logging.WARNING):
         export.start(Moments())
@@ -342,7 +342,7 @@ def test_a_snapshot_that_cannot_be_taken_is_a_failed_export() -> None:
 
 def test_no_snapshot_is_taken_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exporter that hangs is left behind, and what it does then does no harm."""
-    monkeypatch.setattr("otelbpf.metrics_export._GIVING_UP_S", 0.01)
+    monkeypatch.setattr("otelbpf.export.metrics._GIVING_UP_S", 0.01)
     entered, leave = threading.Event(), threading.Event()
 
     class Hanging(Exporter):

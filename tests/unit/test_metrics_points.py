@@ -9,12 +9,12 @@ import pytest
 from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from snapshots import EXEMPLAR, START_UNIX_NS, histogram, key, series, snapshot, sums
 
-from otelbpf.accounting import Lost
-from otelbpf.metrics import MetricStyle, metrics_of
-from otelbpf.metrics_points import EXPLICIT_BOUNDS_S, HistogramStyle, histogram_point
-from otelbpf.metrics_since import by_kind, since
-from otelbpf.request import Kind
-from otelbpf.snapshot import BUCKETS, Connections, Exemplar
+from otelbpf.ledger.request import Kind
+from otelbpf.ledger.tally import Lost
+from otelbpf.metrics.instruments import MetricStyle, metrics_of
+from otelbpf.metrics.points import EXPLICIT_BOUNDS_S, HistogramStyle, histogram_point
+from otelbpf.metrics.since import by_kind, since
+from otelbpf.metrics.snapshot import BUCKETS, Connections, Exemplar
 
 EXPLICIT, EXPONENTIAL = HistogramStyle
 

@@ -15,12 +15,12 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from snapshots import EXEMPLAR, key, series, snapshot
 
-from otelbpf import metrics_prometheus
 from otelbpf.errors import UsageError
-from otelbpf.metrics import metrics_of
-from otelbpf.metrics_prometheus import PrometheusEndpoint, families
-from otelbpf.request import Kind
-from otelbpf.snapshot import Exemplar, SeriesKey, Snapshot
+from otelbpf.export import prometheus as metrics_prometheus
+from otelbpf.export.prometheus import PrometheusEndpoint, families
+from otelbpf.ledger.request import Kind
+from otelbpf.metrics.instruments import metrics_of
+from otelbpf.metrics.snapshot import Exemplar, SeriesKey, Snapshot
 from otelbpf.version import __version__
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from otelbpf import check, libbpf, needs, rights
 from otelbpf.errors import KernelError
-from otelbpf.needs import Need, programs_need_rights
-from otelbpf.rights import Capability
+from otelbpf.host import rights
+from otelbpf.host.rights import Capability
+from otelbpf.kernel import check, libbpf, needs
+from otelbpf.kernel.needs import Need, programs_need_rights
 
 UNLIMITED = resource.RLIM_INFINITY
 

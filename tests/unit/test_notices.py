@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from kernel_maps import KernelMaps
 
-from otelbpf.notices import Notice, NoticeReader
-from otelbpf.records import NOTICES, NoticeKind
+from otelbpf.agent.notices import Notice, NoticeReader
+from otelbpf.kernel.records import NOTICES, NoticeKind
 
 KEPT = 64
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from wheels import build_wheel
 
-from otelbpf.sources import bpf_directory
+from otelbpf.kernel.sources import bpf_directory
 from otelbpf.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,14 +86,14 @@ def test_sources_are_found_in_an_installed_wheel(wheel: Path, tmp_path: Path) ->
         archive.extractall(tmp_path)
     program = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r}); "
-        "from otelbpf.sources import bpf_directory; print(bpf_directory())"
+        "from otelbpf.kernel.sources import bpf_directory; print(bpf_directory())"
     )
     assert run(sys.executable, "-c", program, cwd=tmp_path) == f"{tmp_path / 'otelbpf/bpf'}\n"
 
 
 def test_missing_sources_are_explained(tmp_path: Path) -> None:
-    (package := tmp_path / "src" / "otelbpf").mkdir(parents=True)
-    source = (ROOT / "src" / "otelbpf" / "sources.py").read_text()
+    (package := tmp_path / "src" / "otelbpf" / "kernel").mkdir(parents=True)
+    source = (ROOT / "src" / "otelbpf" / "kernel" / "sources.py").read_text()
     namespace = {"__file__": str(package / "sources.py")}
     exec(compile(source, "sources.py", "exec"), namespace)
     with pytest.raises(FileNotFoundError, match=f"{tmp_path / 'bpf'} .* install otelbpf again"):

@@ -14,8 +14,8 @@ import thread_context
 from binaries import run
 from test_tls import address_in, word_at
 
-from otelbpf.thread_context import VARIABLE
-from otelbpf.tls import find_thread_local
+from otelbpf.userspace.thread_contexts import VARIABLE
+from otelbpf.userspace.thread_locals import find_thread_local
 
 # seen() is the calling thread's record, by the variable's own name; None where nothing is valid.
 PREAMBLE = """

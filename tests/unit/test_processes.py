@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from proc import Proc
 
-from otelbpf import processes as processes_module
-from otelbpf.netns import find_netns
-from otelbpf.processes import (
+from otelbpf.host import processes as processes_module
+from otelbpf.host.netns import find_netns
+from otelbpf.host.processes import (
     Listeners,
     Process,
     executable_name,

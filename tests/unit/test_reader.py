@@ -10,9 +10,9 @@ import pytest
 from kernel_maps import KernelMaps
 from samples import record
 
-from otelbpf.limits import Limits
-from otelbpf.reader import RecordError, RingReader, decode
-from otelbpf.records import EXCHANGE, REQUEST_RECORD, RING_ENDS, ExchangeState
+from otelbpf.kernel.limits import Limits
+from otelbpf.kernel.records import EXCHANGE, REQUEST_RECORD, RING_ENDS, ExchangeState
+from otelbpf.ledger.reader import RecordError, RingReader, decode
 
 LIMITS = Limits(connections=6, ring=5)
 SLOTS = 11

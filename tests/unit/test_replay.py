@@ -14,12 +14,12 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind
 from replay import CLOCK, ORIGIN, RING, SPANS, as_json, layout, replay
 
-from otelbpf.accounting import Lost, Sums
-from otelbpf.config import Config
-from otelbpf.reader import decode
-from otelbpf.records import Counter, RequestFlag, Stamp
-from otelbpf.sender import QueueLimits
-from otelbpf.spans import StageStyle
+from otelbpf.agent.config import Config
+from otelbpf.export.sender import QueueLimits
+from otelbpf.kernel.records import Counter, RequestFlag, Stamp
+from otelbpf.ledger.reader import decode
+from otelbpf.ledger.tally import Lost, Sums
+from otelbpf.traces.spans import StageStyle
 
 CONFIG = Config((), ())
 COUNT = 8

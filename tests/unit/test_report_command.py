@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from recorded import export, request, write
 
-from otelbpf import cli
+from otelbpf.cli import commands as cli
 from otelbpf.report import page
 
 SUMS = {"seen": 23, "exported": 20, "sampled_out": 2, "lost": {"parser": 1}, "in_flight": 0,
@@ -213,7 +213,7 @@ def test_as_a_command(spans: Path, tmp_path: Path) -> None:
     """In the plainest locale, and without what talks to the kernel."""
     program = (
         "import sys; sys.modules['bcc'] = None; from otelbpf.cli import main; code = main(); "
-        "sys.exit(code or bool({'otelbpf.agent', 'otelbpf.loader'} & sys.modules.keys()))"
+        "sys.exit(code or bool({'otelbpf.agent.agent', 'otelbpf.kernel.loader'} & sys.modules.keys()))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, "report", "page.html", "--spans", spans],

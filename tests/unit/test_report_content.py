@@ -16,13 +16,13 @@ from recorded import CLIENT, SERVER, STAGES, export, request, span, write
 from samples import SMALL, numbered
 from samples import request as sample
 
-from otelbpf.clock import ClockReading
-from otelbpf.records import Stamp
+from otelbpf.host.clock import ClockReading
+from otelbpf.kernel.records import Stamp
 from otelbpf.report import content as content_module
 from otelbpf.report import selection
 from otelbpf.report.content import content
 from otelbpf.report.recording import read
-from otelbpf.spans import StageStyle, spans_of
+from otelbpf.traces.spans import StageStyle, spans_of
 
 Json = dict[str, Any]
 RECORDS = Path(__file__).resolve().parents[1] / "records"
@@ -291,7 +291,7 @@ def test_a_request_is_told_in_the_order_of_time(made: Any) -> None:
 
 def test_a_real_clients_way(tmp_path: Path) -> None:
     """Its stages come in the order in which it passes them: write first."""
-    from otelbpf.records import RequestFlag
+    from otelbpf.kernel.records import RequestFlag
 
     times = {Stamp.WRITE: 0, Stamp.TC_OUT: 7, Stamp.NIC: 100, Stamp.TC: 110, Stamp.READ: 150}
     client = sample(times, flags=RequestFlag.CLIENT | RequestFlag.REQUEST_ANSWERED)

@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from otelbpf.accounting import Lost
+from otelbpf.ledger.tally import Lost
 from otelbpf.report.distributions import BINS_PER_DECADE, Distribution, distribution, nearest_rank
 from otelbpf.report.sums import REASONS
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from samples import SMALL, WHOLE, address, contexts, record, request
 
-from otelbpf.processes import NOBODY, Process
-from otelbpf.records import REQUEST_RECORD, RequestFlag, Stamp
-from otelbpf.request import address_of, requests_of
-from otelbpf.routes import Routes
+from otelbpf.host.processes import NOBODY, Process
+from otelbpf.kernel.records import REQUEST_RECORD, RequestFlag, Stamp
+from otelbpf.ledger.request import address_of, requests_of
+from otelbpf.policy.routes import Routes
 
 LINE_MAX = REQUEST_RECORD["request_line"].itemsize
 

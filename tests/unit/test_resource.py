@@ -21,10 +21,10 @@ from opentelemetry.semconv._incubating.attributes import (
 )
 from proc import Proc
 
-from otelbpf import processes as processes_module
-from otelbpf import resource
-from otelbpf.processes import NOBODY, Process, look_at
-from otelbpf.resource import Resources
+from otelbpf.host import processes as processes_module
+from otelbpf.host import resource
+from otelbpf.host.processes import NOBODY, Process, look_at
+from otelbpf.host.resource import Resources
 
 NAME = service_attributes.SERVICE_NAME
 INSTANCE = service_attributes.SERVICE_INSTANCE_ID

@@ -8,7 +8,7 @@ import itertools
 import pytest
 
 from otelbpf.errors import UsageError
-from otelbpf.routes import Routes, fold, is_id
+from otelbpf.policy.routes import Routes, fold, is_id
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from opentelemetry.sdk.trace import sampling
 
 from otelbpf.errors import UsageError
-from otelbpf.sampler import _SAMPLERS, Sampler, Slow
+from otelbpf.policy.sampler import _SAMPLERS, Sampler, Slow
 
 RATIOS = ("0", "1", "0.5", "0.1", "1e-3", "0.999999", "1e-19", "5e-20")
 

@@ -14,12 +14,12 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from samples import numbered
 
-from otelbpf import sender
-from otelbpf.accounting import Ledger, Lost, Sums
-from otelbpf.records import Counter
-from otelbpf.request import Request
-from otelbpf.sender import QueueLimits, Sender
-from otelbpf.ways_out import by_export
+from otelbpf.export import sender
+from otelbpf.export.sender import QueueLimits, Sender
+from otelbpf.export.ways_out import by_export
+from otelbpf.kernel.records import Counter
+from otelbpf.ledger.request import Request
+from otelbpf.ledger.tally import Ledger, Lost, Sums
 
 DEADLINE_S = 10.0
 NEVER_S = 1_000.0

@@ -28,12 +28,12 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind
 from samples import numbered
 
-from otelbpf import sender
-from otelbpf.accounting import Ledger, Lost
-from otelbpf.records import Counter
-from otelbpf.request import Request
-from otelbpf.sender import QueueLimits, Sender
-from otelbpf.ways_out import spans_way_out
+from otelbpf.export import sender
+from otelbpf.export.sender import QueueLimits, Sender
+from otelbpf.export.ways_out import spans_way_out
+from otelbpf.kernel.records import Counter
+from otelbpf.ledger.request import Request
+from otelbpf.ledger.tally import Ledger, Lost
 
 DEADLINE_S = 30.0
 GRPC, HTTP = "grpc", "http/protobuf"

@@ -14,16 +14,16 @@ from samples import numbered
 from series_kernel import MOST, WHOLE, Kernel, one
 from snapshots import AGENT, START_UNIX_NS, sums
 
-from otelbpf import series_places
-from otelbpf.metrics_since import Receiver, since
-from otelbpf.records import RequestFlag
-from otelbpf.request import KINDS, Kind
-from otelbpf.resource import Resources
-from otelbpf.routes import Routes
-from otelbpf.sampler import Slow
-from otelbpf.series import SeriesTable
-from otelbpf.series_places import SILENT_LEAST_S, SILENT_S
-from otelbpf.snapshot import Series, SeriesKey, Snapshot
+from otelbpf.host.resource import Resources
+from otelbpf.kernel.records import RequestFlag
+from otelbpf.ledger.request import KINDS, Kind
+from otelbpf.metrics import series_places
+from otelbpf.metrics.series import SeriesTable
+from otelbpf.metrics.series_places import SILENT_LEAST_S, SILENT_S
+from otelbpf.metrics.since import Receiver, since
+from otelbpf.metrics.snapshot import Series, SeriesKey, Snapshot
+from otelbpf.policy.routes import Routes
+from otelbpf.policy.sampler import Slow
 
 ROOM = MOST - len(KINDS)
 SLOW_NS = 1 << 40

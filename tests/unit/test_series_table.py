@@ -11,21 +11,21 @@ import pytest
 from samples import SMALL, address, numbered, record
 from series_kernel import MOST, THIS, WHOLE, Kernel, one
 
-from otelbpf import series_places
-from otelbpf.processes import NOBODY, Process
-from otelbpf.records import (
+from otelbpf.host.processes import NOBODY, Process
+from otelbpf.host.resource import Resources
+from otelbpf.kernel.records import (
     SERIES,
     STAGE_ORDER,
     RequestFlag,
     Stamp,
 )
-from otelbpf.request import stages_of
-from otelbpf.resource import Resources
-from otelbpf.routes import Routes
-from otelbpf.sampler import Slow
-from otelbpf.series import SeriesTable
-from otelbpf.snapshot import buckets_of
-from otelbpf.stage_places import OTHER_STAGES
+from otelbpf.ledger.request import stages_of
+from otelbpf.metrics import series_places
+from otelbpf.metrics.series import SeriesTable
+from otelbpf.metrics.snapshot import buckets_of
+from otelbpf.metrics.stage_places import OTHER_STAGES
+from otelbpf.policy.routes import Routes
+from otelbpf.policy.sampler import Slow
 
 LENGTH_NS = SMALL[Stamp.TC_OUT] - SMALL[Stamp.NIC]
 

@@ -23,14 +23,14 @@ from opentelemetry.semconv._incubating.attributes import (
 from opentelemetry.trace import SpanKind, StatusCode
 from samples import BEGIN_KTIME_NS, SMALL, WHOLE, address, record, request
 
-from otelbpf import spans
-from otelbpf.clock import ClockReading
-from otelbpf.context import contexts_of
-from otelbpf.ids import Ids
-from otelbpf.records import RequestFlag, Said, Stamp
-from otelbpf.request import Request, address_of, requests_of
-from otelbpf.routes import Routes
-from otelbpf.spans import StageStyle, attributes_of, spans_of
+from otelbpf.host.clock import ClockReading
+from otelbpf.kernel.records import RequestFlag, Said, Stamp
+from otelbpf.ledger.ids import Ids
+from otelbpf.ledger.request import Request, address_of, requests_of
+from otelbpf.ledger.trace_contexts import contexts_of
+from otelbpf.policy.routes import Routes
+from otelbpf.traces import spans
+from otelbpf.traces.spans import StageStyle, attributes_of, spans_of
 
 CLOCK = ClockReading(offset_ns=1_785_000_000_000_000_001, uncertainty_ns=37)
 RESOURCE = Resource({"service.name": "shop"})

@@ -9,8 +9,8 @@ import random
 import pytest
 from samples import BEGIN_KTIME_NS, WHOLE, request
 
-from otelbpf.records import RequestFlag, Stamp
-from otelbpf.request import Stage, stages_of
+from otelbpf.kernel.records import RequestFlag, Stamp
+from otelbpf.ledger.request import Stage, stages_of
 
 #: Those that bound stages; the others come after a request's end.
 BOUNDS = tuple(stamp for stamp in Stamp if stamp < Stamp.ACKED)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from otelbpf.records import Stamp
-from otelbpf.request import Kind, stage_name, stages_of
-from otelbpf.stamps import (
+from otelbpf.kernel.records import Stamp
+from otelbpf.ledger.request import Kind, stage_name, stages_of
+from otelbpf.ledger.stamps import (
     WAY,
     Owner,
     ends_of,

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 from kernel_maps import KernelMaps
 
-from otelbpf.limits import Limits
-from otelbpf.records import EXCHANGE, ExchangeState, RequestFlag
-from otelbpf.sweeper import ACK_WAIT_NS, Sweeper
+from otelbpf.kernel.limits import Limits
+from otelbpf.kernel.records import EXCHANGE, ExchangeState, RequestFlag
+from otelbpf.ledger.sweeper import ACK_WAIT_NS, Sweeper
 
 NOW = 10_000_000_000_000
 SECOND_NS = 1_000_000_000

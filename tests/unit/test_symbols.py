@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from otelbpf.symbols import Symbols
+from otelbpf.kernel.symbols import Symbols
 
 KALLSYMS = b"""\
 ffffffff81000010 T whole

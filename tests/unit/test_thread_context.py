@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from binaries import compile_c
 
-from otelbpf import thread_context
-from otelbpf.thread_context import ThreadContexts
-from otelbpf.tls import ThreadLocal, UnresolvedError
+from otelbpf.userspace import thread_contexts as thread_context
+from otelbpf.userspace.thread_contexts import ThreadContexts
+from otelbpf.userspace.thread_locals import ThreadLocal, UnresolvedError
 
 LIBRARY = "__thread void *otel_thread_ctx_v1; void publish(void *r) { otel_thread_ctx_v1 = r; }"
 # Loads the library when it is told to, and becomes another program when it is told that.

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from binaries import compile_c
 
-from otelbpf.tls import ThreadLocal, UnresolvedError, find_thread_local
+from otelbpf.userspace.thread_locals import ThreadLocal, UnresolvedError, find_thread_local
 
 NAME = "otel_thread_ctx_v1"
 # Others around it, so that a wrong offset or alignment is somewhere else.

@@ -12,10 +12,10 @@ import pytest
 from rich.console import Console
 from snapshots import SHOP, key, series, snapshot, sums
 
-from otelbpf.accounting import Sums
-from otelbpf.request import Kind
-from otelbpf.snapshot import UPPER_NS, Series, buckets_of, no_durations
-from otelbpf.stamps import Owner
+from otelbpf.ledger.request import Kind
+from otelbpf.ledger.stamps import Owner
+from otelbpf.ledger.tally import Sums
+from otelbpf.metrics.snapshot import UPPER_NS, Series, buckets_of, no_durations
 from otelbpf.top.frame import View, frame
 from otelbpf.top.look import (
     COLOURS,

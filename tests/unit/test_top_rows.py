@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 from snapshots import SHOP, histogram, key, series, snapshot
 
-from otelbpf.request import Kind
-from otelbpf.snapshot import UPPER_NS, Series, Snapshot, buckets_of
-from otelbpf.stamps import Owner
+from otelbpf.ledger.request import Kind
+from otelbpf.ledger.stamps import Owner
+from otelbpf.metrics.snapshot import UPPER_NS, Series, Snapshot, buckets_of
 from otelbpf.top.rows import RouteKey, Row, Sort, Table, table_of
 
 MS = 1_000_000

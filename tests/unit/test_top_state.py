@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from snapshots import key, series, snapshot
 
-from otelbpf.snapshot import Series, Snapshot
+from otelbpf.metrics.snapshot import Series, Snapshot
 from otelbpf.top.rows import Sort
 from otelbpf.top.state import State
 
@@ -36,6 +36,7 @@ class Agent:
     snapshots: list[Snapshot]
 
     attachments = SimpleNamespace(description=["tcx ingress on eth0"], absent=["nic: it is taken"])
+    on_handlers = ()
 
     def snapshot(self) -> Snapshot:
         return self.snapshots.pop(0) if len(self.snapshots) > 1 else self.snapshots[0]

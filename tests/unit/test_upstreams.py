@@ -13,8 +13,8 @@ import pytest
 from samples import address
 
 from otelbpf.errors import UsageError
-from otelbpf.netns import find_netns
-from otelbpf.upstreams import Upstreams, resolve
+from otelbpf.host.netns import find_netns
+from otelbpf.policy.upstreams import Upstreams, resolve
 
 HERE = find_netns(None)
 
@@ -56,7 +56,7 @@ def test_a_name_that_means_nothing_is_refused(
 def test_without_upstreams_there_are_none() -> None:
     assert not Upstreams()
     assert Upstreams().macros() == {
-        "CLIENTS": "0", "IS_UPSTREAM_PORT(p)": "(0)", "IS_UPSTREAM(p,a)": "(0)",
+        "CLIENTS": 0, "IS_UPSTREAM_PORT(p)": "(0)", "IS_UPSTREAM(p,a)": "(0)",
     }
 
 
@@ -66,7 +66,7 @@ def test_what_the_programs_are_told(tmp_path: Path) -> None:
     assert compiler is not None
     endpoints = ((address("192.0.2.7"), 80), (address("fd00::7"), 80), (address("fd00::8"), 81))
     macros = Upstreams(endpoints, (9090,)).macros()
-    assert macros["CLIENTS"] == "1"
+    assert macros["CLIENTS"] == 1
     source = tmp_path / "upstreams.c"
     source.write_text(
         "typedef unsigned long long u64;\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from otelbpf.urls import RequestLine, Server, server_asked, split_request_line
+from otelbpf.protocols.urls import RequestLine, Server, server_asked, split_request_line
 
 
 @pytest.mark.parametrize(

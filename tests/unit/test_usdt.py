@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from otelbpf import usdt
-from otelbpf.usdt import ArgumentKind, UsdtArgument, parse_usdt_arguments
+from otelbpf.userspace import usdt
+from otelbpf.userspace.usdt import ArgumentKind, UsdtArgument, parse_usdt_arguments
 
 KERNEL_H = Path(__file__).resolve().parents[2] / "bpf/kernel.h"
 

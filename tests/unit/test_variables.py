@@ -14,7 +14,7 @@ import pytest
 from misbehaving import Certificate
 
 from otelbpf.errors import UsageError
-from otelbpf.variables import require_otlp, settle
+from otelbpf.export.variables import require_otlp, settle
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 

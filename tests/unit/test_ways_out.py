@@ -19,13 +19,13 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from samples import request
 
-from otelbpf import ways_out
-from otelbpf.answers import Answer, Verdict
-from otelbpf.clock import ClockReading
-from otelbpf.doors import GrpcDoor, HttpDoor
 from otelbpf.errors import UsageError
-from otelbpf.spans import StageStyle, spans_of
-from otelbpf.ways_out import ExportDoor, by_export, metrics_way_out, spans_way_out
+from otelbpf.export import ways_out
+from otelbpf.export.answers import Answer, Verdict
+from otelbpf.export.doors import GrpcDoor, HttpDoor
+from otelbpf.export.ways_out import ExportDoor, by_export, metrics_way_out, spans_way_out
+from otelbpf.host.clock import ClockReading
+from otelbpf.traces.spans import StageStyle, spans_of
 
 
 @pytest.fixture

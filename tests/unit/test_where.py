@@ -13,10 +13,10 @@ from typing import TypeVar
 
 import pytest
 
-from otelbpf import netns as netns_module
 from otelbpf.errors import KernelError, UsageError
-from otelbpf.interfaces import find_interfaces
-from otelbpf.netns import Netns, find_netns
+from otelbpf.host import netns as netns_module
+from otelbpf.host.interfaces import find_interfaces
+from otelbpf.host.netns import Netns, find_netns
 
 T = TypeVar("T")
 

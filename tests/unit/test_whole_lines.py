@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from otelbpf import whole_lines
-from otelbpf.answers import Answer, Verdict
 from otelbpf.errors import UsageError
-from otelbpf.whole_lines import WholeLines, open_lines
+from otelbpf.export import whole_lines
+from otelbpf.export.answers import Answer, Verdict
+from otelbpf.export.whole_lines import WholeLines, open_lines
 
 TAKEN = Answer(Verdict.TAKEN)
 DEADLINE_S = 30.0
@@ -54,7 +54,7 @@ def test_lines_are_appended(tmp_path: Path) -> None:
 #: Writes lines of 100 bytes to a file that may have no more than 1,050, and then to one that may.
 FULL = """
 import json, resource, sys
-from otelbpf.whole_lines import WholeLines, open_lines
+from otelbpf.export.whole_lines import WholeLines, open_lines
 sys.path[:0] = [sys.argv[1]]
 from test_whole_lines import line
 lines = open_lines(sys.argv[2]) if sys.argv[2] else WholeLines(1, "standard output")
@@ -256,7 +256,7 @@ def test_a_file_that_cannot_be_locked_is_not_healed(
 WRITER = """
 import os, sys
 sys.path[:0] = [sys.argv[1]]
-from otelbpf.whole_lines import open_lines
+from otelbpf.export.whole_lines import open_lines
 from test_whole_lines import TAKEN, line
 lines, number = open_lines(sys.argv[2]), int(sys.argv[3])
 while True:

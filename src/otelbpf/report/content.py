@@ -10,15 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from otelbpf.accounting import NOT_JOINED
-from otelbpf.records import Stamp
-from otelbpf.report.distributions import BINS_PER_DECADE, Distribution, distribution
-from otelbpf.report.otlp_json import Span, Value
-from otelbpf.report.recording import Recording, Route, path_of, text_of
-from otelbpf.report.selection import BELOW, FAILED, SLOWEST, Below, Selection, select
-from otelbpf.report.sums import REASONS, RecordedSums
-from otelbpf.request import Kind
-from otelbpf.stamps import (
+from otelbpf.kernel.records import Stamp
+from otelbpf.ledger.request import Kind
+from otelbpf.ledger.stamps import (
     Owner,
     ends_of,
     meaning_of,
@@ -27,6 +21,12 @@ from otelbpf.stamps import (
     place_of_stamp,
     shade_of,
 )
+from otelbpf.ledger.tally import NOT_JOINED
+from otelbpf.report.distributions import BINS_PER_DECADE, Distribution, distribution
+from otelbpf.report.otlp_json import Span, Value
+from otelbpf.report.recording import Recording, Route, path_of, text_of
+from otelbpf.report.selection import BELOW, FAILED, SLOWEST, Below, Selection, select
+from otelbpf.report.sums import REASONS, RecordedSums
 from otelbpf.version import __version__
 
 #: Routes with a place of their own, those with the most requests; the others share one.

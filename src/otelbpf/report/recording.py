@@ -17,11 +17,11 @@ from typing import NamedTuple
 import numpy as np
 
 from otelbpf.errors import UsageError
+from otelbpf.ledger.request import Kind
+from otelbpf.ledger.stamps import ends_of
+from otelbpf.policy.routes import fold
 from otelbpf.report.otlp_json import Span, Value, lines
-from otelbpf.request import Kind
-from otelbpf.routes import fold
-from otelbpf.spans import SCOPE
-from otelbpf.stamps import ends_of
+from otelbpf.traces.spans import SCOPE
 
 _log = logging.getLogger(__name__)
 

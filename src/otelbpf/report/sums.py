@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from otelbpf.accounting import Lost
 from otelbpf.errors import UsageError
+from otelbpf.ledger.tally import Lost
 
 #: Why requests were lost, in words.
 REASONS = {

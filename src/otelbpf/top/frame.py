@@ -14,9 +14,9 @@ from rich.console import Group
 from rich.table import Table as Columns
 from rich.text import Text
 
-from otelbpf.records import Stamp
-from otelbpf.snapshot import Histogram
-from otelbpf.stamps import Owner
+from otelbpf.kernel.records import Stamp
+from otelbpf.ledger.stamps import Owner
+from otelbpf.metrics.snapshot import Histogram
 from otelbpf.top.look import (
     COLOURS,
     Bar,

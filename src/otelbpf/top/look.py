@@ -13,7 +13,7 @@ from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 
-from otelbpf.stamps import Owner, ends_of
+from otelbpf.ledger.stamps import Owner, ends_of
 
 COLOURS = {
     Owner.RECEIVE: "#3b97d6",

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from otelbpf.accounting import Sums
-from otelbpf.metrics_since import since
-from otelbpf.request import Kind
-from otelbpf.snapshot import Histogram, Series, SeriesKey, Snapshot, no_durations
-from otelbpf.spans import LEAST_ERROR
-from otelbpf.stamps import Owner, owner_of, place_of_stage
+from otelbpf.ledger.request import Kind
+from otelbpf.ledger.stamps import Owner, owner_of, place_of_stage
+from otelbpf.ledger.tally import Sums
+from otelbpf.metrics.since import since
+from otelbpf.metrics.snapshot import Histogram, Series, SeriesKey, Snapshot, no_durations
+from otelbpf.traces.spans import LEAST_ERROR
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from rich.console import Console, Group
 
-from otelbpf.agent import Running
-from otelbpf.snapshot import Snapshot
+from otelbpf.agent.agent import Running
+from otelbpf.metrics.snapshot import Snapshot
 from otelbpf.top.frame import View, frame
 from otelbpf.top.look import look_of
 from otelbpf.top.rows import Sort, Table, table_of
@@ -41,7 +41,8 @@ class State:
         self._all = False
         attachments = running.attachments
         notes = [(f"absent from requests: {each}", False) for each in attachments.absent]
-        notes.append((f"attached: {', '.join(attachments.description)}", False))
+        everything = [*attachments.description, *running.on_handlers]
+        notes.append((f"attached: {', '.join(everything)}", False))
         # Without keys there is no screen to leave, and all that was said is still there.
         self._view = View(title, "", sort, notes=tuple(notes) if keys else (), keys=keys)
         self.began_s = time.monotonic()

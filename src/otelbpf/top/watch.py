@@ -26,12 +26,12 @@ from rich.console import Console, RenderableType
 from rich.control import Control
 from rich.screen import Screen
 
-from otelbpf import rights
-from otelbpf.accounting import Sums
-from otelbpf.agent import Running, run
-from otelbpf.config import Config
+from otelbpf.agent.agent import Running, run
+from otelbpf.agent.config import Config
 from otelbpf.errors import UsageError
-from otelbpf.sampler import Sampler
+from otelbpf.host import rights
+from otelbpf.ledger.tally import Sums
+from otelbpf.policy.sampler import Sampler
 from otelbpf.top.rows import Sort
 from otelbpf.top.state import State
 

@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the command line takes: commands, options, and what their values may be."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+from otelbpf.errors import UsageError
+from otelbpf.kernel.limits import MOST
+from otelbpf.policy.routes import Routes
+from otelbpf.version import __version__
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without the usage text before it."""
+
+    def error(self, message: str) -> None:
+        raise UsageError(f"{message}; see `{self.prog} --help`")
+
+
+class _Command(_Parser):
+    """Refuses itself what it does not know: argparse would leave that to `otelbpf`.
+
+    Attributes:
+        all: the commands.
+    """
+
+    all: Collection[_Command] = ()
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        arguments, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            option = unknown[0].partition("=")[0]
+            others = [f"`{each.prog}`" for each in self.all if each.has(option)]
+            whose = f"; {option} is an option of {' and '.join(others)}" if others else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{whose}")
+        return arguments, unknown
+
+    def has(self, option: str) -> bool:
+        """Is this an option of the command's?"""
+        return option in self._option_string_actions
+
+
+def _is_number(text: str) -> bool:
+    """Only digits that int() reads (a superscript is a digit too), and no more than it reads."""
+    return text.isascii() and text.isdigit() and len(text) < 20
+
+
+def _port(text: str) -> int:
+    if not _is_number(text) or not 1 <= int(text) <= 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no TCP port: it is a number from 1 to 65535")
+    return int(text)
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    is_address = host.startswith("[") and host.endswith("]")
+    name = host[1:-1] if is_address else host
+    if not name or (":" in name and not is_address):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no HOST:PORT: an IPv6 address is written in brackets, as in [::1]:80"
+        )
+    return name, _port(port)
+
+
+def _own_address(text: str) -> tuple[str, int]:
+    """Without a host it is one of this machine's that nobody else reaches."""
+    return _host_and_port(text) if ":" in text else ("127.0.0.1", _port(text))
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return value
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not _is_number(text) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number from {least} to {most}")
+        return int(text)
+
+    return number
+
+
+def _one_in(text: str) -> int:
+    one, _, n = text.partition("/")
+    if one != "1" or not _is_number(n) or not 1 <= int(n) <= 1_000_000_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share: one in a hundred is 1/100")
+    return int(n)
+
+
+_UNITS_NS = {"us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
+
+
+def _slow(text: str) -> tuple[str, int]:
+    """The route, or nothing, and ns."""
+    route, _, time = text.rpartition("=")
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(us|ms|s)", time, re.ASCII)
+    if not match or text.startswith("="):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time, or no route and time: write 5ms, 1.5s, or /checkout=200ms"
+        )
+    return route and _route(route), round(float(match[1]) * _UNITS_NS[match[2]])
+
+
+def _route(text: str) -> str:
+    try:
+        Routes((text,))
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def _writable_path(text: str) -> Path:
+    path = Path(text)
+    try:
+        fits = path.absolute().parent.is_dir() and (path.is_file() or not path.exists())
+    except OSError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot be written: {error.strerror}"
+        ) from error
+    if not fits:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot be written: its directory does not exist, or it is no ordinary file"
+        )
+    return path
+
+
+def _measuring() -> argparse.ArgumentParser:
+    """What is measured, and how: the options of all commands that run an agent."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    add = parser.add_argument
+    add("--interface", action="append", required=True, metavar="IF",
+        help="network interface that requests come in on, or leave by to upstreams; may be "
+        "repeated")
+    add("--port", action="append", default=[], type=_port, metavar="P",
+        help="TCP port the server listens on; may be repeated")
+    add("--upstream", action="append", default=[], type=_host_and_port, metavar="HOST:PORT",
+        help="also measure the requests that are sent to there, as CLIENT spans; a "
+        "name is looked up once, at the start; may be repeated")
+    add("--client-port", action="append", default=[], type=_port, metavar="P",
+        help="the same, for this TCP port at whatever address; may be repeated")
+    add("--netns", metavar="NAME|PATH",
+        help="network namespace of the interfaces and the server (default: this one)")
+    add("--duration", type=_seconds, metavar="S", help="stop by itself after S seconds")
+    add("--service-name", metavar="NAME",
+        help="service.name of all that is measured (default: each process's own: its "
+        "OTEL_SERVICE_NAME, else its systemd service, else what it runs)")
+    add("--hooks", choices=("auto", "tracepoint", "fentry", "kprobe"), default="auto",
+        help="how to attach where the kernel offers several ways (default: the one "
+        "that costs least); stamps that have no such way will be absent")
+    add("--handler", action="append", default=[], metavar="TARGET:FUNCTION",
+        help="also stamp this function as the requests' handler; TARGET is an "
+        "executable, a library or a process's number, FUNCTION may be a pattern "
+        "(nginx:ngx_http_process_request, 1234:main.handle) or a pair of USDT probes "
+        "(PROVIDER:START,END); may be repeated")
+    add("--xdp", choices=("auto", "on", "off"), default="auto",
+        help="where to attach to XDP, which the nic stamp comes from. auto (default): where the "
+        "driver has it, its slot is free and it slows nothing down, so not on a veth; on: on all "
+        "interfaces, if need be in the kernel's generic way; off: nowhere")
+    add("--route", action="append", default=[], type=_route, metavar="TEMPLATE",
+        help="a route that metrics, `top` and spans tell apart (/users/{name}, /static/*); may be "
+        "repeated")
+    add("--routes", choices=("found", "given"), default="found",
+        help="what the routes of paths are that fit no --route. found (default): the path with "
+        "{id} for each part that looks like one; given: none")
+    add("--series", type=_number(8, MOST.series), default=256, metavar="N",
+        help="how many combinations of service, route, method and status metrics and `top` tell "
+        "apart; and how many found routes are in spans (default: 256)")
+    add("--idle-timeout", type=_seconds, default=120.0, metavar="S",
+        help="end an unanswered request after S silent seconds if its socket is not known to be "
+        "open: while that is open the request is kept, however long it waits (default: 120)")
+    add("--connections", type=_number(16, MOST.connections), default=65_536, metavar="N",
+        help="connections remembered at once (default: 65536)")
+    add("--ring", type=_number(16, MOST.ring), default=49_152, metavar="N",
+        help="finished requests that may wait for the agent to read them (default: 49152)")
+    return parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `otelbpf`; what it refuses is a UsageError."""
+    parser = _Parser(
+        prog="otelbpf",
+        description="Shows where each HTTP request's time goes between the network card and the "
+        "handler, as OpenTelemetry spans.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"otelbpf {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Command)
+    measuring = _measuring()
+
+    run = commands.add_parser(
+        "run",
+        parents=[measuring],
+        help="attach and export until stopped",
+        description="Attaches to the kernel and exports spans until SIGINT, SIGTERM or --duration. "
+        "Where they go is set by the standard OTEL_* variables.",
+        allow_abbrev=False,
+    )
+    run.add_argument("--stages", choices=("spans", "attributes"), default="spans",
+                     help="stages as child spans, or as attributes of the request's span")
+    run.add_argument("--capture-query", action="store_true",
+                     help="keep the part of the URL after `?`, which may hold secrets")
+    run.add_argument("--sample", type=_one_in, metavar="1/N",
+                     help="keep one in N traces that no caller has decided about, and all errors "
+                     "(default: as OTEL_TRACES_SAMPLER says); metrics are of all requests")
+    run.add_argument("--slow", action="append", default=[], type=_slow, metavar="[ROUTE=]TIME",
+                     help="also keep requests that took this long (5ms, 1.5s), of this route or of "
+                     "all others, and all errors; may be repeated")
+    run.add_argument("--keep-4xx", action="store_true",
+                     help="--sample and --slow also keep what servers answer with 4xx, like an "
+                     "upstream's 4xx")
+    run.add_argument("--output", metavar="FILE",
+                     help="where OTEL_TRACES_EXPORTER=otlp_json_file appends (default: stdout)")
+    run.add_argument("--ready-file", type=_writable_path, metavar="PATH",
+                     help="is there while all is measured that was asked for, and renewed each "
+                     "second: one that is older than some seconds was left by an agent that was "
+                     "killed or hangs")
+    run.add_argument("--health", type=_own_address, metavar="[HOST:]PORT",
+                     help="answer probes there: GET /livez says 200 unless only a restart can help, "
+                     "GET /readyz while all is measured that was asked for, else both say 503 and "
+                     "why (default host: 127.0.0.1)")
+    run.add_argument("--sums-file", type=_writable_path, metavar="PATH",
+                     help="gets the final sums as JSON")
+
+    top = commands.add_parser(
+        "top",
+        parents=[measuring],
+        help="show the routes in this terminal; exports nothing",
+        description="Attaches to the kernel and shows, for each route, how many requests there "
+        "are, how long they take and where that time goes, until q, SIGINT, SIGTERM or --duration. "
+        "No span is made, and nothing is exported. Quantiles are to within 9%. Where standard "
+        "output is no terminal, the table of each interval is printed. The last table is of all "
+        "requests.",
+        allow_abbrev=False,
+    )
+    top.add_argument("--interval", type=_seconds, default=1.0, metavar="S",
+                     help="what each table is of, in seconds (default: 1)")
+    top.add_argument("--sort", choices=("rate", "p99", "errors", "time"), default="rate",
+                     help="what comes first (default: rate); time: what took the most of it in all")
+
+    check = commands.add_parser(
+        "check",
+        help="what this kernel offers; attaches nothing",
+        description="Shows which hook each stamp gets on this kernel, and what is missing. "
+        "Attaches nothing. Exit status 0: otelbpf can run; 1: it cannot.",
+        allow_abbrev=False,
+    )
+    check.add_argument("--interface", action="append", default=[], metavar="IF",
+                       help="also look at this interface; may be repeated")
+    check.add_argument("--netns", metavar="NAME|PATH", help="network namespace of the interfaces")
+    check.add_argument("--json", action="store_true", help="as JSON")
+
+    report = commands.add_parser(
+        "report",
+        help="make a page to look at recorded spans",
+        description="Makes one HTML page from recorded spans, for any browser: where the time of "
+        "each route's requests goes, the slowest ones' waterfalls and ledgers, and what was lost. "
+        "The page fetches nothing. Needs no root.",
+        allow_abbrev=False,
+    )
+    report.add_argument("page", type=_writable_path, metavar="FILE.html",
+                        help="the page to write")
+    report.add_argument("--spans", action="append", required=True, type=Path, metavar="SPANS",
+                        help="what OTEL_TRACES_EXPORTER=otlp_json_file or the collector's file "
+                        "exporter wrote (OTLP JSON, one export a line); may be repeated")
+    report.add_argument("--sums", type=Path, metavar="SUMS",
+                        help="what `otelbpf run --sums-file` wrote of the same run")
+    for command in commands.choices.values():
+        command.all = commands.choices.values()
+    return parser

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""request -> span -> exporter: a bounded queue in front of a way out, and a thread that empties it.
+
+The queue holds requests, not spans: they are small, and become spans only when
+their turn to be sent has come. What does not fit, or is not taken, is counted as
+lost; nothing ever waits for the collector but the sending thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from opentelemetry.sdk.trace import ReadableSpan
+
+from otelbpf.export.delivery import QUIET_S, UNSAID_S, Delivery, Fate, Formed, Wording
+from otelbpf.export.exporters import whole_number
+from otelbpf.export.ways_out import WayOut
+from otelbpf.ledger.tally import Ledger, Lost
+
+_log = logging.getLogger(__name__)
+
+# How long an export under way is waited for once its door was closed.
+_LAST_EXPORT_S = 2.0
+
+# What stands for a request while it waits.
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class QueueLimits:
+    """How much waits, and for how long.
+
+    Attributes:
+        requests: in the queue (OTEL_BSP_MAX_QUEUE_SIZE).
+        batch_spans: sent at once (OTEL_BSP_MAX_EXPORT_BATCH_SIZE).
+        delay_s: the longest that a request waits for others (OTEL_BSP_SCHEDULE_DELAY).
+        flush_s: the longest that stopping waits for what takes the spans (OTEL_BSP_EXPORT_TIMEOUT).
+        retry_s: for how long a batch that is not taken is tried again.
+    """
+
+    requests: int = 16_384
+    batch_spans: int = 512
+    delay_s: float = 1.0
+    flush_s: float = 10.0
+    retry_s: float = 60.0
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> QueueLimits:
+        """The defaults, changed by the OTEL_BSP_* variables.
+
+        Raises:
+            UsageError: one of them is no whole number, or none from 1 to 999999999.
+        """
+
+        def number(name: str, default: float) -> float:
+            return whole_number(environment, name, default)
+
+        return cls(
+            requests=int(number("OTEL_BSP_MAX_QUEUE_SIZE", cls.requests)),
+            batch_spans=int(number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", cls.batch_spans)),
+            delay_s=number("OTEL_BSP_SCHEDULE_DELAY", cls.delay_s * 1000) / 1000,
+            flush_s=number("OTEL_BSP_EXPORT_TIMEOUT", cls.flush_s * 1000) / 1000,
+        )
+
+
+class Sender(Generic[Item]):
+    """Sends requests in a thread of its own.
+
+    Args:
+        way_out: None drops everything, counted as exported to nowhere.
+        to_spans: makes a request's spans.
+        spans_each: how many spans a request becomes, about.
+    """
+
+    def __init__(
+        self,
+        way_out: WayOut[Sequence[ReadableSpan]] | None,
+        to_spans: Callable[[Item], list[ReadableSpan]],
+        spans_each: int,
+        ledger: Ledger,
+        limits: QueueLimits,
+    ) -> None:
+        self._way_out = way_out
+        self._to_spans = to_spans
+        self._ledger = ledger
+        self._limits = limits
+        self._batch = max(1, limits.batch_spans // spans_each)
+        self._queue: deque[Item] = deque()
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._quiet_until = float("-inf")
+        self._sending = 0
+        self._abandoned = False
+        self._delivery = None if way_out is None else self._delivery_by(way_out)
+        self._thread = threading.Thread(target=self._run, name="otelbpf-sender", daemon=True)
+
+    def _delivery_by(self, way_out: WayOut[Sequence[ReadableSpan]]) -> Delivery[Item]:
+        def form(requests: Sequence[Item]) -> Formed:
+            spans = [self._to_spans(request) for request in requests]
+            payload = way_out.form([span for of_one in spans for span in of_one])
+            return Formed(payload, [len(of_one) for of_one in spans])
+
+        wording = Wording(
+            way_out.whose, "spans",
+            meanwhile=f"they wait in a queue of {self._limits.requests} requests, and what does "
+            f"not fit, or is not taken for {self._limits.retry_s:.0f} s, is counted as lost",
+        )  # fmt: skip
+        return Delivery(way_out.door, form, wording, self._limits.retry_s)
+
+    def start(self) -> None:
+        """Starts sending."""
+        self._thread.start()
+
+    def admit(self, count: int) -> int:
+        """How many of `count` requests fit into the queue; the rest is counted as lost."""
+        room = max(0, self._limits.requests - len(self._queue))
+        if count > room:
+            self._ledger.lose(Lost.QUEUE_FULL, count - room)
+            self._tell_overflow()
+        return min(count, room)
+
+    def _tell_overflow(self) -> None:
+        now = time.monotonic()
+        if now < self._quiet_until:
+            return
+        self._quiet_until = now + QUIET_S
+        _log.warning(
+            "more requests come than are taken in the same time: the queue of %d is full, and what "
+            "does not fit is counted as lost", self._limits.requests,
+        )  # fmt: skip
+
+    def put(self, requests: Sequence[Item]) -> None:
+        """Queues requests; those that do not fit are counted as lost. Never waits."""
+        requests = requests[: self.admit(len(requests))]
+        with self._changed:
+            self._queue.extend(requests)
+            if len(self._queue) >= self._batch:
+                self._changed.notify()
+
+    def stop(self) -> None:
+        """Sends what is queued, for as long as the limits allow, and ends the thread.
+
+        What could not be sent by then is counted as lost. If it waits, it says so.
+        """
+        stop_at = time.monotonic() + self._limits.flush_s
+        if self._delivery is not None:
+            self._delivery.stop(self._limits.flush_s)
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join(min(UNSAID_S, self._limits.flush_s))
+        rest_s = stop_at - time.monotonic()
+        if self._thread.is_alive() and rest_s > 0:
+            _log.warning(
+                "stopping: %d requests wait for %s, for %g s at most",
+                len(self._queue) + self._sending, self._way_out and self._way_out.whose,
+                self._limits.flush_s,
+            )  # fmt: skip
+            self._thread.join(rest_s)
+        if self._way_out is not None:
+            # Ends a try that is under way; one over HTTP may not hear it.
+            self._way_out.door.close()
+        self._thread.join(_LAST_EXPORT_S)
+        with self._changed:
+            # What a thread that still hangs does from here on counts no more.
+            self._abandoned = True
+            self._ledger.lose(Lost.EXPORT_FAILED, len(self._queue) + self._sending)
+
+    def _run(self) -> None:
+        while (batch := self._next_batch()) is not None:
+            nowhere = (Fate(len(batch)),)
+            for fate in nowhere if self._delivery is None else self._delivery.deliver(batch):
+                with self._changed:
+                    if self._abandoned:
+                        return
+                    self._sending -= fate.units
+                    self._ledger.export(fate.taken)
+                    for reason, count in fate.lost.items():
+                        self._ledger.lose(reason, count)
+
+    def _next_batch(self) -> list[Item] | None:
+        """The next requests to send; empty after a wait in vain, None when all is done."""
+        with self._changed:
+            if len(self._queue) < self._batch and not self._stopping:
+                self._changed.wait(self._limits.delay_s)
+            if not self._queue and self._stopping:
+                return None
+            self._sending = min(self._batch, len(self._queue))
+            return [self._queue.popleft() for _ in range(self._sending)]

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ways out for spans and metrics: the form that they are given, and the door that takes it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+from otelbpf.errors import UsageError
+from otelbpf.export.answers import Answer, Verdict
+from otelbpf.export.doors import Door, door_of
+from otelbpf.export.exporters import Signal, is_otlp, load_exporter
+from otelbpf.export.whole_lines import WholeLines, open_lines, standard_output
+
+_log = logging.getLogger(__name__)
+
+_FILE = "otlp_json_file"
+# A point with 28 buckets takes 0.8 KiB, and all of them are to be below doors.MOST_OCTETS.
+_MOST_POINTS = 2_000
+
+Told = TypeVar("Told")
+
+
+@dataclass(frozen=True)
+class WayOut(Generic[Told]):
+    """A way out.
+
+    Attributes:
+        form: makes what the door takes.
+        whose: who takes it, for people.
+        most: so many spans or data points go at once; None: all.
+    """
+
+    form: Callable[[Told], Any]
+    door: Door[Any]
+    whose: str = "the collector"
+    most: int | None = None
+
+
+class ExportDoor(Generic[Told]):
+    """By an exporter's own export(), which says no more than whether it went well."""
+
+    def __init__(
+        self,
+        exporter: SpanExporter | MetricExporter,
+        export: Callable[[Told], SpanExportResult | MetricExportResult],
+    ) -> None:
+        self._exporter = exporter
+        self._export = export
+
+    def send(self, told: Told, within_s: float) -> Answer:
+        """Exports it; its own time-out is its."""
+        result = self._export(told)
+        if result in (SpanExportResult.SUCCESS, MetricExportResult.SUCCESS):
+            return Answer(Verdict.TAKEN)
+        return Answer(Verdict.LATER, f"{type(self._exporter).__name__} does not say why")
+
+    def close(self) -> None:
+        """Shuts the exporter down."""
+        self._exporter.shutdown()
+
+
+def spans_way_out(name: str, output: str | None = None) -> WayOut[Sequence[ReadableSpan]] | None:
+    """The way out for spans by the exporter that is called `name`; None for "none".
+
+    Args:
+        output: the file that otlp_json_file appends to; None: standard output.
+    Raises:
+        UsageError: no such exporter, or it refuses its configuration.
+    """
+    if output is not None and name != _FILE:
+        raise UsageError(f"--output goes with OTEL_TRACES_EXPORTER={_FILE} only")
+    if name == "none":
+        return None
+    if name == _FILE:
+        from opentelemetry.exporter.otlp.json.common.trace_encoder import encode_spans as as_json
+
+        return _to_lines(lambda spans: _json_line(as_json(spans)), output)
+    exporter = load_exporter(name, Signal.TRACES, ("otlp", "none"), {})
+    if name == "console":
+        return _to_lines(lambda spans: "".join(map(exporter.formatter, spans)))
+    if is_otlp(name) and (door := _known_door(exporter, Signal.TRACES)) is not None:
+        from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+
+        return WayOut(lambda spans: encode_spans(spans).SerializeToString(), door)
+    return by_export(exporter, "the collector" if is_otlp(name) else f"exporter {name}")
+
+
+def by_export(exporter: SpanExporter, whose: str) -> WayOut[Sequence[ReadableSpan]]:
+    """The way out of any exporter of spans."""
+    return WayOut(_as_it_is, ExportDoor(exporter, exporter.export), whose)
+
+
+def metrics_way_out(
+    name: str, whose: str, timeout_s: float, arguments: Mapping[str, Any]
+) -> WayOut[MetricsData]:
+    """The way out for metrics by the exporter that is called `name`.
+
+    Args:
+        whose: who takes them, for people.
+        timeout_s: of exporters that are none of OTLP's.
+        arguments: of one that is.
+    Raises:
+        UsageError: no such exporter, or it refuses its configuration.
+    """
+    if name == _FILE:
+        from opentelemetry.exporter.otlp.json.common.metrics_encoder import (
+            encode_metrics as as_json,
+        )
+
+        return _to_lines(lambda metrics: _json_line(as_json(metrics)))
+    others = ("otlp", "prometheus", "none")
+    if not is_otlp(name):
+        exporter = load_exporter(name, Signal.METRICS, others, {})
+        if name == "console":
+            return _to_lines(exporter.formatter)
+        return WayOut(_as_it_is, _metrics_door(exporter, timeout_s), whose)
+    exporter = load_exporter(
+        name, Signal.METRICS, others, {"max_export_batch_size": _MOST_POINTS, **arguments}
+    )
+    door = _known_door(exporter, Signal.METRICS)
+    if door is None:
+        return WayOut(_as_it_is, _metrics_door(exporter, timeout_s), whose)
+    from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+
+    return WayOut(
+        lambda metrics: encode_metrics(metrics).SerializeToString(), door, whose, _MOST_POINTS
+    )
+
+
+def _known_door(exporter: Any, signal: Signal) -> Door[bytes] | None:
+    door = door_of(exporter, signal)
+    if door is None:
+        _log.warning(
+            "the exporter of %s is of a version that otelbpf does not know: what a collector "
+            "redirects or rejects is counted as exported; install one that pyproject.toml names",
+            signal,
+        )
+    return door
+
+
+def _metrics_door(exporter: MetricExporter, timeout_s: float) -> ExportDoor[MetricsData]:
+    return ExportDoor(exporter, lambda metrics: exporter.export(metrics, timeout_s * 1000))
+
+
+def _to_lines(text_of: Callable[[Told], str], output: str | None = None) -> WayOut[Told]:
+    lines: WholeLines = standard_output() if output is None else open_lines(output)
+    return WayOut(lambda told: text_of(told).encode(), lines, output or "standard output")
+
+
+def _json_line(export: Any) -> str:
+    return json.dumps(export.to_dict(), separators=(",", ":")) + "\n"
+
+
+def _as_it_is(told: Told) -> Told:
+    return told

@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles and loads the programs. The only module that has to do with BCC."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import secrets
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from otelbpf.errors import KernelError
+from otelbpf.kernel import libbpf
+from otelbpf.kernel.arrays import Arrays
+from otelbpf.kernel.bcc_module import import_bcc
+from otelbpf.kernel.btf import Btf
+from otelbpf.kernel.diagnostics import CapturedStderr, first_error, keep_log, last_verdict
+from otelbpf.kernel.fields import field_offsets
+from otelbpf.kernel.hooks import Candidate, Choice, Mechanism
+from otelbpf.kernel.limits import Limits
+from otelbpf.kernel.mapped import MappedArray
+from otelbpf.kernel.records import RING_ENDS, Counter
+from otelbpf.kernel.sources import bpf_directory
+
+# One text for BCC, in the order in which each builds on the ones before.
+_SOURCES = (
+    "records.h", "mark.h", "maps.h", "arrays.h", "kernel.h", "connections.h", "packet.h", "marks.h",
+    "words.h", "route.h", "sampling.h", "series.h", "handshakes.h", "ledger.h", "thread_context.h",
+    "notices.h", "client.h", "message.h", "head.h", "body.h", "disorder.h",
+    "xdp.c", "tc.h", "tc.c", "tc_client.c", "unseen.h", "socket.c", "sched.c", "mark.c",
+    "handler.c", "sweep.c", "roster.c",
+)
+# That no program but otelbpf's has.
+_OUR_MAP = "connection_tags"
+# What a role's programs at traffic control are called.
+_SERVER, _CLIENT = "tc_", "tc_client_"
+_ROLES = {"SERVERS": _SERVER, "CLIENTS": _CLIENT}
+# Programs that a hook's program continues into, for each role, in the order of enum continuation.
+_CONTINUATIONS = ("ingress", "egress", "chunks", "disorder", "kept", "kept_chunks")
+
+
+def _route_hash() -> dict[str, str]:
+    return {
+        "ROUTE_HASH_START": f"{secrets.randbits(64)}ull",
+        "ROUTE_HASH_FACTOR": f"{secrets.randbits(64) | 1}ull",
+    }
+
+
+def _words_of(name: str) -> str:
+    """C for word `i` of the 16 bytes that the kernel has for a name."""
+    octets = name.encode().ljust(16, b"\0")
+    low, high = (int.from_bytes(octets[at : at + 8], "little") for at in (0, 8))
+    return f"((i)?{high}ull:{low}ull)"
+
+
+def _hash_factors() -> str:
+    """C for the odd number that word `i` of a connection's addresses is multiplied by."""
+    return "(" + ":".join(f"(i)=={i}?{secrets.randbits(64) | 1}ull" for i in range(4)) + (
+        f":{secrets.randbits(64) | 1}ull)"
+    )
+
+
+def source_text() -> str:
+    """All of bpf/ as the one text that BCC compiles, with its lines' origins."""
+    directory = bpf_directory()
+    return "".join(
+        f'#line 1 "bpf/{name}"\n{(directory / name).read_text()}' for name in _SOURCES
+    )
+
+
+class Programs:
+    """The loaded programs and their maps. Close it to unload them.
+
+    Args:
+        choices: what each hook got, from hooks.choose().
+        definitions: what is measured, and how: macro -> C. SERVERS and CLIENTS say for which roles
+            there are programs.
+    Raises:
+        KernelError: the compiler's, the verifier's or the kernel's refusal.
+    """
+
+    def __init__(
+        self,
+        btf: Btf,
+        choices: tuple[Choice, ...],
+        limits: Limits,
+        definitions: Mapping[str, object],
+    ) -> None:
+        self._bcc = import_bcc()
+        self.limits = limits
+        self._roles = tuple(role for macro, role in _ROLES.items() if definitions[macro])
+        self._arrays = Arrays(limits)
+        self._counts = self._arrays.map_counts()
+        self._settings = self._arrays.map_settings()
+        self._ring_ends = MappedArray(self.map_fd("ring_ends"), RING_ENDS, 1)
+        self._bpf = self._compile(btf, definitions)
+        self._loaded: dict[_Load, int] = {}
+        self._closing: list[int] = []
+        self._target_ids = _target_ids(btf, choices)
+        # Their place follows from their role and from what they go on with.
+        places = {
+            role + name: place
+            for place, (role, name) in enumerate(product(_ROLES.values(), _CONTINUATIONS))
+            if role in self._roles
+        }
+        wanted = [_Load(program) for program in (*places, "sweep", "learn_agent")]
+        for choice in choices:
+            if choice.chosen is not None and choice.chosen.mechanism is not Mechanism.TC:
+                wanted.append(_load_of(choice.chosen))
+        self._load_side_by_side(wanted)
+        continuations = self._bpf[b"continuations"]
+        for program, place in places.items():
+            continuations[ctypes.c_int(place)] = ctypes.c_int(self.fd(program))
+        libbpf.run_once(self.fd("learn_agent"), context=bytes(8))
+
+    def tc_fds(self, direction: str) -> dict[str, int]:
+        """Program -> file descriptor, of all that watch traffic control in one direction.
+
+        Args:
+            direction: "ingress" or "egress".
+        Raises:
+            KernelError: the kernel refused one.
+        """
+        return {role + direction: self.fd(role + direction) for role in self._roles}
+
+    def fd(self, program: str) -> int:
+        """The file descriptor of a program that is not bound to one target.
+
+        Raises:
+            KernelError: the kernel refused it.
+        """
+        return self._load(_Load(program))
+
+    def fd_of(self, candidate: Candidate) -> int:
+        """The file descriptor of the program that serves a candidate.
+
+        Raises:
+            KernelError: the kernel refused it.
+        """
+        return self._load(_load_of(candidate))
+
+    def roster_fd(self) -> int:
+        """The file descriptor of the iterator over all loaded programs.
+
+        Raises:
+            KernelError: the kernel refused it.
+        """
+        return self._load(_ROSTER)
+
+    def map_fd(self, name: str) -> int:
+        """The file descriptor of an array's map."""
+        return self._arrays.fds[name]
+
+    def counts(self) -> dict[Counter, int]:
+        """What the programs have counted so far, summed over the CPUs."""
+        sums = self._counts.values["counts"].sum(axis=0)
+        counts = {counter: int(sums[counter]) for counter in Counter}
+        return counts | {Counter.SUBMITTED: int(self._ring_ends.values["submitted"][0])}
+
+    def sweep(
+        self, slot: int, waited_ktime_ns: int, idle_ktime_ns: int, *, stopped: bool = False
+    ) -> None:
+        """Ends the request in `slot` where nothing else will.
+
+        Args:
+            waited_ktime_ns: if it was silent since, it has waited for what should follow at once.
+            idle_ktime_ns: if it was silent since, and its socket is not known to be open, it was
+                so for too long.
+            stopped: the agent stops: whatever it waits for.
+        """
+        orders = self._bpf[b"sweep_orders"]
+        orders[ctypes.c_int(0)] = orders.Leaf(waited_ktime_ns, idle_ktime_ns, slot, stopped)
+        libbpf.run_once(self.fd("sweep"), data=bytes(64))
+
+    def wait_for_running(self) -> None:
+        """Returns once all programs that run now have ended.
+
+        The kernel waits for them before who changes a map of maps goes on, since 4.20, commit
+        1ae80cf31938 (bpf: wait for running BPF programs when updating map-in-map): for this.
+        """
+        inner = self._bpf[b"overflow_places"].map_fd
+        self._bpf[b"fence"][ctypes.c_int(0)] = ctypes.c_int(inner)
+
+    def set_overflow_place(self, is_client: int, place: bytes) -> None:
+        """Tells the programs where those are added up whose series has no place of its own.
+
+        Args:
+            place: struct series_place, bpf/records.h.
+        """
+        table = self._bpf[b"overflow_places"]
+        table[ctypes.c_int(is_client)] = table.Leaf.from_buffer_copy(place)
+
+    def set_complete(self, is_complete: bool) -> None:
+        """Tells the programs if all is attached: bytes that they do not see are missed then."""
+        self._settings.values["is_complete"] = is_complete
+
+    def set_python_site(self, index: int, site: bytes) -> None:
+        """Tells the programs of Python's handlers what a place is for.
+
+        Args:
+            site: struct python_site, bpf/maps.h.
+        """
+        sites = self._bpf[b"python_sites"]
+        sites[ctypes.c_int(index)] = sites.Leaf.from_buffer_copy(site)
+
+    def set_thread_local(self, pid: int, where: bytes) -> bool:
+        """Tells the programs where the threads of a process say which span they work on.
+
+        Args:
+            where: struct thread_local, bpf/maps.h.
+        Returns:
+            Is there room for it?
+        """
+        table = self._bpf[b"thread_locals"]
+        try:
+            table[table.Key(pid)] = table.Leaf.from_buffer_copy(where)
+        except Exception:  # BCC raises nothing else
+            return False
+        self._settings.values["has_thread_locals"] = 1
+        return True
+
+    def forget_thread_local(self, pid: int) -> None:
+        """Takes that back."""
+        table = self._bpf[b"thread_locals"]
+        with contextlib.suppress(KeyError):
+            del table[table.Key(pid)]
+
+    def close(self) -> None:
+        """Unloads everything that is not attached any more."""
+        for fd in self._closing:
+            os.close(fd)
+        self._closing.clear()
+        self._bpf.cleanup()
+        for mapped in (self._counts, self._settings, self._ring_ends):
+            mapped.close()
+        self._arrays.close()
+
+    def _compile(self, btf: Btf, definitions: Mapping[str, object]) -> Any:
+        macros = {
+            **field_offsets(btf),
+            **self._arrays.macros(),
+            "HASH_FACTOR(i)": _hash_factors(),
+            **_route_hash(),
+            "OUR_MAP_NAME(i)": _words_of(_OUR_MAP),
+            **definitions,
+        }
+        cflags = [f"-D{name}={value}" for name, value in macros.items()]
+        # BCC takes its headers from here instead of from a kernel-headers package.
+        os.environ["BCC_KERNEL_SOURCE"] = str(bpf_directory() / "shim")
+        try:
+            with CapturedStderr() as diagnostics:
+                return self._bcc.BPF(text=source_text().encode(), cflags=cflags)
+        except Exception as error:
+            raise KernelError(
+                f"BCC could not compile the programs: {first_error(diagnostics.text)}; "
+                + keep_log("compile", diagnostics.text)
+            ) from error
+
+    def _load_side_by_side(self, wanted: list[_Load]) -> None:
+        """Loads in threads, since the verifier takes long over some programs.
+
+        What the kernel refuses here is refused again, and told, when it is asked for.
+        """
+        with ThreadPoolExecutor() as pool, CapturedStderr():
+            wait([pool.submit(self._load_once, load) for load in dict.fromkeys(wanted)])
+
+    def _load(self, load: _Load) -> int:
+        if load in self._loaded:
+            return self._loaded[load]
+        with CapturedStderr() as diagnostics:
+            try:
+                return self._load_once(load)
+            except Exception as error:
+                refusal = error
+        text = refusal.log if isinstance(refusal, libbpf.VerifierError) else diagnostics.text
+        raise KernelError(
+            f"the kernel refused program {load} ({refusal}): {last_verdict(text)}; "
+            + keep_log(load.program, text)
+        ) from refusal
+
+    def _load_once(self, load: _Load) -> int:
+        if load.attach_type is None:
+            fd = self._bpf.load_func(load.program.encode(), self._kind_of(load.program)).fd
+        else:
+            fd = libbpf.load_program(
+                load.program,
+                self._bpf.dump_func(load.program.encode()),
+                load.attach_type,
+                self._target_ids.get((load.attach_type, load.target), 0),
+            )
+            self._closing.append(fd)
+        self._loaded[load] = fd
+        return fd
+
+    def _kind_of(self, program: str) -> int:
+        """BCC's number for a program's type, which follows from its file in bpf/."""
+        bpf = self._bcc.BPF
+        kinds = {"xdp": bpf.XDP, "probed": bpf.KPROBE, "learn": bpf.RAW_TRACEPOINT}
+        return kinds.get(program.split("_")[0], bpf.SCHED_CLS)
+
+
+@dataclass(frozen=True)
+class _Load:
+    """A program as it is loaded: a typed one anew for each target.
+
+    Attributes:
+        attach_type: of a program that is loaded for one; None for all others.
+    """
+
+    program: str
+    attach_type: int | None = None
+    target: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.program} for {self.target}" if self.target else self.program
+
+
+_ROSTER = _Load("listed_program", libbpf.BPF_TRACE_ITER, "bpf_iter_bpf_prog")
+_ATTACH_TYPES = {
+    Mechanism.FENTRY: libbpf.BPF_TRACE_FENTRY,
+    Mechanism.TRACEPOINT: libbpf.BPF_TRACE_RAW_TP,
+    Mechanism.CGROUP: libbpf.BPF_CGROUP_SETSOCKOPT,
+}
+
+
+def _load_of(candidate: Candidate) -> _Load:
+    attach_type = _ATTACH_TYPES.get(candidate.mechanism)
+    if attach_type is None:
+        return _Load(candidate.program)
+    return _Load(candidate.program, attach_type, candidate.target)
+
+
+def _target_ids(btf: Btf, choices: tuple[Choice, ...]) -> dict[tuple[int, str], int]:
+    """The BTF ids of what typed programs may be loaded for, by attach type and name."""
+    ids = {}
+    if btf.has_function(_ROSTER.target):
+        ids[libbpf.BPF_TRACE_ITER, _ROSTER.target] = btf.function_id(_ROSTER.target)
+    for choice in choices:
+        for candidate in (v.candidate for v in choice.verdicts if v.available):
+            if candidate.mechanism is Mechanism.FENTRY:
+                id_ = btf.function_id(candidate.target)
+                ids[libbpf.BPF_TRACE_FENTRY, candidate.target] = id_
+            elif candidate.mechanism is Mechanism.TRACEPOINT:
+                id_ = btf.tracepoint_id(candidate.target)
+                ids[libbpf.BPF_TRACE_RAW_TP, candidate.target] = id_
+    return ids

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What otelbpf needs of the machine and of this process: `check` tells all of it, `run` insists.
+
+Both ask the same functions, so they say the same.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from otelbpf.errors import KernelError
+from otelbpf.host import rights
+from otelbpf.host.netns import current_cookie
+from otelbpf.kernel import libbpf
+from otelbpf.kernel.bcc_module import import_bcc
+from otelbpf.kernel.btf import Btf
+from otelbpf.kernel.fields import field_offsets
+
+PROC = Path("/proc")
+REALTIME = Path("/sys/kernel/realtime")
+_KIB, _MIB = 1 << 10, 1 << 20
+# What an XDP program must at least be run on.
+_PACKET = bytes(64)
+
+
+@dataclass(frozen=True)
+class Need:
+    """One thing that otelbpf needs.
+
+    Attributes:
+        met: what is there, for people, where it is.
+        require: raises a KernelError where it is not.
+        optional: without it otelbpf runs, but does not do all that it could.
+    """
+
+    name: str
+    met: str
+    require: Callable[[], object]
+    optional: bool = False
+
+
+def needs() -> tuple[Need, ...]:
+    """All of them; what the later ones ask for takes what the earlier ones do."""
+    return (
+        Need("/proc", "it is mounted whole", _require_proc),
+        Need("processor", "x86-64", _require_processor),
+        Need("preemption", "no PREEMPT_RT", _require_no_realtime),
+        Need("rights", "all capabilities that it takes to start", rights.require),
+        Need("other processes", "all capabilities that it takes to look at them",
+             rights.require_to_look, optional=True),
+        *(Need(f"limit of {limit.what}", f"at least {limit.least // limit.unit}", limit.require)
+          for limit in _limits()),
+        Need("namespaces", "network namespaces have cookies", current_cookie),
+        Need("bcc", "the BPF Compiler Collection", import_bcc),
+        Need("/sys", "it is mounted", libbpf.possible_cpus),
+        Need("working directory", "it is there", _require_directory),
+        Need("BTF", "the kernel describes its types, and all fields were found", _require_btf),
+        Need("bpf()", "the kernel takes programs and runs them", programs_need_rights),
+    )
+
+
+def require() -> list[KernelError]:
+    """Raises a KernelError for the first thing missing; gives those for what is optional."""
+    limited = []
+    for need in needs():
+        try:
+            need.require()
+        except KernelError as error:
+            if not need.optional:
+                raise
+            limited.append(error)
+    return limited
+
+
+def _require_proc() -> None:
+    # With subset=pid it has nothing but processes.
+    for path in (PROC / "self/status", PROC / "kallsyms"):
+        if not path.exists():
+            raise KernelError(
+                f"{path} is missing, from which otelbpf learns what there is",
+                f"mount a whole proc file system there (`mount -t proc proc {PROC}`)",
+            )
+
+
+def _require_processor() -> None:
+    machine = os.uname().machine
+    if machine != "x86_64":
+        raise KernelError(
+            f"this processor is {machine}, and otelbpf knows the registers and system calls of "
+            "x86-64 only",
+            "run it on such a machine",
+        )
+
+
+def _require_no_realtime() -> None:
+    try:
+        is_realtime = REALTIME.read_text().strip() == "1"
+    except OSError:
+        is_realtime = False
+    if is_realtime:
+        raise KernelError(
+            f"this kernel is PREEMPT_RT ({REALTIME} says so), where a program can be interrupted "
+            "by another one on the same processor that works in the same memory",
+            "use a kernel without PREEMPT_RT",
+        )
+
+
+@dataclass(frozen=True)
+class _Limit:
+    """What one of this process's resource limits must at least be.
+
+    Attributes:
+        what: is limited, for people.
+        shell: how a shell sets it.
+        least: the soft limit is raised to it where the hard one allows that.
+        unit: in which the shell counts, in bytes or pieces.
+    """
+
+    what: str
+    number: int
+    shell: str
+    least: int
+    unit: int = 1
+
+    def require(self) -> None:
+        soft, hard = resource.getrlimit(self.number)
+        if _is_enough(soft, self.least):
+            return
+        if not _is_enough(hard, self.least):
+            raise KernelError(
+                f"the limit of this process's {self.what} is {hard // self.unit}, and otelbpf "
+                f"needs {self.least // self.unit}",
+                f"raise it (`{self.shell} {self.least // self.unit}`)",
+            )
+        resource.setrlimit(self.number, (self.least, hard))
+
+
+def _is_enough(limit: int, least: int) -> bool:
+    return limit == resource.RLIM_INFINITY or limit >= least
+
+
+def _limits() -> tuple[_Limit, ...]:
+    """Twice what a run took, with what the threads that load programs may reserve."""
+    threads = (os.cpu_count() or 1) + 4
+    return (
+        _Limit("open files", resource.RLIMIT_NOFILE, "ulimit -n", 256),
+        _Limit("address space in KiB", resource.RLIMIT_AS, "ulimit -v",
+               (2048 + 128 * threads) * _MIB, _KIB),
+        _Limit("data in KiB", resource.RLIMIT_DATA, "ulimit -d",
+               (512 + 32 * threads) * _MIB, _KIB),
+        _Limit("stack in KiB", resource.RLIMIT_STACK, "ulimit -s", _MIB, _KIB),
+    )
+
+
+def _require_directory() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise KernelError(
+            f"the working directory, which the compiler comes back to, is gone ({error.strerror})",
+            "start otelbpf in another one",
+        ) from error
+
+
+def _require_btf() -> None:
+    with Btf.of_kernel() as btf:
+        field_offsets(btf)
+
+
+def programs_need_rights() -> bool:
+    """Does it take a right to run a program that was loaded with all rights?
+
+    Raises:
+        KernelError: the kernel takes no programs from this process at all.
+    """
+    try:
+        fd = libbpf.load_program("otelbpf_try", libbpf.RETURN_0, libbpf.BPF_XDP)
+    except OSError as error:
+        rights.require()
+        raise KernelError(
+            f"the kernel takes no BPF program from this process ({error.strerror})",
+            "look for what forbids bpf(): a seccomp profile, a security module",
+        ) from error
+    try:
+        rights.with_only((), lambda: libbpf.run_once(fd, data=_PACKET))
+    except PermissionError:
+        return True
+    finally:
+        os.close(fd)
+    return False

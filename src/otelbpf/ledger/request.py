@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: Apache-2.0
+"""reader -> request: what a record says, in words; and the stages of its ledger."""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import itertools
+from collections import namedtuple
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+import numpy as np
+
+from otelbpf.host.processes import NOBODY, Process
+from otelbpf.kernel.records import REQUEST_RECORD, RequestFlag, Stamp
+from otelbpf.ledger.trace_contexts import Contexts
+from otelbpf.policy.routes import Routes
+from otelbpf.protocols.urls import RequestLine, Server, server_asked, split_request_line
+
+_LINE_MAX = REQUEST_RECORD["request_line"].itemsize
+#: The fields of a record as Python's own values, all at once: one by one they are dear to get.
+Fields = namedtuple("Fields", REQUEST_RECORD.names)  # type: ignore[misc]
+_STAMP_BITS = 1 << np.arange(REQUEST_RECORD["stamp_ktime_ns"].shape[0])
+_ADDRESSES_KEPT = 4_096
+_CLIENT = int(RequestFlag.CLIENT)
+
+#: Without one of these a ledger is not complete. `woken` and `running` are absent
+#: whenever the reader was running already, and last stamps whenever the first byte
+#: was the last one too.
+_EXPECTED_OF_EITHER = (
+    Stamp.NIC, Stamp.TC, Stamp.TCP, Stamp.QUEUED, Stamp.READ, Stamp.WRITE, Stamp.TC_OUT,
+)
+_MAY_BE_ABSENT = (Stamp.WOKEN, Stamp.RUNNING)
+
+
+class Kind(StrEnum):
+    """What this side is to a request."""
+
+    SERVER = "server"
+    CLIENT = "client"
+
+
+#: By is_client, as the kernel numbers them.
+KINDS = tuple(Kind)
+
+_EXPECTED = {
+    Kind.SERVER: (*_EXPECTED_OF_EITHER, Stamp.ACKED),
+    Kind.CLIENT: _EXPECTED_OF_EITHER,
+}
+_PEER = {Kind.SERVER: Kind.CLIENT, Kind.CLIENT: Kind.SERVER}
+
+
+class Stage(NamedTuple):
+    """The time between two neighbouring stamps.
+
+    Attributes:
+        name: the two stamps, as in `nic_to_tc`.
+        start_ktime_ns, end_ktime_ns: CLOCK_MONOTONIC.
+    """
+
+    name: str
+    start_ktime_ns: int
+    end_ktime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request that a server handled or a client sent, from its first byte to its last.
+
+    Attributes:
+        kind: what this side was to it.
+        parent_is_local: its parent is another measured request, which caused it.
+        linked_span_id, linked_flags: a span of the application's, which it had in hand when it
+            began to answer; 0: none is known in this trace.
+        elsewhere_trace_id: of that span, where it is in another trace; 0: it is not.
+        stages: in order; each starts where the one before it ends.
+        absent: stamps of the way that were not seen.
+        complete: no stamp is absent that every request has.
+        scheme: of its URL, `http` if the request line does not say.
+        path: without the query; empty where the request line was no such thing.
+        route: the template of the path, given or found; empty: it has none.
+        path_cut: the path was longer than the kernel keeps.
+        server: which server was asked.
+        status: 0 where no response was seen.
+        ended_by: how the exchange was cut short; empty: it was not.
+        acked_ns: from its end until the client's TCP acknowledged the whole response; 0: that was
+            not seen.
+        process, tid: the server's reader, or the client's writer.
+        request_retransmits, response_retransmits: segments that repeated bytes.
+        out_of_order: segments that came before bytes that precede them.
+    """
+
+    kind: Kind
+    trace_id: int
+    span_id: int
+    parent_span_id: int
+    parent_is_local: bool
+    trace_flags: int
+    linked_span_id: int
+    linked_flags: int
+    elsewhere_trace_id: int
+    method: str
+    scheme: str
+    path: str
+    route: str
+    query: str
+    path_cut: bool
+    http_version: str
+    server: Server
+    user_agent: str
+    status: int
+    flags: RequestFlag
+    ended_by: str
+    acked_ns: int
+    peer_address: str
+    peer_port: int
+    local_address: str
+    local_port: int
+    process: Process
+    tid: int
+    ordinal: int
+    request_bytes: int
+    response_bytes: int
+    request_body_bytes: int
+    response_body_bytes: int
+    request_retransmits: int
+    response_retransmits: int
+    out_of_order: int
+    stages: tuple[Stage, ...]
+    absent: tuple[str, ...]
+    complete: bool
+
+    @property
+    def start_ktime_ns(self) -> int:
+        """When the first stamp was made."""
+        return self.stages[0].start_ktime_ns
+
+    @property
+    def end_ktime_ns(self) -> int:
+        """When the last stamp that bounds a stage was made."""
+        return self.stages[-1].end_ktime_ns
+
+
+def bounds_of(records: np.ndarray) -> np.ndarray:
+    """The stamps that bound stages: none that came after the request's end.
+
+    A server's request ends when the response's last byte has left, which its handler may outlive,
+    and the rest of a body that came too late for an early answer; one that was cut short ends when
+    no whole response could come any more. bpf/series.h leaves out the same.
+
+    Args:
+        records: (n,) REQUEST_RECORD.
+    Returns:
+        (n, Stamp.ACKED) uint64 by enum stamp, CLOCK_MONOTONIC ns; 0 is absent.
+    """
+    bounds = records["stamp_ktime_ns"][:, : Stamp.ACKED].copy()
+    last, first = bounds[:, Stamp.TC_OUT_LAST], bounds[:, Stamp.TC_OUT]
+    left = np.where(last != 0, last, first)
+    whole = records["flags"] & np.uint32(RequestFlag.REQUEST_ANSWERED | RequestFlag.CLIENT)
+    ends = bounds[:, Stamp.ENDED]
+    ends = np.where((ends == 0) & (whole == RequestFlag.REQUEST_ANSWERED), left, ends)
+    bounds[(ends != 0)[:, np.newaxis] & (bounds > ends[:, np.newaxis])] = 0
+    return bounds
+
+
+def stages_of(stamps: list[int]) -> tuple[Stage, ...]:
+    """Tiles a ledger into stages.
+
+    Neighbours in time are neighbours in the ledger, so the stages never overlap
+    and add up to the whole; stamps of the same nanosecond keep the order of
+    the way.
+
+    Args:
+        stamps: those that bound stages, by enum stamp, as bounds_of() gives them: CLOCK_MONOTONIC
+            ns; 0 is absent.
+    Returns:
+        one stage fewer than there are stamps, or a single one without length,
+        named after the stamp, where there is only one.
+    """
+    present = sorted((ktime_ns, stamp) for stamp, ktime_ns in enumerate(stamps) if ktime_ns)
+    if len(present) == 1:
+        ktime_ns, stamp = present[0]
+        return (Stage(Stamp(stamp).name.lower(), ktime_ns, ktime_ns),)
+    return tuple(
+        Stage(stage_name(first, second), start, end)
+        for (start, first), (end, second) in itertools.pairwise(present)
+    )
+
+
+def stage_name(first: int, second: int) -> str:
+    """What the stage between two stamps is called."""
+    return _STAGE_NAMES[first, second]
+
+
+_STAGE_NAMES = {
+    (first, second): f"{first.name}_to_{second.name}".lower()
+    for first in Stamp
+    for second in Stamp
+}
+
+
+def line_of(record: Fields) -> RequestLine:
+    """A record's request line, in its parts."""
+    length = record.request_line_length
+    return split_request_line(_text(record.request_line, length), is_cut=length > _LINE_MAX)
+
+
+def server_of(record: Fields, line: RequestLine) -> Server:
+    """Which server a record's request is for; `line` is its request line."""
+    is_client = record.flags & _CLIENT
+    return server_asked(
+        line.scheme,
+        line.authority,
+        _whole(record.host, record.host_length),
+        address_of(record.peer_address if is_client else record.local_address),
+        record.peer_port if is_client else record.local_port,
+    )
+
+
+def process_of(record: Fields) -> Process:
+    """Whose a record is."""
+    return Process(record.pid, *record.process) if record.pid else NOBODY
+
+
+@functools.lru_cache(_ADDRESSES_KEPT)
+def address_of(raw: bytes) -> str:
+    """A record's address in words; IPv4-mapped ones as IPv4.
+
+    Args:
+        raw: 16 bytes.
+    """
+    address = ipaddress.IPv6Address(raw)
+    return str(address.ipv4_mapped or address)
+
+
+def _whole(raw: bytes, length: int) -> str:
+    """A text of which a part would mean something else; empty where it was cut."""
+    return _text(raw, length) if length <= REQUEST_RECORD["host"].itemsize else ""
+
+
+def _text(raw: bytes, length: int) -> str:
+    """What the client sent, which ought to be ASCII and may be UTF-8 or anything."""
+    return raw[:length].decode("utf-8", "backslashreplace")
+
+
+@functools.cache
+def _absent(present: int, kind: Kind) -> tuple[tuple[str, ...], bool]:
+    """What is absent where the stamps of these bits were made; and is the ledger complete?"""
+    missing, not_needed = (
+        tuple(stamp.name.lower() for stamp in stamps if not present & 1 << stamp)
+        for stamps in (_EXPECTED[kind], _MAY_BE_ABSENT)
+    )
+    return missing + not_needed, not missing
+
+
+#: How an exchange may be cut short.
+ENDINGS = (
+    RequestFlag.PEER_RESET
+    | RequestFlag.PEER_CLOSED
+    | RequestFlag.LOCAL_RESET
+    | RequestFlag.LOCAL_CLOSED
+    | RequestFlag.IDLE_TIMEOUT
+)
+
+
+@functools.cache
+def ended_by(flags: RequestFlag, kind: Kind) -> str:
+    """How an exchange that was cut short ended; empty: it was not cut short.
+
+    Whose FIN or RST came first; `idle_timeout` where there was neither, and no socket known to be
+    open; `connection_lost` where TCP gave up.
+    """
+    if flags & RequestFlag.REQUEST_ANSWERED:
+        return ""
+    for flag, name in (
+        (RequestFlag.PEER_RESET, f"{_PEER[kind]}_reset"),
+        (RequestFlag.PEER_CLOSED, f"{_PEER[kind]}_closed"),
+        (RequestFlag.LOCAL_RESET, f"{kind}_reset"),
+        (RequestFlag.LOCAL_CLOSED, f"{kind}_closed"),
+        (RequestFlag.IDLE_TIMEOUT, "idle_timeout"),
+    ):
+        if flags & flag:
+            return name
+    return "connection_lost"
+
+
+def requests_of(
+    records: np.ndarray, contexts: Contexts, routes: Routes, *, capture_query: bool
+) -> list[Request]:
+    """Puts records into words.
+
+    Args:
+        records: (n,) REQUEST_RECORD.
+        contexts: of the same n requests.
+        routes: names the paths.
+        capture_query: keep the part of the target after `?`.
+    """
+    requests = []
+    bounds, acked = bounds_of(records).tolist(), records["stamp_ktime_ns"][:, Stamp.ACKED].tolist()
+    present = ((records["stamp_ktime_ns"] != 0) @ _STAMP_BITS).tolist()
+    high, low = contexts.trace_id_high.tolist(), contexts.trace_id_low.tolist()
+    span_ids, parents = contexts.span_id.tolist(), contexts.parent_span_id.tolist()
+    trace_flags, caused = contexts.flags.tolist(), contexts.caused.tolist()
+    linked, elsewhere = contexts.linked_span_id.tolist(), contexts.elsewhere.tolist()
+    for i, record in enumerate(map(Fields._make, records.tolist())):
+        line = line_of(record)
+        flags = RequestFlag(record.flags)
+        kind = Kind.CLIENT if record.flags & _CLIENT else Kind.SERVER
+        absent, complete = _absent(present[i], kind)
+        stages = stages_of(bounds[i])
+        requests.append(
+            Request(
+                kind=kind,
+                trace_id=high[i] << 64 | low[i],
+                span_id=span_ids[i],
+                parent_span_id=parents[i],
+                parent_is_local=caused[i],
+                trace_flags=trace_flags[i],
+                linked_span_id=linked[i],
+                linked_flags=record.trace_flags if linked[i] else 0,
+                elsewhere_trace_id=int.from_bytes(record.trace_id, "big") if elsewhere[i] else 0,
+                method=line.method,
+                scheme=line.scheme,
+                path=line.path,
+                route="" if line.path_cut else routes.name(line.path),
+                query=line.query if capture_query else "",
+                path_cut=line.path_cut,
+                http_version=f"1.{record.http_minor}",
+                server=server_of(record, line),
+                user_agent=_text(record.user_agent, record.user_agent_length),
+                status=record.status,
+                flags=flags,
+                ended_by=ended_by(flags, kind),
+                acked_ns=max(0, acked[i] - stages[-1].end_ktime_ns),
+                peer_address=address_of(record.peer_address),
+                peer_port=record.peer_port,
+                local_address=address_of(record.local_address),
+                local_port=record.local_port,
+                process=process_of(record),
+                tid=record.tid,
+                ordinal=record.ordinal,
+                request_bytes=record.request_bytes,
+                response_bytes=record.response_bytes,
+                request_body_bytes=record.request_body_bytes,
+                response_body_bytes=record.response_body_bytes,
+                request_retransmits=record.request_retransmits,
+                response_retransmits=record.response_retransmits,
+                out_of_order=record.out_of_order,
+                stages=stages,
+                absent=absent,
+                complete=complete,
+            )
+        )
+    return requests

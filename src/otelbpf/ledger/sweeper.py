@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds requests in flight that have gone silent, in the kernel's table of them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from otelbpf.kernel.loader import Programs
+from otelbpf.kernel.mapped import MappedArray
+from otelbpf.kernel.records import EXCHANGE, ExchangeState
+
+#: How long what should follow at once is waited for: a whole response's acknowledgement, the
+#: socket's end after the FIN.
+ACK_WAIT_NS = 2_000_000_000
+# What waits longer is asked for more rarely: there may be thousands of long polls.
+_LONGEST_BETWEEN_NS = 30_000_000_000
+
+
+class Sweeper:
+    """Looks through the table; the kernel then ends what is found, if nothing else will.
+
+    Args:
+        idle_ns: how long an unanswered request may be silent that is of no socket known to be open.
+    """
+
+    def __init__(self, programs: Programs, idle_ns: int) -> None:
+        self._programs = programs
+        self._idle_ns = idle_ns
+        count = programs.limits.exchanges
+        self._mapped = MappedArray(programs.map_fd("exchanges"), EXCHANGE, count)
+        self._table = self._mapped.values
+        # Of each slot: what it was last asked for, and when it is to be asked for again.
+        self._asked_activity = np.zeros(count, np.uint64)
+        self._next_ask = np.zeros(count, np.int64)
+
+    def sweep(self, now_ktime_ns: int) -> None:
+        """Ends what has been silent for too long."""
+        # The machine may have been started later than that.
+        waited = max(0, now_ktime_ns - ACK_WAIT_NS)
+        idle = max(0, now_ktime_ns - self._idle_ns)
+        slots = self._silent_since(max(waited, idle))
+        activity = self._table["activity_ktime_ns"][slots]
+        due = (self._asked_activity[slots] != activity) | (self._next_ask[slots] <= now_ktime_ns)
+        slots, activity = slots[due], activity[due]
+        for slot in slots:
+            self._programs.sweep(int(slot), waited, idle)
+        between = np.clip(
+            (now_ktime_ns - activity.astype(np.int64)) // 4,
+            0,
+            min(_LONGEST_BETWEEN_NS, self._idle_ns // 8),
+        )
+        self._asked_activity[slots] = activity
+        self._next_ask[slots] = now_ktime_ns + between
+
+    def finish(self, now_ktime_ns: int) -> None:
+        """Ends everything: what is over is reported, the rest counted as lost."""
+        for slot in self._silent_since(now_ktime_ns):
+            self._programs.sweep(int(slot), now_ktime_ns, now_ktime_ns, stopped=True)
+
+    def _silent_since(self, before_ktime_ns: int) -> np.ndarray:
+        in_use = np.flatnonzero(self._table["state"] >= ExchangeState.IN_FLIGHT)
+        return in_use[self._table["activity_ktime_ns"][in_use] <= before_ktime_ns]
+
+    def close(self) -> None:
+        """Unmaps the table."""
+        del self._table
+        self._mapped.close()

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which trace a request belongs to; for whole batches at once.
+
+Source:
+    W3C Trace Context, level 1, section 3.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from otelbpf.kernel.records import REQUEST_RECORD, RequestFlag, Said
+from otelbpf.ledger.ids import Ids
+
+_TRACEPARENT_LENGTH = 55
+_INVALID = 0xFF
+_DASHES = (2, 35, 52)
+
+
+def _nibbles() -> np.ndarray:
+    table = np.full(256, _INVALID, np.uint8)
+    for value, digit in enumerate(b"0123456789abcdef"):  # upper case is not allowed
+        table[digit] = value
+    return table
+
+
+_NIBBLES = _nibbles()
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """The trace contexts of n requests.
+
+    Attributes:
+        trace_id_high, trace_id_low: (n,) uint64; the caller's, or new.
+        span_id: (n,) uint64; for the request's own span.
+        parent_span_id: (n,) uint64; the caller's or the cause's; 0 where there is neither.
+        flags: (n,) uint8; the caller's trace flags, 0 where none are known.
+        called: (n,) bool; a caller's traceparent gave the trace.
+        caused: (n,) bool; the parent is another measured request.
+        linked_span_id: (n,) uint64; a span of the application's, in the same trace; 0: none known.
+        elsewhere: (n,) bool; the application's span is in another trace than the caller's.
+        tracestate is not carried on: it stays with the application's own span.
+    """
+
+    trace_id_high: np.ndarray
+    trace_id_low: np.ndarray
+    span_id: np.ndarray
+    parent_span_id: np.ndarray
+    flags: np.ndarray
+    called: np.ndarray
+    caused: np.ndarray
+    linked_span_id: np.ndarray
+    elsewhere: np.ndarray
+
+
+def contexts_of(records: np.ndarray, ids: Ids) -> Contexts:
+    """What applications said of the requests, else the contexts that these carried, else new ones.
+
+    A request to an upstream that has a cause has what its cause has, and that for its parent.
+
+    Args:
+        records: (n,) REQUEST_RECORD.
+    """
+    count = len(records)
+    connection_id, ordinal = records["connection_id"], records["ordinal"]
+    span_id = ids.span_ids(connection_id, ordinal)
+    parent_span_id = np.zeros(count, np.uint64)
+    caused = records["flags"] & np.uint32(RequestFlag.CAUSED) != 0
+    if caused.any():
+        connection_id = np.where(caused, records["cause_connection_id"], connection_id)
+        ordinal = np.where(caused, records["cause_ordinal"], ordinal)
+        causes = ids.span_ids(connection_id[caused], ordinal[caused])
+    # A trace that nobody else started is named after the request that starts it.
+    high, low = ids.trace_ids(connection_id, ordinal)
+    contexts = Contexts(
+        high,
+        low,
+        span_id,
+        parent_span_id,
+        flags=np.zeros(count, np.uint8),
+        called=np.zeros(count, bool),
+        caused=caused,
+        linked_span_id=np.zeros(count, np.uint64),
+        elsewhere=np.zeros(count, bool),
+    )
+    # Most requests of most services carry none, and reading is dear.
+    carrying = np.flatnonzero(records["traceparent_length"] >= _TRACEPARENT_LENGTH)
+    if carrying.size:
+        _read_carried(records[carrying], contexts, carrying)
+    if caused.any():
+        contexts.parent_span_id[caused] = causes
+    marked = np.flatnonzero(records["marked"] == Said.BY_MARK)
+    if marked.size:
+        _read_marks(records[marked], contexts, marked)
+    published = np.flatnonzero(records["marked"] == Said.BY_THREAD)
+    if published.size:
+        _read_published(records[published], contexts, published)
+    return contexts
+
+
+def _read_marks(records: np.ndarray, contexts: Contexts, rows: np.ndarray) -> None:
+    """Puts what the applications said of `records` into `rows` of `contexts`."""
+    trace_id = _big_endian(records["trace_id"])
+    contexts.trace_id_high[rows] = trace_id[:, 0]
+    contexts.trace_id_low[rows] = trace_id[:, 1]
+    own = ~contexts.caused[rows]
+    contexts.span_id[rows[own]] = _big_endian(records["span_id"][own])[:, 0]
+    contexts.parent_span_id[rows] = _big_endian(records["parent_span_id"])[:, 0]
+    contexts.flags[rows] = records["trace_flags"]
+
+
+def _read_published(records: np.ndarray, contexts: Contexts, rows: np.ndarray) -> None:
+    """Joins `rows` of `contexts` to what the threads that answered `records` have published.
+
+    What a caller said stands: then the application's span is linked where it is of that trace.
+    """
+    high, low = _big_endian(records["trace_id"]).T
+    free = ~contexts.called[rows]
+    contexts.trace_id_high[rows[free]] = high[free]
+    contexts.trace_id_low[rows[free]] = low[free]
+    same = (contexts.trace_id_high[rows] == high) & (contexts.trace_id_low[rows] == low)
+    # What was published is about the cause, not about what that has caused.
+    own = ~contexts.caused[rows]
+    span_id = _big_endian(records["span_id"])[:, 0]
+    contexts.linked_span_id[rows] = np.where(same & own, span_id, np.uint64(0))
+    contexts.elsewhere[rows] = ~same & own
+
+
+def _big_endian(octets: np.ndarray) -> np.ndarray:
+    """(n, bytes / 8) uint64 of (n,) byte fields."""
+    words = np.ascontiguousarray(octets).view(">u8").astype(np.uint64)
+    return words.reshape(len(octets), -1)
+
+
+def _read_carried(records: np.ndarray, contexts: Contexts, rows: np.ndarray) -> None:
+    """Puts the contexts that `records` carry, where they are valid, into `rows` of `contexts`."""
+    width = REQUEST_RECORD["traceparent"].itemsize
+    text = np.ascontiguousarray(records["traceparent"]).view(np.uint8).reshape(-1, width)
+    length = records["traceparent_length"]
+    nibbles = _NIBBLES[text[:, :_TRACEPARENT_LENGTH]]
+    version = nibbles[:, 0].astype(np.uint16) << 4 | nibbles[:, 1]
+    digits = np.delete(nibbles, _DASHES, axis=1)
+    octets = digits[:, 0::2] << 4 | digits[:, 1::2] & 0x0F
+    words = np.ascontiguousarray(octets[:, 1:25]).view(">u8").astype(np.uint64)
+    high, low, parent = words[:, 0], words[:, 1], words[:, 2]
+    # A later version may append fields after another dash; 00 may not, ff is forbidden.
+    right_length = (length == _TRACEPARENT_LENGTH) | (
+        (version > 0) & (text[:, _TRACEPARENT_LENGTH] == ord("-"))
+    )
+    valid = (
+        right_length
+        & (digits != _INVALID).all(axis=1)
+        & (text[:, list(_DASHES)] == ord("-")).all(axis=1)
+        & (version != 0xFF)
+        & ((high | low) != 0)
+        & (parent != 0)
+    )
+    rows = rows[valid]
+    contexts.trace_id_high[rows] = high[valid]
+    contexts.trace_id_low[rows] = low[valid]
+    contexts.parent_span_id[rows] = parent[valid]
+    contexts.flags[rows] = octets[valid, 25]
+    contexts.called[rows] = True

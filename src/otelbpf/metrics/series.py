@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All requests in sums by series, whatever becomes of them.
+
+The kernel adds requests to the series that they are of (bpf/series.h). What has no place there
+yet, or did not end as it should, comes here as a record, and is added up here by the same
+rule; a new series then gets its place, and so does a new order of stamps, of which the kernel
+is told where its stages are. A snapshot is the sum of both.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from otelbpf.host.resource import Resources
+from otelbpf.kernel.loader import Programs
+from otelbpf.kernel.mapped import MappedArray
+from otelbpf.kernel.records import SERIES, Stamp
+from otelbpf.ledger.request import Request
+from otelbpf.metrics.series_places import SeriesPlaces
+from otelbpf.metrics.series_sets import keys_of
+from otelbpf.metrics.snapshot import Exemplar, Histogram, Series, buckets_of
+from otelbpf.metrics.stage_places import StagePlaces, numbers_of, sorted_stamps, times_of
+from otelbpf.policy.routes import Routes
+from otelbpf.policy.sampler import Slow
+
+_EXEMPLARS_EACH = 4
+# With one of another type numpy would add floats.
+_ONE = np.uint64(1)
+_COUNTS = ("request_bytes", "response_bytes", "retransmits", "out_of_order")
+
+
+class SeriesTable:
+    """The kernel's sums and ours.
+
+    Args:
+        programs: whose limits have room for at least three series.
+        slow: from when on requests are kept since they were slow.
+    """
+
+    def __init__(
+        self, programs: Programs, routes: Routes, resources: Resources, slow: Slow
+    ) -> None:
+        self._lock = threading.Lock()
+        self._places = SeriesPlaces(programs, routes, resources, slow)
+        self._stages = StagePlaces(programs)
+        most = programs.limits.series
+        self._mapped = MappedArray(programs.map_fd("series"), SERIES, most)
+        self._kernels = self._mapped.values
+        self._ours = np.zeros(most, SERIES)
+        # All that each has, as numbers modulo 2**64.
+        self._kernels_numbers, self._our_numbers = _numbers(self._kernels), _numbers(self._ours)
+        #: Each one's bytes of requests when it was last looked who has new ones: no request has
+        #: none.
+        self._seen_bytes = np.zeros(most, np.uint64)
+        self._exemplars: dict[int, list[Exemplar]] = {}
+
+    def add(self, records: np.ndarray) -> np.ndarray:
+        """Adds requests that the kernel has not added.
+
+        Args:
+            records: (n,) REQUEST_RECORD without RequestFlag.IN_SERIES.
+        Returns:
+            (n,) bool: which of them were slow.
+        """
+        if not len(records):
+            return np.zeros(0, bool)
+        with self._lock:
+            return self._add(records)
+
+    def _add(self, records: np.ndarray) -> np.ndarray:
+        places, slow_ns = self._places.of(records)
+        ours = self._ours
+        for name in ("request_bytes", "response_bytes", "out_of_order"):
+            np.add.at(ours[name], places, records[name])
+        for name in ("request_retransmits", "response_retransmits"):
+            np.add.at(ours["retransmits"], places, records[name])
+
+        stamps = sorted_stamps(records)
+        times, numbers = times_of(stamps), numbers_of(stamps)
+        rows, at = np.nonzero(stamps[:, :-1])
+        stages = self._stages.of(numbers[rows, at], numbers[rows, at + 1])
+        self._stages.tell_orders(stamps)
+        lengths = times[rows, at + 1] - times[rows, at]
+        np.add.at(ours["stages"]["sum_ns"], (places[rows], stages), lengths.astype(np.uint64))
+        np.add.at(ours["stages"]["counts"], (places[rows], stages, buckets_of(lengths)), _ONE)
+
+        first = np.argmax(stamps != 0, axis=1)
+        durations = times[:, -1] - times[np.arange(len(times)), first]
+        np.add.at(ours["duration"]["sum_ns"], places, durations.astype(np.uint64))
+        np.add.at(ours["duration"]["counts"], (places, buckets_of(durations)), _ONE)
+
+        acked = records["stamp_ktime_ns"][:, Stamp.ACKED].astype(np.int64) - times[:, -1]
+        later = np.flatnonzero(acked > 0)
+        np.add.at(ours["acked"]["sum_ns"], places[later], acked[later].astype(np.uint64))
+        np.add.at(ours["acked"]["counts"], (places[later], buckets_of(acked[later])), _ONE)
+        return durations.astype(np.uint64) >= slow_ns
+
+    def refresh(self, now_s: float) -> None:
+        """Once a second: series that have long had no requests end, if others have no place.
+
+        What they had goes to the overflow, so that nothing is missing from a snapshot.
+
+        Args:
+            now_s: on the monotonic clock.
+        """
+        with self._lock:
+            total = self._kernels["request_bytes"] + self._ours["request_bytes"]
+            had_requests = total != self._seen_bytes
+            self._seen_bytes = total
+            for place, overflow in self._places.end_silent(had_requests, now_s):
+                self._move(place, overflow)
+
+    def _move(self, place: int, overflow: int) -> None:
+        """Moves the sums of a place to another one; nothing is added to it meanwhile.
+
+        Only the kernel writes to its own sums: ours are as much below zero from here on.
+        """
+        kernels = self._kernels_numbers[place].copy()
+        moved = kernels + self._our_numbers[place]
+        self._our_numbers[overflow] += moved
+        self._our_numbers[place] = -kernels
+        # They are no new requests.
+        self._seen_bytes[overflow] += moved.view(SERIES)["request_bytes"][0]
+        self._seen_bytes[place] = 0
+        self._exemplars.pop(place, None)
+
+    def exemplify(self, records: np.ndarray, requests: Sequence[Request], offset_ns: int) -> None:
+        """Remembers, for each series, the last ones of these requests, which became spans.
+
+        Args:
+            records: (n,) REQUEST_RECORD of the n `requests`.
+            offset_ns: from CLOCK_MONOTONIC to Unix time.
+        """
+        with self._lock:
+            self._exemplify(keys_of(records), requests, offset_ns)
+
+    def _exemplify(self, keys: np.ndarray, requests: Sequence[Request], offset_ns: int) -> None:
+        newest: dict[int, list[Exemplar]] = {}
+        for key, request in zip(keys[::-1], reversed(requests), strict=True):
+            place = self._places.of_key(key)
+            if place is None or len(newest.setdefault(place, [])) == _EXEMPLARS_EACH:
+                continue
+            newest[place].append(
+                Exemplar(
+                    request.trace_id,
+                    request.span_id,
+                    request.end_ktime_ns - request.start_ktime_ns,
+                    request.end_ktime_ns + offset_ns,
+                )
+            )
+        for place, exemplars in newest.items():
+            exemplars += self._exemplars.get(place, ())
+            self._exemplars[place] = exemplars[:_EXEMPLARS_EACH]
+
+    def snapshot(self) -> tuple[Series, ...]:
+        """All series that have requests; from any thread."""
+        with self._lock:
+            return tuple(self._series())
+
+    def _series(self) -> Iterator[Series]:
+        for place, key, since_unix_ns in self._places.living():
+            both = self._kernels_numbers[place] + self._our_numbers[place]
+            sums = both.view(SERIES)[0]
+            duration = _histogram(sums["duration"])
+            if not duration.count:
+                continue
+            stages = {
+                name: _histogram(stage)
+                for name, stage in zip(self._stages.names, sums["stages"], strict=False)
+                if stage["counts"].any()
+            }
+            yield Series(
+                key,
+                **{name: int(sums[name]) for name in _COUNTS},
+                duration=duration,
+                stages=stages,
+                acked=_histogram(sums["acked"]),
+                exemplars=tuple(self._exemplars.get(place, ())),
+                since_unix_ns=since_unix_ns,
+            )
+
+    def close(self) -> None:
+        """Unmaps what was mapped."""
+        del self._kernels, self._kernels_numbers
+        self._mapped.close()
+        self._stages.close()
+        self._places.close()
+
+
+def _numbers(series: np.ndarray) -> np.ndarray:
+    """(n, …) uint64: all that n series have, in the same memory."""
+    return series.view(np.uint64).reshape(len(series), -1)
+
+
+def _histogram(sums: np.void) -> Histogram:
+    # A copy: else it would hold all that the series has.
+    return Histogram(int(sums["sum_ns"]), sums["counts"].copy())

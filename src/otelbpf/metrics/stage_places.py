@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the stages of requests are added up, in the kernel as here: struct series has places for them.
+
+The kernel is shown each order of stamps that is new, and told where its stages are (bpf/series.h).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from otelbpf.kernel.arrays import STAGE_ORDERS
+from otelbpf.kernel.loader import Programs
+from otelbpf.kernel.mapped import MappedArray
+from otelbpf.kernel.records import SERIES, STAGE_ORDER, STAMP_ORDER, Stamp
+from otelbpf.ledger.request import bounds_of, stage_name
+from otelbpf.metrics.series_sets import PLACE_FACTOR, index_of
+
+_STAMPS = len(Stamp)
+# Of a stamp's number, below its time.
+_STAMP_BITS = 5
+_NUMBER = (1 << _STAMP_BITS) - 1
+#: Those that bound stages; the others come after the request's end.
+_BOUNDS = int(Stamp.ACKED)
+_PLACES = SERIES["stages"].shape[0]
+#: Where the stages are for which there was no place left.
+_OTHER_STAGES = 0
+OTHER_STAGES = "other"
+_NO_ORDER = [0] * STAMP_ORDER["words"].shape[0]
+
+
+class StagePlaces:
+    """The places that stages have been given. Close it to unmap what the kernel is told by.
+
+    Attributes:
+        names: of the stages, by place.
+    """
+
+    def __init__(self, programs: Programs) -> None:
+        self.names = [OTHER_STAGES]
+        #: 1 + the place of a stage, by its first stamp and its second; 0: it has none yet.
+        self._places = np.zeros(_STAMPS * _STAMPS, np.int64)
+        self._mapped = MappedArray(
+            programs.map_fd("stage_orders"), STAGE_ORDER, STAGE_ORDERS, writable=True
+        )
+        self._orders = self._mapped.values
+
+    def of(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """(n,) the places of the stages between these stamps; new ones get one."""
+        pairs = first * _STAMPS + second
+        for pair in np.unique(pairs[self._places[pairs] == 0]):
+            place = _OTHER_STAGES
+            if len(self.names) < _PLACES:
+                place = len(self.names)
+                self.names.append(stage_name(*divmod(int(pair), _STAMPS)))
+            self._places[pair] = 1 + place
+        return self._places[pairs] - 1
+
+    def tell_orders(self, stamps: np.ndarray) -> None:
+        """Tells the kernel where the stages of these orders are, as long as there is room.
+
+        Args:
+            stamps: as sorted_stamps() gives them.
+        """
+        for order in np.unique(_orders_of(stamps), axis=0):
+            words = order.view(np.uint64).tolist()
+            at = _index_of_order(words)
+            known = self._orders["order"]["words"][[at, at ^ 1]].tolist()
+            if words not in known and _NO_ORDER in known:
+                told = self._orders[at ^ known.index(_NO_ORDER)]
+                numbers = order[order != 0].astype(np.int64) - 1
+                told["places"][: len(numbers) - 1] = self.of(numbers[:-1], numbers[1:])
+                # The first word last: no order is without it, so the kernel finds all or nothing.
+                for i, word in reversed(list(enumerate(words))):
+                    told["order"]["words"][i] = word
+
+    def close(self) -> None:
+        """Unmaps it."""
+        del self._orders
+        self._mapped.close()
+
+
+def sorted_stamps(records: np.ndarray) -> np.ndarray:
+    """Those that bound stages.
+
+    Returns:
+        (n, …) int64: in order of time, each one's number below its time; the absent ones, 0, first.
+    """
+    times = bounds_of(records).astype(np.int64)
+    return np.sort(np.where(times != 0, times << _STAMP_BITS | np.arange(_BOUNDS), 0), axis=1)
+
+
+def times_of(stamps: np.ndarray) -> np.ndarray:
+    """When they were made, in ns."""
+    return stamps >> _STAMP_BITS
+
+
+def numbers_of(stamps: np.ndarray) -> np.ndarray:
+    """Which ones they are."""
+    return stamps & _NUMBER
+
+
+def _index_of_order(words: list[int]) -> int:
+    """Where the kernel looks first for an order of stamps."""
+    word = 0
+    for each in words:
+        word = (word * PLACE_FACTOR ^ each) % 2**64
+    return index_of(word, STAGE_ORDERS)
+
+
+def _orders_of(stamps: np.ndarray) -> np.ndarray:
+    """(n, bytes of struct stamp_order) uint8: the orders of these stamps."""
+    orders = np.zeros((len(stamps), STAMP_ORDER.itemsize), np.uint8)
+    rows, at = np.nonzero(stamps)
+    absent = (stamps == 0).sum(axis=1)
+    orders[rows, at - absent[rows]] = numbers_of(stamps[rows, at]) + 1
+    return orders

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What requests say, by the protocols' own rules."""

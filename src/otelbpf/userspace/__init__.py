@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is found in other programs: their functions, and their threads' contexts."""

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attaches the programs of bpf/handler.c to the starts and ends of handlers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from collections.abc import Iterator
+
+from otelbpf.errors import KernelError, UsageError
+from otelbpf.kernel import libbpf
+from otelbpf.kernel.loader import Programs
+from otelbpf.userspace.handlers import Handler, HandlerKind, ProbeSite, PythonFunction
+from otelbpf.userspace.usdt import ArgumentKind, UsdtArgument
+
+_PROGRAMS = {
+    HandlerKind.FUNCTION: ("probed_handler_start", "probed_handler_end"),
+    HandlerKind.GO: ("probed_go_start", "probed_go_end"),
+    HandlerKind.USDT: ("probed_usdt_start", "probed_usdt_end"),
+    HandlerKind.PYTHON: ("probed_python_start", "probed_python_end"),
+}
+_RETURN_PROGRAM = "probed_handler_return"
+# struct pt_regs, bpf/kernel.h
+_REGISTERS = (
+    "r15", "r14", "r13", "r12", "bp", "bx", "r11", "r10", "r9", "r8", "ax", "cx", "dx", "si", "di",
+    "orig_ax", "ip", "cs", "flags", "sp", "ss",
+)  # fmt: skip
+_REGISTER_BYTES = 8
+# struct python_site, bpf/maps.h
+_PYTHON_SITE = struct.Struct("=HHiHHiII64s128s")
+_PYTHON_NAME_MAX, _PYTHON_FILE_MAX, _PYTHON_SITES = 64, 128, 64
+
+
+@contextlib.contextmanager
+def attached_to_handlers(
+    programs: Programs, handlers: tuple[Handler, ...]
+) -> Iterator[list[str]]:
+    """Attached to all handlers' starts and ends for the length of a `with` block.
+
+    Gives, for people, what was attached where.
+
+    Raises:
+        KernelError: the kernel refused one.
+        UsageError: a Python function's name is too long, or there are too many.
+    """
+    with contextlib.ExitStack() as stack:
+        _attach(stack, programs, handlers)
+        yield [f"uprobe {handler.name}" for handler in handlers]
+
+
+def _attach(
+    stack: contextlib.ExitStack, programs: Programs, handlers: tuple[Handler, ...]
+) -> None:
+    python_sites = 0
+    for handler in handlers:
+        for site, program, at_return in _sites(handler):
+            if handler.python is not None:
+                if python_sites == _PYTHON_SITES:
+                    raise UsageError(
+                        f"more than {_PYTHON_SITES} places to probe for Python functions; name "
+                        "fewer of them with --handler"
+                    )
+                programs.set_python_site(python_sites, _python_site(site, handler.python))
+            try:
+                link, event = libbpf.attach_uprobe(
+                    site.path, site.offset, programs.fd(program), pid=handler.pid,
+                    at_return=at_return, semaphore=site.semaphore, cookie=python_sites,
+                )  # fmt: skip
+            except OSError as error:
+                raise KernelError(
+                    f"cannot put a uprobe on {handler.name} in {handler.path}: {error.strerror}; "
+                    "name another function with --handler"
+                ) from error
+            stack.callback(os.close, event)
+            stack.callback(os.close, link)
+            python_sites += handler.python is not None
+
+
+def _sites(handler: Handler) -> Iterator[tuple[ProbeSite, str, bool]]:
+    """(site, program, at its function's return). Ends first: what starts must be able to end."""
+    start, end = _PROGRAMS[handler.kind]
+    if handler.return_probe:
+        yield from ((site, _RETURN_PROGRAM, True) for site in handler.starts)
+    yield from ((site, end, False) for site in handler.ends)
+    yield from ((site, start, False) for site in handler.starts)
+
+
+def _python_site(site: ProbeSite, function: PythonFunction) -> bytes:
+    file, name = site.arguments
+    file_name = f"/{function.file}".encode() if function.file else b""
+    if len(function.name.encode()) >= _PYTHON_NAME_MAX or len(file_name) >= _PYTHON_FILE_MAX:
+        raise UsageError(
+            f"the names in --handler ...:python:{function.file}:{function.name} are too long: a "
+            f"function's may have {_PYTHON_NAME_MAX - 1} bytes, a file's {_PYTHON_FILE_MAX - 2}"
+        )
+    return _PYTHON_SITE.pack(
+        *_argument(file), *_argument(name), len(file_name), 0, function.name.encode(), file_name
+    )
+
+
+def _argument(argument: UsdtArgument) -> tuple[int, int, int]:
+    """struct usdt_argument, bpf/maps.h."""
+    at = _REGISTERS.index(argument.register) * _REGISTER_BYTES
+    return at, argument.kind is ArgumentKind.MEMORY, argument.displacement
