@@ -143,7 +143,7 @@ def test_stages_as_attributes_say_the_same(ring: bytes) -> None:
 def sums(ring: bytes, config: Config = CONFIG) -> tuple[Sums, list[ReadableSpan]]:
     pipeline, spans = replay(ring, config)
     counts = {counter: COUNT if counter is Counter.SEEN else 0 for counter in Counter}
-    return pipeline.ledger.sums(counts), spans
+    return pipeline.tally.sums(counts), spans
 
 
 def test_all_is_accounted_for(ring: bytes) -> None:

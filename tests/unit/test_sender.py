@@ -19,7 +19,7 @@ from otelbpf.export.sender import QueueLimits, Sender
 from otelbpf.export.ways_out import by_export
 from otelbpf.kernel.records import Counter
 from otelbpf.ledger.request import Request
-from otelbpf.ledger.tally import Ledger, Lost, Sums
+from otelbpf.ledger.tally import Tally, Lost, Sums
 
 DEADLINE_S = 10.0
 NEVER_S = 1_000.0
@@ -57,9 +57,9 @@ class Line:
     """A sender, what it counts, and a test's hold on both. Two spans for each request."""
 
     def __init__(self, collector: Collector | None, limits: QueueLimits = QUICK) -> None:
-        self.ledger = Ledger()
+        self.tally = Tally()
         way_out = None if collector is None else by_export(collector, "the collector")
-        self.sender = Sender(way_out, self.to_spans, 2, self.ledger, limits)
+        self.sender = Sender(way_out, self.to_spans, 2, self.tally, limits)
         self.made_of: list[int] = []
 
     def to_spans(self, request: Request) -> list[ReadableSpan]:
@@ -67,7 +67,7 @@ class Line:
         return [ReadableSpan(f"{request.span_id}{part}") for part in "ab"]
 
     def sums(self, seen: int = 0) -> Sums:
-        return self.ledger.sums({c: seen if c is Counter.SEEN else 0 for c in Counter})
+        return self.tally.sums({c: seen if c is Counter.SEEN else 0 for c in Counter})
 
     def lost(self) -> dict[Lost, int]:
         return {reason: count for reason, count in self.sums().lost.items() if count}

@@ -33,7 +33,7 @@ from otelbpf.export.sender import QueueLimits, Sender
 from otelbpf.export.ways_out import spans_way_out
 from otelbpf.kernel.records import Counter
 from otelbpf.ledger.request import Request
-from otelbpf.ledger.tally import Ledger, Lost
+from otelbpf.ledger.tally import Tally, Lost
 
 DEADLINE_S = 30.0
 GRPC, HTTP = "grpc", "http/protobuf"
@@ -53,10 +53,10 @@ class Line:
     ) -> None:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{receiver.port}")
         self.receiver = receiver
-        self.ledger = Ledger()
+        self.tally = Tally()
         self._limits = limits
         self._way_out = spans_way_out(NAMES[protocol])
-        self.sender = Sender(self._way_out, _spans, EACH, self.ledger, limits)
+        self.sender = Sender(self._way_out, _spans, EACH, self.tally, limits)
 
     def send(self, count: int) -> None:
         """All of them, until what became of each is known."""
@@ -70,7 +70,7 @@ class Line:
 
     def sums(self) -> dict[str, int]:
         """What is counted, with what is in flight only if there is some."""
-        sums = self.ledger.sums({c: 0 for c in Counter})
+        sums = self.tally.sums({c: 0 for c in Counter})
         lost = {reason.value: count for reason, count in sums.lost.items() if count}
         return {"exported": sums.exported, **lost}
 
@@ -300,8 +300,8 @@ def test_an_overflow_is_told_once_in_a_minute(
     """Wherever spans go, and though nothing has failed."""
     hours = passing(monkeypatch)
     monkeypatch.setattr(sender, "time", hours)
-    way_out, ledger = spans_way_out(name), Ledger()
-    queue = Sender(way_out, _spans, EACH, ledger, QueueLimits(requests=4))
+    way_out, tally = spans_way_out(name), Tally()
+    queue = Sender(way_out, _spans, EACH, tally, QueueLimits(requests=4))
     said = (
         "more requests come than are taken in the same time: the queue of 4 is full, and what does "
         "not fit is counted as lost"
@@ -313,6 +313,6 @@ def test_an_overflow_is_told_once_in_a_minute(
         queue.put(numbered(10))
         assert caplog.messages == [said] * times
         hours.now += 1.0
-    assert ledger.sums({c: 0 for c in Counter}).lost[Lost.QUEUE_FULL] == 44
+    assert tally.sums({c: 0 for c in Counter}).lost[Lost.QUEUE_FULL] == 44
     if way_out is not None:
         way_out.door.close()

@@ -48,7 +48,7 @@ from otelbpf.ledger.ids import Ids
 from otelbpf.ledger.reader import RingReader
 from otelbpf.ledger.request import Kind, Request, requests_of
 from otelbpf.ledger.sweeper import Sweeper
-from otelbpf.ledger.tally import Coverage, Ledger, Lost, Sums
+from otelbpf.ledger.tally import Coverage, Tally, Lost, Sums
 from otelbpf.ledger.trace_contexts import contexts_of
 from otelbpf.metrics.connections import ConnectionSums
 from otelbpf.metrics.series import SeriesTable
@@ -98,10 +98,10 @@ class Pipeline:
         self.resources = resources
         self._routes = routes
         self._series = series
-        self.ledger = Ledger()
+        self.tally = Tally()
         self.clock: ClockReading = read_clock()
         spans_each = 1 + (_STAGES_MOST if config.stages is StageStyle.SPANS else 0)
-        self.sender = Sender(way_out, self._to_spans, spans_each, self.ledger, config.queue)
+        self.sender = Sender(way_out, self._to_spans, spans_each, self.tally, config.queue)
 
     def refresh(self) -> None:
         """Once a second: compares the clocks again, and looks what became of services."""
@@ -114,7 +114,7 @@ class Pipeline:
         if self._series is not None:
             left = np.flatnonzero(records["flags"] & np.uint32(RequestFlag.IN_SERIES) == 0)
             kept[left] |= self._series.add(records[left])
-        self.ledger.sample_out(int((~kept).sum()))
+        self.tally.sample_out(int((~kept).sum()))
         self._queue(records[kept])
 
     def _queue(self, records: np.ndarray) -> None:
@@ -203,7 +203,7 @@ class Agent:
         self._drain()
         self._sweeper.finish(time.monotonic_ns())
         self._drain()
-        self._pipeline.ledger.lose(Lost.UNREAD, self._reader.pending)
+        self._pipeline.tally.lose(Lost.UNREAD, self._reader.pending)
         self._pipeline.sender.stop()
 
     def _drain(self) -> None:
@@ -223,7 +223,7 @@ class Agent:
     def sums(self) -> Sums:
         """The sums so far."""
         return replace(
-            self._pipeline.ledger.sums(self._programs.counts()),
+            self._pipeline.tally.sums(self._programs.counts()),
             missed=self._missed,
             interfaces=self._coverage,
         )

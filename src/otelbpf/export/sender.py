@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from otelbpf.export.delivery import QUIET_S, UNSAID_S, Delivery, Fate, Formed, Wording
 from otelbpf.export.exporters import whole_number
 from otelbpf.export.ways_out import WayOut
-from otelbpf.ledger.tally import Ledger, Lost
+from otelbpf.ledger.tally import Tally, Lost
 
 _log = logging.getLogger(__name__)
 
@@ -83,12 +83,12 @@ class Sender(Generic[Item]):
         way_out: WayOut[Sequence[ReadableSpan]] | None,
         to_spans: Callable[[Item], list[ReadableSpan]],
         spans_each: int,
-        ledger: Ledger,
+        tally: Tally,
         limits: QueueLimits,
     ) -> None:
         self._way_out = way_out
         self._to_spans = to_spans
-        self._ledger = ledger
+        self._tally = tally
         self._limits = limits
         self._batch = max(1, limits.batch_spans // spans_each)
         self._queue: deque[Item] = deque()
@@ -121,7 +121,7 @@ class Sender(Generic[Item]):
         """How many of `count` requests fit into the queue; the rest is counted as lost."""
         room = max(0, self._limits.requests - len(self._queue))
         if count > room:
-            self._ledger.lose(Lost.QUEUE_FULL, count - room)
+            self._tally.lose(Lost.QUEUE_FULL, count - room)
             self._tell_overflow()
         return min(count, room)
 
@@ -170,7 +170,7 @@ class Sender(Generic[Item]):
         with self._changed:
             # What a thread that still hangs does from here on counts no more.
             self._abandoned = True
-            self._ledger.lose(Lost.EXPORT_FAILED, len(self._queue) + self._sending)
+            self._tally.lose(Lost.EXPORT_FAILED, len(self._queue) + self._sending)
 
     def _run(self) -> None:
         while (batch := self._next_batch()) is not None:
@@ -180,9 +180,9 @@ class Sender(Generic[Item]):
                     if self._abandoned:
                         return
                     self._sending -= fate.units
-                    self._ledger.export(fate.taken)
+                    self._tally.export(fate.taken)
                     for reason, count in fate.lost.items():
-                        self._ledger.lose(reason, count)
+                        self._tally.lose(reason, count)
 
     def _next_batch(self) -> list[Item] | None:
         """The next requests to send; empty after a wait in vain, None when all is done."""

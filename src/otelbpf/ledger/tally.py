@@ -137,7 +137,7 @@ class Sums:
         return text + (f" + in flight {self.in_flight}" if self.in_flight else "")
 
 
-class Ledger:
+class Tally:
     """Counts in user space what happens to requests after the kernel. Thread-safe."""
 
     def __init__(self) -> None:

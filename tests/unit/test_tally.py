@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from otelbpf.kernel.records import Counter
-from otelbpf.ledger.tally import Coverage, Gap, Ledger, Lost, Sums
+from otelbpf.ledger.tally import Coverage, Gap, Tally, Lost, Sums
 
 IN_KERNEL = {
     Counter.LOST_RING_FULL: Lost.RING_FULL,
@@ -29,21 +29,21 @@ def counts(**changed: int) -> dict[Counter, int]:
 def test_every_loss_of_the_kernel_has_its_reason() -> None:
     assert set(IN_KERNEL) == {c for c in Counter if c.name.startswith("LOST_")}
     made = {counter.name: 10 + i for i, counter in enumerate(IN_KERNEL)}
-    sums = Ledger().sums(counts(**made))
+    sums = Tally().sums(counts(**made))
     assert {r: n for r, n in sums.lost.items() if n} == {
         reason: made[counter.name] for counter, reason in IN_KERNEL.items()
     }
 
 
 def test_both_sides_add_up() -> None:
-    ledger = Ledger()
-    ledger.export(100)
-    ledger.export(1)
-    ledger.sample_out(20)
-    ledger.lose(Lost.QUEUE_FULL, 3)
-    ledger.lose(Lost.QUEUE_FULL, 4)
-    ledger.lose(Lost.EXPORT_FAILED, 5)
-    sums = ledger.sums(counts(SEEN=150, SUBMITTED=140, LOST_PARSER=6))
+    tally = Tally()
+    tally.export(100)
+    tally.export(1)
+    tally.sample_out(20)
+    tally.lose(Lost.QUEUE_FULL, 3)
+    tally.lose(Lost.QUEUE_FULL, 4)
+    tally.lose(Lost.EXPORT_FAILED, 5)
+    sums = tally.sums(counts(SEEN=150, SUBMITTED=140, LOST_PARSER=6))
     assert (sums.seen, sums.exported, sums.sampled_out) == (150, 101, 20)
     assert {r: n for r, n in sums.lost.items() if n} == {
         Lost.PARSER: 6, Lost.QUEUE_FULL: 7, Lost.EXPORT_FAILED: 5,
@@ -52,7 +52,7 @@ def test_both_sides_add_up() -> None:
 
 
 def test_connections_by_their_short_names() -> None:
-    sums = Ledger().sums(counts(CONNECTIONS_OPENED=3, CONNECTIONS_NOT_HTTP=1, PACKETS_UNPARSED=9))
+    sums = Tally().sums(counts(CONNECTIONS_OPENED=3, CONNECTIONS_NOT_HTTP=1, PACKETS_UNPARSED=9))
     assert sums.connections == {
         "opened": 3, "adopted": 0, "closed": 0, "evicted": 0, "not_http": 1, "own": 0,
         "tls": 0, "http2": 0, "unseen": 0,
@@ -60,19 +60,19 @@ def test_connections_by_their_short_names() -> None:
 
 
 def test_joins_are_told_by_name() -> None:
-    sums = Ledger().sums(counts(MARKS_JOINED=4, MARKS_AMBIGUOUS=2, CAUSES_AMBIGUOUS=1))
+    sums = Tally().sums(counts(MARKS_JOINED=4, MARKS_AMBIGUOUS=2, CAUSES_AMBIGUOUS=1))
     assert sums.joins == {
         "marks_joined": 4, "marks_unknown": 0, "marks_ambiguous": 2, "causes_ambiguous": 1,
     }  # fmt: skip
 
 
 def test_sums_do_not_change_afterwards() -> None:
-    ledger = Ledger()
-    before = ledger.sums(counts(SEEN=1))
-    ledger.export(1)
-    ledger.lose(Lost.QUEUE_FULL, 1)
+    tally = Tally()
+    before = tally.sums(counts(SEEN=1))
+    tally.export(1)
+    tally.lose(Lost.QUEUE_FULL, 1)
     assert before.in_flight == 1
-    assert ledger.sums(counts(SEEN=2)).in_flight == 0
+    assert tally.sums(counts(SEEN=2)).in_flight == 0
 
 
 def test_json_has_all_that_counts() -> None:
@@ -116,19 +116,19 @@ def test_names_are_unique_and_stable() -> None:
 
 
 def test_many_threads_count_together() -> None:
-    ledger = Ledger()
+    tally = Tally()
 
     def count() -> None:
         for _ in range(1_000):
-            ledger.export(1)
-            ledger.sample_out(1)
-            ledger.lose(Lost.QUEUE_FULL, 1)
+            tally.export(1)
+            tally.sample_out(1)
+            tally.lose(Lost.QUEUE_FULL, 1)
 
     threads = [threading.Thread(target=count) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    sums = ledger.sums(counts(SEEN=24_000))
+    sums = tally.sums(counts(SEEN=24_000))
     assert (sums.exported, sums.sampled_out, sums.lost[Lost.QUEUE_FULL]) == (8_000,) * 3
     assert sums.in_flight == 0
