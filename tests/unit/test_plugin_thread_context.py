@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import thread_context
 from binaries import run
-from test_tls import address_in, word_at
+from test_thread_locals import address_in, word_at
 
 from otelbpf.userspace.thread_contexts import VARIABLE
 from otelbpf.userspace.thread_locals import find_thread_local
