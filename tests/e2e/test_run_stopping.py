@@ -66,6 +66,24 @@ def test_a_signal_drains_flushes_and_detaches(
     assert_nothing_left(ids)
 
 
+@pytest.mark.parametrize("to_nobody", ["2>/dev/full", "2>&-", "2> >(head --lines 1)"])
+def test_nobody_hears_what_it_says(
+    net: Network, server: Server, receiver: Receiver, tmp_path: Path, to_nobody: str
+) -> None:
+    """A log on a full disk, none at all, and one whose reader has ended: it measures on."""
+    under = ("bash", "-c", f'exec "$@" {to_nobody}', "bash")
+    with agent(
+        tmp_path, *options(net, server), environment=to(receiver), under=under
+    ) as running:
+        running.wait_ready()
+        ask(net, server)
+        ended = running.stop()
+    assert ended.code == 0
+    assert ended.sums is not None
+    assert (ended.sums["seen"], ended.sums["exported"]) == (COUNT, COUNT)
+    assert len(measured(receiver.spans())) == COUNT
+
+
 def test_a_second_signal_does_not_hurry_it(
     net: Network, server: Server, receiver: Receiver, tmp_path: Path
 ) -> None:

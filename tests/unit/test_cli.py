@@ -295,3 +295,21 @@ def test_as_a_command() -> None:
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     done = subprocess.run([*command, "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"otelbpf {__version__}\n", "")
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_nobody_hears_what_it_says(closed: bool) -> None:
+    """The exit status is the same, and what was to be written to is not written to."""
+    command = [sys.executable, "-m", "otelbpf", *RUN, "--port", "0"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            ["sh", "-c", 'exec "$@" 2>&-', "sh", *command] if closed else command,
+            stdout=subprocess.PIPE, stderr=full,
+        )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
+def test_a_name_that_is_not_utf8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is exported has to be."""
+    for arguments in (("--service-name", "a\udcff"), ("--route", "/a\udcff"), ("--slow", "/\udcff=1s")):
+        assert call(monkeypatch, *RUN, *arguments) == 2

@@ -16,7 +16,9 @@ from otelbpf.ledger.tally import Lost
 
 TAKEN, LATER, TOO_LARGE, REFUSED = (Answer(verdict, "why") for verdict in Verdict)
 WELL = Answer(Verdict.TAKEN)
-WORDING = Wording("the collector", "spans", "they wait", "they are lost")
+WORDING = Wording(
+    "the collector", "spans", "spans", "a single one", "they wait", "they are lost"
+)
 NOW_TO_LATER = "the collector does not take spans now (why); they wait"
 AGAIN = "the collector takes spans again"
 
@@ -246,9 +248,45 @@ def test_one_that_is_too_large_alone_is_lost_and_no_other(
     fates = deliver(door, "abcdefg")
     assert total(fates) == {"taken": 6, Lost.TOO_LARGE: 1}
     assert told(caplog) == [
-        "the collector finds spans too large that cannot be parted any more (why); they are lost",
+        "the collector finds even a single one too large (why); they are lost",
         AGAIN,
     ]
+
+
+def test_the_next_batch_goes_at_once_as_it_fitted(hours: Hours) -> None:
+    door = Door(most=3)
+    sender = made(door)
+    list(sender.deliver("abcdefgh"))
+    assert door.sent == ["abcdefgh", "abcd", "ab", "cd", "efgh", "ef", "gh"]
+    door.sent.clear()
+    list(sender.deliver("abcdefgh"))
+    assert door.sent == ["ab", "cd", "ef", "gh"]
+    # It may have been the one batch: after a while a whole one is tried again.
+    hours.now += 60
+    door.most, door.sent = 8, []
+    list(sender.deliver("abcdefgh"))
+    assert door.sent == ["abcdefgh"]
+
+
+def test_where_nothing_fits_each_is_sent_once() -> None:
+    door = Door(most=0)
+    sender = made(door)
+    assert total(list(sender.deliver("abcd"))) == {"taken": 0, Lost.TOO_LARGE: 4}
+    door.sent.clear()
+    assert total(list(sender.deliver("abcd"))) == {"taken": 0, Lost.TOO_LARGE: 4}
+    assert door.sent == ["a", "b", "c", "d"]
+
+
+def test_one_that_is_too_large_alone_does_not_part_all_that_follow() -> None:
+    door = Door()
+    door.send = lambda payload, _: (  # type: ignore[method-assign]
+        door.sent.append(payload) or (TOO_LARGE if "d" in payload else WELL)
+    )
+    sender = made(door)
+    list(sender.deliver("abcdefgh"))
+    door.sent.clear()
+    list(sender.deliver("abcefghi"))
+    assert door.sent == ["abce", "fghi"]
 
 
 def test_parts_have_fates_of_their_own(caplog: pytest.LogCaptureFixture) -> None:

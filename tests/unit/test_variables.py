@@ -200,6 +200,38 @@ def test_no_time_to_export_in_is_refused(text: str) -> None:
     require_otlp({"OTEL_EXPORTER_OTLP_TIMEOUT": "0.5"}, "traces", grpc=True)
 
 
+@pytest.mark.parametrize("grpc", [True, False])
+@pytest.mark.parametrize(
+    "headers",
+    ["no-value", "=value", "ключ=value", "a=b,two words=c", "authorization=Bearer%20%D0%BA",
+     "a=line%0D%0Abreak"],
+)
+def test_headers_that_cannot_be_sent_are_refused(headers: str, grpc: bool) -> None:
+    name = "OTEL_EXPORTER_OTLP_HEADERS"
+    with pytest.raises(UsageError, match=f"^{name} has .* which cannot be sent: write NAME=VALUE"):
+        require_otlp({name: headers}, "traces", grpc=grpc)
+
+
+@pytest.mark.parametrize("grpc", [True, False])
+def test_headers_that_can_be_sent(grpc: bool) -> None:
+    headers = "authorization=Bearer%20x==, X-Scope-OrgID=tenant 1,, api-key = a;b"
+    require_otlp({"OTEL_EXPORTER_OTLP_TRACES_HEADERS": headers}, "traces", grpc=grpc)
+
+
+def test_latin_letters_in_headers_go_over_http() -> None:
+    headers = {"OTEL_EXPORTER_OTLP_HEADERS": "name=caf%C3%A9"}
+    require_otlp(headers, "metrics", grpc=False)
+    with pytest.raises(UsageError, match="cannot be sent"):
+        require_otlp(headers, "metrics", grpc=True)
+
+
+@pytest.mark.parametrize("endpoint", ["http://a\nb:1", "http://a b:1"])
+def test_an_endpoint_that_is_no_url_is_refused(endpoint: str) -> None:
+    name = "OTEL_EXPORTER_OTLP_ENDPOINT"
+    with pytest.raises(UsageError, match=f"^{name}='http://a.* is no URL"):
+        require_otlp({name: endpoint}, "traces", grpc=True)
+
+
 def test_two_words_about_tls_are_refused() -> None:
     """The exporter over gRPC would heed the wrong one."""
     endpoint, insecure = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_INSECURE"

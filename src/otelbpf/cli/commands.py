@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from otelbpf.cli.options import build_parser
 from otelbpf.errors import OtelbpfError, UsageError
@@ -283,11 +283,38 @@ def _is_for_want_of_something(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "can't start new thread" in str(error)
 
 
+class _Unfailing(io.TextIOBase):
+    """A stream for what is told, which goes on where it cannot be: what is measured goes on, too."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+
 _COMMANDS = {"run": _run, "top": _top, "check": _check, "report": _report}
 
 
 def main() -> int:
     """The `otelbpf` command; returns its exit status."""
+    if sys.stderr is None:
+        # Nobody shall hear of it; and what is opened next shall not be taken for it.
+        sys.stderr = open(os.devnull, "w")
+    if not isinstance(sys.stderr, _Unfailing):
+        sys.stderr = _Unfailing(sys.stderr)
     # Nothing here multiplies matrices; numpy would start threads for it, which keep all rights.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     logging.basicConfig(level=logging.WARNING, format="otelbpf: %(message)s", stream=sys.stderr)

@@ -113,9 +113,18 @@ def _slow(text: str) -> tuple[str, int]:
     return route and _route(route), round(float(match[1]) * _UNITS_NS[match[2]])
 
 
+def _text(text: str) -> str:
+    """What is exported has to be UTF-8, and an argument may be anything."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8") from None
+    return text
+
+
 def _route(text: str) -> str:
     try:
-        Routes((text,))
+        Routes((_text(text),))
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return text
@@ -153,7 +162,7 @@ def _measuring() -> argparse.ArgumentParser:
     add("--netns", metavar="NAME|PATH",
         help="network namespace of the interfaces and the server (default: this one)")
     add("--duration", type=_seconds, metavar="S", help="stop by itself after S seconds")
-    add("--service-name", metavar="NAME",
+    add("--service-name", type=_text, metavar="NAME",
         help="service.name of all that is measured (default: each process's own: its "
         "OTEL_SERVICE_NAME, else its systemd service, else what it runs)")
     add("--hooks", choices=("auto", "tracepoint", "fentry", "kprobe"), default="auto",

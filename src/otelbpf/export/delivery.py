@@ -77,12 +77,16 @@ class Wording:
     Attributes:
         whose: who takes or refuses.
         what: is taken, in the plural.
+        items: what is counted of it, in the plural.
+        one: the least that is sent alone.
         meanwhile: what becomes of what is not taken now.
         refused: what becomes of what is refused for good.
     """
 
     whose: str
     what: str
+    items: str
+    one: str
     meanwhile: str
     refused: str = "what is refused is counted as lost"
 
@@ -110,6 +114,9 @@ class Delivery(Generic[Unit]):
         self._retry_s = retry_s
         self._most = most
         self._news = _News()
+        # How many units fitted when a batch was last found too large, which holds for a while.
+        self._fitting: int | None = None
+        self._fitting_until = 0.0
         self._next_try_at = 0.0
         self._is_cut_short_at_stop = False
         self._stop_at = float("inf")
@@ -123,7 +130,8 @@ class Delivery(Generic[Unit]):
     def deliver(self, units: Sequence[Unit]) -> Iterator[Fate]:
         """Sends a batch; yields what became of each part of it as soon as that is known."""
         give_up_at: float | None = None
-        most = self._most or max(1, len(units))
+        most = self._most_at_once(len(units))
+        largest_taken, is_too_large = 0, False
         parts = [units[first : first + most] for first in range(0, len(units), most)][::-1]
         while parts:
             part = parts.pop()
@@ -137,10 +145,22 @@ class Delivery(Generic[Unit]):
                 else self._until_decided(formed.payload, give_up_at)
             )  # fmt: skip
             if answer.verdict is Verdict.TOO_LARGE and len(part) > 1:
+                is_too_large = True
                 middle = len(part) // 2
                 parts += [part[middle:], part[:middle]]
-            else:
-                yield self._fate(part, formed, answer)
+                continue
+            if answer.verdict is Verdict.TAKEN:
+                largest_taken = max(largest_taken, len(part))
+            yield self._fate(part, formed, answer)
+        if is_too_large:
+            # Else each batch would be sent in vain before it is parted.
+            self._fitting = max(1, largest_taken)
+            self._fitting_until = time.monotonic() + QUIET_S
+
+    def _most_at_once(self, count: int) -> int:
+        if time.monotonic() >= self._fitting_until:
+            self._fitting = None
+        return min(filter(None, (self._most, self._fitting, count)), default=1)
 
     def _formed(self, part: Sequence[Unit]) -> Formed | None:
         """None: something in there has no form; its batch is parted until that is alone."""
@@ -162,7 +182,7 @@ class Delivery(Generic[Unit]):
             case Verdict.TAKEN if answer.rejected:
                 self._news.bad(
                     f"{wording.whose} has rejected {answer.rejected} of {sum(formed.items)} "
-                    f"{wording.what}, which are lost ({answer.reason or 'it does not say why'})"
+                    f"{wording.items}, which are lost ({answer.reason or 'it does not say why'})"
                 )
                 rejected = _fewest(formed.items, answer.rejected)
                 return Fate(len(part) - rejected, {Lost.REJECTED: rejected})
@@ -177,8 +197,8 @@ class Delivery(Generic[Unit]):
                 return Fate(0, {Lost.EXPORT_FAILED: len(part)})
             case Verdict.TOO_LARGE:
                 self._news.bad(
-                    f"{wording.whose} finds {wording.what} too large that cannot be parted any "
-                    f"more ({answer.reason}); {wording.refused}"
+                    f"{wording.whose} finds even {wording.one} too large ({answer.reason}); "
+                    f"{wording.refused}"
                 )
                 return Fate(0, {Lost.TOO_LARGE: len(part)})
         self._news.bad(

@@ -203,7 +203,9 @@ class Periodic:
         self._taking = threading.Lock()
         self._is_failing = False
         misses = "what it misses will be in what it takes next, or is counted"
-        wording = Wording(way_out.whose, "metrics", meanwhile=misses, refused=misses)
+        wording = Wording(
+            way_out.whose, "metrics", "data points", "a single data point", misses, refused=misses
+        )
         # Until the next export is due.
         retry_s = min(schedule.interval_s, schedule.timeout_s)
         self._delivery = Delivery(way_out.door, self._formed, wording, retry_s, way_out.most)

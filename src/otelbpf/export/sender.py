@@ -107,7 +107,7 @@ class Sender(Generic[Item]):
             return Formed(payload, [len(of_one) for of_one in spans])
 
         wording = Wording(
-            way_out.whose, "spans",
+            way_out.whose, "spans", "spans", "the spans of a single request",
             meanwhile=f"they wait in a queue of {self._limits.requests} requests, and what does "
             f"not fit, or is not taken for {self._limits.retry_s:.0f} s, is counted as lost",
         )  # fmt: skip
@@ -157,10 +157,11 @@ class Sender(Generic[Item]):
         self._thread.join(min(UNSAID_S, self._limits.flush_s))
         rest_s = stop_at - time.monotonic()
         if self._thread.is_alive() and rest_s > 0:
+            waiting = len(self._queue) + self._sending
             _log.warning(
-                "stopping: %d requests wait for %s, for %g s at most",
-                len(self._queue) + self._sending, self._way_out and self._way_out.whose,
-                self._limits.flush_s,
+                "stopping: %s for %s, for %g s at most",
+                "1 request waits" if waiting == 1 else f"{waiting} requests wait",
+                self._way_out and self._way_out.whose, self._limits.flush_s,
             )  # fmt: skip
             self._thread.join(rest_s)
         if self._way_out is not None:

@@ -7,9 +7,11 @@ variable may hold. So they are left only what otelbpf has a use for.
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
+from urllib.parse import unquote
 
 from otelbpf.errors import UsageError
 
@@ -27,6 +29,8 @@ _KNOWN = {
 # Any exporter that is installed can be named, and may have variables of its own.
 _KNOWN_PREFIXES = ("OTEL_BSP_", "OTEL_EXPORTER_", "OTEL_PYTHON_EXPORTER_")
 _FILES = ("CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE")
+# RFC 9110, token.
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _COMPRESSION = "OTEL_EXPORTER_OTLP_COMPRESSION"
 _COMPRESSION_OF = ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "OTEL_EXPORTER_OTLP_METRICS_COMPRESSION")
 
@@ -88,6 +92,17 @@ def require_otlp(environment: Mapping[str, str], signal: str, *, grpc: bool) -> 
     for kind in _FILES:
         for name, path in given(kind):
             _require_file(name, path, kind, grpc=grpc)
+    for name, text in given("ENDPOINT"):
+        if not text.isprintable() or " " in text:
+            raise UsageError(f"{name}={text!r} is no URL")
+    for name, text in given("HEADERS"):
+        for header in filter(None, (each.strip() for each in text.split(","))):
+            if not _is_header(header, grpc=grpc):
+                raise UsageError(
+                    f"{name} has {header!r}, which cannot be sent",
+                    "write NAME=VALUE,NAME=VALUE in ASCII, and percent-encode what is not a letter "
+                    "or a digit",
+                )
     for name, text in given("TIMEOUT"):
         if not _is_time(text):
             raise UsageError(f"{name}={text} is no number of seconds above 0")
@@ -116,6 +131,17 @@ def _require_file(name: str, path: str, kind: str, *, grpc: bool) -> None:
             f"cannot read {path}, which {name} names ({error.strerror})",
             "give the path of a file in PEM format",
         ) from error
+
+
+def _is_header(header: str, *, grpc: bool) -> bool:
+    """gRPC's metadata are of ASCII; other headers may hold Latin-1."""
+    name, equals, value = header.partition("=")
+    try:
+        told = unquote(value).encode("ascii" if grpc else "latin-1")
+    except UnicodeEncodeError:
+        return False
+    is_plain = not any(octet < 0x20 or octet == 0x7F for octet in told)
+    return bool(equals and is_plain and _HEADER_NAME.fullmatch(unquote(name).strip()))
 
 
 def _is_time(text: str) -> bool:
