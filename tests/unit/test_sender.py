@@ -19,7 +19,7 @@ from otelbpf.export.sender import QueueLimits, Sender
 from otelbpf.export.ways_out import by_export
 from otelbpf.kernel.records import Counter
 from otelbpf.ledger.request import Request
-from otelbpf.ledger.tally import Tally, Lost, Sums
+from otelbpf.ledger.tally import Lost, Sums, Tally
 
 DEADLINE_S = 10.0
 NEVER_S = 1_000.0

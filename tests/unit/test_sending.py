@@ -33,7 +33,7 @@ from otelbpf.export.sender import QueueLimits, Sender
 from otelbpf.export.ways_out import spans_way_out
 from otelbpf.kernel.records import Counter
 from otelbpf.ledger.request import Request
-from otelbpf.ledger.tally import Tally, Lost
+from otelbpf.ledger.tally import Lost, Tally
 
 DEADLINE_S = 30.0
 GRPC, HTTP = "grpc", "http/protobuf"

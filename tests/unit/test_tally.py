@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from otelbpf.kernel.records import Counter
-from otelbpf.ledger.tally import Coverage, Gap, Tally, Lost, Sums
+from otelbpf.ledger.tally import Coverage, Gap, Lost, Sums, Tally
 
 IN_KERNEL = {
     Counter.LOST_RING_FULL: Lost.RING_FULL,

@@ -48,7 +48,7 @@ from otelbpf.ledger.ids import Ids
 from otelbpf.ledger.reader import RingReader
 from otelbpf.ledger.request import Kind, Request, requests_of
 from otelbpf.ledger.sweeper import Sweeper
-from otelbpf.ledger.tally import Coverage, Tally, Lost, Sums
+from otelbpf.ledger.tally import Coverage, Lost, Sums, Tally
 from otelbpf.ledger.trace_contexts import contexts_of
 from otelbpf.metrics.connections import ConnectionSums
 from otelbpf.metrics.series import SeriesTable

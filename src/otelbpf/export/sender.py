@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from otelbpf.export.delivery import QUIET_S, UNSAID_S, Delivery, Fate, Formed, Wording
 from otelbpf.export.exporters import whole_number
 from otelbpf.export.ways_out import WayOut
-from otelbpf.ledger.tally import Tally, Lost
+from otelbpf.ledger.tally import Lost, Tally
 
 _log = logging.getLogger(__name__)
 
