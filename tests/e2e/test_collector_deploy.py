@@ -192,7 +192,7 @@ def test_the_daemonset_probes_where_otelbpf_answers() -> None:
 
 
 def test_the_daemonset_waits_until_otelbpf_has_stopped() -> None:
-    """For each step as long as it may take, one after the other; and for taking off its programs."""
+    """For each step as long as it may take; and for taking off its programs."""
     spans_s = QueueLimits().flush_s + sender._LAST_EXPORT_S
     metrics_s = metrics_export._LAST_EXPORT_S + metrics_export._GIVING_UP_S
     ports_s = 2 * http_port._STOP_S

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What probes learn of an agent that loads, measures, does not, stands still, stops or is killed."""
+"""What probes learn of an agent that loads, measures, does not, stands still or is killed."""
 
 from __future__ import annotations
 
@@ -116,7 +116,9 @@ def test_while_an_interface_is_gone(own: Network, tmp_path: Path) -> None:
         run("ip", "-n", own.server.netns, "link", "del", name)
         wait_for_answer(port, "/readyz", 503, f"interface {name}: gone for ")
         assert probe(port, "/livez") == OK
-        run("ip", "-n", own.server.netns, "link", "add", name, "type", "veth", "peer", "name", "end")
+        run(
+            "ip", "-n", own.server.netns, "link", "add", name, "type", "veth", "peer", "name", "end"
+        )
         wait_for_answer(port, "/readyz", *OK)
         running.stop().assert_clean(seen=0)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a request is said to have lasted: spans, metrics and --slow, beside the client's clock."""
+"""How long a request is said to have lasted: spans, metrics, --slow, and the client's clock."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What rights an agent has left once it has attached, thread by thread; and what each is kept for."""
+"""What rights an agent has left once it has attached, in each thread; and what each is for."""
 
 from __future__ import annotations
 

@@ -67,7 +67,8 @@ SMALL = Limits(connections=4096, ring=4096)
 KEEP_ALL = Sampler()
 
 _RUN_LEARN_AGENT = (
-    "import sys; from otelbpf.kernel import libbpf; libbpf.run_once(int(sys.argv[1]), context=bytes(8))"
+    "import sys; from otelbpf.kernel import libbpf; "
+    "libbpf.run_once(int(sys.argv[1]), context=bytes(8))"
 )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A write is one, however often the kernel comes by on its way, and however little room there is."""
+"""A write is one, however often the kernel comes by, and however little room there is."""
 
 from __future__ import annotations
 

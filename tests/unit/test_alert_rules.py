@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The alert rules: promtool's verdict, and that they ask for metrics, labels and stages that there are.
+"""The alert rules: promtool's verdict, and that the metrics, labels and stages are there.
 
 When which alert fires is in alerts.yaml, beside this file.
 """

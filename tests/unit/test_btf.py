@@ -78,7 +78,8 @@ def test_a_changed_header_is_noticed_and_written(copy: Path, before: str, after:
     header.write_text(text.replace(before, after))
     done = generate_records(copy, "--check")
     assert done.returncode == 1
-    assert done.stdout == "src/otelbpf/kernel/records.py is not what scripts/generate-records writes\n"
+    records = "src/otelbpf/kernel/records.py"
+    assert done.stdout == f"{records} is not what scripts/generate-records writes\n"
     assert generate_records(copy).returncode == 0
     assert generate_records(copy, "--check").returncode == 0
     assert (copy / "src/otelbpf/kernel/records.py").read_text() != (

@@ -311,5 +311,5 @@ def test_nobody_hears_what_it_says(closed: bool) -> None:
 
 def test_a_name_that_is_not_utf8(monkeypatch: pytest.MonkeyPatch) -> None:
     """All that is exported has to be."""
-    for arguments in (("--service-name", "a\udcff"), ("--route", "/a\udcff"), ("--slow", "/\udcff=1s")):
-        assert call(monkeypatch, *RUN, *arguments) == 2
+    for option in ("--service-name=\udcff", "--route=/\udcff", "--slow=/\udcff=1s"):
+        assert call(monkeypatch, *RUN, option) == 2

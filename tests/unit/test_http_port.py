@@ -101,13 +101,14 @@ def read_all(sock: socket.socket) -> bytes:
 
 @pytest.mark.usefixtures("patient")
 def test_hundreds_of_silent_connections(caplog: pytest.LogCaptureFixture) -> None:
-    """There are no more than may be, in one thread; the oldest made room, and a scrape is answered."""
+    """No more than may be, in one thread; the oldest made room, and a scrape is answered."""
     threads = threading.active_count()
     with contextlib.ExitStack() as stack, serving() as port:
         silent = [stack.enter_context(port.connect()) for _ in range(300)]
         too_many = 300 - CONNECTIONS_MOST
         wait_until(lambda: closed_of(silent) == too_many, "all were accepted")
-        assert [is_closed(each) for each in silent] == [True] * too_many + [False] * CONNECTIONS_MOST
+        closed = [is_closed(each) for each in silent]
+        assert closed == [True] * too_many + [False] * CONNECTIONS_MOST
         for number in range(1, 4):
             assert port.get() == (200, b"a 1\n")
             # The one that has been answered is the next to make room.
@@ -115,7 +116,8 @@ def test_hundreds_of_silent_connections(caplog: pytest.LogCaptureFixture) -> Non
         assert threading.active_count() == threads + 1
         port.port.stop()
         assert closed_of(silent) == 300
-    assert len([r for r in caplog.records if "connections to the Prometheus port" in r.message]) == 1
+    told = [each for each in caplog.messages if "connections to the Prometheus port" in each]
+    assert len(told) == 1
 
 
 def test_a_head_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each package imports only from those below it, so that one can be read without the others above."""
+"""Each package imports only from those below it: it can be read without the others."""
 
 from __future__ import annotations
 

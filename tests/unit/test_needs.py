@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What otelbpf needs, on machines made up for it: `check` and `run` hear of it by the same words."""
+"""What otelbpf needs, on machines made up for it: `check` and `run` say it by the same words."""
 
 from __future__ import annotations
 

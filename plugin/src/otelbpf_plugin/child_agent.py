@@ -189,7 +189,7 @@ def _environment(environment: Mapping[str, str]) -> dict[str, str]:
         for name, value in environment.items()
         if name not in _NOT_HANDED_ON and not name.startswith("OTEL_PYTHON_")
     }
-    # It finds the application's name as it finds those of all whom it measures: in their environment.
+    # It finds the application's name as it finds those of all whom it measures.
     handed_on["OTEL_SERVICE_NAME"] = "otelbpf"
     # Spans that go nowhere are not to be the parents of the application's.
     exporters = _listed(environment.get("OTEL_TRACES_EXPORTER", ""))

@@ -284,7 +284,7 @@ def _is_for_want_of_something(error: Exception) -> bool:
 
 
 class _Unfailing(io.TextIOBase):
-    """A stream for what is told, which goes on where it cannot be: what is measured goes on, too."""
+    """What cannot be written to it is left out: what is measured goes on."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -236,7 +236,7 @@ def build_parser() -> argparse.ArgumentParser:
                      "second: one that is older than some seconds was left by an agent that was "
                      "killed or hangs")
     run.add_argument("--health", type=_own_address, metavar="[HOST:]PORT",
-                     help="answer probes there: GET /livez says 200 unless only a restart can help, "
+                     help="answer probes there: GET /livez says 200 unless only a restart helps, "
                      "GET /readyz while all is measured that was asked for, else both say 503 and "
                      "why (default host: 127.0.0.1)")
     run.add_argument("--sums-file", type=_writable_path, metavar="PATH",

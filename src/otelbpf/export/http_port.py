@@ -213,7 +213,7 @@ class HttpPort:
             except BlockingIOError:
                 return
             except OSError as error:
-                # As where there are no more file descriptors: it would be tried in vain all the time.
+                # As where there are no more file descriptors: it would be tried in vain at once.
                 _log.warning(
                     "cannot accept a connection to the %s port (%s)", self._purpose, error.strerror
                 )
@@ -289,7 +289,8 @@ class HttpPort:
 
     def _refuse(self, client: _Client, refused: _Refused) -> None:
         text = f"{refused}\n".encode()
-        self._begin(client, refused.status, {"Content-Type": "text/plain"}, len(text), iter((text,)))
+        fields = {"Content-Type": "text/plain"}
+        self._begin(client, refused.status, fields, len(text), iter((text,)))
 
     def _answer(self, client: _Client) -> None:
         request = client.request

@@ -32,7 +32,10 @@ _FILES = ("CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE")
 # RFC 9110, token.
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _COMPRESSION = "OTEL_EXPORTER_OTLP_COMPRESSION"
-_COMPRESSION_OF = ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "OTEL_EXPORTER_OTLP_METRICS_COMPRESSION")
+_COMPRESSION_OF = (
+    "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION",
+    "OTEL_EXPORTER_OTLP_METRICS_COMPRESSION",
+)
 
 
 def settle(environment: MutableMapping[str, str]) -> None:
@@ -52,7 +55,7 @@ def settle(environment: MutableMapping[str, str]) -> None:
 
 
 def _settle_compression(environment: MutableMapping[str, str]) -> None:
-    """`none` is the specification's word, which gRPC's exporter refuses: it is as if it were not set."""
+    """`none` is the specification's word, which gRPC's exporter refuses: as if it were not set."""
 
     def is_none(name: str) -> bool:
         return environment.get(name, "").strip().lower() == "none"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All loaded programs by their numbers, for an agent that has given up the right to ask for them."""
+"""All loaded programs by their numbers, for an agent that has given up the right to ask."""
 
 from __future__ import annotations
 

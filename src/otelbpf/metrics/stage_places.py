@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the stages of requests are added up, in the kernel as here: struct series has places for them.
+"""Where the stages of requests are added up, in the kernel as here: places of struct series.
 
 The kernel is shown each order of stamps that is new, and told where its stages are (bpf/series.h).
 """
