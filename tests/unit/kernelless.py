@@ -20,7 +20,7 @@ import numpy as np
 import samples
 import snapshots
 
-from otelbpf.agent import agent
+from otelbpf.agent import agent, run
 from otelbpf.cli import commands as cli
 from otelbpf.kernel import needs
 from otelbpf.kernel.records import Counter, RequestFlag
@@ -121,8 +121,10 @@ def _take_the_kernel_away() -> None:
         "require": lambda _: None,
         "programs_need_rights": lambda: False,
     }.items():
-        assert hasattr(agent, name), name
-        setattr(agent, name, stand_in)
+        having = [module for module in (agent, run) if hasattr(module, name)]
+        assert having, name
+        for module in having:
+            setattr(module, name, stand_in)
 
 
 def _run(variables: dict[str, str]) -> None:

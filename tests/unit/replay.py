@@ -11,8 +11,8 @@ from unittest import mock
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from otelbpf.agent.agent import Pipeline
 from otelbpf.agent.config import Config
+from otelbpf.agent.pipeline import Pipeline
 from otelbpf.export.ways_out import by_export
 from otelbpf.host.clock import ClockReading
 from otelbpf.host.resource import Resources

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from otelbpf.agent import agent
+from otelbpf.agent import run as running
 from otelbpf.agent.config import Config
 from otelbpf.cli import commands as cli
 from otelbpf.errors import KernelError, UsageError
@@ -38,7 +38,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
         return Sums(23, 20, 2, {Lost.PARSER: 1})
 
     monkeypatch.setattr(needs, "require", list)
-    monkeypatch.setattr(agent, "run", run)
+    monkeypatch.setattr(running, "run", run)
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
     return configs
 
@@ -192,8 +192,8 @@ def test_variables_are_refused_before_anything_is_loaded(
 
     monkeypatch.setattr(needs, "require", list)
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(agent, "Programs", load)
-    monkeypatch.setattr(agent, "find_netns", load)
+    monkeypatch.setattr(running, "Programs", load)
+    monkeypatch.setattr(running, "find_netns", load)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert call(monkeypatch, *RUN) == 2
@@ -210,7 +210,7 @@ def test_the_agents_refusal(
     def run(*_: object) -> None:
         raise error("cannot do it: try another way")
 
-    monkeypatch.setattr(agent, "run", run)
+    monkeypatch.setattr(running, "run", run)
     assert call(monkeypatch, *RUN) == 2
     assert capsys.readouterr().err == "otelbpf: cannot do it: try another way\n"
 

@@ -213,7 +213,7 @@ def test_as_a_command(spans: Path, tmp_path: Path) -> None:
     """In the plainest locale, and without what talks to the kernel."""
     program = (
         "import sys; sys.modules['bcc'] = None; from otelbpf.cli import main; code = main(); "
-        "kernels = {'otelbpf.agent.agent', 'otelbpf.kernel.loader'}; "
+        "kernels = {'otelbpf.agent.run', 'otelbpf.kernel.loader'}; "
         "sys.exit(code or bool(kernels & sys.modules.keys()))"
     )
     done = subprocess.run(

@@ -20,8 +20,8 @@ from otelbpf.cli.options import build_parser
 from otelbpf.errors import OtelbpfError, UsageError
 
 if TYPE_CHECKING:
-    from otelbpf.agent.agent import Running
     from otelbpf.agent.config import Config
+    from otelbpf.agent.run import Running
     from otelbpf.ledger.tally import Sums
 
 _EXIT_REFUSED = 2
@@ -141,7 +141,7 @@ def _tell_sums(sums: Sums) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     _require_measurable(arguments)
     # Imported late: these take half a second, and bad options should not wait for them.
-    from otelbpf.agent.agent import run
+    from otelbpf.agent.run import run
     from otelbpf.export.exporters import Signal, exporter_name
     from otelbpf.export.sender import QueueLimits
     from otelbpf.ledger.tally import NOT_JOINED

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from rich.console import Console, Group
 
-from otelbpf.agent.agent import Running
+from otelbpf.agent.run import Running
 from otelbpf.metrics.snapshot import Snapshot
 from otelbpf.top.frame import View, frame
 from otelbpf.top.look import look_of

@@ -26,8 +26,8 @@ from rich.console import Console, RenderableType
 from rich.control import Control
 from rich.screen import Screen
 
-from otelbpf.agent.agent import Running, run
 from otelbpf.agent.config import Config
+from otelbpf.agent.run import Running, run
 from otelbpf.errors import UsageError
 from otelbpf.host import rights
 from otelbpf.ledger.tally import Sums

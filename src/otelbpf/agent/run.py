@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choose, load, attach, run, drain."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from opentelemetry.sdk.trace import ReadableSpan
+
+from otelbpf.agent.agent import Agent, Stop
+from otelbpf.agent.config import Config
+from otelbpf.agent.definitions import Part, definitions
+from otelbpf.agent.health import answering_probes
+from otelbpf.agent.lookout import Lookout
+from otelbpf.agent.pipeline import Pipeline
+from otelbpf.errors import UsageError
+from otelbpf.export.exporters import (
+    Signal,
+    destination,
+    exporter_name,
+    is_otlp,
+    require_endpoint,
+)
+from otelbpf.export.metrics import MetricsExport, metrics_export
+from otelbpf.export.variables import require_otlp
+from otelbpf.export.ways_out import WayOut, spans_way_out
+from otelbpf.host import rights
+from otelbpf.host.interfaces import Xdp, find_interfaces
+from otelbpf.host.netns import Netns, find_netns
+from otelbpf.host.processes import Listeners
+from otelbpf.host.resource import Resources
+from otelbpf.host.rights import Capability, Right
+from otelbpf.kernel.attach import Attachments, attached
+from otelbpf.kernel.btf import Btf
+from otelbpf.kernel.hooks import Choice, choose, require, takes_filters, without
+from otelbpf.kernel.loader import Programs
+from otelbpf.kernel.needs import programs_need_rights
+from otelbpf.ledger.ids import Ids
+from otelbpf.ledger.request import Kind
+from otelbpf.ledger.tally import Sums
+from otelbpf.metrics.connections import ConnectionSums
+from otelbpf.metrics.series import SeriesTable
+from otelbpf.metrics.snapshot import Snapshot
+from otelbpf.policy.routes import Routes
+from otelbpf.policy.sampler import Sampler
+from otelbpf.policy.upstreams import Upstreams, resolve
+from otelbpf.userspace.handlers import Handler, HandlerKind, find_handlers
+from otelbpf.userspace.uprobes import attached_to_handlers
+
+# What exporters may need to start: their certificates may be another user's.
+_TO_EXPORT = {Capability.CAP_DAC_READ_SEARCH}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Running:
+    """An agent that has begun.
+
+    Attributes:
+        attachments: what was attached.
+        on_handlers: for people: what was attached to handlers.
+        destination: where the spans go, for people.
+        metrics_destination: where the metrics go.
+        rights: that it keeps, and what for.
+        snapshot: all requests in sums, as they are when it is called; from any thread, until
+            run() returns.
+    """
+
+    attachments: Attachments
+    on_handlers: list[str]
+    destination: str
+    metrics_destination: str
+    rights: tuple[Right, ...]
+    snapshot: Callable[[], Snapshot]
+
+
+@dataclass(frozen=True)
+class _Exports:
+    """The ways out.
+
+    Attributes:
+        spans: None: nobody is sent any.
+        destination: of the spans, for people.
+    """
+
+    spans: WayOut[Sequence[ReadableSpan]] | None
+    destination: str
+    metrics: MetricsExport
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What is measured, as it was found at the start."""
+
+    netns: Netns
+    cookie: int
+    interfaces: dict[str, int]
+    handlers: tuple[Handler, ...]
+    upstreams: Upstreams
+    listeners: Listeners
+
+
+def run(
+    config: Config,
+    environment: Mapping[str, str],
+    stop: Stop,
+    on_ready: Callable[[Running], None],
+    on_loading: Callable[[], None] = lambda: None,
+) -> Sums:
+    """Runs the agent until `stop` is set.
+
+    Args:
+        environment: the OTEL_* variables.
+        on_ready: called once everything is attached.
+        on_loading: called before what takes some seconds.
+    Returns:
+        the sums at the end; nothing is in flight any more.
+    Raises:
+        OtelbpfError: what failed, and what to do; nothing is left attached.
+    """
+    exports = _exports(config, environment)
+    sampler = _sampler_of(config, environment)
+    for path in (config.ready_file, config.sums_file):
+        _prepare(path)
+    target = _find(config)
+    ids = Ids()
+    with contextlib.ExitStack() as stack:
+        health = stack.enter_context(answering_probes(config.health))
+        on_loading()
+        with Btf.of_kernel() as btf:
+            choices = _choose(config, btf, exports)
+            programs = _load(config, btf, choices, target, sampler, ids)
+        stack.enter_context(contextlib.closing(programs))
+        agent = _wire(stack, config, programs, target, exports, ids)
+        kept = _rights_kept(config, choices, exports)
+        rights.with_only(_capabilities(kept), agent.pipeline.sender.start)
+        agent.know(target.listeners.of_all_ports())
+        if not stop.is_set():
+            with (
+                attached_to_handlers(programs, target.handlers) as on_handlers,
+                attached(
+                    programs, choices, target.interfaces, target.netns, config.xdp
+                ) as attachments,
+            ):
+                _give_up_all_but(kept)
+                exports.metrics.start(agent.snapshot)
+                # Before what snapshots are taken of is closed.
+                stack.callback(exports.metrics.stop)
+                on_ready(
+                    Running(
+                        attachments, on_handlers, exports.destination,
+                        exports.metrics.destination, kept, agent.snapshot,
+                    )
+                )  # fmt: skip
+                with contextlib.closing(
+                    Lookout(
+                        programs, attachments, target.netns, target.cookie, config,
+                        time.monotonic(),
+                    )
+                ) as lookout:  # fmt: skip
+                    agent.run(stop, attachments.missed, lookout, health)
+        agent.drain()
+        return agent.sums()
+
+
+def _exports(config: Config, environment: Mapping[str, str]) -> _Exports:
+    """Where spans and metrics go, as the variables say."""
+    name = exporter_name(environment)
+    require_endpoint(environment, name)
+    if is_otlp(name):
+        require_otlp(environment, Signal.TRACES, grpc=name == "otlp_proto_grpc")
+    metrics = rights.with_only(_TO_EXPORT, lambda: metrics_export(environment))
+    if config.output is None:
+        spans = rights.with_only(_TO_EXPORT, lambda: spans_way_out(name))
+    else:
+        spans = spans_way_out(name, config.output)
+    return _Exports(spans, destination(environment, name), metrics)
+
+
+def _sampler_of(config: Config, environment: Mapping[str, str]) -> Sampler:
+    sampler = config.sampler or Sampler.from_environment(environment)
+    # Whoever asks for the slow ones wants to see what goes wrong.
+    return replace(
+        sampler,
+        keep_errors=sampler.keep_errors or bool(config.slow),
+        keep_4xx=config.keep_4xx,
+    )
+
+
+def _prepare(path: Path | None) -> None:
+    """Takes away what an earlier run left, and finds out whether the file can be written.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if path is None:
+        return
+    # Not by the file itself: whoever waits for the ready file could see it.
+    probe = path.with_name(path.name + ".part")
+    try:
+        path.unlink(missing_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _find(config: Config) -> _Target:
+    """Finds what is to be measured."""
+    netns = find_netns(config.netns)
+    return _Target(
+        netns,
+        netns.cookie,
+        find_interfaces(config.interfaces, netns),
+        tuple(handler for spec in config.handlers for handler in find_handlers(spec)),
+        resolve(config.upstreams, config.client_ports, netns),
+        Listeners(config.ports, netns),
+    )
+
+
+def _choose(config: Config, btf: Btf, exports: _Exports) -> tuple[Choice, ...]:
+    """What each hook gets."""
+    choices = choose(btf, config.hooks, metrics=bool(config.limits.series))
+    if config.xdp is Xdp.OFF:
+        choices = without(choices, "arrival", "it was asked to be left alone")
+    if exports.spans is None:
+        # An application that asks would put its spans below ones that nobody sends.
+        choices = without(choices, "mark", "no spans are exported")
+    require(choices)
+    return choices
+
+
+def _load(
+    config: Config,
+    btf: Btf,
+    choices: tuple[Choice, ...],
+    target: _Target,
+    sampler: Sampler,
+    ids: Ids,
+) -> Programs:
+    told = definitions(
+        target.cookie,
+        config.ports,
+        upstreams=target.upstreams,
+        sampler=sampler,
+        ids=ids,
+        parts=_parts(target.handlers),
+    )
+    return Programs(btf, choices, config.limits, told)
+
+
+def _parts(handlers: tuple[Handler, ...]) -> frozenset[Part]:
+    parts = {Part.HANDLERS} if handlers else set()
+    if any(handler.kind is HandlerKind.GO for handler in handlers):
+        parts.add(Part.GO_HANDLERS)
+    return frozenset(parts)
+
+
+def _wire(
+    stack: contextlib.ExitStack,
+    config: Config,
+    programs: Programs,
+    target: _Target,
+    exports: _Exports,
+    ids: Ids,
+) -> Agent:
+    """The agent and what it works with, all to be closed with `stack`."""
+    resources = Resources(config.service_name, str(target.cookie), target.listeners)
+    templates = (*config.routes, *(route for route, _ in config.slow.by_route))
+    routes = Routes(templates, config.found_routes)
+    series = connections = None
+    if config.limits.series:
+        series = SeriesTable(programs, routes, resources, config.slow)
+        stack.enter_context(contextlib.closing(series))
+        kinds = (Kind.SERVER,) * bool(config.ports) + (Kind.CLIENT,) * bool(target.upstreams)
+        connections = ConnectionSums(programs, kinds)
+        stack.enter_context(contextlib.closing(connections))
+    pipeline = Pipeline(config, ids, resources, routes, exports.spans, series)
+    agent = Agent(programs, pipeline, series, connections, config)
+    return stack.enter_context(contextlib.closing(agent))
+
+
+def _rights_kept(
+    config: Config, choices: tuple[Choice, ...], exports: _Exports
+) -> tuple[Right, ...]:
+    return rights.had(
+        rights.kept(
+            programs=programs_need_rights(),
+            filters=takes_filters(choices),
+            namespace=config.netns is not None,
+            low_port=exports.metrics.low_port,
+            files=(config.ready_file, config.sums_file),
+        )
+    )
+
+
+def _capabilities(kept: tuple[Right, ...]) -> frozenset[Capability]:
+    return frozenset(right.capability for right in kept)
+
+
+def _give_up_all_but(kept: tuple[Right, ...]) -> None:
+    """In this thread; all others that the agent has have no more already."""
+    rights.give_up(_capabilities(kept))
+    more = rights.threads_with_more(_capabilities(kept))
+    if more:
+        _log.warning("threads of libraries keep all rights: %s", ", ".join(more))
