@@ -134,6 +134,28 @@ def test_what_is_missing(net: Network, tmp_path: Path, poor: str) -> None:
     assert ended.stderr == f"otelbpf: {missing[0]['detail']}: {missing[0]['remedy']}\n"
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere"), ("OTEL_TRACES_SAMPLER", "sometimes"),
+     ("OTEL_BSP_MAX_QUEUE_SIZE", "many"), ("OTEL_METRICS_EXPORTER", "nobody")],
+)  # fmt: skip
+def test_a_variable_that_is_refused(
+    net: Network, tmp_path: Path, variable: str, value: str
+) -> None:
+    checked = otelbpf(
+        tmp_path, "check", "--json", environment={variable: value}, under=net.server.enter()
+    )
+    assert (checked.code, checked.stderr) == (1, "")
+    (found,) = [each for each in json.loads(checked.stdout)["findings"] if not each["ok"]]
+    ended = otelbpf(
+        tmp_path, "run", "--interface", net.server.interface, "--port", 80, "--duration", "0.1",
+        environment={variable: value}, under=net.server.enter(),
+    )
+    ended.assert_refused(variable)
+    said = found["detail"] + (f": {found['remedy']}" if found["remedy"] else "")
+    assert ended.stderr == f"otelbpf: {said}\n"
+
+
 @pytest.mark.parametrize("rich", RICH_ENOUGH)
 def test_what_is_not_missing(net: Network, tmp_path: Path, rich: str) -> None:
     under = filled(RICH_ENOUGH[rich], tmp_path)

@@ -139,7 +139,7 @@ class _Child:
     """A run in a process of its own."""
 
     def __init__(self, variables: dict[str, str]) -> None:
-        self._said = tempfile.TemporaryFile()
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115
         self._pid = os.fork()
         if not self._pid:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,7 +27,8 @@ from otelbpf.export.exporters import (
     require_endpoint,
 )
 from otelbpf.export.metrics import MetricsExport, metrics_export
-from otelbpf.export.variables import require_otlp
+from otelbpf.export.sender import QueueLimits
+from otelbpf.export.variables import require_otlp, settle
 from otelbpf.export.ways_out import WayOut, spans_way_out
 from otelbpf.host import rights
 from otelbpf.host.interfaces import Xdp, find_interfaces
@@ -124,7 +125,7 @@ def run(
     Raises:
         OtelbpfError: what failed, and what to do; nothing is left attached.
     """
-    exports = _exports(config, environment)
+    exports = _exports(config.output, environment)
     sampler = _sampler_of(config, environment)
     for path in (config.ready_file, config.sums_file):
         _prepare(path)
@@ -169,17 +170,25 @@ def run(
         return agent.sums()
 
 
-def _exports(config: Config, environment: Mapping[str, str]) -> _Exports:
+def require_variables(environment: MutableMapping[str, str]) -> None:
+    """Raises UsageError for OTEL_* variables that run() would refuse."""
+    settle(environment)
+    _exports(None, environment)
+    Sampler.from_environment(environment)
+    QueueLimits.from_environment(environment)
+
+
+def _exports(output: str | None, environment: Mapping[str, str]) -> _Exports:
     """Where spans and metrics go, as the variables say."""
     name = exporter_name(environment)
     require_endpoint(environment, name)
     if is_otlp(name):
         require_otlp(environment, Signal.TRACES, grpc=name == "otlp_proto_grpc")
     metrics = rights.with_only(_TO_EXPORT, lambda: metrics_export(environment))
-    if config.output is None:
+    if output is None:
         spans = rights.with_only(_TO_EXPORT, lambda: spans_way_out(name))
     else:
-        spans = spans_way_out(name, config.output)
+        spans = spans_way_out(name, output)
     return _Exports(spans, destination(environment, name), metrics)
 
 

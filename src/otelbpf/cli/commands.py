@@ -241,8 +241,18 @@ def _write_whole(path: Path, text: str) -> None:
 
 def _check(arguments: argparse.Namespace) -> int:
     from otelbpf.kernel import check
+    from otelbpf.kernel.needs import Need
 
-    report = check.examine(tuple(arguments.interface), arguments.netns)
+    def require_variables() -> None:
+        # It takes half a second, and memory that may be what is missing.
+        from otelbpf.agent import run
+
+        run.require_variables(os.environ)
+
+    variables = Need(
+        "variables", "no OTEL_* variable that `otelbpf run` would refuse", require_variables
+    )
+    report = check.examine(tuple(arguments.interface), arguments.netns, (variables,))
     print(report.as_json() if arguments.json else report)
     return 0 if report.can_run else 1
 
@@ -312,7 +322,7 @@ def main() -> int:
     """The `otelbpf` command; returns its exit status."""
     if sys.stderr is None:
         # Nobody shall hear of it; and what is opened next shall not be taken for it.
-        sys.stderr = open(os.devnull, "w")
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if not isinstance(sys.stderr, _Unfailing):
         sys.stderr = _Unfailing(sys.stderr)
     # Nothing here multiplies matrices; numpy would start threads for it, which keep all rights.

@@ -101,8 +101,8 @@ class _Client:
     state: _State = _State.ASKING
     received: bytearray = field(default_factory=bytearray)
     request: _Request = _Request()
-    unsent: memoryview = memoryview(b"")
-    rest: Iterator[bytes] = iter(())
+    unsent: memoryview = field(default_factory=lambda: memoryview(b""))
+    rest: Iterator[bytes] = field(default_factory=lambda: iter(()))
 
     @property
     def is_served(self) -> bool:

@@ -58,6 +58,9 @@ class _Nobody:
         return frozenset()
 
 
+_NOBODY = _Nobody()
+
+
 class Named(NamedTuple):
     """A process's resource.
 
@@ -81,7 +84,7 @@ class Resources:
     """
 
     def __init__(
-        self, service_name: str | None, place: str = "", listeners: Listening = _Nobody()
+        self, service_name: str | None, place: str = "", listeners: Listening = _NOBODY
     ) -> None:
         self._service_name = service_name
         self._place = place

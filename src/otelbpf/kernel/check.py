@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from otelbpf.errors import KernelError, OtelbpfError
@@ -128,11 +129,14 @@ def _find(need: Need) -> Finding:
     return Finding(need.name, True, need.met, optional=need.optional)
 
 
-def examine(interfaces: tuple[str, ...], netns_name: str | None) -> Report:
+def examine(
+    interfaces: tuple[str, ...], netns_name: str | None, others: Iterable[Need] = ()
+) -> Report:
     """Finds out what this machine offers. Attaches nothing.
 
     Args:
         interfaces: to look at as well; may be empty.
+        others: what else is needed; looked at only where nothing of the machine's is missing.
     """
     findings = [_find(need) for need in needs()]
     choices: tuple[Choice, ...] = ()
@@ -140,6 +144,8 @@ def examine(interfaces: tuple[str, ...], netns_name: str | None) -> Report:
         choices = choose(btf, metrics=True)
         findings.append(_find(Need("hooks", "all that otelbpf cannot do without",
                                    lambda: require(choices))))
+    if all(finding.ok or finding.optional for finding in findings):
+        findings += [_find(need) for need in others]
     if netns_name is not None:
         find_netns(netns_name)
     if interfaces:

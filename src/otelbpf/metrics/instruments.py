@@ -190,9 +190,12 @@ class Untold:
         })  # fmt: skip
 
 
+_NEW_RECEIVER = Receiver()
+
+
 def metrics_of(
     now: Snapshot,
-    receiver: Receiver = Receiver(),
+    receiver: Receiver = _NEW_RECEIVER,
     style: MetricStyle = MetricStyle(),
     untold: Untold = Untold(),
 ) -> MetricsData:
