@@ -38,14 +38,14 @@ static __always_inline void finish_read(struct connection *conn, enum ending fir
  * given up where that is used up: its read is late, or none is ever seen, as of sockets that have
  * another address than their packets, and of MPTCP's.
  */
-static __always_inline void mind_unread(struct connection *conn)
+static __always_inline void track_unread(struct connection *conn)
 {
 	if (conn->answered - conn->finished >= IN_FLIGHT_MAX - 1 && conn->read <= conn->finished)
 		conn->read = conn->finished + 1;
 }
 
 /* A response that only a FIN could end may have been read by then: no read will follow. */
-static __always_inline void mind_read_already(struct connection *conn, const struct exchange *x)
+static __always_inline void track_read_already(struct connection *conn, const struct exchange *x)
 {
 	if (conn->read == x->record.ordinal && x->record.stamp_ktime_ns[STAMP_READ] &&
 	    !before(conn->copied_seq, x->inbound_end))

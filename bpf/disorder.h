@@ -329,7 +329,7 @@ static __always_inline void credit_piece(const struct scratch *s, struct connect
  * come: those that are missing went past TC, or a piece was evicted. -1 where they
  * should have been read.
  */
-static __always_inline int mind_acknowledged(struct connection *conn, u32 ack_seq)
+static __always_inline int track_acknowledged(struct connection *conn, u32 ack_seq)
 {
 	struct parser *p = &conn->inbound;
 

@@ -141,7 +141,7 @@ struct connection {
 	struct connection_key key;
 	u64 socket;		/* its struct sock, once a socket hook has seen it */
 	u64 used_ktime_ns;	/* by the peer */
-	u64 held;		/* by a processor that reads one of its packets */
+	u64 locked;		/* by a processor that reads one of its packets */
 	u64 head_requests;	/* bit n % 64: request n is a HEAD */
 	struct parser inbound;
 	struct parser outbound;

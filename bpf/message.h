@@ -128,9 +128,9 @@ static __always_inline void end_message(struct connection *conn, struct scratch 
 	}
 	if (IS_CLIENTS(flow)) {
 		if (!IS_OUTBOUND(flow))
-			mind_unread(conn);
+			track_unread(conn);
 		if (x && !IS_OUTBOUND(flow))
-			mind_read_already(conn, x);
+			track_read_already(conn, x);
 		/* That a request's own body is the last to leave is rare: the agent adds that up. */
 		finish_read(conn, IS_OUTBOUND(flow) ? IRREGULAR : ORDERLY);
 	}

@@ -8,8 +8,8 @@
  * What an inbound packet says before its payload is read. True: there is payload to read, which `s`
  * then describes.
  */
-static __always_inline bool heed_received(struct __sk_buff *skb, struct scratch *s,
-					  struct connection *conn, const struct segment *seg)
+static __always_inline bool handle_received(struct __sk_buff *skb, struct scratch *s,
+					    struct connection *conn, const struct segment *seg)
 {
 	struct parser *p = &conn->inbound;
 
@@ -18,7 +18,7 @@ static __always_inline bool heed_received(struct __sk_buff *skb, struct scratch 
 		judge_leaving_again(skb, seg, s, conn);
 		acknowledge(conn, seg->ack_seq, s->ktime_ns);
 	}
-	mind_peers_ending(conn, seg, REQUESTS_IN);
+	track_peers_ending(conn, seg, REQUESTS_IN);
 	if (!seg->payload_length || p->state == PARSER_OFF)
 		return false;
 	if ((p->state == PARSER_LOST || conn->outbound.state == PARSER_LOST) &&
@@ -38,10 +38,10 @@ static __always_inline struct connection *receive(struct __sk_buff *skb, struct 
 
 	if (!conn)
 		return NULL;
-	hold(conn);
-	if (heed_received(skb, s, conn, &seg))
+	lock(conn);
+	if (handle_received(skb, s, conn, &seg))
 		return conn;
-	let_go(conn);
+	unlock(conn);
 	return NULL;
 }
 
@@ -60,14 +60,14 @@ static __always_inline struct connection *transmitter(struct __sk_buff *skb, str
 	return find_connection(&seg->key);
 }
 
-/* As heed_received(), for an outbound packet. */
-static __always_inline bool heed_transmitted(struct __sk_buff *skb, struct scratch *s,
-					     struct connection *conn, const struct segment *seg)
+/* As handle_received(), for an outbound packet. */
+static __always_inline bool handle_transmitted(struct __sk_buff *skb, struct scratch *s,
+					       struct connection *conn, const struct segment *seg)
 {
 	struct parser *p = &conn->outbound;
 
-	mind_own_ending(conn, seg, RESPONSES_OUT);
-	if (conn->inbound.disorder && mind_acknowledged(conn, seg->ack_seq)) {
+	track_own_ending(conn, seg, RESPONSES_OUT);
+	if (conn->inbound.disorder && track_acknowledged(conn, seg->ack_seq)) {
 		p->state = PARSER_LOST;
 		return true;
 	}
@@ -90,10 +90,10 @@ static __always_inline struct connection *transmit(struct __sk_buff *skb, struct
 
 	if (!conn)
 		return NULL;
-	hold(conn);
-	if (heed_transmitted(skb, s, conn, &seg))
+	lock(conn);
+	if (handle_transmitted(skb, s, conn, &seg))
 		return conn;
-	let_go(conn);
+	unlock(conn);
 	return NULL;
 }
 
@@ -113,6 +113,6 @@ int tc_egress(struct __sk_buff *skb)
 }
 
 int tc_chunks(struct __sk_buff *skb) { return go_on_with_chunks(skb, REQUESTS_IN); }
-int tc_disorder(struct __sk_buff *skb) { return mind_early(skb, REQUESTS_IN); }
+int tc_disorder(struct __sk_buff *skb) { return track_early(skb, REQUESTS_IN); }
 int tc_kept(struct __sk_buff *skb) { return read_kept(skb, false, REQUESTS_IN); }
 int tc_kept_chunks(struct __sk_buff *skb) { return read_kept(skb, true, REQUESTS_IN); }

@@ -7,29 +7,29 @@
 
 #define TC_NEXT -1
 
-#define HOLD_TRIES 4096	/* some 200 us */
+#define LOCK_TRIES 4096	/* some 200 us */
 
 /*
  * Two processors may have packets of one connection at the same time: loopback and a veth have a
  * queue for each that sends. Who comes second waits until the first one has read its packet, a
  * microsecond or two; for one that is stopped in the midst of that, no longer than a packet can wait.
  */
-static __always_inline void hold(struct connection *conn)
+static __always_inline void lock(struct connection *conn)
 {
 	u64 i;
 
 	BOUNDED_LOOP
-	for (i = 0; i < HOLD_TRIES; i++) {
-		if (!__sync_val_compare_and_swap(&conn->held, 0, 1))
+	for (i = 0; i < LOCK_TRIES; i++) {
+		if (!__sync_val_compare_and_swap(&conn->locked, 0, 1))
 			return;
 		bpf_ktime_get_ns();	/* leaves the other one some time */
 	}
 }
 
-/* The packet was read as far as it will be. Where another program goes on, that one lets go. */
-static __always_inline void let_go(struct connection *conn)
+/* The packet was read as far as it will be. Where another program goes on, that one unlocks. */
+static __always_inline void unlock(struct connection *conn)
 {
-	conn->held = 0;
+	conn->locked = 0;
 }
 
 static __always_inline int parse_skb(struct __sk_buff *skb, enum flow flow,
@@ -124,8 +124,8 @@ static __always_inline struct connection *resume(struct scratch *s)
 }
 
 /* The segment was read. If others came out of order, that is looked after now. */
-static __always_inline void mind_disorder(struct __sk_buff *skb, struct scratch *s,
-					  const struct connection *conn, enum flow flow)
+static __always_inline void track_disorder(struct __sk_buff *skb, struct scratch *s,
+					   const struct connection *conn, enum flow flow)
 {
 	if (!conn->inbound.disorder)
 		return;
@@ -152,8 +152,8 @@ static __always_inline int go_on_with_chunks(struct __sk_buff *skb, enum flow ro
 	    feed_rest(skb, s, conn, p, flow))
 		lose_framing(conn);
 	else if (!IS_OUTBOUND(flow))
-		mind_disorder(skb, s, conn, flow);
-	let_go(conn);
+		track_disorder(skb, s, conn, flow);
+	unlock(conn);
 	return TC_NEXT;
 }
 
@@ -168,7 +168,7 @@ static __always_inline void call_kept(struct __sk_buff *skb, struct connection *
 }
 
 /* Keeps an early segment, or says what became of one that was read in its place. */
-static __always_inline int mind_early(struct __sk_buff *skb, enum flow flow)
+static __always_inline int track_early(struct __sk_buff *skb, enum flow flow)
 {
 	struct scratch *s = own_scratch();
 	struct connection *conn;
@@ -182,7 +182,7 @@ static __always_inline int mind_early(struct __sk_buff *skb, enum flow flow)
 		call_kept(skb, conn, flow);
 	else
 		end_disorder(conn);
-	let_go(conn);
+	unlock(conn);
 	return TC_NEXT;
 }
 
@@ -224,7 +224,7 @@ static __always_inline int read_kept(struct __sk_buff *skb, bool chunks, enum fl
 		return TC_NEXT;
 	}
 	read_pieces(skb, s, conn, chunks, flow);
-	let_go(conn);
+	unlock(conn);
 	return TC_NEXT;
 }
 
@@ -474,8 +474,8 @@ static __always_inline struct connection *connection_asked(struct __sk_buff *skb
 }
 
 /* How a packet of this side's says that the connection ends. */
-static __always_inline void mind_own_ending(struct connection *conn, const struct segment *seg,
-					    enum flow flow)
+static __always_inline void track_own_ending(struct connection *conn, const struct segment *seg,
+					     enum flow flow)
 {
 	u64 now;
 
@@ -497,8 +497,8 @@ static __always_inline void mind_own_ending(struct connection *conn, const struc
 }
 
 /* The other side's. */
-static __always_inline void mind_peers_ending(struct connection *conn, const struct segment *seg,
-					      enum flow flow)
+static __always_inline void track_peers_ending(struct connection *conn, const struct segment *seg,
+					       enum flow flow)
 {
 	if (!(seg->tcp_flags & (TCP_FIN | TCP_RST)))
 		return;
@@ -529,7 +529,7 @@ static __always_inline int read_on(struct __sk_buff *skb, struct scratch *s,
 	    feed_rest(skb, s, conn, p, flow))
 		lose_framing(conn);
 	else if (!IS_OUTBOUND(flow))
-		mind_disorder(skb, s, conn, flow);
-	let_go(conn);
+		track_disorder(skb, s, conn, flow);
+	unlock(conn);
 	return TC_NEXT;
 }

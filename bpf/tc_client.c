@@ -11,16 +11,16 @@
  * What an outbound packet says before its payload is read. True: there is payload to read, which `s`
  * then describes.
  */
-static __always_inline bool heed_requested(struct __sk_buff *skb, struct scratch *s,
-					   struct connection *conn, const struct segment *seg)
+static __always_inline bool handle_requested(struct __sk_buff *skb, struct scratch *s,
+					     struct connection *conn, const struct segment *seg)
 {
 	struct parser *p = &conn->outbound;
 
 	conn->used_ktime_ns = s->ktime_ns;
-	mind_own_ending(conn, seg, REQUESTS_OUT);
+	track_own_ending(conn, seg, REQUESTS_OUT);
 	if (!seg->payload_length || p->state == PARSER_OFF)
 		return false;
-	if (conn->inbound.disorder && mind_acknowledged(conn, seg->ack_seq)) {
+	if (conn->inbound.disorder && track_acknowledged(conn, seg->ack_seq)) {
 		p->state = PARSER_LOST;
 		return true;
 	}
@@ -44,10 +44,10 @@ static __always_inline struct connection *request(struct __sk_buff *skb, struct 
 
 	if (!conn)
 		return NULL;
-	hold(conn);
-	if (heed_requested(skb, s, conn, &seg))
+	lock(conn);
+	if (handle_requested(skb, s, conn, &seg))
 		return conn;
-	let_go(conn);
+	unlock(conn);
 	return NULL;
 }
 
@@ -61,13 +61,13 @@ static __always_inline struct connection *responder(struct __sk_buff *skb, struc
 	return find_connection(&seg->key);
 }
 
-/* As heed_requested(), for an inbound packet. */
-static __always_inline bool heed_responded(struct __sk_buff *skb, struct scratch *s,
-					   struct connection *conn, const struct segment *seg)
+/* As handle_requested(), for an inbound packet. */
+static __always_inline bool handle_responded(struct __sk_buff *skb, struct scratch *s,
+					     struct connection *conn, const struct segment *seg)
 {
 	struct parser *p = &conn->inbound;
 
-	mind_peers_ending(conn, seg, RESPONSES_IN);
+	track_peers_ending(conn, seg, RESPONSES_IN);
 	if (p->state <= PARSER_OFF) {
 		p->next_seq = seg->seq + seg->payload_length;
 		return false;
@@ -84,10 +84,10 @@ static __always_inline struct connection *respond(struct __sk_buff *skb, struct 
 
 	if (!conn)
 		return NULL;
-	hold(conn);
-	if (heed_responded(skb, s, conn, &seg))
+	lock(conn);
+	if (handle_responded(skb, s, conn, &seg))
 		return conn;
-	let_go(conn);
+	unlock(conn);
 	return NULL;
 }
 
@@ -106,7 +106,7 @@ int tc_client_egress(struct __sk_buff *skb)
 }
 
 int tc_client_chunks(struct __sk_buff *skb) { return go_on_with_chunks(skb, RESPONSES_IN); }
-int tc_client_disorder(struct __sk_buff *skb) { return mind_early(skb, RESPONSES_IN); }
+int tc_client_disorder(struct __sk_buff *skb) { return track_early(skb, RESPONSES_IN); }
 int tc_client_kept(struct __sk_buff *skb) { return read_kept(skb, false, RESPONSES_IN); }
 int tc_client_kept_chunks(struct __sk_buff *skb) { return read_kept(skb, true, RESPONSES_IN); }
 #endif

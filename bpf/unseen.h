@@ -40,9 +40,9 @@ static __always_inline void miss(struct connection *conn, enum direction directi
 	} else if (conn->begun != conn->finished) {
 		return;	/* the agent stops: that is why */
 	}
-	hold(conn);
+	lock(conn);
 	lose_framing(conn);
-	let_go(conn);
+	unlock(conn);
 }
 
 /* A server's socket has bytes to read, and is not known: it is older than the agent. */

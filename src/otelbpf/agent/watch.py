@@ -148,17 +148,17 @@ class Watcher:
         with contextlib.suppress(KernelError):
             sight = self._netns.run(lambda: self._see(at_lines))
         if sight is None or sight.cookie != self._cookie:
-            self._heed_lost_namespace(now_s)
+            self._handle_lost_namespace(now_s)
             return
         self._lost_namespace = ""
         for name, asked in self._asked.items():
-            self._heed_interface(name, asked, sight, now_s)
+            self._handle_interface(name, asked, sight, now_s)
             # What was refused is tried again, but not as often.
             if not asked.refusal or at_lines:
                 self._attach_to_new(name, asked, sight.indices[name], now_s)
         for (on, direction), strangers in sight.strangers.items():
             if on in self._attachments.on_interfaces:
-                self._heed_line(self._asked[on.name], on, direction, strangers, now_s)
+                self._handle_line(self._asked[on.name], on, direction, strangers, now_s)
 
     def _see(self, at_lines: bool) -> _Sight:
         """In the namespace."""
@@ -175,7 +175,7 @@ class Watcher:
             strangers,
         )
 
-    def _heed_lost_namespace(self, now_s: float) -> None:
+    def _handle_lost_namespace(self, now_s: float) -> None:
         """It has ended, and perhaps another has its name; or only its name is gone."""
         for asked in self._asked.values():
             for on in [on for on in asked.on if not on.is_alive()]:
@@ -190,7 +190,7 @@ class Watcher:
             self._lost_namespace = news
             _log.warning("network namespace %s %s", self._netns.name, news)
 
-    def _heed_interface(self, name: str, asked: _Asked, sight: _Sight, now_s: float) -> None:
+    def _handle_interface(self, name: str, asked: _Asked, sight: _Sight, now_s: float) -> None:
         for on in list(asked.on):
             called = sight.names[on.ifindex]
             if not called:
@@ -236,7 +236,7 @@ class Watcher:
             self._strangers.pop((on, direction), None)
         self._attachments.detach_from(on)
 
-    def _heed_line(
+    def _handle_line(
         self,
         asked: _Asked,
         on: OnInterface,
