@@ -24,6 +24,7 @@ class _ProgInfo(ctypes.Structure):
         ("run_time_ns", ctypes.c_uint64),
         ("run_cnt", ctypes.c_uint64),
         ("recursion_misses", ctypes.c_uint64),
+        ("verified_insns", ctypes.c_uint32),
     ]
 
 
@@ -66,6 +67,7 @@ class ProgramInfo:
         name: of which the kernel keeps 15 characters.
         runs, run_time_ns: counted only while statistics are on.
         missed: how often it was not run because a program was running already.
+        verified: how many instructions the verifier looked at; of one million it refuses.
     """
 
     id: int
@@ -73,6 +75,7 @@ class ProgramInfo:
     runs: int
     run_time_ns: int
     missed: int
+    verified: int
 
 
 def program_info(program_fd: int) -> ProgramInfo:
@@ -84,7 +87,7 @@ def program_info(program_fd: int) -> ProgramInfo:
     info = _info(program_fd, _ProgInfo())
     return ProgramInfo(
         info.id, info.name.decode(errors="replace"), info.run_cnt, info.run_time_ns,
-        info.recursion_misses,
+        info.recursion_misses, info.verified_insns,
     )  # fmt: skip
 
 

@@ -151,6 +151,10 @@ class Programs:
         """
         return self._load(_ROSTER)
 
+    def loaded(self) -> dict[str, int]:
+        """Program -> file descriptor, of all that have been loaded so far."""
+        return {load.program: fd for load, fd in self._loaded.items()}
+
     def map_fd(self, name: str) -> int:
         """The file descriptor of an array's map."""
         return self._arrays.fds[name]

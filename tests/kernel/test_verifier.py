@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No program takes much more of the verifier than it did: from a million on it is refused."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
+
+from verifier import CONFIGURATIONS, budget, looked_at, setting
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_no_program_takes_a_tenth_more_than_its_budget(configuration: str) -> None:
+    """If it shall take more: bench/verifier.py --write, and say why in the commit."""
+    allowed = budget()
+    if setting() != allowed["setting"]:
+        pytest.skip(f"the budget is of {allowed['setting']}: here are {setting()}")
+    measured, budgets = looked_at(configuration), allowed["programs"][configuration]
+    assert measured.keys() == budgets.keys()
+    # What looks at next to nothing may look at some instructions more.
+    too_many = {
+        name: (count, budgets[name])
+        for name, count in measured.items()
+        if count > budgets[name] * 1.1 + 100
+    }
+    assert not too_many
