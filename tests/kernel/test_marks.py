@@ -28,7 +28,8 @@ NO_CALLER = bytes(8)
 JOINED = MEASURED = 0
 REFUSED, NOT_MEASURED = errno.EPERM, errno.ENOPROTOOPT
 
-pytestmark = pytest.mark.guest
+#: What another kernel may do in another way; the rest is the programs' own, and the same on all.
+guest = pytest.mark.guest
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def asked(pair: Pair, **fields: object) -> None:
     pair.ask(request(**fields))
 
 
+@guest
 @pytest.mark.parametrize("host", [SERVER_IPV4, SERVER_IPV6], ids=["ipv4", "ipv6"])
 def test_a_marked_request_has_a_handler_between_read_and_write(
     lab: Lab, meter: Meter, host: str
@@ -105,6 +107,7 @@ def test_an_unmarked_request_says_nothing(lab: Lab, meter: Meter) -> None:
     assert {Stamp.HANDLER_START, Stamp.HANDLER_END}.isdisjoint(stamps(record))
 
 
+@guest
 @pytest.mark.parametrize("host", [SERVER_IPV4, SERVER_IPV6], ids=["ipv4", "ipv6"])
 def test_any_socket_of_the_namespace_will_do_with_addresses(
     lab: Lab, meter: Meter, host: str
@@ -213,6 +216,7 @@ def test_an_end_that_comes_after_all_is_for_nothing(lab: Lab, meter: Meter) -> N
     assert Stamp.HANDLER_END not in stamps(meter.record())
 
 
+@guest
 @pytest.mark.parametrize("count", [0, 1, _MARK.size - 1, _MARK.size + 1, 5000])
 def test_what_is_no_mark_is_the_kernel_s(lab: Lab, meter: Meter, count: int) -> None:
     pair = lab.connect()
@@ -226,6 +230,7 @@ def test_what_is_no_mark_is_the_kernel_s(lab: Lab, meter: Meter, count: int) -> 
     assert meter.record()["marked"] == 0
 
 
+@guest
 def test_connections_that_are_not_measured(lab: Lab, meter: Meter) -> None:
     listener = lab.socket("server", socket.AF_INET)
     listener.bind((SERVER_IPV4, PORT + 7))
@@ -239,6 +244,7 @@ def test_connections_that_are_not_measured(lab: Lab, meter: Meter) -> None:
     listener.close()
 
 
+@guest
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ipv4", "ipv6"])
 def test_whether_a_port_is_measured(lab: Lab, meter: Meter, family: socket.AddressFamily) -> None:
     """On any TCP socket of the namespace, and without a trace of it."""
@@ -263,6 +269,7 @@ def test_asking_marks_no_request(lab: Lab, meter: Meter) -> None:
     assert (meter.counted(Counter.MARKS_JOINED), meter.counted(Counter.MARKS_UNKNOWN)) == (1, 0)
 
 
+@guest
 @pytest.mark.parametrize("host", [SERVER_IPV4, SERVER_IPV6], ids=["ipv4", "ipv6"])
 def test_whether_a_connection_is_known(lab: Lab, meter: Meter, host: str) -> None:
     """By its addresses, on any socket of the namespace; nothing is marked."""
@@ -282,6 +289,7 @@ def test_whether_a_connection_is_known(lab: Lab, meter: Meter, host: str) -> Non
     assert meter.record()["marked"] == 0
 
 
+@guest
 def test_other_options_are_the_kernel_s(lab: Lab, meter: Meter) -> None:
     pair = lab.connect()
     for size in (20_000, 40_000):

@@ -77,7 +77,8 @@ FLAVOURS = {
 }
 GOES_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-pytestmark = pytest.mark.guest
+#: What another kernel may do in another way; the rest is the programs' own, and the same on all.
+guest = pytest.mark.guest
 
 
 class Record(ctypes.Structure):
@@ -174,6 +175,7 @@ def exchange(pair: Pair) -> None:
     pair.exchange(request(), OK)
 
 
+@guest
 @pytest.mark.parametrize("publisher", FLAVOURS, indirect=True)
 def test_each_request_has_what_was_published_for_it(
     lab: Lab, meter: Meter, publisher: Publisher
@@ -210,6 +212,7 @@ def test_what_says_nothing(
     assert_nothing_said(meter.record())
 
 
+@guest
 @pytest.mark.parametrize("publisher", ["table"], indirect=True)
 @pytest.mark.parametrize(
     "change", [{"module": 1 << 20}, {"generation": 1 << 40}, {"module": 0, "offset": -1 << 40}],
@@ -225,6 +228,7 @@ def test_a_place_that_no_thread_has(
     assert_nothing_said(meter.record())
 
 
+@guest
 @pytest.mark.parametrize("publisher", FLAVOURS, indirect=True)
 def test_another_thread_s_is_its_own(lab: Lab, meter: Meter, publisher: Publisher) -> None:
     publisher.publish(Record.new())
@@ -235,6 +239,7 @@ def test_another_thread_s_is_its_own(lab: Lab, meter: Meter, publisher: Publishe
     assert_nothing_said(meter.record())
 
 
+@guest
 def test_a_process_that_is_not_known(lab: Lab, meter: Meter, publisher: Publisher) -> None:
     publisher.publish(Record.new())
     meter.programs.forget_thread_local(os.getpid())
@@ -328,6 +333,7 @@ def test_a_mark_says_more(lab: Lab, meter: Meter, publisher: Publisher) -> None:
         assert bytes(record["span_id"]) == mark.span_id
 
 
+@guest
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_what_goes_through_io_uring_may_be_anyones(
     lab: Lab, meter: Meter, publisher: Publisher, asynchronous: bool
@@ -349,6 +355,7 @@ def front(gateway: Meter) -> Iterator[Gateway]:
         front.close()
 
 
+@guest
 def test_a_cause_and_what_it_causes_are_in_one_trace(
     gateway: Meter, front: Gateway, _publishers: dict[str, Publisher]
 ) -> None:
