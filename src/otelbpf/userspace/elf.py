@@ -82,7 +82,7 @@ class UsdtNote:
     Attributes:
         address: of its instruction, as this file is linked.
         semaphore: address of the counter that is raised while a probe is attached; 0: none.
-        arguments: as the assembler wrote them, for `otelbpf.usdt`.
+        arguments: as the assembler wrote them, for `otelbpf.userspace.usdt`.
     """
 
     provider: str
