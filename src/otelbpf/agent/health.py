@@ -18,6 +18,7 @@ from otelbpf.errors import UsageError
 from otelbpf.export.http_port import HttpPort, MakePage, Page
 from otelbpf.host import rights
 from otelbpf.ledger.tally import Coverage, Gap
+from otelbpf.protocols.urls import authority_of
 
 # A turn of the agent's loop takes a small part of a second. This is more than a machine that is
 # busy, or attaching to an interface that is there again, makes of it.
@@ -126,9 +127,9 @@ def answering_probes(address: tuple[str, int] | None) -> Iterator[Health]:
     try:
         served = HttpPort(host, port, pages, "health")
     except (OSError, UnicodeError) as error:
-        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        reason = getattr(error, "strerror", None) or error
         raise UsageError(
-            f"cannot listen on {where} for probes ({getattr(error, 'strerror', None) or error}): "
+            f"cannot listen on {authority_of(host, port)} for probes ({reason}): "
             "give another address by --health"
         ) from error
     # What it answers has been told to it, which takes no right.

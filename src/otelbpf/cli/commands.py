@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from otelbpf.cli.options import build_parser
 from otelbpf.errors import OtelbpfError, UsageError
+from otelbpf.protocols.urls import authority_of
 
 if TYPE_CHECKING:
     from otelbpf.agent.config import Config
@@ -57,8 +58,7 @@ class _Stop:
 
 def _measured(config: Config) -> str:
     """Whose requests are measured, for people."""
-    hosts = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-             for host, port in config.upstreams]
+    hosts = [authority_of(host, port) for host, port in config.upstreams]
     hosts += [f"*:{port}" for port in config.client_ports]
     parts = [f"port {', '.join(map(str, config.ports))}"] if config.ports else []
     parts += [f"upstream {', '.join(hosts)}"] if hosts else []

@@ -94,7 +94,12 @@ def server_asked(scheme: str, authority: str, host: str, address: str, port: int
     if host:
         # It names no scheme, so no default port either; a proxy may hand on its client's.
         return Server(host, *_split_host(host, port))
-    return Server(f"{f'[{address}]' if ':' in address else address}:{port}", address, port)
+    return Server(authority_of(address, port), address, port)
+
+
+def authority_of(host: str, port: int) -> str:
+    """Host and port in one word: an IPv6 address is in brackets there."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _split_host(host: str, default_port: int) -> tuple[str, int]:

@@ -12,6 +12,7 @@ from otelbpf.ledger.stamps import Owner, owner_of, place_of_stage
 from otelbpf.ledger.tally import Sums
 from otelbpf.metrics.since import since
 from otelbpf.metrics.snapshot import Histogram, Series, SeriesKey, Snapshot, no_durations
+from otelbpf.protocols.urls import authority_of
 from otelbpf.traces.spans import LEAST_ERROR
 
 
@@ -174,14 +175,13 @@ def table_of(now: Snapshot, earlier: Snapshot | None, seconds: float) -> Table:
 
 
 def _route_of(key: SeriesKey) -> RouteKey:
-    address = f"[{key.server_address}]" if ":" in key.server_address else key.server_address
     return RouteKey(
         key.kind,
         # Which services the others are of nobody knows.
         "" if key.overflow else str(key.resource.attributes.get("service.name", "")),
         key.method,
         key.route,
-        f"{address}:{key.server_port}" if address else "",
+        authority_of(key.server_address, key.server_port) if key.server_address else "",
         key.overflow,
     )
 
