@@ -22,6 +22,7 @@ from otelbpf.kernel.loader import Programs
 from otelbpf.kernel.on_interface import OnInterface
 from otelbpf.kernel.records import Counter, NoticeKind
 from otelbpf.ledger.tally import Coverage
+from otelbpf.protocols.urls import authority_of
 
 _log = logging.getLogger(__name__)
 
@@ -203,8 +204,7 @@ class Lookout:
             if not port:
                 causes.append(self._cause_there(notice, on, now_s))
             elif port in self._ports:
-                end = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-                causes.append(Cause(*cause, Way.READDRESSED, end))
+                causes.append(Cause(*cause, Way.READDRESSED, authority_of(host, port)))
             else:
                 causes.append(Cause(*cause, Way.REDIRECTED, str(port)))
         return causes
@@ -216,11 +216,11 @@ class Lookout:
         except KernelError:
             return  # the namespace has ended, which is told
         unheard = {port for port in self._ports if port not in listeners}
+        # Requests to it may be redirected; of several ports nobody knows whose they were.
+        if not unheard or (len(self._ports) == 1 and self._programs.counts()[Counter.SEEN]):
+            return
         # Where REDIRECT or DNAT leads to another port nobody need listen on this one.
         unheard -= led_elsewhere(unheard, self._netns)
-        # Requests to it may be redirected; of several ports nobody knows whose they were.
-        if len(self._ports) == 1 and self._programs.counts()[Counter.SEEN]:
-            return
         others = {
             port: executable_name(min(pids)) if pids else ""
             for port, pids in listeners.items()

@@ -21,14 +21,12 @@ from otelbpf.agent.pipeline import Pipeline
 from otelbpf.errors import UsageError
 from otelbpf.export.exporters import (
     Signal,
+    asked_for,
     destination,
-    exporter_name,
-    is_otlp,
-    require_endpoint,
 )
 from otelbpf.export.metrics import MetricsExport, metrics_export
 from otelbpf.export.sender import QueueLimits
-from otelbpf.export.variables import require_otlp, settle
+from otelbpf.export.variables import settle
 from otelbpf.export.ways_out import WayOut, spans_way_out
 from otelbpf.host import rights
 from otelbpf.host.interfaces import Xdp, find_interfaces
@@ -180,10 +178,7 @@ def require_variables(environment: MutableMapping[str, str]) -> None:
 
 def _exports(output: str | None, environment: Mapping[str, str]) -> _Exports:
     """Where spans and metrics go, as the variables say."""
-    name = exporter_name(environment)
-    require_endpoint(environment, name)
-    if is_otlp(name):
-        require_otlp(environment, Signal.TRACES, grpc=name == "otlp_proto_grpc")
+    name = asked_for(environment, Signal.TRACES)
     metrics = rights.with_only(_TO_EXPORT, lambda: metrics_export(environment))
     if output is None:
         spans = rights.with_only(_TO_EXPORT, lambda: spans_way_out(name))

@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from otelbpf.errors import UsageError
+from otelbpf.export.variables import require_otlp
 
 _BY_PROTOCOL = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
 
@@ -92,6 +93,19 @@ def require_endpoint(
             f"{variable}={endpoint} does not say whether to use TLS: write "
             f"http://{endpoint.rpartition('://')[2]}, or https:// for TLS"
         )
+
+
+def asked_for(environment: Mapping[str, str], signal: Signal) -> str:
+    """The name of the exporter that the variables ask for.
+
+    Raises:
+        UsageError: what they say of it is refused, or it would take it for something else.
+    """
+    name = exporter_name(environment, signal)
+    require_endpoint(environment, name, signal)
+    if is_otlp(name):
+        require_otlp(environment, signal, grpc=name == _BY_PROTOCOL["grpc"])
+    return name
 
 
 def destination(

@@ -16,21 +16,19 @@ from otelbpf.errors import UsageError
 from otelbpf.export.delivery import UNSAID_S, Delivery, Formed, Wording
 from otelbpf.export.exporters import (
     Signal,
+    asked_for,
     destination,
-    exporter_name,
-    is_otlp,
-    require_endpoint,
     whole_number,
 )
 from otelbpf.export.parts import PointOf, metrics_with, points_of
 from otelbpf.export.prometheus import PrometheusEndpoint
-from otelbpf.export.variables import require_otlp
 from otelbpf.export.ways_out import WayOut, metrics_way_out
 from otelbpf.ledger.tally import Lost
 from otelbpf.metrics.instruments import MetricStyle, Temporality, Untold, metrics_of
 from otelbpf.metrics.points import HistogramStyle
 from otelbpf.metrics.since import Receiver
 from otelbpf.metrics.snapshot import Snapshot
+from otelbpf.protocols.urls import authority_of
 
 _log = logging.getLogger(__name__)
 
@@ -81,14 +79,11 @@ def metrics_export(environment: Mapping[str, str]) -> MetricsExport:
     Raises:
         UsageError: one of them has a value that it cannot have.
     """
-    name = exporter_name(environment, Signal.METRICS)
-    require_endpoint(environment, name, Signal.METRICS)
+    name = asked_for(environment, Signal.METRICS)
     if name == "none":
         return _Nowhere()
     if name == "prometheus":
         return _Scraped(environment)
-    if is_otlp(name):
-        require_otlp(environment, Signal.METRICS, grpc=name == "otlp_proto_grpc")
     schedule = Schedule.from_environment(environment)
     style = MetricStyle(
         histograms=_choice(environment, _HISTOGRAMS, HistogramStyle.EXPLICIT),
@@ -135,8 +130,7 @@ class _Scraped:
             raise UsageError(f"{_PORT}={port} is no TCP port: it is a number from 1 to 65535")
         self.low_port = port < 1024
         self._endpoint = PrometheusEndpoint(host, port)
-        authority = f"[{host}]" if ":" in host else host
-        self.destination = f"http://{authority}:{port}/metrics (Prometheus)"
+        self.destination = f"http://{authority_of(host, port)}/metrics (Prometheus)"
 
     def start(self, take_snapshot: TakeSnapshot) -> None:
         """Listens for scrapes."""
