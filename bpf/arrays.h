@@ -4,8 +4,8 @@
  * so the programs have its address, and an element is reached by an addition, without a look-up and,
  * where the index cannot be too high, without a test for NULL.
  *
- * src/otelbpf/kernel/arrays.py makes them before BCC compiles the programs, and sets FD_<name>, the maps;
- * how long they are: CPU_SLOTS, SOCKET_SLOTS, READER_SLOTS, RING_SLOTS, SERIES_SETS and STAGE_ORDERS,
+ * src/otelbpf/kernel/arrays.py makes them before BCC compiles the programs, and sets FD_<name>, the
+ * maps; how long they are: CPU_SLOTS, SOCKET_SLOTS, READER_SLOTS, RING_SLOTS, SERIES_SETS and STAGE_ORDERS,
  * which are powers of two, CONNECTION_SETS, MAX_EXCHANGES, MAX_SERIES, and RING_MAX, which the ring is
  * to hold at most; and what it takes the sizes of elements to be that only the programs know,
  * <TYPE>_BYTES.

@@ -2,8 +2,8 @@
 /*
  * A number for the method and the route of a request: the same for all paths that differ
  * only in segments that are ids, by the rule of src/otelbpf/policy/routes.py. Of a request to an
- * upstream it is also one for the host that was asked, as src/otelbpf/protocols/urls.py finds it: where the
- * connection leads, the Host header, and a host in the request line, which is no id. The agent
+ * upstream it is also one for the host that was asked, as src/otelbpf/protocols/urls.py finds it:
+ * where the connection leads, the Host header, and a host in the request line, which is no id. The agent
  * gives routes and hosts their names; here it is enough to tell them apart.
  *
  * Set by the loader: ROUTE_HASH_START and ROUTE_HASH_FACTOR, which nobody outside knows.
