@@ -204,6 +204,18 @@ def agent(
         yield Agent(process, files)
 
 
+def wait_for_word(running: Agent, *words: str) -> str:
+    """Waits until the agent has said something with these words in one line, and gives that."""
+
+    def said() -> list[str]:
+        lines = running.stderr.splitlines()
+        return [line for line in lines if all(word in line for word in words)]
+
+    wait_until(said, f"it said {words}", state=lambda: running.stderr)
+    (line,) = said()
+    return line
+
+
 def otelbpf(
     directory: Path,
     *arguments: str | int | Path,

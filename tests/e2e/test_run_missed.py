@@ -19,7 +19,7 @@ from demo.receiver import Behaviour, Receiver
 from network import DEADLINE_S, Network, network, run, wait_until
 from prometheus import scrape
 from servers import Server, python_server
-from stack import COUNT, OTELBPF, Agent, agent, to, wait_for_requests
+from stack import COUNT, OTELBPF, agent, to, wait_for_requests, wait_for_word
 
 from otelbpf.host.netns import find_netns
 from otelbpf.kernel import bpf_info, libbpf
@@ -42,18 +42,6 @@ def ask(net: Network, port: int, count: int = COUNT, host: str | None = None) ->
     with Client.of(net, port, host) as client:
         for number in range(count):
             client.ask(f"/{number}")
-
-
-def wait_for_word(running: Agent, *words: str) -> str:
-    """Waits until the agent has said something with these words in one line, and gives that."""
-
-    def said() -> list[str]:
-        lines = running.stderr.splitlines()
-        return [line for line in lines if all(word in line for word in words)]
-
-    wait_until(said, f"it said {words}", state=lambda: running.stderr)
-    (line,) = said()
-    return line
 
 
 def make_veth(net: Network) -> None:

@@ -23,13 +23,13 @@ from servers import Server
 from stack import (
     COUNT,
     OTELBPF,
-    Agent,
     agent,
     assert_nothing_left,
     kernel_ids,
     otelbpf,
     to,
     wait_for_requests,
+    wait_for_word,
 )
 
 from otelbpf.errors import KernelError
@@ -159,10 +159,6 @@ def test_open_requests_are_ended_without_a_right(
             ended = started.stop()
     assert ended.sums["lost"] == {"unanswered_at_stop": 1}
     ended.assert_adds_up()
-
-
-def wait_for_word(agent: Agent, word: str) -> None:
-    wait_until(lambda: word in agent.stderr, f"it says {word!r}", state=lambda: agent.stderr)
 
 
 def test_other_agents_are_known_without_the_right_to_ask_for_programs(
