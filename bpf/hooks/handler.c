@@ -10,7 +10,16 @@
  *
  * Compiled only where a handler is asked for (HANDLERS).
  */
+
+#include "abi/settings.h"
+#include "kernel/registers.h"
+#include "ledger/stamps.h"
+#include "state/exchange.h"
+#include "state/reader.h"
+#include "state/scratch.h"
+
 #ifdef HANDLERS
+MAP(ARRAY, python_sites, u32, struct python_site, PYTHON_SITES)
 
 static __always_inline struct exchange *named_request(const struct request_name *name,
 						      bool unanswered)
@@ -78,28 +87,28 @@ static __always_inline int handle_end(struct handling *h, u64 depth)
 /* A pair of USDT probes may lie in different functions: its calls do not nest. */
 #define DEPTH_OF_USDT 1
 
-int probed_usdt_start(struct pt_regs *ctx)
+PROGRAM("kprobe") int probed_usdt_start(struct pt_regs *ctx)
 {
 	return handle_start(handling_of_thread(), DEPTH_OF_USDT);
 }
 
-int probed_usdt_end(struct pt_regs *ctx)
+PROGRAM("kprobe") int probed_usdt_end(struct pt_regs *ctx)
 {
 	return handle_end(handling_of_thread(), DEPTH_OF_USDT);
 }
 
 /* At a function's first instruction, at its return instructions, and after it returned. */
-int probed_handler_start(struct pt_regs *ctx)
+PROGRAM("kprobe") int probed_handler_start(struct pt_regs *ctx)
 {
 	return handle_start(handling_of_thread(), -ctx->sp);
 }
 
-int probed_handler_end(struct pt_regs *ctx)
+PROGRAM("kprobe") int probed_handler_end(struct pt_regs *ctx)
 {
 	return handle_end(handling_of_thread(), -ctx->sp);
 }
 
-int probed_handler_return(struct pt_regs *ctx)
+PROGRAM("kprobe") int probed_handler_return(struct pt_regs *ctx)
 {
 	return handle_end(handling_of_thread(), -(ctx->sp - sizeof(u64)));
 }
@@ -162,7 +171,7 @@ static __always_inline bool is_file(const struct python_site *site, u64 address)
 static __always_inline bool is_python_call(struct pt_regs *ctx)
 {
 	u32 index = bpf_get_attach_cookie(ctx);
-	struct python_site *site = python_sites.lookup(&index);
+	struct python_site *site = LOOKUP(python_sites, &index);
 	u8 name[PYTHON_NAME_MAX] = {};
 
 	if (!site)
@@ -175,12 +184,12 @@ static __always_inline bool is_python_call(struct pt_regs *ctx)
 }
 
 /* Of CPython's own probes: each call of a Python function has a frame on the stack of its own. */
-int probed_python_start(struct pt_regs *ctx)
+PROGRAM("kprobe") int probed_python_start(struct pt_regs *ctx)
 {
 	return is_python_call(ctx) ? handle_start(handling_of_thread(), -ctx->sp) : 0;
 }
 
-int probed_python_end(struct pt_regs *ctx)
+PROGRAM("kprobe") int probed_python_end(struct pt_regs *ctx)
 {
 	return is_python_call(ctx) ? handle_end(handling_of_thread(), -ctx->sp) : 0;
 }
@@ -191,7 +200,7 @@ static __always_inline struct handling *handling_of_goroutine(u64 g)
 {
 	struct goroutine_key key = { .g = g, .tgid = bpf_get_current_pid_tgid() >> 32 };
 
-	return goroutines.lookup(&key);
+	return LOOKUP(goroutines, &key);
 }
 
 /* Stacks move when they grow, their ends with them. */
@@ -204,12 +213,12 @@ static __always_inline u64 depth_in_go(struct pt_regs *ctx)
 	return stack_end - ctx->sp;
 }
 
-int probed_go_start(struct pt_regs *ctx)
+PROGRAM("kprobe") int probed_go_start(struct pt_regs *ctx)
 {
 	return handle_start(handling_of_goroutine(ctx->r14), depth_in_go(ctx));
 }
 
-int probed_go_end(struct pt_regs *ctx)
+PROGRAM("kprobe") int probed_go_end(struct pt_regs *ctx)
 {
 	return handle_end(handling_of_goroutine(ctx->r14), depth_in_go(ctx));
 }

@@ -1,8 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * What applications say of the requests that they handle: mark.h. The program
+ * What applications say of the requests that they handle: abi/mark.h. The program
  * runs for every setsockopt() in its cgroup, so it returns early.
  */
+
+#include "abi/mark.h"
+#include "ledger/sampling.h"
+#include "state/connections.h"
+#include "state/exchange.h"
 
 #define SETSOCKOPT_REFUSE 0
 #define SETSOCKOPT_GO_ON 1
@@ -142,7 +147,7 @@ static __always_inline void end_mark(struct connection *conn, const struct otelb
 	}
 }
 
-int marked_request(struct bpf_sockopt *ctx)
+PROGRAM("cgroup/setsockopt") int marked_request(struct bpf_sockopt *ctx)
 {
 	u8 *end = (u8 *)(long)ctx->optval_end, *start = (u8 *)(long)ctx->optval;
 	struct otelbpf_mark m __attribute__((aligned(8)));

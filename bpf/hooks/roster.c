@@ -5,6 +5,9 @@
  * to ask the kernel for a program by its number takes CAP_SYS_ADMIN.
  */
 
+#include "abi/records.h"
+#include "kernel/fields.h"
+
 #define MAPS_MOST 64	/* of one program; the verifier wants to see an end */
 #define MAP_NAME_WORDS 2
 
@@ -16,7 +19,7 @@ static __always_inline bool is_our_map(u64 map)
 	return name[0] == OUR_MAP_NAME(0) && name[1] == OUR_MAP_NAME(1);
 }
 
-int listed_program(u64 *arguments)
+PROGRAM("iter/bpf_prog") int listed_program(u64 *arguments)
 {
 	u64 meta = arguments[0], program = arguments[1], aux, maps, map;
 	struct listed_program listed = {};

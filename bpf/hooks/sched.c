@@ -4,6 +4,10 @@
  * run for every task of the machine, so they return early.
  */
 
+#include "kernel/fields.h"
+#include "state/reader.h"
+#include "state/scratch.h"
+
 static __always_inline int handle_waking(u64 task)
 {
 	u64 sk = own_scratch()->waking_sk;
@@ -35,11 +39,11 @@ static __always_inline int handle_running(u64 next)
 	return 0;
 }
 
-int traced_waking(u64 *arguments) { return handle_waking(arguments[0]); }
-int traced_switch(u64 *arguments) { return handle_running(arguments[2]); }
+PROGRAM("tracing") int traced_waking(u64 *arguments) { return handle_waking(arguments[0]); }
+PROGRAM("tracing") int traced_switch(u64 *arguments) { return handle_running(arguments[2]); }
 
 /* Ends the time in which a wake-up is put down to the last data-ready. */
-int traced_softirq_exit(u64 *arguments)
+PROGRAM("tracing") int traced_softirq_exit(u64 *arguments)
 {
 	own_scratch()->waking_sk = 0;
 	return 0;

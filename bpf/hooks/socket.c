@@ -5,39 +5,17 @@
  * attach; what happens is in the handle_* functions.
  */
 
-/* The connection of a measured socket. NULL where it is not known: `*is_measured` says if it is one. */
-static __always_inline struct connection *find_by_socket(u64 sk, struct connection_key *key,
-							 bool *is_measured, enum access access)
-{
-	u16 local_port = sock_local_port(sk, access);
-	struct connection *conn;
-	u32 *place;
+#include "kernel/registers.h"
+#include "ledger/causes.h"
+#include "ledger/endings.h"
+#include "ledger/stamps.h"
+#include "ledger/upstreams.h"
+#include "links/handshakes.h"
+#include "links/unseen.h"
+#include "state/sockets.h"
+#include "stream/disorder.h"
 
-	*is_measured = false;
-	if (!may_be_measured(local_port, sk, access))
-		return NULL;
-	place = &socket_places()[sock_hash(sk, access) & (SOCKET_SLOTS - 1)];
-	conn = connection_at(*place);
-	if (conn && conn->socket == sk)
-		return conn;
-	if (measured_key(sk, local_port, key, access))
-		return NULL;
-	*is_measured = true;
-	conn = find_connection(key);
-	if (conn) {
-		conn->socket = sk;
-		*place = conn->place;
-	}
-	return conn;
-}
-
-static __always_inline struct connection *connection_of(u64 sk, enum access access)
-{
-	struct connection_key key;
-	bool is_measured;
-
-	return find_by_socket(sk, &key, &is_measured, access);
-}
+MAP(HASH, connecting, u64, u8, 256)	/* the agent's own sockets, by sk */
 
 static __always_inline int handle_tcp(u64 sk, u64 skb, enum access access)
 {
@@ -182,14 +160,10 @@ static __always_inline int handle_write(u64 sk, u64 message, enum access access)
 		note_writer(conn, write_seq);
 	else if (begins_response(conn, write_seq))
 		note_published(conn);
-	mark(&conn->writes, write_seq, bpf_ktime_get_ns(), write_seq == conn->outbound.next_seq);
+	note_byte_time(&conn->writes, write_seq, bpf_ktime_get_ns(), write_seq == conn->outbound.next_seq);
 	return 0;
 }
 
-#define TCP_SYN_SENT 2
-#define TCP_FIN_WAIT1 4
-#define TCP_CLOSE 7
-#define TCP_LAST_ACK 9
 #define SHUTDOWN_MASK 3	/* for reading and for writing */
 
 /* A socket that the agent connects: its own port is known once that is done. True: it is. */
@@ -200,9 +174,9 @@ static __always_inline bool watch_own_connect(u64 sk, u32 state)
 
 	if (state == TCP_SYN_SENT) {
 		if (settings()->agent_tgid == bpf_get_current_pid_tgid() >> 32)
-			connecting.update(&key, &own);
-	} else if (connecting.lookup(&key)) {
-		connecting.delete(&key);
+			UPDATE(connecting, &key, &own);
+	} else if (LOOKUP(connecting, &key)) {
+		DELETE(connecting, &key);
 		if (state == TCP_ESTABLISHED) {
 			leave_own_export_alone(sk);
 			return true;
@@ -241,18 +215,6 @@ static __always_inline int handle_shutdown(u64 sk)
 	if (conn && is_clients(conn))
 		end_responses(conn, bpf_ktime_get_ns());
 	return 0;
-}
-
-/*
- * What ended a connection that neither side has closed: a RST, whose only trace here may be the
- * socket's error. A socket that its own side tears down has none yet; its RST is sent after this.
- */
-static __always_inline void note_closed(struct connection *conn, u32 error)
-{
-	if (error == ECONNRESET || error == EPIPE)
-		note_ending(conn, PEER_RESET);
-	else if (!error)
-		note_ending(conn, LOCAL_RESET);
 }
 
 /* Has traffic control seen bytes that TCP has yet to take, which begin no request? */
@@ -368,40 +330,40 @@ static __always_inline int handle_reset(u64 sk, u64 skb)
 #endif
 
 /* On a tracepoint, or on a function's entry: both hand on their arguments so. */
-int traced_tcp(u64 *arguments) { return handle_tcp(arguments[0], arguments[1], DIRECT); }
-int traced_queued(u64 *arguments) { return handle_queued(arguments[0], DIRECT); }
-int traced_read(u64 *arguments) { return handle_read(arguments[0], DIRECT); }
-int traced_write(u64 *arguments) { return handle_write(arguments[0], arguments[1], DIRECT); }
-int traced_sendfile(u64 *arguments) { return handle_write(arguments[0], 0, DIRECT); }
-int traced_state(u64 *arguments)
+PROGRAM("tracing") int traced_tcp(u64 *arguments) { return handle_tcp(arguments[0], arguments[1], DIRECT); }
+PROGRAM("tracing") int traced_queued(u64 *arguments) { return handle_queued(arguments[0], DIRECT); }
+PROGRAM("tracing") int traced_read(u64 *arguments) { return handle_read(arguments[0], DIRECT); }
+PROGRAM("tracing") int traced_write(u64 *arguments) { return handle_write(arguments[0], arguments[1], DIRECT); }
+PROGRAM("tracing") int traced_sendfile(u64 *arguments) { return handle_write(arguments[0], 0, DIRECT); }
+PROGRAM("tracing") int traced_state(u64 *arguments)
 {
 	return handle_state(arguments[0], arguments[1], arguments[2]);
 }
 #if SERIES
-int traced_accept(u64 *arguments) { return handle_accept(arguments[0], DIRECT); }
-int traced_reset(u64 *arguments) { return handle_reset(arguments[0], arguments[1]); }
+PROGRAM("tracing") int traced_accept(u64 *arguments) { return handle_accept(arguments[0], DIRECT); }
+PROGRAM("tracing") int traced_reset(u64 *arguments) { return handle_reset(arguments[0], arguments[1]); }
 #endif
 
-int probed_tcp(struct pt_regs *ctx)
+PROGRAM("kprobe") int probed_tcp(struct pt_regs *ctx)
 {
 	return handle_tcp(PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), BY_COPY);
 }
 
-int probed_queued(struct pt_regs *ctx) { return handle_queued(PT_REGS_PARM1(ctx), BY_COPY); }
-int probed_read(struct pt_regs *ctx) { return handle_read(PT_REGS_PARM1(ctx), BY_COPY); }
-int probed_write(struct pt_regs *ctx)
+PROGRAM("kprobe") int probed_queued(struct pt_regs *ctx) { return handle_queued(PT_REGS_PARM1(ctx), BY_COPY); }
+PROGRAM("kprobe") int probed_read(struct pt_regs *ctx) { return handle_read(PT_REGS_PARM1(ctx), BY_COPY); }
+PROGRAM("kprobe") int probed_write(struct pt_regs *ctx)
 {
 	return handle_write(PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), BY_COPY);
 }
 
-int probed_sendfile(struct pt_regs *ctx) { return handle_write(PT_REGS_PARM1(ctx), 0, BY_COPY); }
+PROGRAM("kprobe") int probed_sendfile(struct pt_regs *ctx) { return handle_write(PT_REGS_PARM1(ctx), 0, BY_COPY); }
 
 #if SERIES
-int probed_accept(struct pt_regs *ctx) { return handle_accept(PT_REGS_PARM1(ctx), BY_COPY); }
+PROGRAM("kprobe") int probed_accept(struct pt_regs *ctx) { return handle_accept(PT_REGS_PARM1(ctx), BY_COPY); }
 #endif
 
 /* Run once by the agent itself, so that its own id is the kernel's idea of it. */
-int learn_agent(struct bpf_raw_tracepoint_args *ctx)
+PROGRAM("raw_tracepoint") int learn_agent(struct bpf_raw_tracepoint_args *ctx)
 {
 	settings()->agent_tgid = bpf_get_current_pid_tgid() >> 32;
 	return 0;

@@ -4,6 +4,11 @@
  * nothing else will.
  */
 
+#include "ledger/endings.h"
+#include "state/connections.h"
+
+MAP(ARRAY, sweep_orders, u32, struct sweep_order, 1)
+
 /* Is the connection's socket one that is still open, by all that can be known? */
 static __always_inline bool has_open_socket(const struct connection *conn)
 {
@@ -70,7 +75,7 @@ static __always_inline void sweep_unanswered(const struct sweep_order *order,
 	}
 }
 
-int sweep(struct __sk_buff *skb)
+PROGRAM("tc") int sweep(struct __sk_buff *skb)
 {
 	struct connection_key key = {};
 	struct sweep_order *order;
@@ -78,7 +83,7 @@ int sweep(struct __sk_buff *skb)
 	struct exchange *x;
 	int zero = 0;
 
-	order = sweep_orders.lookup(&zero);
+	order = LOOKUP(sweep_orders, &zero);
 	if (!order)
 		return 0;
 	x = exchange_at(order->slot);

@@ -5,9 +5,12 @@
  * here it is only noted when each one came.
  */
 
+#include "state/connections.h"
+#include "stream/packet.h"
+
 #define XDP_VERDICT_PASS 2
 
-int xdp_arrival(struct xdp_md *xdp)
+PROGRAM("xdp") int xdp_arrival(struct xdp_md *xdp)
 {
 	u8 *data = (u8 *)(long)xdp->data, *data_end = (u8 *)(long)xdp->data_end;
 	struct segment seg = {};

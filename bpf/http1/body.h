@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /* Bodies: stepped over, never read, but for the lines between chunks. */
+#pragma once
+
+#include "http1/message.h"
+#include "http1/window.h"
 
 static __always_inline void read_body(struct scratch *s, struct parser *p, struct exchange *x,
 				      enum flow flow)

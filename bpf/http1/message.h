@@ -6,6 +6,14 @@
  * several messages; what one program run cannot finish is continued by a tail
  * call, and what the next segment must finish is kept in struct parser.
  */
+#pragma once
+
+#include "http1/window.h"
+#include "ledger/causes.h"
+#include "ledger/requests.h"
+#include "ledger/upstreams.h"
+#include "stream/framing.h"
+#include "stream/source.h"
 
 static __always_inline bool starts_a_request(u32 first_four)
 {
@@ -22,34 +30,6 @@ static __always_inline bool starts_a_request(u32 first_four)
 	return false;
 }
 
-/* What was kept for later is for nothing. */
-static __always_inline void forget_disorder(struct connection *conn)
-{
-	if (!conn->inbound.disorder)
-		return;
-	conn->inbound.disorder = 0;
-	disorders.delete(&conn->id);
-}
-
-static __always_inline void lose_framing(struct connection *conn)
-{
-	forget_disorder(conn);
-	conn->inbound.state = PARSER_LOST;
-	conn->outbound.state = PARSER_LOST;
-	conn->inbound.carried = 0;
-	conn->outbound.carried = 0;
-	lose_requests(conn);
-}
-
-/* Of `kind`, a notice's, if that is to be told. */
-static __always_inline void turn_off(struct connection *conn, u32 kind, u32 ifindex)
-{
-	forget_disorder(conn);
-	conn->inbound.state = PARSER_OFF;
-	conn->outbound.state = PARSER_OFF;
-	count_as_not_http(conn, kind, ifindex);
-}
-
 static __always_inline void start_message(struct parser *p)
 {
 	p->state = PARSER_FIRST_LINE;
@@ -58,24 +38,6 @@ static __always_inline void start_message(struct parser *p)
 	p->skip_line = 0;
 	p->message_flags = 0;
 	p->status = 0;
-}
-
-/* The piece that is read in place of the packet; NULL if it was evicted. */
-static __always_inline struct kept *kept_piece(struct scratch *s)
-{
-	return kept_pieces.lookup(&s->piece);
-}
-
-/* When the byte `seq`, which is read now, came. */
-static __always_inline u64 arrival_of_read(struct scratch *s, struct connection *conn,
-					   u32 seq, enum source source)
-{
-	struct kept *kept;
-
-	if (source == FROM_PACKET)
-		return arrival_of(&conn->arrivals, seq);
-	kept = kept_piece(s);
-	return kept ? arrival_of(&kept->arrivals, seq) : 0;
 }
 
 /* The message that comes in is whole. */
@@ -101,7 +63,7 @@ static __always_inline void end_outbound(struct connection *conn, struct scratch
 	x->outbound_end = s->seq + s->position;
 	if (s->ktime_ns != x->record.stamp_ktime_ns[STAMP_TC_OUT])
 		x->record.stamp_ktime_ns[STAMP_TC_OUT_LAST] = s->ktime_ns;
-	last = mark_of(&conn->writes, x->outbound_end - 1);
+	last = byte_time_of(&conn->writes, x->outbound_end - 1);
 	if (last != x->record.stamp_ktime_ns[STAMP_WRITE])
 		x->record.stamp_ktime_ns[STAMP_WRITE_LAST] = last;
 }
@@ -204,7 +166,7 @@ static __always_inline int start_request(struct scratch *s, struct connection *c
 	}
 	start_message(p);
 	*x = begin_request(s, conn, seq,
-			   IS_OUTBOUND(flow) ? mark_of(&conn->writes, seq)
+			   IS_OUTBOUND(flow) ? byte_time_of(&conn->writes, seq)
 					     : arrival_of_read(s, conn, seq, source), flow);
 	if (*x && IS_CLIENTS(flow))
 		name_writer(conn, *x, seq);
@@ -229,7 +191,7 @@ static __always_inline int start_response(struct scratch *s, struct connection *
 	*x = current_exchange(conn, flow);
 	if (*x && IS_OUTBOUND(flow)) {
 		(*x)->record.stamp_ktime_ns[STAMP_TC_OUT] = s->ktime_ns;
-		(*x)->record.stamp_ktime_ns[STAMP_WRITE] = mark_of(&conn->writes, seq);
+		(*x)->record.stamp_ktime_ns[STAMP_WRITE] = byte_time_of(&conn->writes, seq);
 	} else if (*x) {
 		(*x)->inbound_start = seq;
 		(*x)->record.stamp_ktime_ns[STAMP_NIC] = arrival_of_read(s, conn, seq, source);

@@ -4,100 +4,28 @@
  * field lies in the running kernel comes from its BTF, as OFFSET_* set by the
  * loader (src/otelbpf/kernel/fields.py), so nothing here depends on a version.
  */
+#pragma once
 
-/*
- * Where BCC may not see the addresses of the kernel's functions (that takes CAP_SYSLOG) it thinks that
- * there are no such helpers, and defines them as the older one, which the kernel does not have here.
- */
-#undef bpf_probe_read_kernel
-#undef bpf_probe_read_kernel_str
-#undef bpf_probe_read_user
-#undef bpf_probe_read_user_str
-
-/* What a kprobe is given, by the kernel's names, which BCC's PT_REGS_PARM* know. */
-#if defined(__x86_64__)
-struct pt_regs {
-	unsigned long r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di;
-	unsigned long orig_ax, ip, cs, flags, sp, ss;
-};
-#else
-#error "otelbpf knows the registers of x86-64 only"
-#endif
-
-/* A loop that stays a loop: unrolled it would only make the verifier's way longer. */
-#define BOUNDED_LOOP _Pragma("clang loop unroll(disable)")
+#include "abi/records.h"
+#include "configuration.h"
+#include "kernel/verifier.h"
 
 #define AF_INET 2
 #define AF_INET6 10
 #define TCP_ESTABLISHED 1
+#define TCP_SYN_SENT 2
+#define TCP_FIN_WAIT1 4
+#define TCP_CLOSE 7
+#define TCP_LAST_ACK 9
 #define EPIPE 32
 #define ECONNRESET 104
 #define ECONNREFUSED 111
-
-static __always_inline void count_in(struct scratch *s, u32 counter, u32 n)
-{
-	/* Per CPU, but a softirq may come between the halves of a plain addition. */
-	__sync_fetch_and_add(&s->counts[counter], n);
-}
-
-static __always_inline void count_many(u32 counter, u32 n)
-{
-	count_in(own_scratch(), counter, n);
-}
-
-static __always_inline void count(u32 counter)
-{
-	count_many(counter, 1);
-}
-
-/* At most max, in a way that the verifier can follow and the compiler cannot undo. */
-static __always_inline u64 at_most(u64 max, u64 value)
-{
-	asm volatile("" : "+r"(value));
-	if (value > max)
-		value = max;
-	asm volatile("" : "+r"(value));
-	return value;
-}
-
-/*
- * A pointer that is NULL where something else does not hold: is it? Without this clang may test that
- * other thing again instead of the pointer, from which the verifier cannot tell that it is not NULL.
- */
-#define NULL_UNLESS(condition, pointer)						\
-	({									\
-		typeof(pointer) pointer_or_null = (condition) ? (pointer) : NULL;	\
-										\
-		asm volatile("" : "+r"(pointer_or_null));			\
-		pointer_or_null;						\
-	})
-
-/*
- * The same value, of which the verifier knows nothing any more: else it would go on from here once
- * for each way by which it came about. Of `unknown` it knows nothing either.
- */
-static __always_inline u64 forgotten(u64 value, u64 unknown)
-{
-	asm volatile("%0 ^= %1\n\t%0 ^= %1" : "+r"(value) : "r"(unknown));
-	return value;
-}
 
 /*
  * Tracepoints and function entries hand on typed pointers, which the verifier
  * lets a program follow; a kprobe has mere numbers, and must copy.
  */
 enum access { DIRECT, BY_COPY };
-
-/*
- * A copy of a pointer to use as a map's key. A key lies in memory, and what was
- * read back from there is no pointer to the verifiers of 6.1 and 6.12 any more:
- * the compiler must not use this copy in the original's place.
- */
-static __always_inline u64 as_number(u64 pointer)
-{
-	asm volatile("" : "+r"(pointer));
-	return pointer;
-}
 
 static __always_inline void copy_bytes(void *to, u32 size, u64 address)
 {
@@ -190,35 +118,6 @@ static __always_inline struct byte_range skb_byte_range(u64 skb, enum access acc
 		copy_bytes(&range, sizeof(range), skb + OFFSET_SK_BUFF_CB);
 	}
 	return range;
-}
-
-/*
- * Is this the namespace that is measured? Told by its cookie, which is never
- * used twice (an inode number is, while sockets of a dead namespace linger);
- * its struct net is then remembered.
- */
-static __always_inline bool is_measured_netns(u64 net, enum access access)
-{
-	struct settings *s = settings();
-
-	if (s->netns_pointer)
-		return s->netns_pointer == net;
-	if (load_u64(net + OFFSET_NET_COOKIE, access) != NETNS_COOKIE)
-		return false;
-	s->netns_pointer = net;
-	return true;
-}
-
-enum role { ROLE_SERVER = 1, ROLE_CLIENT = 2 };
-
-/* What this side is in a connection; 0: it is not measured. */
-static __always_inline u32 role_in(const struct connection_key *key)
-{
-	if (IS_MEASURED_PORT(key->local_port))
-		return ROLE_SERVER;
-	if (CLIENTS && IS_UPSTREAM(key->peer_port, (const u64 *)key->peer_address))
-		return ROLE_CLIENT;
-	return 0;
 }
 
 static __always_inline void map_ipv4(u8 *address, u32 be32)
@@ -318,26 +217,6 @@ static __always_inline int sock_addresses(u64 sk, u8 *peer, u8 *local, enum acce
 		return 0;
 	}
 	return -1;
-}
-
-/* Does a socket with these ports come into consideration? */
-static __always_inline bool may_be_measured(u16 local_port, u64 sk, enum access access)
-{
-	return IS_MEASURED_PORT(local_port) ||
-	       (CLIENTS && IS_UPSTREAM_PORT(sock_peer_port(sk, access)));
-}
-
-/* The key of a measured socket, whose own port is known; -1 for every other socket. */
-static __always_inline int measured_key(u64 sk, u16 local_port, struct connection_key *key,
-					enum access access)
-{
-	if (!may_be_measured(local_port, sk, access))
-		return -1;
-	key->local_port = local_port;
-	key->peer_port = sock_peer_port(sk, access);
-	if (sock_addresses(sk, key->peer_address, key->local_address, access) || !role_in(key))
-		return -1;
-	return is_measured_netns(load_u64(sk + OFFSET_SOCK_COMMON_NET, access), access) ? 0 : -1;
 }
 
 #define O_NONBLOCK 04000

@@ -8,6 +8,12 @@
  *
  * Set by the loader: ROUTE_HASH_START and ROUTE_HASH_FACTOR, which nobody outside knows.
  */
+#pragma once
+
+#include "http1/words.h"
+#include "kernel/verifier.h"
+#include "state/scratch.h"
+#include "stream/flow.h"
 
 #define ID_SEGMENT 0x100	/* no character */
 #define VERSION_LONGEST 8

@@ -8,6 +8,14 @@
  * (src/otelbpf/userspace/thread_contexts.py). A thread's record is written by that thread
  * alone, which is in the kernel here, so that one look at it is enough.
  */
+#pragma once
+
+#include "kernel/registers.h"
+#include "ledger/sampling.h"
+#include "state/exchange.h"
+#include "state/settings.h"
+
+MAP(HASH, thread_locals, u32, struct thread_local, 1024)	/* by tgid */
 
 /* The record's beginning; attributes follow. */
 struct thread_context {
@@ -73,7 +81,7 @@ static __always_inline u64 address_of_thread_local(const struct thread_local *v,
 static __always_inline bool published_context(struct thread_context *c)
 {
 	u32 tgid = bpf_get_current_pid_tgid() >> 32;
-	const struct thread_local *v = thread_locals.lookup(&tgid);
+	const struct thread_local *v = LOOKUP(thread_locals, &tgid);
 	u64 task, variable, record;
 
 	if (!v)

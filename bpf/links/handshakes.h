@@ -4,7 +4,16 @@
  * remembered until the socket is ESTABLISHED or a RST refuses it. Only SYNs write here, and
  * the map is bounded: a flood of them makes the oldest forgotten, which then have no handshake.
  */
+#pragma once
+
+#include "ledger/histogram.h"
+#include "state/connection.h"
+#include "state/scratch.h"
+#include "stream/packet.h"
+
 #if SERIES
+DEFINE_ARRAY(struct connection_sums, connection_sums)
+
 static __always_inline struct connection_sums *sums_of(bool clients)
 {
 	return &connection_sums()[clients];
@@ -19,7 +28,7 @@ static __always_inline struct connection_sums *sums_of(bool clients)
 static __always_inline struct handshake *attempt_of(struct scratch *s, const struct segment *seg)
 {
 	copy_key(&s->asked, &seg->key);
-	return handshakes.lookup(&s->asked);
+	return LOOKUP(handshakes, &s->asked);
 }
 
 /*
@@ -44,7 +53,7 @@ static __always_inline void ask_for_connection(struct scratch *s, const struct s
 	s->attempt.syn_ktime_ns = bpf_ktime_get_ns();
 	s->attempt.seq = seg->seq;
 	s->attempt.ifindex = ifindex;
-	handshakes.update(&s->asked, &s->attempt);
+	UPDATE(handshakes, &s->asked, &s->attempt);
 }
 
 /* A server sends SYN and ACK, or RST, which may well be of a connection that was granted. */
@@ -59,7 +68,7 @@ static __always_inline void answer_to_syn(struct scratch *s, const struct segmen
 			known->answer = ANSWERED;
 		return;
 	}
-	handshakes.delete(&s->asked);
+	DELETE(handshakes, &s->asked);
 	COUNT_CONNECTION(false, refused);
 }
 
@@ -67,12 +76,12 @@ static __always_inline void answer_to_syn(struct scratch *s, const struct segmen
 static __always_inline void end_handshake(struct connection *conn, struct connection_key *key,
 					  u64 now)
 {
-	struct handshake *known = handshakes.lookup(key);
+	struct handshake *known = LOOKUP(handshakes, key);
 
 	if (known) {
 		add_duration(&sums_of(is_clients(conn))->handshake, now - known->syn_ktime_ns,
 			     &conn->established_ktime_ns);
-		handshakes.delete(key);
+		DELETE(handshakes, key);
 	}
 	conn->established_ktime_ns = now;
 }
@@ -80,9 +89,9 @@ static __always_inline void end_handshake(struct connection *conn, struct connec
 /* A client's socket is closed before it was connected. */
 static __always_inline void end_attempt(struct connection_key *key, u32 error)
 {
-	if (!handshakes.lookup(key))
+	if (!LOOKUP(handshakes, key))
 		return;
-	handshakes.delete(key);
+	DELETE(handshakes, key);
 	if (error == ECONNREFUSED)
 		COUNT_CONNECTION(true, refused);
 	else

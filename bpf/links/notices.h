@@ -1,5 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /* Connections that are not measured: the agent is told of them, on rare paths only. */
+#pragma once
+
+#include "http1/words.h"
+#include "state/connection.h"
+#include "state/scratch.h"
+
+DEFINE_ARRAY(struct notices, notices)
 
 static __always_inline void notify(const struct connection *conn, u32 kind, u32 ifindex)
 {

@@ -4,6 +4,12 @@
  * but under another port, or behind a program that keeps them from ours. TCP has them all the same, so
  * that shows at the socket, and at once. A FIN counts as a byte.
  */
+#pragma once
+
+#include "links/notices.h"
+#include "state/connections.h"
+#include "stream/framing.h"
+#include "stream/lock.h"
 
 /* Has TCP taken bytes that were not seen to come? */
 static __always_inline bool has_come_unseen(const struct connection *conn, u32 rcv_nxt)

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * The table of connections. Each packet and each call of a socket looks one up,
+ * Finding a connection. Each packet and each call of a socket looks one up,
  * and in BPF's own hash that would cost more than all the rest that they do.
  *
- * It is an array of sets of WAYS connections; which set follows from a hash of
+ * The table is an array of sets of WAYS connections; which set follows from a hash of
  * the addresses, which of its ways from comparing tags. A full set gives up the
  * connection that has nothing in flight and was silent for longest. The socket
  * hooks come by another way: what was found for a socket is remembered by the
@@ -12,6 +12,13 @@
  * Set by the loader: WAYS, and HASH_FACTOR(i), odd numbers drawn anew at each start, so that nobody
  * outside can fill a set.
  */
+#pragma once
+
+#include "state/connection.h"
+#include "state/measured.h"
+#include "state/scratch.h"
+
+MAP(ARRAY, blank_connection, u32, struct connection, 1)
 
 /* Multiply and shift: two keys meet in a set no more often than by chance. */
 static __always_inline u64 hash_key(const struct connection_key *key)
@@ -32,30 +39,6 @@ static __always_inline u64 set_of(u64 hash)
 static __always_inline u64 tag_of(u64 hash)
 {
 	return hash | 1;
-}
-
-static __always_inline bool same_key(const struct connection_key *a,
-				     const struct connection_key *b)
-{
-	const u64 *a_peer = (const u64 *)a->peer_address, *a_local = (const u64 *)a->local_address;
-	const u64 *b_peer = (const u64 *)b->peer_address, *b_local = (const u64 *)b->local_address;
-
-	return !((a_peer[0] ^ b_peer[0]) | (a_peer[1] ^ b_peer[1]) |
-		 (a_local[0] ^ b_local[0]) | (a_local[1] ^ b_local[1]) |
-		 (*(const u32 *)&a->peer_port ^ *(const u32 *)&b->peer_port));
-}
-
-static __always_inline void copy_key(struct connection_key *to, const struct connection_key *from)
-{
-	copy_address(to->peer_address, from->peer_address);
-	copy_address(to->local_address, from->local_address);
-	to->peer_port = from->peer_port;
-	to->local_port = from->local_port;
-}
-
-static __always_inline bool is_clients(const struct connection *conn)
-{
-	return CLIENTS && conn->flags & CLIENT;
 }
 
 /* The way that has this tag; WAYS: none. */
@@ -124,7 +107,7 @@ static __always_inline struct connection *create_connection(const struct connect
 	struct connection_tags *tags = &connection_tags()[index];
 	u64 place = forgotten(index * WAYS + claim_way(tags, index, tag_of(hash)), hash);
 	u32 zero = 0;
-	struct connection *conn, *blank = blank_connection.lookup(&zero);
+	struct connection *conn, *blank = LOOKUP(blank_connection, &zero);
 
 	if (!blank)
 		return NULL;

@@ -8,16 +8,22 @@
  * Programs of its own do all of this, by tail calls: where segments come in order
  * all there is to it is a test that parser.disorder is 0.
  */
+#pragma once
+
+#include "http1/message.h"
+#include "state/disorder.h"
+#include "state/exchange.h"
+#include "stream/packet.h"
 
 static __always_inline struct disorder *begin_disorder(struct connection *conn)
 {
 	struct disorder *d, *blank;
 	int zero = 0;
 
-	blank = blank_disorder.lookup(&zero);
+	blank = LOOKUP(blank_disorder, &zero);
 	if (blank)
-		disorders.update(&conn->id, blank);
-	return disorders.lookup(&conn->id);
+		UPDATE(disorders, &conn->id, blank);
+	return LOOKUP(disorders, &conn->id);
 }
 
 static __always_inline void add_early(struct exchange *x, u32 n)
@@ -155,7 +161,7 @@ static __always_inline int keep_piece(struct __sk_buff *skb, struct scratch *s,
 	if (bpf_skb_load_bytes(skb, s->payload_offset + at, s->window, n))
 		return -1;
 	bpf_probe_read_kernel(s->window + PIECE_MAX, sizeof(conn->arrivals), &conn->arrivals);
-	if (kept_pieces.update(&key, (struct kept *)s->window))
+	if (UPDATE(kept_pieces, &key, (struct kept *)s->window))
 		return -1;
 	piece->seq = s->seq + at;
 	piece->length = n;
@@ -173,7 +179,7 @@ static __always_inline int keep_piece(struct __sk_buff *skb, struct scratch *s,
 static __always_inline int keep(struct __sk_buff *skb, struct scratch *s, struct connection *conn)
 {
 	volatile struct disorder_cursor *v = &s->disorder;
-	struct disorder *d = disorders.lookup(&conn->id);
+	struct disorder *d = LOOKUP(disorders, &conn->id);
 	u32 i;
 
 	if (!d && !conn->inbound.kept)
@@ -206,7 +212,7 @@ static __always_inline int keep(struct __sk_buff *skb, struct scratch *s, struct
 static __always_inline bool next_piece(struct scratch *s, struct connection *conn, enum flow flow)
 {
 	volatile struct disorder_cursor *v = &s->disorder;
-	struct disorder *d = disorders.lookup(&conn->id);
+	struct disorder *d = LOOKUP(disorders, &conn->id);
 	struct exchange *x = latest_arrival(conn);
 	struct piece_key key = { .connection_id = conn->id };
 	struct parser *p = &conn->inbound;
@@ -235,7 +241,7 @@ static __always_inline bool next_piece(struct scratch *s, struct connection *con
 			add_early(x, piece->early);
 			add_repeats(x, piece->repeats);
 			key.place = i;
-			kept_pieces.delete(&key);
+			DELETE(kept_pieces, &key);
 			piece->length = 0;
 			p->kept--;
 		}
@@ -271,7 +277,7 @@ static __always_inline int settle(struct __sk_buff *skb, struct scratch *s, stru
 {
 	u32 start = s->seq, end = start + s->payload_length, late = start, filled;
 	volatile struct disorder_cursor *v = &s->disorder;
-	struct disorder *d = disorders.lookup(&conn->id);
+	struct disorder *d = LOOKUP(disorders, &conn->id);
 	struct parser *p = &conn->inbound;
 	struct exchange *x;
 
@@ -305,13 +311,13 @@ static __always_inline int settle(struct __sk_buff *skb, struct scratch *s, stru
 static __always_inline void end_disorder(struct connection *conn)
 {
 	if (!conn->inbound.disorder)
-		disorders.delete(&conn->id);
+		DELETE(disorders, &conn->id);
 }
 
 /* Once what a piece brought belongs to a request, that one is told of it. */
 static __always_inline void credit_piece(const struct scratch *s, struct connection *conn)
 {
-	struct disorder *d = disorders.lookup(&conn->id);
+	struct disorder *d = LOOKUP(disorders, &conn->id);
 	struct exchange *x = latest_arrival(conn);
 	struct piece *piece;
 
@@ -345,7 +351,7 @@ static __always_inline int track_acknowledged(struct connection *conn, u32 ack_s
 static __always_inline void stamp_pieces(struct connection *conn, struct byte_range range,
 					 u64 now)
 {
-	struct disorder *d = disorders.lookup(&conn->id);
+	struct disorder *d = LOOKUP(disorders, &conn->id);
 	u32 i;
 
 	if (!d)

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* What the verifier, or a compiler, must be told so that they follow the code. */
+#pragma once
+
+#include "target.h"
+
+/* A loop that stays a loop: unrolled it would only make the verifier's way longer. */
+#define BOUNDED_LOOP _Pragma("clang loop unroll(disable)")
+
+/* At most max, in a way that the verifier can follow and the compiler cannot undo. */
+static __always_inline u64 at_most(u64 max, u64 value)
+{
+	asm volatile("" : "+r"(value));
+	if (value > max)
+		value = max;
+	asm volatile("" : "+r"(value));
+	return value;
+}
+
+/*
+ * A pointer that is NULL where something else does not hold: is it? Without this clang may test that
+ * other thing again instead of the pointer, from which the verifier cannot tell that it is not NULL.
+ */
+#define NULL_UNLESS(condition, pointer)						\
+	({									\
+		typeof(pointer) pointer_or_null = (condition) ? (pointer) : NULL;	\
+										\
+		asm volatile("" : "+r"(pointer_or_null));			\
+		pointer_or_null;						\
+	})
+
+/*
+ * The same value, of which the verifier knows nothing any more: else it would go on from here once
+ * for each way by which it came about. Of `unknown` it knows nothing either.
+ */
+static __always_inline u64 forgotten(u64 value, u64 unknown)
+{
+	asm volatile("%0 ^= %1\n\t%0 ^= %1" : "+r"(value) : "r"(unknown));
+	return value;
+}
+
+/*
+ * A copy of a pointer to use as a map's key. A key lies in memory, and what was
+ * read back from there is no pointer to the verifiers of 6.1 and 6.12 any more:
+ * the compiler must not use this copy in the original's place.
+ */
+static __always_inline u64 as_number(u64 pointer)
+{
+	asm volatile("" : "+r"(pointer));
+	return pointer;
+}

@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* How connections end, and what that means for the requests in flight on them. */
+#pragma once
+
+#include "ledger/submission.h"
+#include "stream/packet.h"
+
+/* A FIN or RST: by the first one the connection began to end. */
+static __always_inline void note_ending(struct connection *conn, u32 how)
+{
+	conn->flags |= how;
+	if (!conn->ending)
+		conn->ending = how;
+}
+
+/* From now on no response can become whole that is not. */
+static __always_inline void end_responses(struct connection *conn, u64 now)
+{
+	if (!conn->ended_ktime_ns)
+		conn->ended_ktime_ns = now;
+}
+
+/* Of a message that never became whole, the latest read was not its last. */
+static __always_inline void forget_last_read(struct exchange *x)
+{
+	if (!inbound_is_whole(x))
+		x->record.stamp_ktime_ns[STAMP_READ_LAST] = 0;
+}
+
+/*
+ * The request ends with its connection. If it began when no answer could come any more it ends when
+ * that is told, which is now.
+ */
+static __always_inline void end_with(const struct connection *conn, struct exchange *x, u64 now)
+{
+	u64 ended = conn->ended_ktime_ns;
+	u64 begun = x->record.stamp_ktime_ns[is_outgoing(x) ? STAMP_TC_OUT : STAMP_TC];
+
+	x->record.flags |= conn->ending;
+	if (!(x->record.flags & REQUEST_ANSWERED))
+		x->record.stamp_ktime_ns[STAMP_ENDED] = ended > begun ? ended : now;
+	forget_last_read(x);
+}
+
+/* Ends all requests in flight: those worth a record are submitted, the others lost. */
+static __always_inline void end_requests(struct connection *conn, bool framing_lost, u64 now)
+{
+	struct exchange *x;
+	u64 i;
+
+	BOUNDED_LOOP
+	for (i = 0; i < IN_FLIGHT_MAX; i++) {
+		if (conn->finished >= conn->begun)
+			return;
+		x = in_flight(conn, conn->finished);
+		if (x) {
+			if (!framing_lost)
+				end_with(conn, x, now);
+			if (framing_lost ? x->record.flags & REQUEST_ANSWERED : x->head_whole)
+				submit(x, IRREGULAR);
+			else
+				abandon(x, framing_lost ? COUNT_LOST_PARSER : COUNT_LOST_CLOSED);
+		}
+		conn->finished++;
+	}
+	conn->finished = conn->begun;	/* what was beyond was never tracked */
+}
+
+/*
+ * Nothing more will be learned of the requests in flight: those that were
+ * answered, and those cut off after a whole head, are still worth a record.
+ */
+static __always_inline void close_requests(struct connection *conn, u64 now)
+{
+	end_requests(conn, false, now);
+}
+
+/* Framing was lost: which bytes belong to which request is no longer known. */
+static __always_inline void lose_requests(struct connection *conn)
+{
+	end_requests(conn, true, 0);
+}
+
+/*
+ * What ended a connection that neither side has closed: a RST, whose only trace here may be the
+ * socket's error. A socket that its own side tears down has none yet; its RST is sent after this.
+ */
+static __always_inline void note_closed(struct connection *conn, u32 error)
+{
+	if (error == ECONNRESET || error == EPIPE)
+		note_ending(conn, PEER_RESET);
+	else if (!error)
+		note_ending(conn, LOCAL_RESET);
+}
+
+/* How a packet of this side's says that the connection ends. */
+static __always_inline void track_own_ending(struct connection *conn, const struct segment *seg,
+					     enum flow flow)
+{
+	u64 now;
+
+	if (!(seg->tcp_flags & (TCP_FIN | TCP_RST)))
+		return;
+	now = bpf_ktime_get_ns();
+	if (seg->tcp_flags & TCP_FIN) {
+		note_ending(conn, LOCAL_CLOSED);
+		/* A client that has nothing more to ask may still be answered. */
+		if (!IS_CLIENTS(flow))
+			end_responses(conn, now);
+	}
+	if (seg->tcp_flags & TCP_RST) {
+		/* Perhaps of no socket at all, and then none will be seen to close. */
+		note_ending(conn, LOCAL_RESET);
+		end_responses(conn, now);
+		close_requests(conn, now);
+	}
+}
+
+/* The other side's. */
+static __always_inline void track_peers_ending(struct connection *conn, const struct segment *seg,
+					       enum flow flow)
+{
+	if (!(seg->tcp_flags & (TCP_FIN | TCP_RST)))
+		return;
+	if (seg->tcp_flags & TCP_RST)
+		conn->flags |= PEER_RESET;
+	/* Whether TCP believes a RST is seen when the socket closes, if there is one that is known. */
+	if (!(seg->tcp_flags & TCP_RST))
+		note_ending(conn, PEER_CLOSED);
+	else if (!conn->socket)
+		note_ending(conn, PEER_RESET);
+	else
+		return;
+	/* A client that has nothing more to ask may still be answered. */
+	if (IS_CLIENTS(flow) || seg->tcp_flags & TCP_RST)
+		end_responses(conn, bpf_ktime_get_ns());
+}

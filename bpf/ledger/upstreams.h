@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * The client's side of a connection to an upstream: its requests go out, and are
+ * over when the response has been read. Here is what that changes.
+ */
+#pragma once
+
+#include "ledger/submission.h"
+
+/*
+ * Reports the requests whose responses have been read, in order. One that was
+ * answered early waits for the rest of its own body to leave.
+ *
+ * first: how the first of them ends; see FIRST_ONLY.
+ */
+static __always_inline void finish_read(struct connection *conn, enum ending first)
+{
+	struct exchange *x;
+	u64 ordinal;
+	u64 i;
+
+	BOUNDED_LOOP
+	for (i = 0; i < IN_FLIGHT_MAX; i++) {
+		ordinal = conn->finished;
+		if (ordinal >= conn->answered || ordinal >= conn->read)
+			return;
+		x = in_flight(conn, ordinal);
+		if (x) {
+			if (!(x->record.flags & REQUEST_RECEIVED))
+				return;
+			submit(x, first == IRREGULAR ? IRREGULAR : FIRST_ONLY(i));
+		}
+		/* The reader and TC may both be here: neither must count the other's step. */
+		conn->finished = ordinal + 1;
+	}
+}
+
+/*
+ * Whole responses that wait to be read must leave room for the next request. The first of them is
+ * given up where that is used up: its read is late, or none is ever seen, as of sockets that have
+ * another address than their packets, and of MPTCP's.
+ */
+static __always_inline void track_unread(struct connection *conn)
+{
+	if (conn->answered - conn->finished >= IN_FLIGHT_MAX - 1 && conn->read <= conn->finished)
+		conn->read = conn->finished + 1;
+}
+
+/* A response that only a FIN could end may have been read by then: no read will follow. */
+static __always_inline void track_read_already(struct connection *conn, const struct exchange *x)
+{
+	if (conn->read == x->record.ordinal && x->record.stamp_ktime_ns[STAMP_READ] &&
+	    !before(conn->copied_seq, x->inbound_end))
+		conn->read = x->record.ordinal + 1;
+}
+
+/* What came of the response is forgotten: it was an interim one. */
+static __always_inline void unread_response(struct connection *conn, struct exchange *x)
+{
+	u64 ordinal = conn->answered;
+	u32 i;
+
+	conn->arrived = ordinal;
+	if (ordinal < conn->tcp)
+		conn->tcp = ordinal;
+	if (ordinal < conn->queued)
+		conn->queued = ordinal;
+	if (ordinal < conn->read)
+		conn->read = ordinal;
+	if (!x)
+		return;
+#pragma unroll
+	for (i = STAMP_NIC; i <= STAMP_READ_LAST; i++)
+		x->record.stamp_ktime_ns[i] = 0;
+}
