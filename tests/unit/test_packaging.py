@@ -45,6 +45,11 @@ def test_the_wheel_holds_the_parts_of_the_reports_page(wheel: Path) -> None:
             assert archive.read(f"otelbpf/report/assets/{path.name}") == path.read_bytes(), path
 
 
+def test_the_wheel_says_that_it_is_typed(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        assert "otelbpf/py.typed" in archive.namelist()
+
+
 def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         top_level = {name.split("/")[0] for name in archive.namelist()}

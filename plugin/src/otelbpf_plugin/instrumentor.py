@@ -9,7 +9,11 @@ from typing import Any, Callable
 
 import wrapt
 from opentelemetry import propagate
-from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
+
+# Its module opts out of being checked, so that nothing in it is known, nor a class below it.
+from opentelemetry.instrumentation.instrumentor import (  # type: ignore[attr-defined]
+    BaseInstrumentor,
+)
 from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.sdk.trace import Tracer
@@ -21,7 +25,7 @@ from otelbpf_plugin.switch import Patch, Switch
 from otelbpf_plugin.watch import watch
 
 
-class OtelbpfInstrumentor(BaseInstrumentor):
+class OtelbpfInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     """Marks the requests of this process for otelbpf, where it runs.
 
     With OTELBPF_AGENT=auto it also starts otelbpf.

@@ -62,9 +62,11 @@ def marking(start_span: Callable[..., Span]) -> Callable[..., Span]:
             span = start_span(self, name, context, kind, attributes, links, start_time,
                               record_exception, set_status_on_exception)
         if kind is _SERVER:
-            arrival = (get_current() if context is None else context).get(ARRIVAL_KEY)
+            # Of a Context's values nothing is known; only our propagator has this one's key.
+            around = get_current() if context is None else context
+            arrival: Arrival | None = around.get(ARRIVAL_KEY)  # type: ignore[assignment]
             if arrival is not None and not arrival.used:
-                _mark(span, context, arrival)  # type: ignore[arg-type]
+                _mark(span, context, arrival)
         return span
 
     return wrapper
@@ -98,6 +100,7 @@ def _try_to_mark(span: Span, context: Context | None, arrival: Arrival) -> None:
     answer = marker.tell(fd, marker.START, mark)
     watch.hear(answer, arrival.server, arrival.connection)
     if answer == marker.JOINED and span.is_recording():
+        # The SDK's own, and not in the API: parent_can_be_set() has looked for it.
         span._parent = SpanContext(  # type: ignore[attr-defined]
             own.trace_id,
             int.from_bytes(span_id, "big"),
@@ -141,4 +144,4 @@ def _tell_end(span: Span, fd: int, mark: bytes) -> None:
             warn_once("cannot tell the end of a request", error)
         end(*arguments, **keywords)
 
-    span.end = tell_and_end  # type: ignore[method-assign]
+    span.end = tell_and_end  # type: ignore[method-assign]  # which is what is wanted

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from time import monotonic
+from typing import TypeVar
 
 from otelbpf_plugin import marker
 from otelbpf_plugin.connection import Connection, OwnSocket, ServerEnd, end_of
@@ -21,6 +22,7 @@ QUIET_S = 1.0
 #: How long nobody must have been measured for the plugin to sleep: agents are restarted.
 LINGER_S = 5.0
 _MOST_SERVERS = 256
+_Value = TypeVar("_Value")
 
 
 class Watch:
@@ -106,7 +108,7 @@ class Watch:
         self._measured_at = monotonic()
 
 
-def _keep(where: dict, server: Hashable, value: float) -> None:
+def _keep(where: dict[Hashable, _Value], server: Hashable, value: _Value) -> None:
     if len(where) >= _MOST_SERVERS:  # these are no servers, but what clients say
         where.clear()
     where[server] = value

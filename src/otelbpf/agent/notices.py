@@ -87,5 +87,5 @@ def _notice(raw: np.void) -> Notice:
 
 
 def _address(raw: np.void) -> str:
-    address = ipaddress.IPv6Address(bytes(raw))
+    address = ipaddress.IPv6Address(raw.tobytes())
     return str(address.ipv4_mapped or address)

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -80,8 +81,8 @@ def _require_measurable(arguments: argparse.Namespace) -> None:
         print(f"otelbpf: limited: {limited}", file=sys.stderr)
 
 
-def _config(arguments: argparse.Namespace, series: int, **others: object) -> Config:
-    """Of the options that all commands have which run an agent, and others."""
+def _config(arguments: argparse.Namespace, series: int) -> Config:
+    """Of the options that all commands have which run an agent."""
     from otelbpf.agent.config import Config
     from otelbpf.host.interfaces import Xdp
     from otelbpf.kernel.hooks import Mechanism
@@ -104,7 +105,6 @@ def _config(arguments: argparse.Namespace, series: int, **others: object) -> Con
         limits=Limits(
             connections=arguments.connections, ring=arguments.ring, series=series
         ),
-        **others,
     )
 
 
@@ -155,9 +155,8 @@ def _run(arguments: argparse.Namespace) -> int:
             "`otelbpf run --help`"
         )
     has_metrics = exporter_name(os.environ, Signal.METRICS) != "none"
-    config = _config(
-        arguments,
-        series=arguments.series if slow or has_metrics else 0,
+    config = replace(
+        _config(arguments, series=arguments.series if slow or has_metrics else 0),
         stages=StageStyle(arguments.stages),
         capture_query=arguments.capture_query,
         sampler=Sampler.one_in(arguments.sample) if arguments.sample else None,

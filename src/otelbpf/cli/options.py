@@ -7,6 +7,7 @@ import argparse
 import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from otelbpf.errors import UsageError
 from otelbpf.kernel.limits import MOST
@@ -17,7 +18,7 @@ from otelbpf.version import __version__
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence, without the usage text before it."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
 
@@ -30,7 +31,8 @@ class _Command(_Parser):
 
     all: Collection[_Command] = ()
 
-    def parse_known_args(
+    # argparse's own also takes namespaces that are made by others; nobody gives it one here.
+    def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         arguments, unknown = super().parse_known_args(args, namespace)
@@ -145,9 +147,9 @@ def _writable_path(text: str) -> Path:
     return path
 
 
-def _measuring() -> argparse.ArgumentParser:
+def _measuring() -> _Command:
     """What is measured, and how: the options of all commands that run an agent."""
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = _Command(add_help=False, allow_abbrev=False)
     add = parser.add_argument
     add("--interface", action="append", required=True, metavar="IF",
         help="network interface that requests come in on, or leave by to upstreams; may be "

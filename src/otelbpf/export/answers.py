@@ -117,11 +117,12 @@ def of_response(message: bytes, signal: Signal, *, is_json: bool = False) -> Ans
     except (DecodeError, ParseError, UnicodeDecodeError):
         # No answer of OTLP's, after a status that says success.
         return Answer(Verdict.TAKEN)
-    partial = response.partial_success
     rejected = (
-        partial.rejected_spans if signal is Signal.TRACES else partial.rejected_data_points
+        response.partial_success.rejected_spans
+        if isinstance(response, ExportTraceServiceResponse)
+        else response.partial_success.rejected_data_points
     )
-    return Answer(Verdict.TAKEN, words(partial.error_message), max(0, rejected))
+    return Answer(Verdict.TAKEN, words(response.partial_success.error_message), max(0, rejected))
 
 
 def of_error(error: Exception) -> Answer:

@@ -91,7 +91,7 @@ class GrpcDoor:
         try:
             response = self._export(octets, metadata=self._headers, timeout=timeout_s)
         except grpc.RpcError as error:
-            trailers = dict(error.trailing_metadata() or ())
+            trailers = {each.key: each.value for each in error.trailing_metadata() or ()}
             answer = answers.of_grpc_status(
                 error.code().name, error.details() or "", trailers.get("grpc-status-details-bin")
             )

@@ -140,7 +140,7 @@ class HttpPort:
             raise
         self._listener.setblocking(False)
         # The oldest one first.
-        self._clients: dict[socket.socket, _Client] = {}
+        self._clients: dict[object, _Client] = {}  # by socket
         self._is_crowd_told = False
         self._stop_at_s: float | None = None
         self._wake, self._woken = socket.socketpair()
@@ -187,7 +187,7 @@ class HttpPort:
     def _turn(self) -> None:
         """Waits until there is something to do, and does it."""
         for ready, _ in self._selector.select(self._patience_s()):
-            client = self._clients.get(ready.fileobj)  # type: ignore[call-overload]
+            client = self._clients.get(ready.fileobj)
             if client is not None:
                 self._serve(client)
             elif ready.fileobj is self._listener:

@@ -32,12 +32,11 @@ def read_clock(tries: int = _TRIES) -> ClockReading:
     Of `tries` such brackets the narrowest is kept, since nothing can have come
     between its reads but what fits into it.
     """
-    best: ClockReading | None = None
-    for _ in range(tries):
-        before = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        unix = time.clock_gettime_ns(time.CLOCK_REALTIME)
-        after = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        half_width = (after - before + 1) // 2
-        if best is None or half_width < best.uncertainty_ns:
-            best = ClockReading(unix - (before + after) // 2, half_width)
-    return best
+    return min((_read_once() for _ in range(tries)), key=lambda reading: reading.uncertainty_ns)
+
+
+def _read_once() -> ClockReading:
+    before = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    unix = time.clock_gettime_ns(time.CLOCK_REALTIME)
+    after = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    return ClockReading(unix - (before + after) // 2, (after - before + 1) // 2)

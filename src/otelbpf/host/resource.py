@@ -12,10 +12,11 @@ import platform
 import socket
 import uuid
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote
 
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.util.types import AttributeValue
 
 from otelbpf.host.cgroups import Cgroups, container_id, paths_of, service_unit
 from otelbpf.host.command_lines import is_interpreter, program_of
@@ -32,7 +33,9 @@ _INSTANCES = uuid.UUID("4d63009a-8d0f-11ee-aad7-4c796ed8e320")
 # Those that are forgotten first are looked at again, if they still run.
 _PROCESSES_MOST, _PROGRAMS_MOST, _SERVICES_MOST = 4_096, 4_096, 4_096
 
-_Attributes = dict[str, str | int]
+_Attributes = dict[str, AttributeValue]
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 
 
 class _SharedResource(Resource):
@@ -104,11 +107,11 @@ class Resources:
                 for key, value in Resource.create().attributes.items()
                 if key.startswith("telemetry.sdk.")
             },
-        }  # type: ignore[dict-item]
+        }
         # The agent's own name is not that of those whom it measures; all else holds for them, too.
         given = dict(OTELResourceDetector().detect().attributes)
         agent = given.pop(_NAME, _AGENT)
-        self._of_all: _Attributes = {**machine, **given}  # type: ignore[dict-item]
+        self._of_all: _Attributes = {**machine, **given}
         self._agent = _SharedResource(
             {**machine, "process.pid": os.getpid(), "service.version": __version__,
              _INSTANCE: str(uuid.uuid4()), **given, _NAME: agent}
@@ -156,7 +159,7 @@ class Resources:
         service = self._by_service.get(key)
         if service is None:
             names = "/".join(str(part) for part in reversed(key) if part)
-            where = f"{self._of_all['host.name']}/{self._place}/{names}"
+            where = f"{self._of_all['host.name']!s}/{self._place}/{names}"
             attributes.setdefault(_INSTANCE, str(uuid.uuid5(_INSTANCES, where)))
             service = _SharedResource(attributes)
             _put(self._by_service, key, service, _SERVICES_MOST)
@@ -240,10 +243,10 @@ class Resources:
         self._by_port[port] = pids, resource
         return resource
 
-    def _service_only(self, attributes: Mapping[str, object]) -> _Attributes:
+    def _service_only(self, attributes: Mapping[str, AttributeValue]) -> _Attributes:
         """What all processes of a service have in common."""
         kept = {key: attributes[key] for key in (_NAMESPACE, _NAME) if key in attributes}
-        return {**self._of_all, **kept}  # type: ignore[dict-item]
+        return {**self._of_all, **kept}
 
     def _named(self, name: str) -> _Attributes:
         return {_NAME: self._service_name or name}
@@ -258,9 +261,9 @@ def _program_name(running: Running) -> str:
     return f"{_UNKNOWN_SERVICE}:{running.executable}"
 
 
-def _pairs(text: str) -> _Attributes:
+def _pairs(text: str) -> dict[str, str]:
     """What OTEL_RESOURCE_ATTRIBUTES says, as OpenTelemetry's SDK reads it; the rest is left out."""
-    pairs: _Attributes = {}
+    pairs: dict[str, str] = {}
     for pair in text.split(","):
         key, equals, value = pair.partition("=")
         if equals and key.strip():
@@ -268,7 +271,7 @@ def _pairs(text: str) -> _Attributes:
     return pairs
 
 
-def _put(known: dict, key: object, value: object, most: int) -> None:
+def _put(known: dict[_Key, _Value], key: _Key, value: _Value, most: int) -> None:
     """Adds to what is known; the oldest goes where there is no room."""
     if len(known) >= most:
         known.pop(next(iter(known)))

@@ -238,7 +238,9 @@ def _attach_probe(stack: contextlib.ExitStack, candidate: Candidate, fd: int) ->
         link, event = libbpf.attach_kprobe(candidate.target, fd)
         stack.callback(os.close, event)
     elif candidate.mechanism is Mechanism.CGROUP:
-        link = libbpf.attach_cgroup(cgroup_directory(), fd)
+        directory = cgroup_directory()
+        assert directory is not None
+        link = libbpf.attach_cgroup(directory, fd)
     else:
         link = libbpf.attach_tracing(fd)
     stack.callback(os.close, link)

@@ -28,4 +28,5 @@ def import_bcc() -> ModuleType:
             "package from PyPI",
             "run `pip uninstall bcc` and `apt install python3-bpfcc`",
         )
-    return bcc
+    module: ModuleType = bcc
+    return module

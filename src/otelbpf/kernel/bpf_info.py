@@ -15,6 +15,12 @@ _LINE_MOST = 64  # programs in one: BPF_MPROG_MAX
 class _ProgInfo(ctypes.Structure):
     """struct bpf_prog_info up to the last field that is read here; the kernel fills what fits."""
 
+    id: int
+    name: bytes
+    run_time_ns: int
+    run_cnt: int
+    recursion_misses: int
+    verified_insns: int
     _fields_ = [
         ("type", ctypes.c_uint32),
         ("id", ctypes.c_uint32),
@@ -34,6 +40,8 @@ class _LinkInfo(ctypes.Structure):
     Of the union only `ifindex` is that of XDP's and of tcx links, and `missed` of a kprobe's.
     """
 
+    ifindex: int
+    missed: int
     _fields_ = [
         ("before_union", ctypes.c_uint8 * 16),
         ("ifindex", ctypes.c_uint32),

@@ -34,6 +34,9 @@ _QUALIFIERS = {_KIND_TYPEDEF, _KIND_VOLATILE, _KIND_CONST, _KIND_RESTRICT}
 
 
 class _Type(ctypes.Structure):
+    name_off: int
+    info: int
+    size_or_type: int
     _fields_ = [
         ("name_off", ctypes.c_uint32),
         ("info", ctypes.c_uint32),
@@ -42,6 +45,9 @@ class _Type(ctypes.Structure):
 
 
 class _Member(ctypes.Structure):
+    name_off: int
+    type: int
+    offset: int
     _fields_ = [
         ("name_off", ctypes.c_uint32),
         ("type", ctypes.c_uint32),
@@ -50,6 +56,9 @@ class _Member(ctypes.Structure):
 
 
 class _Array(ctypes.Structure):
+    type: int
+    index_type: int
+    nelems: int
     _fields_ = [
         ("type", ctypes.c_uint32),
         ("index_type", ctypes.c_uint32),
@@ -58,10 +67,14 @@ class _Array(ctypes.Structure):
 
 
 class _Parameter(ctypes.Structure):
+    name_off: int
+    type: int
     _fields_ = [("name_off", ctypes.c_uint32), ("type", ctypes.c_uint32)]
 
 
 class _EnumValue(ctypes.Structure):
+    name_off: int
+    value: int
     _fields_ = [("name_off", ctypes.c_uint32), ("value", ctypes.c_int32)]
 
 
@@ -274,7 +287,8 @@ class Btf:
         return self._name(self._type(target).name_off)
 
     def _address(self, type_id: int) -> int:
-        return self._lib.btf__type_by_id(self._handle, type_id)
+        address: int = self._lib.btf__type_by_id(self._handle, type_id)
+        return address
 
     def _type(self, type_id: int) -> _Type:
         return _Type.from_address(self._address(type_id))
@@ -283,7 +297,8 @@ class Btf:
         return self._type(type_id).info >> 24 & 0x1F
 
     def _name(self, offset: int) -> str:
-        return self._lib.btf__name_by_offset(self._handle, offset).decode()
+        name: bytes = self._lib.btf__name_by_offset(self._handle, offset)
+        return name.decode()
 
     def _resolve(self, type_id: int) -> int:
         while type_id and self._kind(type_id) in _QUALIFIERS:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -128,7 +129,7 @@ class ClsactLine:
         self._count = 0
         try:
             for fd in fds:
-                self._added_qdisc |= netns.run(lambda fd=fd: _attach(ifindex, fd, direction))
+                self._added_qdisc |= netns.run(functools.partial(_attach, ifindex, fd, direction))
                 self._count += 1
         except KernelError:
             self.close()

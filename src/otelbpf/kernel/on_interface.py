@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import time
 from collections.abc import Mapping
@@ -67,7 +68,9 @@ class OnInterface:
         with contextlib.ExitStack() as stack:
             for direction in DIRECTIONS:
                 fds = ways.programs.tc_fds(direction).values()
-                way = ways.choices[direction].chosen.target
+                chosen = ways.choices[direction].chosen
+                assert chosen is not None
+                way = chosen.target
                 line = self._line(way, list(fds), direction)
                 stack.callback(line.close)
                 self.lines[direction] = line
@@ -106,7 +109,9 @@ class OnInterface:
         for mode, flags in modes.items():
             try:
                 link = self._ways.netns.run(
-                    lambda flags=flags: libbpf.link_create(fd, self.ifindex, libbpf.BPF_XDP, flags)
+                    functools.partial(
+                        libbpf.link_create, fd, self.ifindex, libbpf.BPF_XDP, flags
+                    )
                 )
             except OSError as error:
                 if error.errno in (errno.EBUSY, errno.EEXIST):

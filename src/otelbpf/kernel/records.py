@@ -11,6 +11,8 @@ from enum import IntEnum, IntFlag
 
 import numpy as np
 
+from otelbpf.kernel.rows import Row
+
 #: struct process, 40 bytes.
 PROCESS = np.dtype(
     {
@@ -35,6 +37,18 @@ PROCESS = np.dtype(
         "itemsize": 40,
     }
 )
+
+
+class ProcessRow(Row):
+    """struct process, a row of PROCESS."""
+
+    __slots__ = ()
+
+    start_boottime_ns: int
+    cgroup_id: int
+    stack: int
+    comm: bytes
+
 
 #: struct stamp_order, 24 bytes.
 STAMP_ORDER = np.dtype(
@@ -175,6 +189,51 @@ REQUEST_RECORD = np.dtype(
         "itemsize": 776,
     }
 )
+
+
+class RequestRecordRow(Row):
+    """struct request_record, a row of REQUEST_RECORD."""
+
+    __slots__ = ()
+
+    connection_id: int
+    ordinal: int
+    peer_address: bytes
+    local_address: bytes
+    process: ProcessRow
+    stamp_ktime_ns: np.ndarray
+    cause_connection_id: int
+    cause_ordinal: int
+    request_bytes: int
+    response_bytes: int
+    request_body_bytes: int
+    response_body_bytes: int
+    route_hash: int
+    pid: int
+    tid: int
+    flags: int
+    request_retransmits: int
+    response_retransmits: int
+    out_of_order: int
+    traceparents: int
+    marked: int
+    trace_flags: int
+    trace_id: bytes
+    span_id: bytes
+    parent_span_id: bytes
+    peer_port: int
+    local_port: int
+    status: int
+    http_minor: int
+    request_line_length: int
+    host_length: int
+    user_agent_length: int
+    traceparent_length: int
+    request_line: bytes
+    host: bytes
+    user_agent: bytes
+    traceparent: bytes
+
 
 #: struct exchange, 864 bytes.
 EXCHANGE = np.dtype(

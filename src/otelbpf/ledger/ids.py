@@ -104,7 +104,8 @@ def siphash_end(state: list[np.ndarray], end: int = _Use.SPAN) -> np.ndarray:
     state[2] = state[2] ^ np.uint64(end)
     for _ in range(3):
         _round(state)
-    return state[0] ^ state[1] ^ state[2] ^ state[3]
+    hashed: np.ndarray = state[0] ^ state[1] ^ state[2] ^ state[3]
+    return hashed
 
 
 def _round(v: list[np.ndarray]) -> None:

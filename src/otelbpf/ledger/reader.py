@@ -103,8 +103,10 @@ class RingReader:
 
 
 def _cut_texts(records: np.ndarray) -> None:
+    fields = REQUEST_RECORD.fields
+    assert fields is not None
     octets = records.view(np.uint8).reshape(len(records), -1)
     for name in _TEXTS:
-        text_type, begin = REQUEST_RECORD.fields[name][:2]
+        text_type, begin = fields[name][:2]
         beyond = np.arange(text_type.itemsize) >= records[f"{name}_length"][:, np.newaxis]
         np.copyto(octets[:, begin : begin + text_type.itemsize], 0, where=beyond)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import functools
 import ipaddress
 import itertools
-from collections import namedtuple
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -14,14 +13,20 @@ from typing import NamedTuple
 import numpy as np
 
 from otelbpf.host.processes import NOBODY, Process
-from otelbpf.kernel.records import REQUEST_RECORD, RequestFlag, Stamp
+from otelbpf.kernel.records import REQUEST_RECORD, RequestFlag, RequestRecordRow, Stamp
 from otelbpf.ledger.trace_contexts import Contexts
 from otelbpf.policy.routes import Routes
 from otelbpf.protocols.urls import RequestLine, Server, server_asked, split_request_line
 
 _LINE_MAX = REQUEST_RECORD["request_line"].itemsize
-#: The fields of a record as Python's own values, all at once: one by one they are dear to get.
-Fields = namedtuple("Fields", REQUEST_RECORD.names)  # type: ignore[misc]
+
+
+class Fields:
+    """How tests/kernel/test_process_names.py makes a row, until it calls RequestRecordRow."""
+
+    _make = RequestRecordRow
+
+
 _STAMP_BITS = 1 << np.arange(REQUEST_RECORD["stamp_ktime_ns"].shape[0])
 _ADDRESSES_KEPT = 4_096
 _CLIENT = int(RequestFlag.CLIENT)
@@ -194,20 +199,20 @@ def stage_name(first: int, second: int) -> str:
     return _STAGE_NAMES[first, second]
 
 
-_STAGE_NAMES = {
+_STAGE_NAMES: dict[tuple[int, int], str] = {
     (first, second): f"{first.name}_to_{second.name}".lower()
     for first in Stamp
     for second in Stamp
 }
 
 
-def line_of(record: Fields) -> RequestLine:
+def line_of(record: RequestRecordRow) -> RequestLine:
     """A record's request line, in its parts."""
     length = record.request_line_length
     return split_request_line(_text(record.request_line, length), is_cut=length > _LINE_MAX)
 
 
-def server_of(record: Fields, line: RequestLine) -> Server:
+def server_of(record: RequestRecordRow, line: RequestLine) -> Server:
     """Which server a record's request is for; `line` is its request line."""
     is_client = record.flags & _CLIENT
     return server_asked(
@@ -219,9 +224,12 @@ def server_of(record: Fields, line: RequestLine) -> Server:
     )
 
 
-def process_of(record: Fields) -> Process:
+def process_of(record: RequestRecordRow) -> Process:
     """Whose a record is."""
-    return Process(record.pid, *record.process) if record.pid else NOBODY
+    if not record.pid:
+        return NOBODY
+    told = record.process
+    return Process(record.pid, told.start_boottime_ns, told.cgroup_id, told.stack, told.comm)
 
 
 @functools.lru_cache(_ADDRESSES_KEPT)
@@ -304,7 +312,7 @@ def requests_of(
     span_ids, parents = contexts.span_id.tolist(), contexts.parent_span_id.tolist()
     trace_flags, caused = contexts.flags.tolist(), contexts.caused.tolist()
     linked, elsewhere = contexts.linked_span_id.tolist(), contexts.elsewhere.tolist()
-    for i, record in enumerate(map(Fields._make, records.tolist())):
+    for i, record in enumerate(map(RequestRecordRow, records.tolist())):
         line = line_of(record)
         flags = RequestFlag(record.flags)
         kind = Kind.CLIENT if record.flags & _CLIENT else Kind.SERVER

@@ -13,7 +13,7 @@ from otelbpf.kernel.records import CONNECTION_SUMS
 from otelbpf.ledger.request import KINDS, Kind
 from otelbpf.metrics.snapshot import Connections, Histogram
 
-_COUNTS = tuple(name for name in CONNECTION_SUMS.names if not CONNECTION_SUMS[name].names)
+_COUNTS = tuple(name for name in CONNECTION_SUMS.names or () if not CONNECTION_SUMS[name].names)
 
 
 class ConnectionSums:

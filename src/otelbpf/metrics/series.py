@@ -96,7 +96,8 @@ class SeriesTable:
         later = np.flatnonzero(acked > 0)
         np.add.at(ours["acked"]["sum_ns"], places[later], acked[later].astype(np.uint64))
         np.add.at(ours["acked"]["counts"], (places[later], buckets_of(acked[later])), _ONE)
-        return durations.astype(np.uint64) >= slow_ns
+        is_slow: np.ndarray = durations.astype(np.uint64) >= slow_ns
+        return is_slow
 
     def refresh(self, now_s: float) -> None:
         """Once a second: series that have long had no requests end, if others have no place.

@@ -18,16 +18,8 @@ import numpy as np
 
 from otelbpf.host.resource import Resources
 from otelbpf.kernel.loader import Programs
-from otelbpf.kernel.records import SERIES_KEY, RequestFlag
-from otelbpf.ledger.request import (
-    KINDS,
-    Fields,
-    Kind,
-    ended_by,
-    line_of,
-    process_of,
-    server_of,
-)
+from otelbpf.kernel.records import SERIES_KEY, RequestFlag, RequestRecordRow
+from otelbpf.ledger.request import KINDS, Kind, ended_by, line_of, process_of, server_of
 from otelbpf.metrics.series_sets import SeriesSets, keys_of
 from otelbpf.metrics.snapshot import SeriesKey
 from otelbpf.policy.routes import Routes
@@ -96,7 +88,7 @@ class SeriesPlaces:
             *(Living(place, key, 0) for place, key in enumerate(overflows)),
             *(None,) * (most - _FIRST),
         ]
-        self._free = [*range(most - 1, _FIRST - 1, -1)]
+        self._free: list[int] = [*range(most - 1, _FIRST - 1, -1)]
         self._places: dict[SeriesKey, int] = {}
         self._known: dict[bytes, _Known] = {}
         self._used_s = np.zeros(most)
@@ -146,10 +138,11 @@ class SeriesPlaces:
         self._last_end_unix_ns = time.time_ns()
         ended = []
         for place in silent:
-            key = self._living[place].key  # type: ignore[union-attr]
+            living = self._living[place]
+            assert living is not None
             self._living[place] = None
-            del self._places[key]
-            ended.append((place, KINDS.index(key.kind)))
+            del self._places[living.key]
+            ended.append((place, KINDS.index(living.key.kind)))
         self._free = silent[::-1]
         # What has no place is to be asked for again, too.
         self._known = {
@@ -172,7 +165,8 @@ class SeriesPlaces:
         long = places[silent_s[places] >= SILENT_S]
         if not len(long) and silent_s[places[0]] >= SILENT_LEAST_S:
             long = places[:1]
-        return (long + _FIRST).tolist()
+        taken: list[int] = (long + _FIRST).tolist()
+        return taken
 
     def _known_of(self, key: bytes, record: np.void) -> _Known:
         known = self._known.get(key)
@@ -191,7 +185,7 @@ class SeriesPlaces:
 
     def _find(self, key: bytes, record: np.void, earlier: _Known | None) -> _Known:
         """The series' place, a new one if there is one left, and its threshold."""
-        fields, now_s = Fields._make(record.item()), time.monotonic()
+        fields, now_s = RequestRecordRow(record.item()), time.monotonic()
         asked_s = now_s if earlier is None else earlier.asked_s
         process = process_of(fields)
         series_key, is_certain = self._series_key(np.frombuffer(key, SERIES_KEY)[0], fields)
@@ -214,7 +208,7 @@ class SeriesPlaces:
                 self._sets.add_rest_at(overflow, self._slow.of(""))
         return place
 
-    def _series_key(self, key: np.void, record: Fields) -> tuple[SeriesKey, bool]:
+    def _series_key(self, key: np.void, record: RequestRecordRow) -> tuple[SeriesKey, bool]:
         """A key in words, and whether it is certain which service it is of."""
         kind = KINDS[key["is_client"]]
         line = line_of(record)

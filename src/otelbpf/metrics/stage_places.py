@@ -53,7 +53,8 @@ class StagePlaces:
                 place = len(self.names)
                 self.names.append(stage_name(*divmod(int(pair), _STAMPS)))
             self._places[pair] = 1 + place
-        return self._places[pairs] - 1
+        places: np.ndarray = self._places[pairs] - 1
+        return places
 
     def tell_orders(self, stamps: np.ndarray) -> None:
         """Tells the kernel where the stages of these orders are, as long as there is room.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import socket
 from collections.abc import Iterable
@@ -61,7 +62,7 @@ def resolve(hosts: tuple[tuple[str, int], ...], ports: tuple[int, ...], netns: N
         tuple(
             (address, port)
             for host, port in hosts
-            for address in netns.run(lambda host=host: _addresses(host))
+            for address in netns.run(functools.partial(_addresses, host))
         ),
         ports,
     )

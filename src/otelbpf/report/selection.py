@@ -162,7 +162,7 @@ class _Tree:
         spans: dict[int, Span] = {}
         for file, of_file in sorted(offsets.items()):
             for line in lines_at(self._recording.paths[file], sorted(of_file)):
-                for span in line.spans:
+                for span in line.spans or ():
                     key = int(span.trace_id[16:], 16), int(span.span_id, 16)
                     for node in wanted.get(key, ()):
                         spans.setdefault(node, span)

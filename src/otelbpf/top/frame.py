@@ -90,7 +90,7 @@ def frame(table: Table, view: View, width: int, height: int | None, look: Look) 
         details = stages + _STAGES_HEAD if stages else 0
         rows, selected = _window(rows, selected, max(fewest, room - details))
         blank = 1 + max(0, room - details - len(rows))
-    body = [_routes(table, rows, selected, width, look)]
+    body: list[Text | Columns] = [_routes(table, rows, selected, width, look)]
     if selected is not None and stages:
         body += _stages(rows[selected], stages, width, look)
     foot = [_line(text, width, look, _BAD if bad else _QUIET) for text, bad in notes]
@@ -214,8 +214,9 @@ def _routes(
     def add(row: Row, route: Cut | Text, style: str) -> None:
         service = [Cut(_service(row.key, wide, look), look)] if services else []
         cells = [_FIGURES[name](row, look) for name in figures]
-        bar = [Bar(tuple(row.shares().items()), look), _longest(row, longest, look)]
-        columns.add_row(route, *service, *cells, *([] if narrow else bar), style=style)
+        shares = Bar(tuple(row.shares().items()), look)
+        time: list[Bar | Text] = [] if narrow else [shares, _longest(row, longest, look)]
+        columns.add_row(route, *service, *cells, *time, style=style)
 
     for at, row in enumerate(rows):
         is_selected = at == selected

@@ -169,10 +169,11 @@ class Bar:
             text, style = self.look.cell(left) if left else (" ", "")
             return Segment(text, Style.parse(style))
         right = max(rest, key=rest.count)
+        colour = None if right is None else COLOURS[right]
         block = _BLOCKS[owners.index(rest[0])]
         if left is None and owners[-1] is None:
-            return Segment(_BLOCKS[owners.count(right)], Style(color=COLOURS[right]))
+            return Segment(_BLOCKS[owners.count(right)], Style(color=colour))
         if left is None:
             # Blocks grow from the left only, so this one is the gap.
-            return Segment(block, Style(color=COLOURS[right], reverse=True))
-        return Segment(block, Style(color=COLOURS[left], bgcolor=right and COLOURS[right]))
+            return Segment(block, Style(color=colour, reverse=True))
+        return Segment(block, Style(color=COLOURS[left], bgcolor=colour))

@@ -209,8 +209,10 @@ class _Sum:
 
     def add_up(self, other: _Sum) -> None:
         self.ever += other.ever
-        known = self.errors is not None and other.errors is not None
-        self.errors = self.errors + other.errors if known else None
+        if self.errors is None or other.errors is None:
+            self.errors = None
+        else:
+            self.errors += other.errors
         self._add(other.durations, other.stages, other.acked)
 
     def _add(

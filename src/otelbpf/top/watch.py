@@ -164,7 +164,7 @@ def _watch(
     surface.show(state, False)
     while not has_ended():
         has_keys = alarm.wait(min(state.due_s, end_s) - time.monotonic(), surface.keys)
-        if has_keys and not state.press(_read(surface.keys)):
+        if has_keys and surface.keys is not None and not state.press(_read(surface.keys)):
             return
         if time.monotonic() >= end_s:
             return

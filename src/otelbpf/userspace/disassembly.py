@@ -112,7 +112,7 @@ def _decode(code: Code) -> list[CsInsn]:
 
 
 def _is_jump(each: CsInsn) -> bool:
-    return each.group(capstone.CS_GRP_JUMP)
+    return bool(each.group(capstone.CS_GRP_JUMP))
 
 
 def _target(jump: CsInsn) -> int | None:

@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 from elftools.common.exceptions import ELFError
+from elftools.elf.dynamic import DynamicSegment
 from elftools.elf.elffile import ELFFile
 from elftools.elf.gnuversions import GNUVerDefSection
 from elftools.elf.sections import NoteSection, Section
@@ -159,7 +160,7 @@ class Elf:
     @property
     def is_position_independent(self) -> bool:
         """Is it a shared library or a position-independent executable?"""
-        return self._elf["e_type"] == "ET_DYN"
+        return bool(self._elf["e_type"] == "ET_DYN")
 
     @cached_property
     def is_program(self) -> bool:
@@ -169,6 +170,7 @@ class Elf:
         return any(
             tag["d_tag"] == "DT_FLAGS_1" and tag["d_val"] & _DF_1_PIE
             for segment in self._elf.iter_segments("PT_DYNAMIC")
+            if isinstance(segment, DynamicSegment)
             for tag in segment.iter_tags()
         )
 
@@ -205,12 +207,11 @@ class Elf:
     @cached_property
     def build_id(self) -> str:
         """In hexadecimal digits; empty if it has none."""
-        segments = (each for each in self._elf.iter_segments() if isinstance(each, NoteSegment))
-        sections = (each for each in self._elf.iter_sections() if isinstance(each, NoteSection))
-        for notes in (*segments, *sections):
-            for note in notes.iter_notes():
-                if note["n_name"] == "GNU" and note["n_type"] == "NT_GNU_BUILD_ID":
-                    return note["n_desc"]
+        for part in (*self._elf.iter_segments(), *self._elf.iter_sections()):
+            if isinstance(part, NoteSegment | NoteSection):
+                for note in part.iter_notes():
+                    if note["n_name"] == "GNU" and note["n_type"] == "NT_GNU_BUILD_ID":
+                        return str(note["n_desc"])
         return ""
 
     @property

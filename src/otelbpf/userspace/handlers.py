@@ -170,7 +170,7 @@ def _function_handlers(files: list[TargetFile], pattern: str) -> list[Handler]:
             f"{pattern} matches {len(found)} functions, and {MAX_FUNCTIONS} is the limit; "
             "write more of the name"
         )
-    handlers = []
+    handlers: list[Handler] = []
     for file, symbol in found:
         with file.open() as elf:
             handlers += _function_handler(elf, file, symbol)

@@ -85,7 +85,7 @@ class PublishingContext(ContextVarsRuntimeContext):
     def _record(self) -> memoryview | None:
         """The calling thread's; None: it has none, since tasks or greenlets take turns on it."""
         try:
-            record = self._thread.record
+            record: memoryview | None = self._thread.record
         except AttributeError:
             record = self._thread.record = self._make_record()
         events = sys.modules.get("asyncio.events")
