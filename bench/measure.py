@@ -206,7 +206,9 @@ def baseline(net: Topology, seconds: int) -> dict[str, Cost]:
     with Btf.of_kernel() as btf:
         target = btf.tracepoint_id(_BASELINE_TRACEPOINT)
     for name, code in _BASELINES.items():
-        program = libbpf.load_program(name, code, libbpf.BPF_TRACE_RAW_TP, target)
+        program = libbpf.load_program(
+            name, code, libbpf.BPF_PROG_TYPE_TRACING, libbpf.BPF_TRACE_RAW_TP, target
+        )
         fds += [program, libbpf.attach_tracing(program)]
     with stats_enabled():
         load(net, seconds)
@@ -219,7 +221,7 @@ def baseline(net: Topology, seconds: int) -> dict[str, Cost]:
 @contextlib.contextmanager
 def empty_xdp(net: Topology) -> Iterator[None]:
     """A program at the server's interface, native, that passes every packet on."""
-    program = libbpf.load_program("empty", _PASS_EVERY_PACKET, libbpf.BPF_XDP)
+    program = libbpf.load_program("empty", _PASS_EVERY_PACKET, libbpf.BPF_PROG_TYPE_XDP)
     link = find_netns(net.server.netns).run(
         lambda: libbpf.link_create(
             program, socket.if_nametoindex(net.server.interface), libbpf.BPF_XDP,

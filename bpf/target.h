@@ -83,6 +83,8 @@ u64 bpf_pseudo_fd(u64 kind, u64 fd) asm("llvm.bpf.pseudo");
 
 #endif
 
+#define UNUSED __attribute__((unused))
+
 /* As in uapi/linux/bpf.h. */
 #define PSEUDO_MAP_FD 1
 #define PSEUDO_MAP_VALUE 2

@@ -87,12 +87,12 @@ static __always_inline int handle_end(struct handling *h, u64 depth)
 /* A pair of USDT probes may lie in different functions: its calls do not nest. */
 #define DEPTH_OF_USDT 1
 
-PROGRAM("kprobe") int probed_usdt_start(struct pt_regs *ctx)
+PROGRAM("kprobe") int probed_usdt_start(struct pt_regs *ctx UNUSED)
 {
 	return handle_start(handling_of_thread(), DEPTH_OF_USDT);
 }
 
-PROGRAM("kprobe") int probed_usdt_end(struct pt_regs *ctx)
+PROGRAM("kprobe") int probed_usdt_end(struct pt_regs *ctx UNUSED)
 {
 	return handle_end(handling_of_thread(), DEPTH_OF_USDT);
 }
@@ -150,7 +150,7 @@ static __always_inline bool is_file(const struct python_site *site, u64 address)
 		if (length <= 0)
 			return false;
 		end += length - 1;
-		if (length < sizeof(text))
+		if (length < (s64)sizeof(text))
 			break;
 	}
 	if (wanted < 2 || end - address < wanted - 1)

@@ -43,7 +43,7 @@ PROGRAM("tracing") int traced_waking(u64 *arguments) { return handle_waking(argu
 PROGRAM("tracing") int traced_switch(u64 *arguments) { return handle_running(arguments[2]); }
 
 /* Ends the time in which a wake-up is put down to the last data-ready. */
-PROGRAM("tracing") int traced_softirq_exit(u64 *arguments)
+PROGRAM("tracing") int traced_softirq_exit(u64 *arguments UNUSED)
 {
 	own_scratch()->waking_sk = 0;
 	return 0;

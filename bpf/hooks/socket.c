@@ -363,7 +363,7 @@ PROGRAM("kprobe") int probed_accept(struct pt_regs *ctx) { return handle_accept(
 #endif
 
 /* Run once by the agent itself, so that its own id is the kernel's idea of it. */
-PROGRAM("raw_tracepoint") int learn_agent(struct bpf_raw_tracepoint_args *ctx)
+PROGRAM("raw_tracepoint") int learn_agent(struct bpf_raw_tracepoint_args *ctx UNUSED)
 {
 	settings()->agent_tgid = bpf_get_current_pid_tgid() >> 32;
 	return 0;

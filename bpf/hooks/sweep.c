@@ -75,7 +75,7 @@ static __always_inline void sweep_unanswered(const struct sweep_order *order,
 	}
 }
 
-PROGRAM("tc") int sweep(struct __sk_buff *skb)
+PROGRAM("tc") int sweep(struct __sk_buff *skb UNUSED)
 {
 	struct connection_key key = {};
 	struct sweep_order *order;

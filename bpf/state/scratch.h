@@ -71,6 +71,7 @@ struct scratch {
 	u32 seq;		/* of the payload's first byte */
 	u64 ktime_ns;
 	u32 payload_offset;	/* into the packet */
+	u32 unused;
 	u64 payload_length;
 	u64 position;		/* payload bytes already read */
 	u32 fin;
@@ -91,7 +92,7 @@ struct scratch {
 	u64 found_at[FOUND_COUNT];
 	u64 found_length[FOUND_COUNT];
 	u8 found_times[FOUND_COUNT];	/* may wrap: 256 lines of one name find room in no window */
-	u8 window[WINDOW_MASK + 1 + CARRY_MAX + 8];
+	u8 window[WINDOW_MASK + 1 + CARRY_MAX + 16];
 } __attribute__((aligned(64)));		/* no two CPUs write to one cache line */
 
 ASSERT_BYTES(scratch, SCRATCH_BYTES);

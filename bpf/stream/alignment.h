@@ -36,6 +36,7 @@ struct tcp_options {
 	u32 tsval;		/* 0: there are no time stamps, or not where they are looked for */
 	u32 tsecr;
 	bool duplicate;		/* it acknowledges a duplicate: RFC 2883 */
+	u8 unused[3];
 };
 
 /*

@@ -17,10 +17,9 @@
 
 static __always_inline struct disorder *begin_disorder(struct connection *conn)
 {
-	struct disorder *d, *blank;
-	int zero = 0;
+	u32 zero = 0;
+	struct disorder *blank = LOOKUP(blank_disorder, &zero);
 
-	blank = LOOKUP(blank_disorder, &zero);
 	if (blank)
 		UPDATE(disorders, &conn->id, blank);
 	return LOOKUP(disorders, &conn->id);

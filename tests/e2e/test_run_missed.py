@@ -208,7 +208,7 @@ def test_a_program_that_comes_before_it(
     with agent(tmp_path, *arguments, environment=NOWHERE, under=under) as running:
         running.wait_ready()
         netns = find_netns(net.server.netns)
-        program = libbpf.load_classifier("decides", libbpf.RETURN_0)
+        program = libbpf.load_program("decides", libbpf.RETURN_0, libbpf.BPF_PROG_TYPE_SCHED_CLS)
         number = bpf_info.program_info(program).id
         link = netns.run(
             lambda: libbpf.link_create(

@@ -178,7 +178,7 @@ def test_other_agents_are_known_without_the_right_to_ask_for_programs(
     ):
         for each in (first, second):
             each.wait_ready()
-        program = libbpf.load_classifier("decides", libbpf.RETURN_0)
+        program = libbpf.load_program("decides", libbpf.RETURN_0, libbpf.BPF_PROG_TYPE_SCHED_CLS)
         link = net.server.call(attach)
         for each in (first, second):
             wait_for_word(each, f"came before otelbpf at TC ingress of {net.server.interface}")

@@ -27,7 +27,7 @@ CHUNKY = request("PUT", "/chunky", HEADERS | CHUNKED) + chunks(
 )
 CHUNKY_HEAD = len(request("PUT", "/chunky", HEADERS | CHUNKED))
 BEFORE = request(target="/before")
-PIECES_MAX, PIECE_MAX = 32, 2048  # bpf/maps.h
+PIECES_MAX, PIECE_MAX = 32, 2048  # bpf/state/disorder.h
 
 
 @pytest.fixture(

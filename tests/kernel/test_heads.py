@@ -16,7 +16,7 @@ from otelbpf.ledger.ids import Ids
 from otelbpf.ledger.trace_contexts import contexts_of
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-# bpf/records.h
+# bpf/abi/records.h
 REQUEST_LINE_MAX, HOST_MAX, USER_AGENT_MAX, TRACEPARENT_MAX = 192, 64, 96, 56
 KEPT = {"host": HOST_MAX, "user_agent": USER_AGENT_MAX, "traceparent": TRACEPARENT_MAX}
 SECRET = b"s3cr3t-0123456789"

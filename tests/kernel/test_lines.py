@@ -11,7 +11,7 @@ from meter import WHOLE, Meter, flags
 
 TRACEPARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 BODY = b"0123456789"
-# bpf/maps.h
+# bpf/state/scratch.h
 CARRY_MAX, WINDOW_MAX = 256, 1024
 ODD = {
     "tabs": b"\t",

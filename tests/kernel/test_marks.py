@@ -18,7 +18,7 @@ from meter import Meter, address, stamps
 
 from otelbpf.kernel.records import Counter, Stamp
 
-# bpf/mark.h
+# bpf/abi/mark.h
 LEVEL, START, END, ASK = 0x6F74, 1, 2, 3
 _MARK = struct.Struct("=16s8s8s16s16sHHI")
 TRACE_ID = bytes.fromhex("4bf92f3577b34da6a3ce929d0e0e4736")

@@ -52,8 +52,9 @@ def test_what_a_function_entry_missed_is_counted(btf: Btf) -> None:
             if verdict.candidate.mechanism is Mechanism.FENTRY and "fentry" in verdict.reason:
                 pytest.skip(verdict.reason)
     fd = libbpf.load_program(
-        "miss", CALL_HELPER + libbpf.RETURN_0, libbpf.BPF_TRACE_FENTRY, btf.function_id(HELPER)
-    )
+        "miss", CALL_HELPER + libbpf.RETURN_0, libbpf.BPF_PROG_TYPE_TRACING,
+        libbpf.BPF_TRACE_FENTRY, btf.function_id(HELPER),
+    )  # fmt: skip
     try:
         link = libbpf.attach_tracing(fd)
         enter_helper(23)

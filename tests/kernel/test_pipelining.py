@@ -11,7 +11,7 @@ from meter import WHOLE, Meter, flags, stamps
 
 from otelbpf.kernel.records import Counter, Stamp
 
-IN_FLIGHT_MAX = 16  # bpf/maps.h
+IN_FLIGHT_MAX = 16  # bpf/state/connection.h
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 

@@ -461,7 +461,9 @@ def test_somebody_who_always_answers_has_the_last_word(
     said = []
     with contextlib.ExitStack() as stack:
         for number in range(5):
-            fd = libbpf.load_classifier(f"again{number}", libbpf.RETURN_0)
+            fd = libbpf.load_program(
+                f"again{number}", libbpf.RETURN_0, libbpf.BPF_PROG_TYPE_SCHED_CLS
+            )
             stack.callback(lambda fd=fd: os.close(fd))
             link = lab.server_netns.run(
                 lambda fd=fd: libbpf.link_create(

@@ -83,7 +83,7 @@ class Kernel:
         self.asked_of: list[tuple[bytes, bytes, int, int]] = []
 
     def _measures(self, port: int) -> bool:
-        """As bpf/mark.c: port 0 stands for any."""
+        """As bpf/hooks/mark.c: port 0 stands for any."""
         return self.measured is None or (port in self.measured if port else bool(self.measured))
 
     def tell(self, fd: int, option: int, mark: bytes) -> int:

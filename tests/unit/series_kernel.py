@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's part of the sums, made up: its maps, and what bpf/series.h does with them."""
+"""The kernel's part of the sums, made up: its maps, and what bpf/ledger/series.h does with them."""
 
 from __future__ import annotations
 

@@ -65,14 +65,14 @@ def copy(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ("__u32 pid;", "__u32 reader;"),
+        ("__u32 pid;", "__u64 reader;\n\t__u32 pid;"),
         ("#define HOST_MAX 64", "#define HOST_MAX 72"),
         ("STAMP_COUNT = 18,", "STAMP_EXTRA = 18,\n\tSTAMP_COUNT = 18,"),
         ("REQUEST_CHUNKED = 4,", "REQUEST_CHUNKED = 8192,"),
     ],
 )
 def test_a_changed_header_is_noticed_and_written(copy: Path, before: str, after: str) -> None:
-    header = copy / "bpf/records.h"
+    header = copy / "bpf/abi/records.h"
     text = header.read_text()
     assert text.count(before) == 1
     header.write_text(text.replace(before, after))
@@ -88,7 +88,7 @@ def test_a_changed_header_is_noticed_and_written(copy: Path, before: str, after:
 
 
 def test_hidden_padding_is_refused(copy: Path) -> None:
-    header = copy / "bpf/records.h"
+    header = copy / "bpf/abi/records.h"
     header.write_text(header.read_text().replace("__u32 tid;", "__u16 tid;"))
     done = generate_records(copy, "--check")
     assert done.returncode != 0
@@ -120,10 +120,16 @@ def test_addresses_keep_their_zero_bytes() -> None:
 
 def test_fields_in_order(compiled: Path) -> None:
     with Btf.of_object(compiled) as btf:
-        assert btf.fields_of("inner") == [Field("a", 0, 4, None, None), Field("b", 4, 2, 3, None)]
+        assert btf.fields_of("inner") == [
+            Field("a", 0, 4, None, None, False),
+            Field("b", 4, 2, 3, None, False),
+        ]
         outer = btf.fields_of("outer")
-        assert outer[0] == Field("first", 0, 8, None, None)
-        assert outer[2:] == [Field("text", 24, 1, 5, None), Field("rows", 32, 12, 2, "inner")]
+        assert outer[0] == Field("first", 0, 8, None, None, False)
+        assert outer[2:] == [
+            Field("text", 24, 1, 5, None, False),
+            Field("rows", 32, 12, 2, "inner", False),
+        ]
         assert btf.size_of("outer") == 56
 
 

@@ -12,7 +12,7 @@ import pytest
 from otelbpf.errors import KernelError
 from otelbpf.kernel import libbpf
 from otelbpf.kernel.hooks import FORCEABLE, HOOKS, Choice, Mechanism, choose, require, without
-from otelbpf.kernel.sources import bpf_directory
+from otelbpf.kernel.sources import source_text
 from otelbpf.kernel.symbols import Symbols
 
 FUNCTIONS = {
@@ -194,9 +194,7 @@ def test_a_hook_can_be_left_alone(kernel: MadeUp) -> None:
 
 
 def test_every_candidate_has_a_program() -> None:
-    sources = "".join(
-        path.read_text() for path in (bpf_directory()).glob("*.c")
-    )
+    sources = source_text()
     for hook in HOOKS:
         for candidate in hook.candidates:
             assert f"int {candidate.program}(" in sources

@@ -17,7 +17,7 @@ KEPT = 64
 
 
 class Kernel:
-    """Writes notices as bpf/notices.h does."""
+    """Writes notices as bpf/links/notices.h does."""
 
     def __init__(self) -> None:
         self._maps = KernelMaps()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mark is the struct of bpf/mark.h; what this kernel says where nobody listens."""
+"""The mark is the struct of bpf/abi/mark.h; what this kernel says where nobody listens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from otelbpf_plugin import marker
 
-HEADER = Path(__file__).resolve().parents[2] / "bpf/mark.h"
+HEADER = Path(__file__).resolve().parents[2] / "bpf/abi/mark.h"
 # In the order of marker.MARK.
 FIELDS = ("trace_id", "span_id", "parent_span_id", "peer_address", "local_address", "peer_port",
           "local_port", "trace_flags")

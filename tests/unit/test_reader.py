@@ -20,7 +20,7 @@ PLACES = 16
 
 
 class Kernel(KernelMaps):
-    """The maps, and the programs' side of them (bpf/ledger.h, hand_over())."""
+    """The maps, and the programs' side of them (bpf/ledger/submission.h, hand_over())."""
 
     limits = LIMITS
 

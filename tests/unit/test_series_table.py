@@ -46,7 +46,7 @@ def table(kernel: Kernel) -> Iterator[SeriesTable]:
 
 
 def hash_of(route_hash: int, process: Process = THIS) -> int:
-    """As add_to_series() of bpf/series.h has it."""
+    """As add_to_series() of bpf/ledger/series.h has it."""
     pid, _, cgroup_id, stack, comm = process
     hashed = 0
     for word in (stack, cgroup_id, *np.frombuffer(comm.ljust(16, b"\0"), np.uint64).tolist()):
@@ -85,7 +85,7 @@ def test_the_kernel_is_told_again_since_it_may_have_forgotten(
 
 
 def test_a_key_is_where_the_kernel_looks_for_it(kernel: Kernel, table: SeriesTable) -> None:
-    """As find_place() of bpf/series.h does."""
+    """As find_place() of bpf/ledger/series.h does."""
     for number in range(1, 24):
         table.add(one("/a", number << 40 | number))
     sets = kernel.sets

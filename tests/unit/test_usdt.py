@@ -11,7 +11,7 @@ import pytest
 from otelbpf.userspace import usdt
 from otelbpf.userspace.usdt import ArgumentKind, UsdtArgument, parse_usdt_arguments
 
-KERNEL_H = Path(__file__).resolve().parents[2] / "bpf/kernel.h"
+REGISTERS_H = Path(__file__).resolve().parents[2] / "bpf/kernel/registers.h"
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_what_is_not_understood_is_refused(text: str) -> None:
 
 
 def test_registers_are_fields_of_the_programs_struct() -> None:
-    body = re.search(r"struct pt_regs \{(.*?)\};", KERNEL_H.read_text(), re.DOTALL)
+    body = re.search(r"struct pt_regs \{(.*?)\};", REGISTERS_H.read_text(), re.DOTALL)
     fields = set(re.findall(r"\w+(?=[,;])", body[1]))
     general = {f"r{number}" for number in range(8, 16)} | {
         "ax", "bx", "cx", "dx", "si", "di", "bp", "sp"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel's programs notice of connections that are not measured (bpf/notices.h)."""
+"""What the kernel's programs notice of connections that are not measured (bpf/links/notices.h)."""
 
 from __future__ import annotations
 

@@ -1,48 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arrays that the programs have the addresses of: bpf/arrays.h.
+"""The arrays that the programs have the addresses of: bpf/state/arrays.h.
 
-Each is the one value of a map of its own. BCC would keep a copy of that value in its compiler's
-memory, and they are large; so they are made here, before it compiles the programs.
+Each is the one value of a map of its own.
 """
 
 from __future__ import annotations
 
 import os
 
-import numpy as np
-
 from otelbpf.errors import KernelError
 from otelbpf.kernel import libbpf
 from otelbpf.kernel.limits import Limits
 from otelbpf.kernel.mapped import MappedArray
 from otelbpf.kernel.records import (
+    CONNECTION,
     CONNECTION_SUMS,
     EXCHANGE,
     NOTICES,
+    READER,
     RING_ENDS,
+    SCRATCH,
     SERIES,
     SERIES_SET,
+    SETTINGS,
     STAGE_ORDER,
-    Counter,
 )
 
 #: Places for orders of stamps, and sets of series' places; powers of two.
 STAGE_ORDERS, SERIES_SETS = 256, 8192
 # Tasks that read, a power of two.
 _READER_SLOTS = 16_384
-# Connections in a set of them (bpf/connections.h); a power of two.
+# Connections in a set of them (bpf/state/connections.h); a power of two.
 _WAYS = 8
-# What only the programs look into, but for three fields; bpf/arrays.h compares.
-_CONNECTION_BYTES, _READER_BYTES = 664, 88
-_SCRATCH = np.dtype({"names": ["counts"], "formats": [("u8", len(Counter))], "itemsize": 3008})
-_SETTINGS = np.dtype(
-    {
-        "names": ["has_thread_locals", "is_complete"],
-        "formats": ["u4", "u4"],
-        "offsets": [12, 16],
-        "itemsize": 24,
-    }
-)
 _MIB = 1 << 20
 
 
@@ -80,10 +69,10 @@ class Arrays:
         limits = self._limits
         return {
             **{f"FD_{name}": fd for name, fd in self.fds.items()},
-            "SCRATCH_BYTES": _SCRATCH.itemsize,
-            "CONNECTION_BYTES": _CONNECTION_BYTES,
-            "READER_BYTES": _READER_BYTES,
-            "SETTINGS_BYTES": _SETTINGS.itemsize,
+            "SCRATCH_BYTES": SCRATCH.itemsize,
+            "CONNECTION_BYTES": CONNECTION.itemsize,
+            "READER_BYTES": READER.itemsize,
+            "SETTINGS_BYTES": SETTINGS.itemsize,
             "CPU_SLOTS": self._cpu_slots,
             "WAYS": _WAYS,
             "CONNECTION_SETS": self._sets,
@@ -100,11 +89,11 @@ class Arrays:
 
     def map_counts(self) -> MappedArray:
         """What each processor has counted: "counts" of struct scratch, by enum counter."""
-        return MappedArray(self.fds["scratches"], _SCRATCH, self._cpu_slots)
+        return MappedArray(self.fds["scratches"], SCRATCH, self._cpu_slots)
 
     def map_settings(self) -> MappedArray:
         """What the agent tells the programs: fields of struct settings."""
-        return MappedArray(self.fds["settings"], _SETTINGS, 1, writable=True)
+        return MappedArray(self.fds["settings"], SETTINGS, 1, writable=True)
 
     def close(self) -> None:
         """Lets go of the maps."""
@@ -113,16 +102,16 @@ class Arrays:
         self.fds.clear()
 
     def _sizes(self) -> dict[str, int]:
-        """Of each in bytes, by its name in bpf/arrays.h."""
+        """Of each in bytes, by its name in bpf/."""
         limits = self._limits
         sizes = {
-            "scratches": self._cpu_slots * _SCRATCH.itemsize,
-            "connections": self._sets * _WAYS * _CONNECTION_BYTES,
+            "scratches": self._cpu_slots * SCRATCH.itemsize,
+            "connections": self._sets * _WAYS * CONNECTION.itemsize,
             "connection_tags": self._sets * _WAYS * 8,
             "socket_places": self._socket_slots * 4,
             "exchanges": limits.exchanges * EXCHANGE.itemsize,
-            "readers": _READER_SLOTS * _READER_BYTES,
-            "settings": _SETTINGS.itemsize,
+            "readers": _READER_SLOTS * READER.itemsize,
+            "settings": SETTINGS.itemsize,
             "ring": limits.ring_slots * 8,
             "ring_ends": RING_ENDS.itemsize,
             "notices": NOTICES.itemsize,

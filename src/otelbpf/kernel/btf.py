@@ -20,6 +20,7 @@ from otelbpf.kernel import libbpf
 VMLINUX_BTF = Path("/sys/kernel/btf/vmlinux")
 
 # enum values of uapi/linux/btf.h
+_KIND_INT = 1
 _KIND_POINTER = 2
 _KIND_ARRAY = 3
 _KIND_STRUCT = 4
@@ -30,6 +31,8 @@ _KIND_VOLATILE = 9
 _KIND_CONST = 10
 _KIND_RESTRICT = 11
 _KIND_FUNC = 12
+# Of an integer's encoding.
+_INT_SIGNED = 1
 _QUALIFIERS = {_KIND_TYPEDEF, _KIND_VOLATILE, _KIND_CONST, _KIND_RESTRICT}
 
 
@@ -87,6 +90,7 @@ class Field:
         size: bytes of one element.
         count: elements, for an array; None for anything else.
         struct: the name of the structure it is; None for an integer.
+        signed: is the integer one?
     """
 
     name: str
@@ -94,6 +98,7 @@ class Field:
     size: int
     count: int | None
     struct: str | None
+    signed: bool
 
 
 def _libbpf() -> ctypes.CDLL:
@@ -239,6 +244,7 @@ class Btf:
                     struct=self._name(kind.name_off)
                     if self._kind(member_type) == _KIND_STRUCT
                     else None,
+                    signed=self._is_signed(member_type),
                 )
             )
         return fields
@@ -258,6 +264,12 @@ class Btf:
         base = self._address(type_id) + ctypes.sizeof(_Type)
         values = (_EnumValue * (self._type(type_id).info & 0xFFFF)).from_address(base)
         return {self._name(value.name_off): value.value for value in values}
+
+    def _is_signed(self, type_id: int) -> bool:
+        if self._kind(type_id) != _KIND_INT:
+            return False
+        encoding = ctypes.c_uint32.from_address(self._address(type_id) + ctypes.sizeof(_Type))
+        return bool(encoding.value >> 24 & _INT_SIGNED)
 
     def _find(self, name: str, kind: int) -> int | None:
         type_id = self._lib.btf__find_by_name_kind(self._handle, name.encode(), kind)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fields of the kernel's structures that the programs read, and where they lie.
 
-Each becomes an OFFSET_* that bpf/kernel.h uses; nothing depends on a kernel's
+Each becomes an OFFSET_* that bpf/kernel/fields.h uses; nothing depends on a kernel's
 version or on its headers.
 """
 

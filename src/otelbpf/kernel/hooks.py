@@ -388,7 +388,8 @@ class Kernel:
         try:
             os.close(
                 libbpf.load_program(
-                    "otelbpf_try", libbpf.RETURN_0, libbpf.BPF_TRACE_FENTRY, target_id
+                    "otelbpf_try", libbpf.RETURN_0, libbpf.BPF_PROG_TYPE_TRACING,
+                    libbpf.BPF_TRACE_FENTRY, target_id,
                 )
             )
         except libbpf.VerifierError as error:

@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The few calls of libbpf and of the kernel that BCC's Python module does not offer, by ctypes.
+"""The few calls of libbpf and of the kernel that are needed, by ctypes.
 
-BCC compiles the programs, and loads those of the types it knows. It has no
-loader for typed tracepoints nor for socket options, and it attaches a
-function-entry program as soon as it sees one: such programs are loaded here.
-All are attached here, by links that the kernel takes down itself when the
-process ends, however it ends.
+Maps are made, and programs loaded and attached here, whoever compiled them: by links that the
+kernel takes down itself when the process ends, however it ends.
 """
 
 from __future__ import annotations
@@ -14,17 +11,21 @@ import ctypes
 import functools
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from otelbpf.errors import KernelError
 
 # enum bpf_map_type, uapi/linux/bpf.h
 _BPF_MAP_TYPE_ARRAY = 2
+_BPF_MAP_TYPE_ARRAY_OF_MAPS = 12
 _BPF_F_MMAPABLE = 1 << 10
 # enum bpf_prog_type
-_BPF_PROG_TYPE_SCHED_CLS = 3
-_BPF_PROG_TYPE_XDP = 6
-_BPF_PROG_TYPE_CGROUP_SOCKOPT = 25
-_BPF_PROG_TYPE_TRACING = 26
+BPF_PROG_TYPE_KPROBE = 2
+BPF_PROG_TYPE_SCHED_CLS = 3
+BPF_PROG_TYPE_XDP = 6
+BPF_PROG_TYPE_RAW_TRACEPOINT = 17
+BPF_PROG_TYPE_CGROUP_SOCKOPT = 25
+BPF_PROG_TYPE_TRACING = 26
 # enum bpf_attach_type
 BPF_CGROUP_SETSOCKOPT = 22
 BPF_TRACE_RAW_TP = 23
@@ -34,13 +35,6 @@ BPF_XDP = 37
 _BPF_PERF_EVENT = 41
 BPF_TCX_INGRESS = 46
 BPF_TCX_EGRESS = 47
-_PROG_TYPES = {
-    BPF_CGROUP_SETSOCKOPT: _BPF_PROG_TYPE_CGROUP_SOCKOPT,
-    BPF_TRACE_RAW_TP: _BPF_PROG_TYPE_TRACING,
-    BPF_TRACE_FENTRY: _BPF_PROG_TYPE_TRACING,
-    BPF_TRACE_ITER: _BPF_PROG_TYPE_TRACING,
-    BPF_XDP: _BPF_PROG_TYPE_XDP,
-}
 # With nothing to be relative to: before all others.
 BPF_F_BEFORE = 1 << 3
 XDP_FLAGS_SKB_MODE = 1 << 1
@@ -141,6 +135,8 @@ _SEMAPHORE_SHIFT = 32
 _PERF_EVENT_OPEN = 298  # the number of the system call on x86-64
 _PERF_FLAG_FD_CLOEXEC = 8
 _INSTRUCTION_BYTES = 8
+# What the verifier may say of a program of tens of thousands of instructions.
+_LOG_BYTES = 16 << 20
 #: The instructions of a program that does nothing.
 RETURN_0 = bytes([0xB7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0])
 
@@ -199,24 +195,88 @@ def possible_cpus() -> int:
         ) from error
 
 
-def create_value(name: str, size: int) -> int:
-    """Makes a map of one value, all zeros, that processes may map and programs have the address of.
+class MapShape(NamedTuple):
+    """What a map is like.
+
+    Attributes:
+        type: of enum bpf_map_type.
+        key_size, value_size: in bytes.
+        max_entries: how many of them it has room for.
+    """
+
+    type: int
+    key_size: int
+    value_size: int
+    max_entries: int
+
+
+def create_map(name: str, shape: MapShape) -> int:
+    """Makes a map.
 
     Args:
         name: of which the kernel keeps 15 characters.
-        size: in bytes.
     Returns:
         the map's file descriptor.
     Raises:
         OSError: the kernel's refusal.
     """
+    return _create_map(name, shape, _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts)))
+
+
+def create_value(name: str, size: int) -> int:
+    """Makes a map of one value, all zeros, that processes may map and programs have the address of.
+
+    Args:
+        size: in bytes.
+    Returns, Raises:
+        as create_map().
+    """
+    shape = MapShape(_BPF_MAP_TYPE_ARRAY, ctypes.sizeof(ctypes.c_uint32), size, 1)
     opts = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), map_flags=_BPF_F_MMAPABLE)
+    return _create_map(name, shape, opts)
+
+
+def create_map_of_maps(name: str, inner_fd: int) -> int:
+    """Makes an array with a place for one map that is like another.
+
+    Args:
+        inner_fd: of that other one.
+    Returns, Raises:
+        as create_map().
+    """
+    size = ctypes.sizeof(ctypes.c_uint32)
+    opts = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), inner_map_fd=inner_fd)
+    return _create_map(name, MapShape(_BPF_MAP_TYPE_ARRAY_OF_MAPS, size, size, 1), opts)
+
+
+def _create_map(name: str, shape: MapShape, opts: _MapCreateOpts) -> int:
     return checked(
         library().bpf_map_create(
-            _BPF_MAP_TYPE_ARRAY, name.encode()[:15], ctypes.sizeof(ctypes.c_uint32), size, 1,
+            shape.type, name.encode()[:15], shape.key_size, shape.value_size, shape.max_entries,
             ctypes.byref(opts),
         )
-    )
+    )  # fmt: skip
+
+
+def update_map(map_fd: int, key: bytes, value: bytes) -> None:
+    """Puts a value into a map, in the place of an earlier one.
+
+    Args:
+        key, value: of the sizes that the map has.
+    Raises:
+        OSError: the kernel's refusal: there is no room, for one.
+    """
+    any_flags = ctypes.c_uint64(0)
+    checked(library().bpf_map_update_elem(map_fd, key, value, any_flags))
+
+
+def delete_from_map(map_fd: int, key: bytes) -> None:
+    """Takes a key out of a map.
+
+    Raises:
+        OSError: the kernel's refusal: it is not there, for one.
+    """
+    checked(library().bpf_map_delete_elem(map_fd, key))
 
 
 def link_create(program_fd: int, ifindex: int, attach_type: int, flags: int = 0) -> int:
@@ -242,19 +302,25 @@ def link_update(link_fd: int, program_fd: int) -> None:
     checked(library().bpf_link_update(link_fd, program_fd, None))
 
 
-def load_program(name: str, instructions: bytes, attach_type: int, target_btf_id: int = 0) -> int:
-    """Loads a program that is made for one way to attach it.
+def load_program(
+    name: str,
+    instructions: bytes,
+    program_type: int,
+    attach_type: int = 0,
+    target_btf_id: int = 0,
+) -> int:
+    """Loads a program.
 
     Args:
-        instructions: as BCC compiled them, maps resolved.
-        attach_type: BPF_TRACE_RAW_TP, BPF_TRACE_FENTRY, BPF_TRACE_ITER, BPF_CGROUP_SETSOCKOPT or
-            BPF_XDP.
+        name: of which the kernel keeps 15 characters.
+        instructions: maps resolved.
+        program_type: BPF_PROG_TYPE_*.
+        attach_type: BPF_*, of a type that is made for one way to attach it.
         target_btf_id: of the tracepoint's or the function's type in the kernel's BTF;
             0 for a program that follows no typed pointers.
     Raises:
         VerifierError: the kernel's refusal.
     """
-    log = ctypes.create_string_buffer(1 << 20)
     opts = _LoadOpts(
         sz=ctypes.sizeof(_LoadOpts),
         expected_attach_type=attach_type,
@@ -262,35 +328,23 @@ def load_program(name: str, instructions: bytes, attach_type: int, target_btf_id
     )
 
     def load() -> int:
-        return library().bpf_prog_load(
-            _PROG_TYPES[attach_type], name.encode()[:15], b"GPL", instructions,
+        fd: int = library().bpf_prog_load(
+            program_type, name.encode()[:15], b"GPL", instructions,
             ctypes.c_size_t(len(instructions) // _INSTRUCTION_BYTES), ctypes.byref(opts),
-        )
+        )  # fmt: skip
+        return fd
 
     fd = load()
     if fd < 0:
+        number = -fd if fd != -1 else ctypes.get_errno()
         # Once more, with a log this time: writing one slows the verifier down.
+        log = ctypes.create_string_buffer(_LOG_BYTES)
         opts.log_level, opts.log_size = 1, len(log)
         opts.log_buf = ctypes.cast(log, ctypes.c_void_p)
         fd = load()
-    if fd < 0:
-        raise VerifierError(-fd if fd != -1 else ctypes.get_errno(),
-                            log.value.decode(errors="replace"))
+        if fd < 0:
+            raise VerifierError(number, log.value.decode(errors="replace"))
     return fd
-
-
-def load_classifier(name: str, instructions: bytes) -> int:
-    """Loads a program for traffic control that needs no maps.
-
-    Raises:
-        OSError: the kernel's refusal.
-    """
-    return checked(
-        library().bpf_prog_load(
-            _BPF_PROG_TYPE_SCHED_CLS, name.encode()[:15], b"GPL", instructions,
-            ctypes.c_size_t(len(instructions) // _INSTRUCTION_BYTES), None,
-        )
-    )
 
 
 def attach_tracing(program_fd: int) -> int:

@@ -1,39 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles and loads the programs. The only module that has to do with BCC."""
+"""The programs, loaded, and what is said to them."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import secrets
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+
+import numpy as np
 
 from otelbpf.errors import KernelError
 from otelbpf.kernel import libbpf
 from otelbpf.kernel.arrays import Arrays
-from otelbpf.kernel.bcc_module import import_bcc
 from otelbpf.kernel.btf import Btf
-from otelbpf.kernel.diagnostics import CapturedStderr, first_error, keep_log, last_verdict
+from otelbpf.kernel.compiler import compiled
+from otelbpf.kernel.diagnostics import keep_log, last_verdict
 from otelbpf.kernel.fields import field_offsets
 from otelbpf.kernel.hooks import Candidate, Choice, Mechanism
 from otelbpf.kernel.limits import Limits
 from otelbpf.kernel.mapped import MappedArray
-from otelbpf.kernel.records import RING_ENDS, Counter
-from otelbpf.kernel.sources import bpf_directory
+from otelbpf.kernel.maps import Maps
+from otelbpf.kernel.records import RING_ENDS, SWEEP_ORDER, Counter
 
-# One text for BCC, in the order in which each builds on the ones before.
-_SOURCES = (
-    "records.h", "mark.h", "maps.h", "arrays.h", "kernel.h", "connections.h", "packet.h", "marks.h",
-    "words.h", "route.h", "sampling.h", "series.h", "handshakes.h", "ledger.h", "thread_context.h",
-    "notices.h", "client.h", "message.h", "head.h", "body.h", "disorder.h",
-    "xdp.c", "tc.h", "tc.c", "tc_client.c", "unseen.h", "socket.c", "sched.c", "mark.c",
-    "handler.c", "sweep.c", "roster.c",
-)
 # That no program but otelbpf's has.
 _OUR_MAP = "connection_tags"
 # What a role's programs at traffic control are called.
@@ -64,14 +56,6 @@ def _hash_factors() -> str:
     )
 
 
-def source_text() -> str:
-    """All of bpf/ as the one text that BCC compiles, with its lines' origins."""
-    directory = bpf_directory()
-    return "".join(
-        f'#line 1 "bpf/{name}"\n{(directory / name).read_text()}' for name in _SOURCES
-    )
-
-
 class Programs:
     """The loaded programs and their maps. Close it to unload them.
 
@@ -90,16 +74,26 @@ class Programs:
         limits: Limits,
         definitions: Mapping[str, object],
     ) -> None:
-        self._bcc = import_bcc()
         self.limits = limits
         self._roles = tuple(role for macro, role in _ROLES.items() if definitions[macro])
         self._arrays = Arrays(limits)
+        self._fence: int | None = None
         self._counts = self._arrays.map_counts()
         self._settings = self._arrays.map_settings()
         self._ring_ends = MappedArray(self.map_fd("ring_ends"), RING_ENDS, 1)
-        self._bpf = self._compile(btf, definitions)
+        self._maps = Maps({**definitions, **self._arrays.macros()})
+        self._instructions = compiled(
+            {
+                **field_offsets(btf),
+                **self._arrays.macros(),
+                **self._maps.macros(),
+                "HASH_FACTOR(i)": _hash_factors(),
+                **_route_hash(),
+                "OUR_MAP_NAME(i)": _words_of(_OUR_MAP),
+                **definitions,
+            }
+        )
         self._loaded: dict[_Load, int] = {}
-        self._closing: list[int] = []
         self._target_ids = _target_ids(btf, choices)
         # Their place follows from their role and from what they go on with.
         places = {
@@ -112,9 +106,8 @@ class Programs:
             if choice.chosen is not None and choice.chosen.mechanism is not Mechanism.TC:
                 wanted.append(_load_of(choice.chosen))
         self._load_side_by_side(wanted)
-        continuations = self._bpf[b"continuations"]
         for program, place in places.items():
-            continuations[ctypes.c_int(place)] = ctypes.c_int(self.fd(program))
+            self._maps.put("continuations", place, _fd_value(self.fd(program)))
         libbpf.run_once(self.fd("learn_agent"), context=bytes(8))
 
     def tc_fds(self, direction: str) -> dict[str, int]:
@@ -176,8 +169,8 @@ class Programs:
                 so for too long.
             stopped: the agent stops: whatever it waits for.
         """
-        orders = self._bpf[b"sweep_orders"]
-        orders[ctypes.c_int(0)] = orders.Leaf(waited_ktime_ns, idle_ktime_ns, slot, stopped)
+        order = np.array((waited_ktime_ns, idle_ktime_ns, slot, stopped), SWEEP_ORDER)
+        self._maps.put("sweep_orders", 0, order.tobytes())
         libbpf.run_once(self.fd("sweep"), data=bytes(64))
 
     def wait_for_running(self) -> None:
@@ -186,8 +179,10 @@ class Programs:
         The kernel waits for them before who changes a map of maps goes on, since 4.20, commit
         1ae80cf31938 (bpf: wait for running BPF programs when updating map-in-map): for this.
         """
-        inner = self._bpf[b"overflow_places"].map_fd
-        self._bpf[b"fence"][ctypes.c_int(0)] = ctypes.c_int(inner)
+        if self._fence is None:
+            self._fence = libbpf.create_map_of_maps("fence", self._maps.fds["overflow_places"])
+        inner = self._maps.fds["overflow_places"]
+        libbpf.update_map(self._fence, bytes(4), _fd_value(inner))
 
     def set_overflow_place(self, is_client: int, place: bytes) -> None:
         """Tells the programs where those are added up whose series has no place of its own.
@@ -195,8 +190,7 @@ class Programs:
         Args:
             place: struct series_place, bpf/records.h.
         """
-        table = self._bpf[b"overflow_places"]
-        table[ctypes.c_int(is_client)] = table.Leaf.from_buffer_copy(place)
+        self._maps.put("overflow_places", is_client, place)
 
     def set_complete(self, is_complete: bool) -> None:
         """Tells the programs if all is attached: bytes that they do not see are missed then."""
@@ -206,105 +200,72 @@ class Programs:
         """Tells the programs of Python's handlers what a place is for.
 
         Args:
-            site: struct python_site, bpf/maps.h.
+            site: struct python_site, bpf/abi/settings.h.
         """
-        sites = self._bpf[b"python_sites"]
-        sites[ctypes.c_int(index)] = sites.Leaf.from_buffer_copy(site)
+        self._maps.put("python_sites", index, site)
 
     def set_thread_local(self, pid: int, where: bytes) -> bool:
         """Tells the programs where the threads of a process say which span they work on.
 
         Args:
-            where: struct thread_local, bpf/maps.h.
+            where: struct thread_local, bpf/abi/settings.h.
         Returns:
             Is there room for it?
         """
-        table = self._bpf[b"thread_locals"]
         try:
-            table[table.Key(pid)] = table.Leaf.from_buffer_copy(where)
-        except Exception:  # BCC raises nothing else
+            self._maps.put("thread_locals", pid, where)
+        except OSError:
             return False
         self._settings.values["has_thread_locals"] = 1
         return True
 
     def forget_thread_local(self, pid: int) -> None:
         """Takes that back."""
-        table = self._bpf[b"thread_locals"]
-        with contextlib.suppress(KeyError):
-            del table[table.Key(pid)]
+        with contextlib.suppress(OSError):
+            self._maps.delete("thread_locals", pid)
 
     def close(self) -> None:
         """Unloads everything that is not attached any more."""
-        for fd in self._closing:
+        for fd in self._loaded.values():
             os.close(fd)
-        self._closing.clear()
-        self._bpf.cleanup()
+        self._loaded.clear()
         for mapped in (self._counts, self._settings, self._ring_ends):
             mapped.close()
+        if self._fence is not None:
+            os.close(self._fence)
+            self._fence = None
+        self._maps.close()
         self._arrays.close()
-
-    def _compile(self, btf: Btf, definitions: Mapping[str, object]) -> Any:
-        macros = {
-            **field_offsets(btf),
-            **self._arrays.macros(),
-            "HASH_FACTOR(i)": _hash_factors(),
-            **_route_hash(),
-            "OUR_MAP_NAME(i)": _words_of(_OUR_MAP),
-            **definitions,
-        }
-        cflags = [f"-D{name}={value}" for name, value in macros.items()]
-        # BCC takes its headers from here instead of from a kernel-headers package.
-        os.environ["BCC_KERNEL_SOURCE"] = str(bpf_directory() / "shim")
-        try:
-            with CapturedStderr() as diagnostics:
-                return self._bcc.BPF(text=source_text().encode(), cflags=cflags)
-        except Exception as error:
-            raise KernelError(
-                f"BCC could not compile the programs: {first_error(diagnostics.text)}; "
-                + keep_log("compile", diagnostics.text)
-            ) from error
 
     def _load_side_by_side(self, wanted: list[_Load]) -> None:
         """Loads in threads, since the verifier takes long over some programs.
 
         What the kernel refuses here is refused again, and told, when it is asked for.
         """
-        with ThreadPoolExecutor() as pool, CapturedStderr():
+        with ThreadPoolExecutor() as pool:
             wait([pool.submit(self._load_once, load) for load in dict.fromkeys(wanted)])
 
     def _load(self, load: _Load) -> int:
         if load in self._loaded:
             return self._loaded[load]
-        with CapturedStderr() as diagnostics:
-            try:
-                return self._load_once(load)
-            except Exception as error:
-                refusal = error
-        text = refusal.log if isinstance(refusal, libbpf.VerifierError) else diagnostics.text
-        raise KernelError(
-            f"the kernel refused program {load} ({refusal}): {last_verdict(text)}; "
-            + keep_log(load.program, text)
-        ) from refusal
+        try:
+            return self._load_once(load)
+        except libbpf.VerifierError as refusal:
+            raise KernelError(
+                f"the kernel refused program {load} ({refusal}): {last_verdict(refusal.log)}; "
+                + keep_log(load.program, refusal.log)
+            ) from refusal
 
     def _load_once(self, load: _Load) -> int:
-        if load.attach_type is None:
-            fd = self._bpf.load_func(load.program.encode(), self._kind_of(load.program)).fd
-        else:
-            fd = libbpf.load_program(
-                load.program,
-                self._bpf.dump_func(load.program.encode()),
-                load.attach_type,
-                self._target_ids.get((load.attach_type, load.target), 0),
-            )
-            self._closing.append(fd)
+        fd = libbpf.load_program(
+            load.program,
+            self._instructions[load.program],
+            _type_of(load),
+            load.attach_type or 0,
+            self._target_ids.get((load.attach_type or 0, load.target), 0),
+        )
         self._loaded[load] = fd
         return fd
-
-    def _kind_of(self, program: str) -> int:
-        """BCC's number for a program's type, which follows from its file in bpf/."""
-        bpf = self._bcc.BPF
-        kinds = {"xdp": bpf.XDP, "probed": bpf.KPROBE, "learn": bpf.RAW_TRACEPOINT}
-        return kinds.get(program.split("_")[0], bpf.SCHED_CLS)
 
 
 @dataclass(frozen=True)
@@ -324,6 +285,14 @@ class _Load:
 
 
 _ROSTER = _Load("listed_program", libbpf.BPF_TRACE_ITER, "bpf_iter_bpf_prog")
+# Of programs that are loaded for nothing in particular, by how their names begin.
+_TYPES = {
+    "tc": libbpf.BPF_PROG_TYPE_SCHED_CLS,
+    "sweep": libbpf.BPF_PROG_TYPE_SCHED_CLS,
+    "xdp": libbpf.BPF_PROG_TYPE_XDP,
+    "probed": libbpf.BPF_PROG_TYPE_KPROBE,
+    "learn": libbpf.BPF_PROG_TYPE_RAW_TRACEPOINT,
+}
 _ATTACH_TYPES = {
     Mechanism.FENTRY: libbpf.BPF_TRACE_FENTRY,
     Mechanism.TRACEPOINT: libbpf.BPF_TRACE_RAW_TP,
@@ -336,6 +305,19 @@ def _load_of(candidate: Candidate) -> _Load:
     if attach_type is None:
         return _Load(candidate.program)
     return _Load(candidate.program, attach_type, candidate.target)
+
+
+def _type_of(load: _Load) -> int:
+    if load.attach_type is None:
+        return _TYPES[load.program.split("_")[0]]
+    if load.attach_type == libbpf.BPF_CGROUP_SETSOCKOPT:
+        return libbpf.BPF_PROG_TYPE_CGROUP_SOCKOPT
+    return libbpf.BPF_PROG_TYPE_TRACING
+
+
+def _fd_value(fd: int) -> bytes:
+    """A descriptor as the value of a map of programs or of maps."""
+    return fd.to_bytes(4, "little")
 
 
 def _target_ids(btf: Btf, choices: tuple[Choice, ...]) -> dict[tuple[int, str], int]:

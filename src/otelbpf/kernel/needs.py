@@ -178,7 +178,7 @@ def programs_need_rights() -> bool:
         KernelError: the kernel takes no programs from this process at all.
     """
     try:
-        fd = libbpf.load_program("otelbpf_try", libbpf.RETURN_0, libbpf.BPF_XDP)
+        fd = libbpf.load_program("otelbpf_try", libbpf.RETURN_0, libbpf.BPF_PROG_TYPE_XDP)
     except OSError as error:
         rights.require()
         raise KernelError(

@@ -41,7 +41,8 @@ class Tcx:
                 self.roster = Roster(programs)
                 stack.callback(self.roster.close)
                 self.places = tuple(
-                    libbpf.load_classifier(_PLACE, _HAND_ON) for _ in range(_PLACES)
+                    libbpf.load_program(_PLACE, _HAND_ON, libbpf.BPF_PROG_TYPE_SCHED_CLS)
+                    for _ in range(_PLACES)
                 )
             except OSError as error:
                 raise KernelError(

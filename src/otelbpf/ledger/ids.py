@@ -60,7 +60,7 @@ class Ids:
         return _ids(list(state), _Use.TRACE_HIGH), _ids(state, _Use.TRACE_LOW)
 
     def macros(self) -> dict[str, str]:
-        """What bpf/sampling.h needs to make the low halves of trace ids, too: macro -> C."""
+        """What bpf/ledger/sampling.h needs to make the low halves of trace ids, too: macro -> C."""
         return {f"ID_KEY_{i}": f"{word}ull" for i, word in enumerate(self._key)}
 
     def _state(self, connection_ids: np.ndarray, ordinals: np.ndarray) -> list[np.ndarray]:

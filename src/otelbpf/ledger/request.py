@@ -153,7 +153,7 @@ def bounds_of(records: np.ndarray) -> np.ndarray:
 
     A server's request ends when the response's last byte has left, which its handler may outlive,
     and the rest of a body that came too late for an early answer; one that was cut short ends when
-    no whole response could come any more. bpf/series.h leaves out the same.
+    no whole response could come any more. bpf/ledger/series.h leaves out the same.
 
     Args:
         records: (n,) REQUEST_RECORD.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All connections in sums, as the kernel keeps them (bpf/handshakes.h)."""
+"""All connections in sums, as the kernel keeps them (bpf/links/handshakes.h)."""
 
 from __future__ import annotations
 

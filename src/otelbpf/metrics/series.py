@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """All requests in sums by series, whatever becomes of them.
 
-The kernel adds requests to the series that they are of (bpf/series.h). What has no place there
-yet, or did not end as it should, comes here as a record, and is added up here by the same
+The kernel adds requests to the series that they are of (bpf/ledger/series.h). What has no place
+there yet, or did not end as it should, comes here as a record, and is added up here by the same
 rule; a new series then gets its place, and so does a new order of stamps, of which the kernel
 is told where its stages are. A snapshot is the sum of both.
 """

@@ -77,7 +77,10 @@ def index_of(word: int, count: int) -> int:
 
 
 def keys_of(records: np.ndarray) -> np.ndarray:
-    """(n,) SERIES_KEY, as place_of() of bpf/series.h makes them; no status: it was cut short."""
+    """(n,) SERIES_KEY, as place_of() of bpf/ledger/series.h makes them.
+
+    No status: it was cut short.
+    """
     keys = np.zeros(len(records), SERIES_KEY)
     is_client = records["flags"] & np.uint32(RequestFlag.CLIENT) != 0
     answered = records["flags"] & np.uint32(RequestFlag.REQUEST_ANSWERED) != 0
@@ -90,7 +93,7 @@ def keys_of(records: np.ndarray) -> np.ndarray:
 
 
 def _hash_processes(records: np.ndarray) -> np.ndarray:
-    """(n,) uint64, as hash_process() of bpf/series.h finds them."""
+    """(n,) uint64, as hash_process() of bpf/ledger/series.h finds them."""
     process = records["process"]
     comm = np.ascontiguousarray(process["comm"]).view(np.uint64).reshape(-1, 2)
     hashes = np.zeros(len(records), np.uint64)

@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 import numpy as np
 from opentelemetry.sdk.resources import Resource
 
+from otelbpf.kernel.records import HistogramBucket
 from otelbpf.ledger.request import Kind
 from otelbpf.ledger.tally import Sums
 
 #: OTLP's scale of the buckets: eight to each doubling, so that each is 9% wide.
-SCALE = 3
+SCALE = int(HistogramBucket.SCALE)
 _PER_OCTAVE = 1 << SCALE
-_SHORTEST_LOG2_S = -23
-_OCTAVES = 36
+_SHORTEST_LOG2_S = int(HistogramBucket.SHORTEST_LOG2_S)
 #: Bucket 0, up to 119 ns, and eight for each octave. The last has all that is longer than 2.3
 #: hours, too.
-BUCKETS = 1 + _OCTAVES * _PER_OCTAVE
+BUCKETS = int(HistogramBucket.BUCKETS)
 #: OTLP's index, for durations in seconds, of bucket 1.
 FIRST_INDEX = _SHORTEST_LOG2_S * _PER_OCTAVE
 #: (BUCKETS,) float64: bucket i holds durations above upper[i - 1] and up to upper[i].
@@ -29,7 +29,7 @@ _LAST_WITHIN_NS = np.floor(UPPER_NS[:-1]).astype(np.int64)
 
 
 def buckets_of(durations_ns: np.ndarray) -> np.ndarray:
-    """(n,) the bucket of each duration; exact to the nanosecond, as bpf/series.h counts them."""
+    """(n,) the bucket of each duration; exact to the nanosecond, as the kernel counts them."""
     return np.searchsorted(_LAST_WITHIN_NS, durations_ns, side="left")
 
 

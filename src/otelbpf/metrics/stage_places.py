@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the stages of requests are added up, in the kernel as here: places of struct series.
 
-The kernel is shown each order of stamps that is new, and told where its stages are (bpf/series.h).
+The kernel is shown each order of stamps that is new, and told where its stages are
+(bpf/ledger/series.h).
 """
 
 from __future__ import annotations

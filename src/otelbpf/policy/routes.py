@@ -2,8 +2,8 @@
 """The route that a path is of: a template that was given, else the path with its ids folded.
 
 A route that is found is a guess by the path's looks; nobody has told it. The kernel folds by the
-same rule (bpf/route.h), so that all paths of one route, as far as this rule can tell, come under
-one key there.
+same rule (bpf/ledger/route.h), so that all paths of one route, as far as this rule can tell, come
+under one key there.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which requests become spans: the rules, which bpf/sampling.h applies.
+"""Which requests become spans: the rules, which bpf/ledger/sampling.h applies.
 
 Source:
     the samplers of the OpenTelemetry specification, of which TraceIdRatioBased as the Python

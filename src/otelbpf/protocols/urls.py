@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a request line and a Host header say: what is asked for, and of which server.
 
-The kernel's series tell clients' requests apart by all that this depends on (bpf/route.h).
+The kernel's series tell clients' requests apart by all that this depends on (bpf/ledger/route.h).
 
 Source:
     RFC 9112, section 3.2: a host in the request line goes before the Host header.

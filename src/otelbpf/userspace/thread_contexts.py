@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which measured processes say, thread by thread, what span they work on; and where they say it.
 
-OpenTelemetry's thread context is a thread-local pointer. The kernel's side (bpf/thread_context.h)
-follows it for processes of which it has been told where that is. Here they are found, and looked at
-again: a library with the pointer may be loaded at any time.
+OpenTelemetry's thread context is a thread-local pointer. The kernel's side
+(bpf/ledger/thread_context.h) follows it for processes of which it has been told where that is. Here
+they are found, and looked at again: a library with the pointer may be loaded at any time.
 
 Source:
     OTEP 4947, open-telemetry/opentelemetry-specification, oteps/profiles/4947-thread-ctx.md.

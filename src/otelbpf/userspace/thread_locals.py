@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 from elftools.common.exceptions import ELFError
 from elftools.construct import ConstructError
 
 from otelbpf.errors import UsageError
 from otelbpf.host.processes import MappedFile, mapped_files
+from otelbpf.kernel.records import THREAD_LOCAL
 from otelbpf.userspace.elf import Elf, is_elf
 
 # R_X86_64_*, elf.h
@@ -61,8 +63,8 @@ class ThreadLocal:
     generation: int = 0
 
     def packed(self) -> bytes:
-        """As struct thread_local, bpf/maps.h."""
-        return struct.pack("=qQQ", self.offset, self.module, self.generation)
+        """As struct thread_local, bpf/abi/settings.h."""
+        return np.array((self.offset, self.module, self.generation), THREAD_LOCAL).tobytes()
 
 
 @dataclass(frozen=True)

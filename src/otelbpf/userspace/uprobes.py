@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attaches the programs of bpf/handler.c to the starts and ends of handlers."""
+"""Attaches the programs of bpf/hooks/handler.c to the starts and ends of handlers."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import struct
 from collections.abc import Iterator
+
+import numpy as np
 
 from otelbpf.errors import KernelError, UsageError
 from otelbpf.kernel import libbpf
 from otelbpf.kernel.loader import Programs
+from otelbpf.kernel.records import MAPS, PT_REGS, PYTHON_SITE
 from otelbpf.userspace.handlers import Handler, HandlerKind, ProbeSite, PythonFunction
 from otelbpf.userspace.usdt import ArgumentKind, UsdtArgument
 
@@ -21,15 +23,10 @@ _PROGRAMS = {
     HandlerKind.PYTHON: ("probed_python_start", "probed_python_end"),
 }
 _RETURN_PROGRAM = "probed_handler_return"
-# struct pt_regs, bpf/kernel.h
-_REGISTERS = (
-    "r15", "r14", "r13", "r12", "bp", "bx", "r11", "r10", "r9", "r8", "ax", "cx", "dx", "si", "di",
-    "orig_ax", "ip", "cs", "flags", "sp", "ss",
-)  # fmt: skip
-_REGISTER_BYTES = 8
-# struct python_site, bpf/maps.h
-_PYTHON_SITE = struct.Struct("=HHiHHiII64s128s")
-_PYTHON_NAME_MAX, _PYTHON_FILE_MAX, _PYTHON_SITES = 64, 128, 64
+_PYTHON_SITES = MAPS["python_sites"].max_entries
+_PYTHON_NAME_MAX, _PYTHON_FILE_MAX = (
+    PYTHON_SITE[name].itemsize for name in ("function_name", "file_name")
+)
 
 
 @contextlib.contextmanager
@@ -94,12 +91,15 @@ def _python_site(site: ProbeSite, function: PythonFunction) -> bytes:
             f"the names in --handler ...:python:{function.file}:{function.name} are too long: a "
             f"function's may have {_PYTHON_NAME_MAX - 1} bytes, a file's {_PYTHON_FILE_MAX - 2}"
         )
-    return _PYTHON_SITE.pack(
-        *_argument(file), *_argument(name), len(file_name), 0, function.name.encode(), file_name
-    )
+    told = np.zeros((), PYTHON_SITE)
+    told["file"], told["function"] = _argument(file), _argument(name)
+    told["file_length"] = len(file_name)
+    told["function_name"], told["file_name"] = function.name.encode(), file_name
+    return told.tobytes()
 
 
-def _argument(argument: UsdtArgument) -> tuple[int, int, int]:
-    """struct usdt_argument, bpf/maps.h."""
-    at = _REGISTERS.index(argument.register) * _REGISTER_BYTES
+def _argument(argument: UsdtArgument) -> tuple[int, bool, int]:
+    """struct usdt_argument, bpf/abi/settings.h."""
+    assert PT_REGS.fields is not None
+    _, at, *_ = PT_REGS.fields[argument.register]
     return at, argument.kind is ArgumentKind.MEMORY, argument.displacement

@@ -23,7 +23,7 @@ class UsdtArgument:
     Attributes:
         size: bytes: 1, 2, 4 or 8.
         register: that has it, or the address that `displacement` is added to; by its name in
-            struct pt_regs, bpf/kernel.h. Empty for a constant.
+            struct pt_regs, bpf/kernel/registers.h. Empty for a constant.
         displacement: in bytes from the register's value, for memory; a constant's value; else 0.
     """
 
