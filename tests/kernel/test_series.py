@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import secrets
 import string
 import subprocess
 import sys
@@ -236,7 +237,7 @@ def test_each_process_has_its_own_key(sums: Sums) -> None:
     """But for those that were forked: the kernel adds up what a process for each connection has
     read, without asking whose that is each time."""
     # The table is all these tests', and this one may be run again.
-    route = "/" + "".join(random.choices(string.ascii_lowercase, k=12))
+    route = "/" + "".join(secrets.choice(string.ascii_lowercase) for _ in range(12))
     for _ in range(60):
         pair = sums.meter.lab.connect()
         child = os.fork()

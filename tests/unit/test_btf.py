@@ -121,13 +121,13 @@ def test_addresses_keep_their_zero_bytes() -> None:
 def test_fields_in_order(compiled: Path) -> None:
     with Btf.of_object(compiled) as btf:
         assert btf.fields_of("inner") == [
-            Field("a", 0, 4, None, None, False),
+            Field("a", 0, 4, None, None, True),
             Field("b", 4, 2, 3, None, False),
         ]
         outer = btf.fields_of("outer")
         assert outer[0] == Field("first", 0, 8, None, None, False)
         assert outer[2:] == [
-            Field("text", 24, 1, 5, None, False),
+            Field("text", 24, 1, 5, None, True),
             Field("rows", 32, 12, 2, "inner", False),
         ]
         assert btf.size_of("outer") == 56
