@@ -24,13 +24,9 @@ MAP(ARRAY, python_sites, u32, struct python_site, PYTHON_SITES)
 static __always_inline struct exchange *named_request(const struct request_name *name,
 						      bool unanswered)
 {
-	struct connection *conn;
+	struct connection *conn = connection_named(name);
 
-	if (!name->connection_id)
-		return NULL;
-	conn = connection_at(name->place);
-	if (!conn || conn->id != name->connection_id ||
-	    (unanswered && name->ordinal < conn->answered))
+	if (!conn || (unanswered && name->ordinal < conn->answered))
 		return NULL;
 	return in_flight(conn, name->ordinal);
 }

@@ -39,9 +39,25 @@ static __always_inline struct connection *connection_asked(struct __sk_buff *skb
 	return conn ? conn : create_connection(&seg->key, s->ktime_ns);
 }
 
+/* The same in the direction of responses: with one begins nothing that is measured. */
+static __always_inline struct connection *connection_answered(struct __sk_buff *skb,
+							      struct scratch *s,
+							      struct segment *seg, enum flow flow)
+{
+	if (parse_skb(skb, flow, seg) != SEGMENT_OURS)
+		return NULL;
+	if (!seg->payload_length) {
+		if (SERIES && IS_OUTBOUND(flow) && seg->tcp_flags & (TCP_SYN | TCP_RST))
+			answer_to_syn(s, seg);
+		if (!(seg->tcp_flags & (TCP_FIN | TCP_RST)))
+			return NULL;
+	}
+	return find_connection(&seg->key);
+}
+
 /*
- * What an inbound packet says before its payload is read. True: there is payload to read, which `s`
- * then describes.
+ * What a packet says before its payload is read: a request's to a server, and a response's of it.
+ * True: there is payload to read, which `s` then describes.
  */
 static __always_inline bool handle_received(struct __sk_buff *skb, struct scratch *s,
 					    struct connection *conn, const struct segment *seg)
@@ -65,37 +81,6 @@ static __always_inline bool handle_received(struct __sk_buff *skb, struct scratc
 	return take_inbound(skb, s, conn, seg, REQUESTS_IN);
 }
 
-/* Gives the connection, and holds it, if there is payload of an inbound packet to read. */
-static __always_inline struct connection *receive(struct __sk_buff *skb, struct scratch *s)
-{
-	struct segment seg = {};
-	struct connection *conn = connection_asked(skb, s, &seg, REQUESTS_IN);
-
-	if (!conn)
-		return NULL;
-	lock(conn);
-	if (handle_received(skb, s, conn, &seg))
-		return conn;
-	unlock(conn);
-	return NULL;
-}
-
-/* The connection of an outbound packet that concerns one. */
-static __always_inline struct connection *transmitter(struct __sk_buff *skb, struct scratch *s,
-						      struct segment *seg)
-{
-	if (parse_skb(skb, RESPONSES_OUT, seg) != SEGMENT_OURS)
-		return NULL;
-	if (!seg->payload_length) {
-		if (SERIES && seg->tcp_flags & (TCP_SYN | TCP_RST))
-			answer_to_syn(s, seg);
-		if (!(seg->tcp_flags & (TCP_FIN | TCP_RST)))
-			return NULL;
-	}
-	return find_connection(&seg->key);
-}
-
-/* As handle_received(), for an outbound packet. */
 static __always_inline bool handle_transmitted(struct __sk_buff *skb, struct scratch *s,
 					       struct connection *conn, const struct segment *seg)
 {
@@ -117,47 +102,7 @@ static __always_inline bool handle_transmitted(struct __sk_buff *skb, struct scr
 			     RESPONSES_OUT);
 }
 
-/* As receive(), for an outbound packet. */
-static __always_inline struct connection *transmit(struct __sk_buff *skb, struct scratch *s)
-{
-	struct segment seg = {};
-	struct connection *conn = transmitter(skb, s, &seg);
-
-	if (!conn)
-		return NULL;
-	lock(conn);
-	if (handle_transmitted(skb, s, conn, &seg))
-		return conn;
-	unlock(conn);
-	return NULL;
-}
-
-/* A continuation comes in at the hooks' own programs again. */
-PROGRAM("tc") int tc_ingress(struct __sk_buff *skb)
-{
-	struct scratch *s = own_scratch();
-
-	return read_on(skb, s, s->continuing ? resume(s) : receive(skb, s), REQUESTS_IN);
-}
-
-PROGRAM("tc") int tc_egress(struct __sk_buff *skb)
-{
-	struct scratch *s = own_scratch();
-
-	return read_on(skb, s, s->continuing ? resume(s) : transmit(skb, s), RESPONSES_OUT);
-}
-
-PROGRAM("tc") int tc_chunks(struct __sk_buff *skb) { return go_on_with_chunks(skb, REQUESTS_IN); }
-PROGRAM("tc") int tc_disorder(struct __sk_buff *skb) { return track_early(skb, REQUESTS_IN); }
-PROGRAM("tc") int tc_kept(struct __sk_buff *skb) { return read_kept(skb, false, REQUESTS_IN); }
-PROGRAM("tc") int tc_kept_chunks(struct __sk_buff *skb) { return read_kept(skb, true, REQUESTS_IN); }
-
-#if CLIENTS
-
-/*
- * What an outbound packet says before its payload is read. True: there is payload to read, which `s`
- * then describes.
- */
+/* The same of a request to an upstream, and of its response. */
 static __always_inline bool handle_requested(struct __sk_buff *skb, struct scratch *s,
 					     struct connection *conn, const struct segment *seg)
 {
@@ -183,32 +128,6 @@ static __always_inline bool handle_requested(struct __sk_buff *skb, struct scrat
 			     REQUESTS_OUT);
 }
 
-/* Gives the connection, and holds it, if there is payload of an outbound packet to read. */
-static __always_inline struct connection *request(struct __sk_buff *skb, struct scratch *s)
-{
-	struct segment seg = {};
-	struct connection *conn = connection_asked(skb, s, &seg, REQUESTS_OUT);
-
-	if (!conn)
-		return NULL;
-	lock(conn);
-	if (handle_requested(skb, s, conn, &seg))
-		return conn;
-	unlock(conn);
-	return NULL;
-}
-
-/* The connection of an inbound packet that concerns one. */
-static __always_inline struct connection *responder(struct __sk_buff *skb, struct segment *seg)
-{
-	if (parse_skb(skb, RESPONSES_IN, seg) != SEGMENT_OURS)
-		return NULL;
-	if (!seg->payload_length && !(seg->tcp_flags & (TCP_FIN | TCP_RST)))
-		return NULL;
-	return find_connection(&seg->key);
-}
-
-/* As handle_requested(), for an inbound packet. */
 static __always_inline bool handle_responded(struct __sk_buff *skb, struct scratch *s,
 					     struct connection *conn, const struct segment *seg)
 {
@@ -223,33 +142,64 @@ static __always_inline bool handle_responded(struct __sk_buff *skb, struct scrat
 	return take_inbound(skb, s, conn, seg, RESPONSES_IN);
 }
 
-/* As request(), for an inbound packet. */
-static __always_inline struct connection *respond(struct __sk_buff *skb, struct scratch *s)
+static __always_inline bool handle_segment(struct __sk_buff *skb, struct scratch *s,
+					   struct connection *conn, const struct segment *seg,
+					   enum flow flow)
+{
+	switch (flow) {
+	case REQUESTS_IN:
+		return handle_received(skb, s, conn, seg);
+	case RESPONSES_OUT:
+		return handle_transmitted(skb, s, conn, seg);
+	case RESPONSES_IN:
+		return handle_responded(skb, s, conn, seg);
+	case REQUESTS_OUT:
+		return handle_requested(skb, s, conn, seg);
+	}
+	return false;
+}
+
+/* Gives the connection, locked, if there is payload of the packet to read. */
+static __always_inline struct connection *take_packet(struct __sk_buff *skb, struct scratch *s,
+						      enum flow flow)
 {
 	struct segment seg = {};
-	struct connection *conn = responder(skb, &seg);
+	struct connection *conn = CARRIES_REQUESTS(flow) ? connection_asked(skb, s, &seg, flow)
+							 : connection_answered(skb, s, &seg, flow);
 
 	if (!conn)
 		return NULL;
 	lock(conn);
-	if (handle_responded(skb, s, conn, &seg))
+	if (handle_segment(skb, s, conn, &seg, flow))
 		return conn;
 	unlock(conn);
 	return NULL;
 }
 
-PROGRAM("tc") int tc_client_ingress(struct __sk_buff *skb)
+/* A continuation comes in at the hooks' own programs again. */
+static __always_inline int handle_packet(struct __sk_buff *skb, enum flow flow)
 {
 	struct scratch *s = own_scratch();
 
-	return read_on(skb, s, s->continuing ? resume(s) : respond(skb, s), RESPONSES_IN);
+	return read_on(skb, s, s->continuing ? resume(s) : take_packet(skb, s, flow), flow);
+}
+
+PROGRAM("tc") int tc_ingress(struct __sk_buff *skb) { return handle_packet(skb, REQUESTS_IN); }
+PROGRAM("tc") int tc_egress(struct __sk_buff *skb) { return handle_packet(skb, RESPONSES_OUT); }
+PROGRAM("tc") int tc_chunks(struct __sk_buff *skb) { return go_on_with_chunks(skb, REQUESTS_IN); }
+PROGRAM("tc") int tc_disorder(struct __sk_buff *skb) { return track_early(skb, REQUESTS_IN); }
+PROGRAM("tc") int tc_kept(struct __sk_buff *skb) { return read_kept(skb, false, REQUESTS_IN); }
+PROGRAM("tc") int tc_kept_chunks(struct __sk_buff *skb) { return read_kept(skb, true, REQUESTS_IN); }
+
+#if CLIENTS
+PROGRAM("tc") int tc_client_ingress(struct __sk_buff *skb)
+{
+	return handle_packet(skb, RESPONSES_IN);
 }
 
 PROGRAM("tc") int tc_client_egress(struct __sk_buff *skb)
 {
-	struct scratch *s = own_scratch();
-
-	return read_on(skb, s, s->continuing ? resume(s) : request(skb, s), REQUESTS_OUT);
+	return handle_packet(skb, REQUESTS_OUT);
 }
 
 PROGRAM("tc") int tc_client_chunks(struct __sk_buff *skb) { return go_on_with_chunks(skb, RESPONSES_IN); }

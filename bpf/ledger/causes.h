@@ -25,9 +25,8 @@ static __always_inline bool find_cause(u32 tid, struct request_name *cause, u32 
 	if (r->tid != tid)
 		return false;
 	last = &r->handling.last_read;
-	conn = connection_at(last->place);
-	if (!last->connection_id || !conn || conn->id != last->connection_id ||
-	    last->ordinal < conn->answered)
+	conn = connection_named(last);
+	if (!conn || last->ordinal < conn->answered)
 		return false;
 	if (!r->waits || r->mingles || conn->answered != last->ordinal ||
 	    conn->begun != last->ordinal + 1) {
@@ -54,7 +53,7 @@ static __always_inline void note_writer(struct connection *conn, u32 write_seq)
 	conn->writer.ambiguous = 0;
 	if (find_cause((u32)pid_tgid, &conn->writer.cause, &conn->writer.ambiguous)) {
 		/* Both are to be in one trace: what the thread says must be known by now. */
-		server = connection_at(conn->writer.cause.place);
+		server = connection_named(&conn->writer.cause);
 		if (server)
 			note_published(server);
 	} else {
@@ -110,7 +109,7 @@ static __always_inline void name_cause(const struct connection *conn, struct exc
 			count(COUNT_CAUSES_AMBIGUOUS);
 		return;
 	}
-	server = connection_at(conn->writer.cause.place);
+	server = connection_named(&conn->writer.cause);
 	if (server && server->id == x->record.cause_connection_id)
 		cause = in_flight(server, x->record.cause_ordinal);
 	if (!cause || (x->record.traceparent_length && !same_traceparent(x, cause))) {

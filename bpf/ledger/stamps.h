@@ -114,10 +114,9 @@ static __always_inline void take_in_hand(const struct connection *conn, struct r
 					 bool waits)
 {
 	const struct request_name *last = &r->handling.last_read;
-	struct connection *other = connection_at(last->place);
+	struct connection *other = connection_named(last);
 
-	if (last->connection_id && other && other != conn && other->id == last->connection_id &&
-	    last->ordinal >= other->answered)
+	if (other && other != conn && last->ordinal >= other->answered)
 		r->mingles = 1;
 	r->waits = waits;
 }

@@ -81,6 +81,14 @@ DEFINE_ARRAY(u32, socket_places)
 
 DEFINE_ELEMENT(struct connection, connection_at, connections, CONNECTION_SETS * WAYS)
 
+/* The connection of a request; NULL: another one has its place by now. */
+static __always_inline struct connection *connection_named(const struct request_name *name)
+{
+	struct connection *conn = connection_at(name->place);
+
+	return NULL_UNLESS(name->connection_id && conn && conn->id == name->connection_id, conn);
+}
+
 static __always_inline bool is_clients(const struct connection *conn)
 {
 	return CLIENTS && conn->flags & CLIENT;
