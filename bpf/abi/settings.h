@@ -33,7 +33,7 @@ struct python_site {
 };
 
 /* Where each thread of a process has a variable. */
-struct thread_local {
+struct thread_variable {
 	s64 offset;		/* from the thread's pointer on, or from its block for the module */
 	u64 module;		/* its number in the thread's table of blocks; 0: of none */
 	u64 generation;		/* since which the table has the module */

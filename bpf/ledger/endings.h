@@ -135,12 +135,3 @@ static __always_inline void track_peers_ending(struct connection *conn, const st
 	if (IS_CLIENTS(flow) || seg->tcp_flags & TCP_RST)
 		end_responses(conn, bpf_ktime_get_ns());
 }
-
-static __always_inline void track_ending(struct connection *conn, const struct segment *seg,
-					 enum flow flow)
-{
-	if (IS_OUTBOUND(flow))
-		track_own_ending(conn, seg, flow);
-	else
-		track_peers_ending(conn, seg, flow);
-}

@@ -15,7 +15,7 @@
 #include "state/exchange.h"
 #include "state/settings.h"
 
-MAP(HASH, thread_locals, u32, struct thread_local, 1024)	/* by tgid */
+MAP(HASH, thread_locals, u32, struct thread_variable, 1024)	/* by tgid */
 
 /* The record's beginning; attributes follow. */
 struct thread_context {
@@ -59,7 +59,7 @@ static __always_inline bool writes_for_itself(u64 task)
 }
 
 /* Where the current thread has the variable; 0: nowhere. */
-static __always_inline u64 address_of_thread_local(const struct thread_local *v, u64 task)
+static __always_inline u64 address_of_thread_local(const struct thread_variable *v, u64 task)
 {
 	struct thread_table table;
 	u64 fs, at, block;
@@ -81,7 +81,7 @@ static __always_inline u64 address_of_thread_local(const struct thread_local *v,
 static __always_inline bool published_context(struct thread_context *c)
 {
 	u32 tgid = bpf_get_current_pid_tgid() >> 32;
-	const struct thread_local *v = LOOKUP(thread_locals, &tgid);
+	const struct thread_variable *v = LOOKUP(thread_locals, &tgid);
 	u64 task, variable, record;
 
 	if (!v)

@@ -208,7 +208,7 @@ class Programs:
         """Tells the programs where the threads of a process say which span they work on.
 
         Args:
-            where: struct thread_local, bpf/abi/settings.h.
+            where: struct thread_variable, bpf/abi/settings.h.
         Returns:
             Is there room for it?
         """

@@ -650,8 +650,8 @@ PYTHON_SITE = np.dtype(
     }
 )
 
-#: struct thread_local, 24 bytes.
-THREAD_LOCAL = np.dtype(
+#: struct thread_variable, 24 bytes.
+THREAD_VARIABLE = np.dtype(
     {
         "names": [
             "offset",

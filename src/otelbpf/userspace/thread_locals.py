@@ -23,7 +23,7 @@ from elftools.construct import ConstructError
 
 from otelbpf.errors import UsageError
 from otelbpf.host.processes import MappedFile, mapped_files
-from otelbpf.kernel.records import THREAD_LOCAL
+from otelbpf.kernel.records import THREAD_VARIABLE
 from otelbpf.userspace.elf import Elf, is_elf
 
 # R_X86_64_*, elf.h
@@ -63,8 +63,8 @@ class ThreadLocal:
     generation: int = 0
 
     def packed(self) -> bytes:
-        """As struct thread_local, bpf/abi/settings.h."""
-        return np.array((self.offset, self.module, self.generation), THREAD_LOCAL).tobytes()
+        """As struct thread_variable, bpf/abi/settings.h."""
+        return np.array((self.offset, self.module, self.generation), THREAD_VARIABLE).tobytes()
 
 
 @dataclass(frozen=True)
