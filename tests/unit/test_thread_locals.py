@@ -128,7 +128,7 @@ def word_at(pid: int, address: int) -> int:
 
 
 def address_in(pid: int, found: ThreadLocal, fs: int) -> int:
-    """What the kernel's side does: bpf/thread_context.h."""
+    """What the kernel's side does: bpf/ledger/thread_context.h."""
     if not found.module:
         return fs + found.offset
     table = word_at(pid, fs + 8)

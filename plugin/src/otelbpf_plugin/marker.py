@@ -2,7 +2,7 @@
 """Tells the kernel of requests: by a setsockopt() that only otelbpf's program answers.
 
 Source:
-    bpf/mark.h.
+    bpf/abi/mark.h.
 """
 
 from __future__ import annotations

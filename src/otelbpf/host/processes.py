@@ -38,7 +38,7 @@ class Process(NamedTuple):
             what a process forks has the same.
         comm: its main thread's name.
     Source:
-        struct process, bpf/records.h.
+        struct process, bpf/abi/records.h.
     """
 
     pid: int

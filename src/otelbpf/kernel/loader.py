@@ -76,12 +76,29 @@ class Programs:
     ) -> None:
         self.limits = limits
         self._roles = tuple(role for macro, role in _ROLES.items() if definitions[macro])
-        self._arrays = Arrays(limits)
+        self._loaded: dict[_Load, int] = {}
         self._fence: int | None = None
+        with contextlib.ExitStack() as stack:
+            self._make(stack, btf, choices, definitions)
+            self._close = stack.pop_all()
+
+    def _make(
+        self,
+        stack: contextlib.ExitStack,
+        btf: Btf,
+        choices: tuple[Choice, ...],
+        definitions: Mapping[str, object],
+    ) -> None:
+        self._arrays = Arrays(self.limits)
+        stack.callback(self._arrays.close)
         self._counts = self._arrays.map_counts()
         self._settings = self._arrays.map_settings()
         self._ring_ends = MappedArray(self.map_fd("ring_ends"), RING_ENDS, 1)
+        for mapped in (self._counts, self._settings, self._ring_ends):
+            stack.callback(mapped.close)
         self._maps = Maps({**definitions, **self._arrays.macros()})
+        stack.callback(self._maps.close)
+        stack.callback(self._close_descriptors)
         self._instructions = compiled(
             {
                 **field_offsets(btf),
@@ -93,7 +110,6 @@ class Programs:
                 **definitions,
             }
         )
-        self._loaded: dict[_Load, int] = {}
         self._target_ids = _target_ids(btf, choices)
         # Their place follows from their role and from what they go on with.
         places = {
@@ -188,7 +204,7 @@ class Programs:
         """Tells the programs where those are added up whose series has no place of its own.
 
         Args:
-            place: struct series_place, bpf/records.h.
+            place: struct series_place, bpf/abi/records.h.
         """
         self._maps.put("overflow_places", is_client, place)
 
@@ -226,16 +242,15 @@ class Programs:
 
     def close(self) -> None:
         """Unloads everything that is not attached any more."""
+        self._close.close()
+
+    def _close_descriptors(self) -> None:
         for fd in self._loaded.values():
             os.close(fd)
         self._loaded.clear()
-        for mapped in (self._counts, self._settings, self._ring_ends):
-            mapped.close()
         if self._fence is not None:
             os.close(self._fence)
             self._fence = None
-        self._maps.close()
-        self._arrays.close()
 
     def _load_side_by_side(self, wanted: list[_Load]) -> None:
         """Loads in threads, since the verifier takes long over some programs.

@@ -34,7 +34,7 @@ def decode(buffer: bytes) -> np.ndarray:
     Raises:
         RecordError: the length is no multiple of the record size.
     Source:
-        struct request_record, bpf/records.h.
+        struct request_record, bpf/abi/records.h.
     """
     if len(buffer) % REQUEST_RECORD.itemsize:
         raise RecordError(

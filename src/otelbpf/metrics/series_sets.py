@@ -13,7 +13,7 @@ from otelbpf.kernel.mapped import MappedArray
 from otelbpf.kernel.records import SERIES_KEY, SERIES_PLACE, SERIES_SET, RequestFlag
 from otelbpf.ledger.request import ENDINGS
 
-#: As in bpf/records.h.
+#: As in bpf/abi/records.h.
 PLACE_FACTOR = 0x9E3779B97F4A7C15
 _WAYS = SERIES_SET["keys"].shape[0]
 
