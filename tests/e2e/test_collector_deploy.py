@@ -21,10 +21,10 @@ import yaml
 from client import Client
 from collector_stack import COLLECTOR, built, go_environment
 from demo.receiver import Receiver
-from network import Network
 from servers import Server
 from stack import COUNT, Agent, agent, otelbpf, to, wait_for_requests
-from wheels import build_wheel
+from support.namespaces import Network
+from support.wheels import build_wheel
 
 from otelbpf.agent import agent as agent_module
 from otelbpf.cli.options import build_parser

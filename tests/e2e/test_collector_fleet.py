@@ -20,8 +20,9 @@ from gateway_traffic import (
     send,
 )
 from kafka_broker import PARTITIONS, kafka
-from network import DEADLINE_S, Network, Side, wait_until
 from stack import agent
+from support.namespaces import Network, Side
+from support.waiting import DEADLINE_S, wait_until
 
 ENDPOINT = f"http://127.0.0.1:{OTLP_GRPC_PORT}"
 COUNT = 115

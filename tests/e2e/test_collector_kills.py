@@ -11,9 +11,10 @@ from pathlib import Path
 from client import Client
 from collector_stack import OTLP_GRPC_PORT, Collector, Jaeger, collector, jaeger
 from demo.otlp import Span
-from network import Network, wait_until
 from servers import Server
 from stack import COUNT, Agent, Measured, agent, measured
+from support.namespaces import Network
+from support.waiting import wait_until
 
 SERVICE = "killed"
 ENDPOINT = f"http://127.0.0.1:{OTLP_GRPC_PORT}"

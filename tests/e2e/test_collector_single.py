@@ -17,8 +17,9 @@ from gateway_traffic import (
     owed_spans,
     send,
 )
-from network import Network, wait_until
 from stack import agent, measured
+from support.namespaces import Network
+from support.waiting import wait_until
 
 ENDPOINT = f"http://127.0.0.1:{OTLP_GRPC_PORT}"
 TO_COLLECTOR = {"OTEL_EXPORTER_OTLP_ENDPOINT": ENDPOINT, "OTEL_METRICS_EXPORTER": "otlp"}

@@ -3,16 +3,11 @@
 
 import json
 import random
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-
 from demo.check import Sums, problems
 from demo.ledgers import Decoded, Figures, Request, Stage, decode, figures, quantile, routes
 from demo.load import Summary

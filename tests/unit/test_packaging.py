@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from wheels import build_wheel
+from support.wheels import build_wheel
 
 from otelbpf.kernel.sources import bpf_directory
 from otelbpf.version import __version__

@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from wheels import build_wheel
+from support.wheels import build_wheel
 
 PLUGIN = Path(__file__).resolve().parents[2] / "plugin"
 COMMAND = Path(sys.executable).parent / "opentelemetry-instrument"

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import thread_context
 from binaries import run
+from support import thread_context
 from test_thread_locals import address_in, word_at
 
 from otelbpf.userspace.thread_contexts import VARIABLE

@@ -11,14 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from misbehaving import Certificate
+from demo.receiver import Receiver
+from support.misbehaving import Certificate
 
 from otelbpf.errors import UsageError
 from otelbpf.export.variables import require_otlp, settle
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-
-from demo.receiver import Receiver
 
 OF_OTLP = (
     "ENDPOINT", "PROTOCOL", "HEADERS", "TIMEOUT", "COMPRESSION", "CERTIFICATE", "CLIENT_KEY",
