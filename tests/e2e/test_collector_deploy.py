@@ -33,6 +33,8 @@ from otelbpf.export import metrics as metrics_export
 from otelbpf.export.sender import QueueLimits
 from otelbpf.host.rights import TO_LOOK, TO_START
 
+pytestmark = pytest.mark.heavy
+
 ROOT = COLLECTOR.parent
 DEPLOY = ROOT / "deploy"
 _COMPOSE = Path(__file__).resolve().parent / "compose"

@@ -21,6 +21,8 @@ from opentelemetry.proto.metrics.v1 import metrics_pb2
 from support.namespaces import Network, Side
 from support.waiting import DEADLINE_S, wait_until
 
+pytestmark = pytest.mark.heavy
+
 
 def metrics() -> ExportMetricsServiceRequest:
     """A counter, a histogram with bounds and one with exponential buckets, of one service."""

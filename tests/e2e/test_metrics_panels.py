@@ -28,6 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 
 from dashboard import Query, load, queries
 
+pytestmark = pytest.mark.heavy
+
 PORT, UPSTREAM, DESERTED = 8080, 9090, 8081
 #: What Grafana would put in: all services and routes, and a few scrapes.
 VALUES = {"service": ".*", "route": ".*", "__rate_interval": "10s", "__range": "1m"}

@@ -118,6 +118,7 @@ def scraped_at(port: int) -> dict[str, str]:
     }  # fmt: skip
 
 
+@pytest.mark.heavy  # for promtool, which comes with Prometheus
 def test_prometheus_has_what_the_agent_prints(
     net: Network, server: Server, tmp_path: Path
 ) -> None:

@@ -28,6 +28,8 @@ from otelbpf.export.metrics import MetricsExport, metrics_export
 from otelbpf.ledger.request import Kind
 from otelbpf.metrics.snapshot import SeriesKey, Snapshot
 
+pytestmark = pytest.mark.heavy
+
 _COLLECTOR = """
 receivers:
   otlp:

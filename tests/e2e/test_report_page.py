@@ -23,6 +23,8 @@ from servers import python_server
 from stack import COUNT, agent, otelbpf
 from support.namespaces import Network
 
+pytestmark = pytest.mark.heavy
+
 PORT, BEHIND = 8080, 9090
 #: No space, as it is a request's target; and what ends scripts, comments and attributes.
 NASTY_PATH = "/</script><script>owned=1</script><img/src=x:/onerror=owned=1>'\"&lt;<!--"

@@ -15,8 +15,6 @@ from demo.otlp import Kind, Span
 from demo.plan import EMBEDDINGS
 from demo.topology import GATEWAY_PORT, MODEL_PORTS
 
-pytestmark = pytest.mark.unit
-
 START = 1_790_000_000_000_000_000
 STAGES = (("nic_to_tc", 900), ("tc_to_read", 20_100), ("read_to_tc_out", 2_000_003))
 STAGES_OF_A_CALL = (("write_to_tc_out", 900), ("tc_out_to_tc", 2_000_003), ("tc_to_read", 20_100))

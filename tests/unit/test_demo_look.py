@@ -10,8 +10,6 @@ from rich.console import Console, RenderableType
 from otelbpf.ledger.stamps import Owner
 from otelbpf.top.look import duration, stage_label
 
-pytestmark = pytest.mark.unit
-
 
 def console(*, terminal: bool = False, colours: bool = True, width: int = 10) -> Console:
     return Console(

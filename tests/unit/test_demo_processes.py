@@ -12,7 +12,7 @@ from demo import processes
 from demo.names import files, leftovers
 from demo.processes import Process, ProcessError, running, signals_as_exit
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.impure
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TIMEOUT_S = 30.0

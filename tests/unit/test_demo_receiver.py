@@ -23,8 +23,6 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 from opentelemetry.trace import SpanKind, set_span_in_context
 
-pytestmark = pytest.mark.unit
-
 COUNT = 23
 # Long enough that only a broken test waits for it.
 TIMEOUT_S = 30.0

@@ -18,8 +18,6 @@ from demo.topology import GATEWAY_PORT
 from rich.cells import cell_len
 from rich.console import Console
 
-pytestmark = pytest.mark.unit
-
 QUICK = (
     ("nic_to_tc", 800),
     ("tc_to_tcp", 1_900),

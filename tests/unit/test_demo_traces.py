@@ -26,8 +26,6 @@ from rich.console import Console
 
 from otelbpf.ledger.stamps import Owner
 
-pytestmark = pytest.mark.unit
-
 START = 1_790_000_000_000_000_000
 MS = 1_000_000
 UNICODE = look_of(

@@ -402,6 +402,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Certific
     return {name: Certificate.make(directory, name) for name in ("localhost", "else.example")}
 
 
+@pytest.mark.impure
 @pytest.mark.parametrize("bundle", [None, "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
 @pytest.mark.parametrize(
     ("of_server", "trusted", "protocol", "words"),
@@ -435,6 +436,7 @@ def test_tls(
         assert receiver.kept == [message]
 
 
+@pytest.mark.impure
 def test_the_bundle_of_other_programs_holds_where_no_certificate_is_named(
     certificates: dict[str, Certificate], monkeypatch: pytest.MonkeyPatch, message: bytes
 ) -> None:
@@ -444,6 +446,7 @@ def test_the_bundle_of_other_programs_holds_where_no_certificate_is_named(
         assert ask(HTTP, receiver.port, message, "https", "localhost") == Answer(TAKEN)
 
 
+@pytest.mark.impure
 @pytest.mark.parametrize("protocol", [GRPC, HTTP])
 @pytest.mark.parametrize("tls_where", ["here", "there"])
 def test_tls_on_one_side_only(
@@ -478,6 +481,7 @@ def test_a_proxy(monkeypatch: pytest.MonkeyPatch, message: bytes, protocol: str)
     ]
 
 
+@pytest.mark.impure
 def test_tls_through_a_proxy(
     certificates: dict[str, Certificate], monkeypatch: pytest.MonkeyPatch, message: bytes
 ) -> None:

@@ -17,6 +17,8 @@ from support.waiting import wait_until
 
 from otelbpf_plugin import child_agent
 
+pytestmark = pytest.mark.impure
+
 #: Stands for `otelbpf`: says how it was called, then does as it is told.
 AGENT = """#!{python}
 import json, os, sys, time

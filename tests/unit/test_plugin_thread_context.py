@@ -17,6 +17,8 @@ from test_thread_locals import address_in, word_at
 from otelbpf.userspace.thread_contexts import VARIABLE
 from otelbpf.userspace.thread_locals import find_thread_local
 
+pytestmark = pytest.mark.impure
+
 # seen() is the calling thread's record, by the variable's own name; None where nothing is valid.
 PREAMBLE = """
 import asyncio, contextvars, ctypes, json, sys, threading

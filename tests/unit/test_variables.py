@@ -161,6 +161,7 @@ def test_what_is_not_utf8_is_refused_where_it_would_be_exported() -> None:
     settle({"OTEL_LOG_LEVEL": "caf\udce9"})
 
 
+@pytest.mark.impure
 @pytest.mark.parametrize("kind", ["CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE"])
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "pem"
@@ -175,6 +176,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path, kind: str) -> Non
     require_otlp(dict.fromkeys(names, str(there)), "metrics", grpc=True)
 
 
+@pytest.mark.impure
 @pytest.mark.parametrize("grpc", [True, False])
 def test_authorities_that_are_none_are_refused(tmp_path: Path, grpc: bool) -> None:
     """A key, for example."""
