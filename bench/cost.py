@@ -22,7 +22,7 @@ from measure import (
     OTHER_PORT,
     PORT,
     ROOT,
-    Topology,
+    Network,
     agent,
     baseline,
     costs_of,
@@ -38,7 +38,7 @@ from measure import (
 STARTS: list[float] = []
 
 
-def cost_of_a_request(net: Topology, seconds: int) -> None:
+def cost_of_a_request(net: Network, seconds: int) -> None:
     empty = {name: cost.each for name, cost in baseline(net, seconds).items()}
     print(f"  an empty tracepoint program: {empty['empty']:.0f} ns a run; one that reads the "
           f"clock: {empty['clock']:.0f} ns")
@@ -57,7 +57,7 @@ def cost_of_a_request(net: Topology, seconds: int) -> None:
           "empty program")
 
 
-def saturation(net: Topology, seconds: int) -> None:
+def saturation(net: Network, seconds: int) -> None:
     print("\nat saturation (client, server and agent share "
           f"{os.cpu_count()} processors)")
     without = load(net, seconds)
@@ -77,7 +77,7 @@ def saturation(net: Topology, seconds: int) -> None:
               f"{sums['exported']}, sampled out {sums['sampled_out']}, lost {sums['lost'] or 0}")
 
 
-def bulk(net: Topology, seconds: int) -> None:
+def bulk(net: Network, seconds: int) -> None:
     """Bytes sent to a port that is not measured, over the interface that is."""
     print("\none connection's bytes to a port that is not measured, over the same veth")
     without = None

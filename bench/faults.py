@@ -27,7 +27,7 @@ from typing import Any
 
 from cost import asyncio_server
 from demo.receiver import Behaviour, Receiver
-from measure import PORT, Topology, agent, served
+from measure import PORT, Network, agent, served
 
 RATE = 500
 # Small, so that what overflows does so within seconds.
@@ -58,7 +58,7 @@ class Outcome:
     told: list[str]
 
 
-def ask(net: Topology, seconds: float) -> int:
+def ask(net: Network, seconds: float) -> int:
     """How many were answered: all."""
     pause_s, count = 1 / RATE, round(RATE * seconds)
     with net.client.call(lambda: socket.create_connection((net.server.ipv4, PORT))) as sock:
@@ -80,7 +80,7 @@ def told(stderr: Path) -> list[str]:
 
 
 def to_a_receiver(
-    net: Topology, seconds: float, middle: Callable[[Receiver], Middle]
+    net: Network, seconds: float, middle: Callable[[Receiver], Middle]
 ) -> Outcome:
     """A third of the time all is well, a third there is the fault, a third all may be well."""
     with Receiver() as receiver, agent(
@@ -117,7 +117,7 @@ def for_good(receiver: Receiver) -> Iterator[None]:
     yield
 
 
-def into_a_file(net: Topology, seconds: float) -> Outcome:
+def into_a_file(net: Network, seconds: float) -> Outcome:
     """The disk is full for a while."""
     with tempfile.TemporaryDirectory() as name:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_SMALL}", "tmpfs", name], check=True)
@@ -138,7 +138,7 @@ def into_a_file(net: Topology, seconds: float) -> Outcome:
     return Outcome(asked, sums, there, None, said)
 
 
-RUNS: dict[str, Callable[[Topology, float], Outcome]] = {
+RUNS: dict[str, Callable[[Network, float], Outcome]] = {
     "none": lambda net, s: to_a_receiver(net, s, behaving(Behaviour())),
     "the collector is away for a while": lambda net, s: to_a_receiver(
         net, s, behaving(Behaviour(refuse=True))

@@ -24,17 +24,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/e2e"))
 
 from client import Client
 from collector_stack import LOOPBACK, OTLP_HTTP_PORT, Collector, collector
 from demo.receiver import Receiver
 from kafka_broker import kafka
-from network import Network, network, wait_until
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from servers import python_server
 from stack import agent, to, wait_for_requests
+from support.namespaces import Network, network
+from support.waiting import wait_until
 
 ASKED = 230
 REQUESTS = 20_000

@@ -27,7 +27,7 @@ from measure import (
     ROOT,
     Cost,
     Load,
-    Topology,
+    Network,
     agent,
     baseline,
     costs_of,
@@ -151,7 +151,7 @@ def absent(choices: tuple[Choice, ...]) -> list[str]:
 
 
 def measure(
-    net: Topology, name: str, choices: tuple[Choice, ...], fate: str, seconds: int,
+    net: Network, name: str, choices: tuple[Choice, ...], fate: str, seconds: int,
     port: int = PORT,
 ) -> Measured:
     options, environment = FATES[fate]

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from demo.processes import Process, running
-from demo.topology import Topology, topology
+from support.namespaces import Network, network
 
-from otelbpf.host.netns import find_netns
 from otelbpf.kernel import bpf_info, libbpf
 from otelbpf.kernel.btf import Btf
 
@@ -129,13 +129,13 @@ class Agent:
 
 
 @contextlib.contextmanager
-def served(server: Callable[[Path], list[str | Path]]) -> Iterator[Topology]:
+def served(server: Callable[[Path], list[str | Path]]) -> Iterator[Network]:
     """Two network namespaces, and in one of them a server that listens at PORT.
 
     Args:
         server: gives the server's command; is given a directory for its files.
     """
-    with topology() as net, tempfile.TemporaryDirectory() as name:
+    with network() as net, tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         command = [*net.server.enter(), *server(directory)]
         with running("server", command, directory) as process:
@@ -143,9 +143,9 @@ def served(server: Callable[[Path], list[str | Path]]) -> Iterator[Topology]:
             yield net
 
 
-def _listens(net: Topology) -> bool:
+def _listens(net: Network) -> bool:
     try:
-        find_netns(net.client.netns).run(
+        net.client.call(
             lambda: socket.create_connection((net.server.ipv4, PORT), _READY_TIMEOUT_S).close()
         )
     except ConnectionRefusedError:
@@ -200,7 +200,7 @@ def _info_of(program: int) -> bpf_info.ProgramInfo:
         os.close(fd)
 
 
-def baseline(net: Topology, seconds: int) -> dict[str, Cost]:
+def baseline(net: Network, seconds: int) -> dict[str, Cost]:
     """Empty programs at a place that every request passes, under the same load."""
     fds = []
     with Btf.of_kernel() as btf:
@@ -219,10 +219,10 @@ def baseline(net: Topology, seconds: int) -> dict[str, Cost]:
 
 
 @contextlib.contextmanager
-def empty_xdp(net: Topology) -> Iterator[None]:
+def empty_xdp(net: Network) -> Iterator[None]:
     """A program at the server's interface, native, that passes every packet on."""
     program = libbpf.load_program("empty", _PASS_EVERY_PACKET, libbpf.BPF_PROG_TYPE_XDP)
-    link = find_netns(net.server.netns).run(
+    link = net.server.call(
         lambda: libbpf.link_create(
             program, socket.if_nametoindex(net.server.interface), libbpf.BPF_XDP,
             libbpf.XDP_FLAGS_DRV_MODE,
@@ -235,7 +235,7 @@ def empty_xdp(net: Topology) -> Iterator[None]:
         os.close(program)
 
 
-def load(net: Topology, seconds: int) -> Load:
+def load(net: Network, seconds: int) -> Load:
     """Keep-alive requests, as many as there can be."""
     answer = subprocess.run(
         [*net.client.enter(), "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s",
@@ -248,7 +248,7 @@ def load(net: Topology, seconds: int) -> Load:
     )
 
 
-def upload(net: Topology, port: int, seconds: int) -> float:
+def upload(net: Network, port: int, seconds: int) -> float:
     """Bytes a second that a server takes of one client which sends all it can."""
     taken = 0
 
@@ -258,10 +258,10 @@ def upload(net: Topology, port: int, seconds: int) -> float:
             while n := len(connection.recv(1 << 20)):
                 taken += n
 
-    listener = find_netns(net.server.netns).run(lambda: socket.create_server(("", port)))
+    listener = net.server.call(lambda: socket.create_server(("", port)))
     server = threading.Thread(target=take, args=(listener,))
     server.start()
-    client = find_netns(net.client.netns).run(
+    client = net.client.call(
         lambda: socket.create_connection((net.server.ipv4, port))
     )
     data = bytes(1 << 20)
@@ -274,7 +274,7 @@ def upload(net: Topology, port: int, seconds: int) -> float:
 
 
 @contextlib.contextmanager
-def agent(net: Topology, port: int, *options: str, **environment: str) -> Iterator[Agent]:
+def agent(net: Network, port: int, *options: str, **environment: str) -> Iterator[Agent]:
     """A running agent, which takes all stamps: XDP is on, unless the options say otherwise.
 
     Args:

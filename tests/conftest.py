@@ -13,13 +13,15 @@ NEEDS_ROOT = ("kernel", "e2e")
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test the marker of its directory, so that none is forgotten."""
+    """Give each test the marker of its directory, so that none is forgotten; and pure."""
     for item in items:
         if not item.path.is_relative_to(TESTS):
             continue
         directory = item.path.relative_to(TESTS).parts[0]
         if directory in KINDS:
             item.add_marker(directory)
+        if directory == "unit" and not item.get_closest_marker("impure"):
+            item.add_marker("pure")
 
 
 @pytest.hookimpl(tryfirst=True)  # before fixtures, which need root themselves

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from demo.processes import ProcessError, signals_as_exit
-from demo.topology import Topology, TopologyError, topology
+from support.namespaces import Network, network
 
 from delays import machine, table
 from delays.experiment import delays, run
@@ -44,9 +44,9 @@ def main() -> int:
         parser.error("--write takes all kinds, without --only")
     scenarios = [each for each in SCENARIOS if not options.only or each.name in options.only]
     try:
-        with signals_as_exit(), topology() as net:
+        with signals_as_exit(), network() as net:
             said = "\n".join(_said(net, scenarios, options.count))
-    except (ProcessError, TopologyError, RuntimeError) as error:
+    except (ProcessError, RuntimeError) as error:
         print(f"bench/truth: {error}", file=sys.stderr)
         return 1
     print(said, end="")
@@ -57,7 +57,7 @@ def main() -> int:
     return 0
 
 
-def _said(net: Topology, scenarios: Sequence[Scenario], count: int) -> Iterator[str]:
+def _said(net: Network, scenarios: Sequence[Scenario], count: int) -> Iterator[str]:
     """All lines."""
     still, load = machine.stillness(), os.getloadavg()[0]
     trials = {

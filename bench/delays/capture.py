@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from demo.processes import running
-from demo.topology import Side
+from support.namespaces import Side
 
 _READY_S = 30.0
 _NANOSECONDS = 0xA1B23C4D

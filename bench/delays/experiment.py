@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demo.processes import Process, running
-from demo.topology import Topology
 from measure import PORT, agent
+from support.namespaces import Network
 
 from delays import actor, capture
 from delays.actor import Plan, Step
@@ -112,7 +112,7 @@ def delays(count: int, least_ns: int, most_ns: int) -> tuple[int, ...]:
 
 
 def run(
-    net: Topology, scenarios: Sequence[Scenario], delays_ns: tuple[int, ...], *, xdp: bool
+    net: Network, scenarios: Sequence[Scenario], delays_ns: tuple[int, ...], *, xdp: bool
 ) -> list[Trial]:
     """Plays the scenarios, one after the other, under one agent.
 
@@ -166,7 +166,7 @@ def _path(scenario: Scenario) -> str:
 
 
 def _play(
-    net: Topology, scenario: Scenario, delays_ns: tuple[int, ...], directory: Path
+    net: Network, scenario: Scenario, delays_ns: tuple[int, ...], directory: Path
 ) -> tuple[tuple[int, ...], Taken]:
     """Gives the delays, too."""
     if scenario.most_ns:

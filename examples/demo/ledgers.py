@@ -10,9 +10,10 @@ from urllib.parse import urlsplit
 from demo.otlp import Kind, Span, Value
 from demo.topology import GATEWAY_PORT
 from otelbpf.ledger import request as otelbpf_request
-from otelbpf.ledger.stamps import WAY, Owner, owner_of
+from otelbpf.ledger.stamps import WAY, Owner, ends_of, owner_of
+from otelbpf.traces import spans as otelbpf_spans
 
-SCOPE = "otelbpf"
+SCOPE = otelbpf_spans.SCOPE.name
 
 _ROLES = {Kind.SERVER: otelbpf_request.Kind.SERVER, Kind.CLIENT: otelbpf_request.Kind.CLIENT}
 _WAY = [stamp.name.lower() for stamp in WAY[otelbpf_request.Kind.SERVER]]
@@ -260,7 +261,7 @@ def _route(method: str, path: str, requests: list[Request]) -> Route:
 def _along_the_way(durations: Mapping[str, Sequence[int]]) -> list[str]:
     """Stages in the order of their stamps: not of their offsets, which not all requests share."""
     at = {stamp: float(index) for index, stamp in enumerate(_WAY) if stamp not in _LAST}
-    ends = {name: name.partition("_to_")[::2] for name in durations}
+    ends = {name: ends_of(name) for name in durations}
     for last in _LAST:
         # Behind the stamp that most requests have before it.
         before = [name for name, (first, second) in ends.items() if second == last and first in at]

@@ -72,7 +72,8 @@ def topology() -> Iterator[Topology]:
     Raises:
         TopologyError: ``ip`` said no: not root, or no veth in this kernel.
     """
-    remove_leftovers()
+    for path in leftovers(NETNS_DIRECTORY, "server", "client"):
+        _remove(path.name)
     server, client = (
         Side(name_of(role), f"{role}0", _IPV4.format(host), _IPV6.format(host))
         for host, role in ((1, "server"), (2, "client"))
@@ -80,35 +81,19 @@ def topology() -> Iterator[Topology]:
     try:
         for side in (server, client):
             _ip("netns", "add", side.netns)
-        _ip(
-            *("-n", server.netns, "link", "add", server.interface, "type", "veth"),
-            *("peer", "name", client.interface, "netns", client.netns),
-        )
+            _ip("-n", side.netns, "link", "set", "lo", "up")
+        _ip("link", "add", server.interface, "netns", server.netns, "type", "veth",
+            "peer", "name", client.interface, "netns", client.netns)  # fmt: skip
         for side in (server, client):
+            device = ("dev", side.interface)
+            _ip("-n", side.netns, "address", "add", f"{side.ipv4}/30", *device)
             # nodad: without it the IPv6 address is not usable for the first second or two.
-            _ip_batch(
-                side.netns,
-                f"address add {side.ipv4}/30 dev {side.interface}",
-                f"address add {side.ipv6}/64 dev {side.interface} nodad",
-                "link set lo up",
-                f"link set {side.interface} up",
-            )
+            _ip("-n", side.netns, "address", "add", f"{side.ipv6}/64", *device, "nodad")
+            _ip("-n", side.netns, "link", "set", *device, "up")
         yield Topology(server, client)
     finally:
         for side in (server, client):
             _remove(side.netns)
-
-
-def remove_leftovers() -> list[str]:
-    """Remove the namespaces of demos that were killed before they could.
-
-    Returns:
-        The names that were removed.
-    """
-    names = [path.name for path in leftovers(NETNS_DIRECTORY, "server", "client")]
-    for name in names:
-        _remove(name)
-    return names
 
 
 def _remove(netns: str) -> None:
@@ -118,20 +103,14 @@ def _remove(netns: str) -> None:
         subprocess.run(["ip", "netns", "del", netns], check=False, capture_output=True)
 
 
-def _ip(*arguments: str, script: str | None = None) -> None:
+def _ip(*arguments: str) -> None:
     command = ["ip", *arguments]
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, input=script)
+        done = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError as error:
         raise TopologyError(
             "cannot make the demo's network: the ip command (iproute2) is missing"
         ) from error
-    except subprocess.CalledProcessError as error:
-        answer = error.stderr.strip() or f"exit code {error.returncode}"
-        raise TopologyError(
-            f"cannot make the demo's network: {' '.join(command)}: {answer}"
-        ) from error
-
-
-def _ip_batch(netns: str, *lines: str) -> None:
-    _ip("-n", netns, "-batch", "-", script="\n".join(lines))
+    if done.returncode:
+        answer = done.stderr.strip() or f"exit code {done.returncode}"
+        raise TopologyError(f"cannot make the demo's network: {' '.join(command)}: {answer}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 import h11
-from network import Network
+from support.namespaces import Network
 
 USER_AGENT = "otelbpf-tests/1"
 

@@ -24,7 +24,8 @@ from urllib.parse import urlencode
 from collectors import spans_of_json_lines
 from demo.otlp import Span
 from demo.processes import Process, running
-from network import DEADLINE_S, Side, wait_until
+from support.namespaces import Side
+from support.waiting import DEADLINE_S, wait_until
 
 COLLECTOR = Path(__file__).resolve().parents[2] / "collector"
 LOOPBACK = "127.0.0.1"

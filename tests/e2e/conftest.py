@@ -3,23 +3,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-
 from demo.receiver import Receiver
-from network import Network, network
 from servers import Server, python_server
+from support.namespaces import Network, network
 
 
 @pytest.fixture(scope="module")
 def net() -> Iterator[Network]:
     """Two namespaces with two veths between them."""
-    with network() as made:
+    with network(veths=2) as made:
         yield made
 
 

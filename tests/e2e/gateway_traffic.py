@@ -15,7 +15,8 @@ from demo.otlp import Kind, Span
 from demo.plan import KEY, SMALL_KEY, SMALL_LIMIT
 from demo.processes import Process, running
 from demo.topology import GATEWAY_PORT, MODEL_PORTS
-from network import DEADLINE_S, Network
+from support.namespaces import Network
+from support.waiting import DEADLINE_S
 
 _EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 _GATEWAY = _EXAMPLES / "gateway"

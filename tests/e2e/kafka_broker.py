@@ -16,7 +16,8 @@ from xml.etree import ElementTree
 
 from collector_stack import LOOPBACK
 from demo.processes import Process, running
-from network import DEADLINE_S, Side
+from support.namespaces import Side
+from support.waiting import DEADLINE_S
 
 PARTITIONS = 6
 PORT = 9092

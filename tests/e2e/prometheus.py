@@ -16,7 +16,7 @@ from typing import Any
 
 from collectors import HOST, unused_port
 from demo.processes import Process, running
-from network import DEADLINE_S, wait_until
+from support.waiting import DEADLINE_S, wait_until
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"
 PLAIN_TEXT = "text/plain;version=0.0.4"

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demo.processes import Process, running
-from network import DEADLINE_S, Network
+from support.namespaces import Network
+from support.waiting import DEADLINE_S
 
 SOURCES = Path(__file__).resolve().parent / "served"
 GATEWAY = Path(__file__).resolve().parents[2] / "examples/gateway/gateway.py"

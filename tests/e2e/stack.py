@@ -18,7 +18,7 @@ from typing import Any
 from demo.otlp import Kind, Span
 from demo.processes import Process, running
 from demo.receiver import Receiver
-from network import DEADLINE_S, LONG_S, wait_until
+from support.waiting import DEADLINE_S, LONG_S, wait_until
 
 COUNT = 23
 #: The command that installing otelbpf made, next to the interpreter of the tests.

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyte
-from network import DEADLINE_S, LONG_S, wait_until
+from support.waiting import DEADLINE_S, LONG_S, wait_until
 
 _ALTERNATE_SCREEN = b"\x1b[?1049"
 _CURSOR = b"\x1b[?25"

@@ -13,9 +13,10 @@ import pytest
 from client import Client
 from demo.processes import running as running_process
 from demo.receiver import Receiver
-from network import DEADLINE_S, Network, wait_until
 from servers import Server, nginx, python_server
 from stack import COUNT, Measured, agent, to, wait_for_requests
+from support.namespaces import Network
+from support.waiting import DEADLINE_S, wait_until
 
 WAIT_NS = 200_000_000
 #: Between our stamp and tcpdump's of the same packet lie a few functions. A busy machine may

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from network import Network
 from stack import Ended, otelbpf
+from support.namespaces import Network
 
 NOTHING = {"OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "none"}
 #: All that otelbpf has a use for.

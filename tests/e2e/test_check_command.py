@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from network import Network
 from servers import Server
 from stack import Ended, agent, otelbpf
+from support.namespaces import Network
 from test_run_refusals import AS_NOBODY
 
 STAMPS = {

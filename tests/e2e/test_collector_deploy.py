@@ -21,10 +21,10 @@ import yaml
 from client import Client
 from collector_stack import COLLECTOR, built, go_environment
 from demo.receiver import Receiver
-from network import Network
 from servers import Server
 from stack import COUNT, Agent, agent, otelbpf, to, wait_for_requests
-from wheels import build_wheel
+from support.namespaces import Network
+from support.wheels import build_wheel
 
 from otelbpf.agent import agent as agent_module
 from otelbpf.cli.options import build_parser
@@ -32,6 +32,8 @@ from otelbpf.export import http_port, sender
 from otelbpf.export import metrics as metrics_export
 from otelbpf.export.sender import QueueLimits
 from otelbpf.host.rights import TO_LOOK, TO_START
+
+pytestmark = pytest.mark.heavy
 
 ROOT = COLLECTOR.parent
 DEPLOY = ROOT / "deploy"

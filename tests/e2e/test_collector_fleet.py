@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import pytest
 from collector_stack import OTLP_GRPC_PORT, Collector, Jaeger, collector, jaeger, once
 from demo.otlp import Kind, Span
 from demo.receiver import Receiver
@@ -20,8 +21,11 @@ from gateway_traffic import (
     send,
 )
 from kafka_broker import PARTITIONS, kafka
-from network import DEADLINE_S, Network, Side, wait_until
 from stack import agent
+from support.namespaces import Network, Side
+from support.waiting import DEADLINE_S, wait_until
+
+pytestmark = pytest.mark.heavy
 
 ENDPOINT = f"http://127.0.0.1:{OTLP_GRPC_PORT}"
 COUNT = 115

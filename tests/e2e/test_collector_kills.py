@@ -8,12 +8,16 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from client import Client
 from collector_stack import OTLP_GRPC_PORT, Collector, Jaeger, collector, jaeger
 from demo.otlp import Span
-from network import Network, wait_until
 from servers import Server
 from stack import COUNT, Agent, Measured, agent, measured
+from support.namespaces import Network
+from support.waiting import wait_until
+
+pytestmark = pytest.mark.heavy
 
 SERVICE = "killed"
 ENDPOINT = f"http://127.0.0.1:{OTLP_GRPC_PORT}"

@@ -14,11 +14,14 @@ import pytest
 import yaml
 from collector_stack import COLLECTOR, LOOPBACK, OTLP_HTTP_PORT, collector, get
 from demo.processes import running
-from network import DEADLINE_S, Network, Side, wait_until
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
 )
 from opentelemetry.proto.metrics.v1 import metrics_pb2
+from support.namespaces import Network, Side
+from support.waiting import DEADLINE_S, wait_until
+
+pytestmark = pytest.mark.heavy
 
 
 def metrics() -> ExportMetricsServiceRequest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from collector_stack import OTLP_GRPC_PORT, Collector, collector, jaeger
 from demo import ledgers, otlp
 from demo.check import Sums, problems
@@ -17,8 +18,11 @@ from gateway_traffic import (
     owed_spans,
     send,
 )
-from network import Network, wait_until
 from stack import agent, measured
+from support.namespaces import Network
+from support.waiting import wait_until
+
+pytestmark = pytest.mark.heavy
 
 ENDPOINT = f"http://127.0.0.1:{OTLP_GRPC_PORT}"
 TO_COLLECTOR = {"OTEL_EXPORTER_OTLP_ENDPOINT": ENDPOINT, "OTEL_METRICS_EXPORTER": "otlp"}

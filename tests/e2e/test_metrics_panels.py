@@ -17,14 +17,18 @@ from pathlib import Path
 import pytest
 from client import Client
 from collectors import HOST, unused_port
-from network import DEADLINE_S, Network, run, wait_until
 from prometheus import Prometheus, prometheus
 from servers import python_server
 from stack import agent, otelbpf
+from support.commands import run
+from support.namespaces import Network
+from support.waiting import DEADLINE_S, wait_until
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 
 from dashboard import Query, load, queries
+
+pytestmark = pytest.mark.heavy
 
 PORT, UPSTREAM, DESERTED = 8080, 9090, 8081
 #: What Grafana would put in: all services and routes, and a few scrapes.

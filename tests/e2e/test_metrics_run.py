@@ -13,11 +13,12 @@ from client import Client
 from collectors import HOST, unused_port
 from demo.otlp import attributes
 from demo.receiver import Receiver
-from network import DEADLINE_S, Network, wait_until
 from prometheus import PLAIN_TEXT, lint, scrape
 from prometheus_client.parser import text_string_to_metric_families
 from servers import Server
 from stack import COUNT, agent, measured, to
+from support.namespaces import Network
+from support.waiting import DEADLINE_S, wait_until
 
 DURATION = "http.server.request.duration"
 
@@ -117,6 +118,7 @@ def scraped_at(port: int) -> dict[str, str]:
     }  # fmt: skip
 
 
+@pytest.mark.heavy  # for promtool, which comes with Prometheus
 def test_prometheus_has_what_the_agent_prints(
     net: Network, server: Server, tmp_path: Path
 ) -> None:

@@ -16,9 +16,9 @@ import pytest
 from collector_stack import built
 from collectors import HOST, unused_port
 from demo.processes import running
-from network import DEADLINE_S, wait_until
 from prometheus import OPENMETRICS, PLAIN_TEXT, lint, prometheus, scrape
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from support.waiting import DEADLINE_S, wait_until
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 
@@ -27,6 +27,8 @@ from snapshots import EXEMPLAR, SHOP, key, series, snapshot
 from otelbpf.export.metrics import MetricsExport, metrics_export
 from otelbpf.ledger.request import Kind
 from otelbpf.metrics.snapshot import SeriesKey, Snapshot
+
+pytestmark = pytest.mark.heavy
 
 _COLLECTOR = """
 receivers:

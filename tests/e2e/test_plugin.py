@@ -18,9 +18,10 @@ from client import Client
 from demo.otlp import Kind, Span
 from demo.processes import running
 from demo.receiver import Receiver
-from network import DEADLINE_S, Network, wait_until
 from servers import Server, python_server
 from stack import OTELBPF, Agent, agent, assert_nothing_left, kernel_ids, to
+from support.namespaces import Network
+from support.waiting import DEADLINE_S, wait_until
 
 from otelbpf_plugin.watch import LINGER_S, QUIET_S
 

@@ -18,10 +18,12 @@ from client import Client
 from collectors import spans_of_json_lines
 from demo.ledgers import quantile
 from demo.otlp import Kind, Span
-from network import Network
 from playwright.sync_api import Browser, Locator, expect
 from servers import python_server
 from stack import COUNT, agent, otelbpf
+from support.namespaces import Network
+
+pytestmark = pytest.mark.heavy
 
 PORT, BEHIND = 8080, 9090
 #: No space, as it is a request's target; and what ends scripts, comments and attributes.

@@ -12,7 +12,9 @@ import pytest
 from client import Client
 from collectors import grpc_collector, silent_collector, unused_port
 from demo.receiver import Behaviour, Receiver
-from misbehaving import (
+from servers import Server
+from stack import COUNT, Agent, agent, measured, otelbpf, to, wait_for_requests
+from support.misbehaving import (
     PROTOBUF,
     Certificate,
     Rpc,
@@ -21,9 +23,8 @@ from misbehaving import (
     http_receiver,
     partial,
 )
-from network import Network, wait_until
-from servers import Server
-from stack import COUNT, Agent, agent, measured, otelbpf, to, wait_for_requests
+from support.namespaces import Network
+from support.waiting import wait_until
 
 COMPLAINT = "the collector does not take spans now ("
 

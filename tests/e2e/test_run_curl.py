@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 from demo.receiver import Receiver
-from network import DEADLINE_S, Network
 from servers import nginx, node_server, python_server
 from stack import COUNT, agent, to, wait_for_requests
+from support.namespaces import Network
+from support.waiting import DEADLINE_S
 
 #: What each server says when it is asked whether to send the body. h11 gives no reason.
 INTERIM = {

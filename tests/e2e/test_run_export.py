@@ -14,9 +14,9 @@ import pytest
 from client import Client
 from collectors import grpc_collector, http_collector, spans_of_json_lines
 from demo.otlp import Span
-from network import Network
 from servers import Server
 from stack import COUNT, Ended, agent, measured
+from support.namespaces import Network
 
 
 def run(

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from client import Client
 from collectors import spans_of_json_lines
-from network import Network, wait_until
 from servers import Server
 from stack import COUNT, Agent, agent, measured, otelbpf
+from support.namespaces import Network
+from support.waiting import wait_until
 
 #: A line for each request: some 11 KB of JSON.
 ENVIRONMENT = {

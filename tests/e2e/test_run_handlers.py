@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from client import Client, ask_at_once
 from demo.receiver import Receiver
-from network import Network
 from old_python import old_python
 from servers import SOURCES, nginx, server
 from stack import COUNT, Measured, agent, to, wait_for_requests
+from support.namespaces import Network
 
 PORT = 8080
 SLEEP_MS = 20

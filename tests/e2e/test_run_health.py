@@ -14,9 +14,11 @@ import pytest
 from client import Client
 from collectors import HOST, unused_port
 from demo.receiver import Behaviour, Receiver
-from network import DEADLINE_S, Network, network, run, wait_until
 from servers import Server
 from stack import COUNT, Agent, agent, otelbpf, to, wait_for_requests
+from support.commands import run
+from support.namespaces import Network, network
+from support.waiting import DEADLINE_S, wait_until
 
 NOWHERE = {"OTEL_TRACES_EXPORTER": "none"}
 OK = (200, "ok\n")

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from client import Client
 from demo.receiver import Receiver
-from network import Network
 from servers import Server, python_server
 from stack import Measured, agent, to, wait_for_requests
+from support.namespaces import Network
 from test_metrics_run import told
 
 COUNT = 6

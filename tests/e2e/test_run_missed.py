@@ -16,10 +16,12 @@ from client import Client
 from collectors import unused_port
 from demo.processes import running
 from demo.receiver import Behaviour, Receiver
-from network import DEADLINE_S, Network, network, run, wait_until
 from prometheus import scrape
 from servers import Server, python_server
 from stack import COUNT, OTELBPF, agent, to, wait_for_requests, wait_for_word
+from support.commands import run
+from support.namespaces import Network, join, network
+from support.waiting import DEADLINE_S, wait_until
 
 from otelbpf.host.netns import find_netns
 from otelbpf.kernel import bpf_info, libbpf
@@ -42,16 +44,6 @@ def ask(net: Network, port: int, count: int = COUNT, host: str | None = None) ->
     with Client.of(net, port, host) as client:
         for number in range(count):
             client.ask(f"/{number}")
-
-
-def make_veth(net: Network) -> None:
-    """The first one, as the network had it."""
-    run("ip", "link", "add", net.server.interface, "netns", net.server.netns, "type", "veth",
-        "peer", "name", net.client.interface, "netns", net.client.netns)
-    for side in (net.server, net.client):
-        device = ("dev", side.interface)
-        run("ip", "-n", side.netns, "addr", "add", f"{side.ipv4}/24", *device)
-        run("ip", "-n", side.netns, "link", "set", *device, "up")
 
 
 def test_it_says_at_once_that_it_loads(net: Network, server: Server, tmp_path: Path) -> None:
@@ -99,7 +91,7 @@ def test_an_interface_that_goes_and_comes_again(
         wait_until(lambda: not running.ready_file.exists(), "it is not ready")
         # A scrape is told again for a second.
         wait_until(lambda: unmeasured()["gone"] == 1.0, "it is told to be gone")
-        make_veth(net)
+        join(net.server, net.client)
         wait_for_word(running, f"interface {name} is there again, and is measured")
         wait_until(running.ready_file.exists, "it is ready again")
         wait_until(lambda: unmeasured()["gone"] == 0.0, "it is told to be there")
@@ -132,12 +124,12 @@ def test_connections_by_an_interface_that_is_not_measured(
         for _ in range(3):
             with Client.local(net, server.port) as client:
                 client.ask("/")
-        ask(net, server.port, host=net.second_ipv4)
+        ask(net, server.port, host=net.second.ipv4)
         said = wait_for_word(running, "on lo")
         assert said.endswith("in on lo, which is not measured: add --interface lo")
         assert f"to port {server.port} " in said
-        said = wait_for_word(running, f"on {net.second_interface}")
-        assert f"add --interface {net.second_interface}" in said
+        said = wait_for_word(running, f"on {net.second.interface}")
+        assert f"add --interface {net.second.interface}" in said
         ended = running.stop()
     ended.assert_clean(seen=0)
     assert ended.sums["connections"]["unseen"] == 4
@@ -243,7 +235,7 @@ def test_an_interface_of_its_own_namespace_that_comes_again(
     ) as running:
         running.wait_ready()
         run("ip", "-n", net.server.netns, "link", "del", net.server.interface)
-        make_veth(net)
+        join(net.server, net.client)
         said = wait_for_word(running, "is there again, and is measured")
         assert "absent" not in said
         ask(net, server.port)

@@ -16,9 +16,10 @@ from client import Client
 from demo.otlp import Kind
 from demo.processes import running
 from demo.receiver import Receiver
-from network import DEADLINE_S, Network, wait_until
 from servers import SOURCES, listens, nginx, python_server, server
 from stack import Agent, Measured, agent, to, wait_for_requests
+from support.namespaces import Network
+from support.waiting import DEADLINE_S, wait_until
 
 from otelbpf.host.processes import cgroup_directory
 

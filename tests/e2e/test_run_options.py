@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from client import Client
 from demo.receiver import Receiver
-from network import Network
 from servers import Server, python_server
 from stack import COUNT, agent, measured, to, wait_for_requests
+from support.namespaces import Network
 
 from otelbpf.kernel.hooks import FORCEABLE, Mechanism
 
@@ -110,18 +110,18 @@ def test_two_interfaces_and_two_ports(
         python_server(net, tmp_path, "threading_server", 8081) as second,
         python_server(net, tmp_path, "asyncio_server", 8082) as third,
         agent(
-            tmp_path, "--interface", net.server.interface, "--interface", net.second_interface,
+            tmp_path, "--interface", net.server.interface, "--interface", net.second.interface,
             "--port", server.port, "--port", second.port, "--netns", net.server.path,
             environment=to(receiver),
         ) as running,
     ):
         running.wait_ready()
         ids = [net.server.xdp_program(name) for name in
-               (net.server.interface, net.second_interface, "lo")]
+               (net.server.interface, net.second.interface, "lo")]
         assert ids[0] is not None
         assert ids[1] is not None
         assert ids[2] is None
-        for host in (net.server.ipv4, net.second_ipv4):
+        for host in (net.server.ipv4, net.second.ipv4):
             for each in (server, second, third):
                 ask(net, each, host)
         with Client.local(net, server.port) as client:
@@ -132,7 +132,7 @@ def test_two_interfaces_and_two_ports(
         (each["network.local.address"], each["network.local.port"]) for each in requests
     ) == {
         (host, port): COUNT
-        for host in (net.server.ipv4, net.second_ipv4)
+        for host in (net.server.ipv4, net.second.ipv4)
         for port in (server.port, second.port)
     }
     for request in requests:

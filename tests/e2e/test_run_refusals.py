@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 from client import Client
-from network import Network, network, run, wait_until
 from servers import Server
 from stack import COUNT, OTELBPF, agent, otelbpf
+from support.commands import run
+from support.namespaces import Network, network
+from support.waiting import wait_until
 
 #: Another user, without a right but to read all files: a checkout may be in a private place.
 AS_NOBODY = (
@@ -84,8 +86,8 @@ def test_an_interface_without_ethernet_headers(net: Network, tmp_path: Path) -> 
 
 def test_an_interface_that_is_removed_while_it_loads(tmp_path: Path) -> None:
     """One sentence, which says so, and nothing is left attached."""
-    with network() as net, agent(
-        tmp_path, "--interface", net.second_interface, "--interface", net.server.interface,
+    with network(veths=2) as net, agent(
+        tmp_path, "--interface", net.second.interface, "--interface", net.server.interface,
         "--port", 80, "--netns", net.server.netns, environment={"OTEL_TRACES_EXPORTER": "none"},
     ) as loading:
         wait_until(lambda: "loading" in loading.stderr, "it has looked for its interfaces")
@@ -95,7 +97,7 @@ def test_an_interface_that_is_removed_while_it_loads(tmp_path: Path) -> None:
             "start otelbpf again",
         )
         assert not loading.ready_file.exists()
-        assert net.server.xdp_program(net.second_interface) is None
+        assert net.server.xdp_program(net.second.interface) is None
 
 
 def test_an_output_that_cannot_be_written(net: Network, tmp_path: Path) -> None:
@@ -140,7 +142,7 @@ def test_somebody_elses_xdp_program_is_left_alone(
 ) -> None:
     """What was attached before XDP refused is off again, and the program is the same."""
     options = (
-        "--interface", net.second_interface, "--interface", net.server.interface,
+        "--interface", net.second.interface, "--interface", net.server.interface,
         "--port", server.port, "--netns", net.server.netns,
     )
     with agent(
@@ -153,7 +155,7 @@ def test_somebody_elses_xdp_program_is_left_alone(
             f"cannot attach XDP to interface {net.server.interface} (it has an XDP program already"
         )
         assert net.server.xdp_program() == program is not None
-        assert net.server.xdp_program(net.second_interface) is None
+        assert net.server.xdp_program(net.second.interface) is None
         somebody.stop().assert_clean(seen=0)
     # Everything is free again.
     with agent(tmp_path, *options, environment={"OTEL_TRACES_EXPORTER": "none"}) as running:

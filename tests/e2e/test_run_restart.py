@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from client import Client
 from demo.receiver import Receiver
-from network import Network, wait_until
 from servers import Server, python_server
 from stack import COUNT, Ended, agent, measured, to
+from support.namespaces import Network
+from support.waiting import wait_until
 
 
 class Steady:

@@ -16,7 +16,6 @@ import pytest
 from client import Client
 from demo.processes import running
 from demo.receiver import Receiver
-from network import Network, wait_until
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 from servers import Server
@@ -31,6 +30,8 @@ from stack import (
     wait_for_requests,
     wait_for_word,
 )
+from support.namespaces import Network
+from support.waiting import wait_until
 
 from otelbpf.errors import KernelError
 from otelbpf.host.netns import find_netns

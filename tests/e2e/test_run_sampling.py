@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from client import Client
 from demo.receiver import Receiver
-from network import Network
 from servers import Server, python_server
 from stack import agent, measured, to
+from support.namespaces import Network
 
 SAMPLED, UNSAMPLED = (f"00-{7:032x}-{9:016x}-{flags}" for flags in ("01", "00"))
 # One in a billion: of some hundred requests, none but by a chance that nobody will live to see.

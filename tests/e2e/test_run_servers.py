@@ -11,9 +11,9 @@ import pytest
 from client import USER_AGENT, Client, Exchange
 from demo.otlp import Kind
 from demo.receiver import Receiver
-from network import Network
 from servers import Server, gateway, nginx, node_server, python_server
 from stack import COUNT, agent, to, wait_for_requests
+from support.namespaces import Network
 
 from otelbpf.policy.routes import fold
 

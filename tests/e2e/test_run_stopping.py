@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from client import Client
 from demo.receiver import Behaviour, Receiver
-from network import Network, wait_until
 from servers import Server
 from stack import (
     COUNT,
@@ -23,6 +22,8 @@ from stack import (
     to,
     wait_for_requests,
 )
+from support.namespaces import Network
+from support.waiting import wait_until
 
 NOTHING = KernelIds(frozenset(), frozenset())
 
@@ -178,14 +179,14 @@ def test_it_does_not_hold_up_the_namespace_or_the_interface(
 ) -> None:
     """The second interface is taken away from under it; the first one's requests go on."""
     with agent(
-        tmp_path, *options(net, server), "--interface", net.second_interface,
+        tmp_path, *options(net, server), "--interface", net.second.interface,
         environment=to(receiver),
     ) as running:
         running.wait_ready()
         ask(net, server)
         wait_for_requests(receiver, COUNT)
         os.spawnlp(os.P_WAIT, "ip", "ip", "-n", net.server.netns, "link", "del", "dev",
-                   net.second_interface)
+                   net.second.interface)
         ask(net, server)
         wait_for_requests(receiver, 2 * COUNT)
         running.stop().assert_clean(seen=2 * COUNT)

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import thread_context
 from client import Client, ask_at_once
 from demo.receiver import Receiver
-from network import Network
 from servers import SOURCES, python_server, server
 from stack import Agent, Measured, agent, to, wait_for_requests
+from support import thread_context
+from support.namespaces import Network
 
 PORT = 8080
 CONNECTIONS, EACH = 20, 10

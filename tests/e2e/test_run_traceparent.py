@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from client import Client
 from demo.receiver import Receiver
-from network import Network
 from servers import Server, nginx
 from stack import COUNT, agent, measured, to, wait_for_requests
+from support.namespaces import Network
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e{:04x}"
 PARENT = "00f067aa0ba9{:04x}"

@@ -11,9 +11,10 @@ from pathlib import Path
 from client import Client, Exchange
 from demo.otlp import Kind
 from demo.receiver import Receiver
-from network import DEADLINE_S, Network
 from servers import nginx, python_server
 from stack import COUNT, Ended, Measured, agent, to, wait_for_requests
+from support.namespaces import Network
+from support.waiting import DEADLINE_S
 
 PORT = 8080
 BEHIND = 9090

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 from client import Client
-from network import Network, wait_until
 from servers import Server, nginx
 from stack import COUNT, OTELBPF, assert_nothing_left, kernel_ids
+from support.namespaces import Network
+from support.waiting import wait_until
 from terminal import InTerminal, Terminal, in_terminal
 
 ITEMS, MISSING = COUNT, 7

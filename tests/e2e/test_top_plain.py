@@ -14,7 +14,6 @@ import pytest
 from client import Client
 from demo.processes import Process, running
 from demo.receiver import Receiver
-from network import DEADLINE_S, Network, wait_until
 from servers import Server
 from stack import (
     COUNT,
@@ -28,6 +27,8 @@ from stack import (
     to,
     wait_for_requests,
 )
+from support.namespaces import Network
+from support.waiting import DEADLINE_S, wait_until
 
 
 def options(net: Network, server: Server) -> tuple[str, ...]:

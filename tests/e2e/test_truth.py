@@ -10,18 +10,13 @@ told elsewhere: the machine may have held it up for longer than the delay.
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
-
 from delays.experiment import delays, run
 from delays.findings import Finding, find
 from delays.scenarios import SCENARIOS, Scenario
-from demo.topology import topology
+from support.namespaces import network
 
 COUNT = 5
 LEAST_NS, MOST_NS = 60_000_000, 100_000_000
@@ -33,7 +28,7 @@ SLACK_NS = 20_000_000
 def findings(request: pytest.FixtureRequest) -> Iterator[dict[str, Finding]]:
     """Of all scenarios, by name."""
     delays_ns = delays(COUNT, LEAST_NS, MOST_NS)
-    with topology() as net:
+    with network() as net:
         trials = run(net, SCENARIOS, delays_ns, xdp=request.param)
         yield {each.scenario.name: find(each) for each in trials}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two network namespaces joined by a veth pair, and TCP connections between them.
+"""TCP connections between two network namespaces.
 
 The sockets are this process's own, whichever namespace they live in, so a test
 decides byte by byte and segment by segment what both sides do.
@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import os
-import re
 import socket
 import struct
 import subprocess
 import termios
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from support.namespaces import Network, network
+from support.waiting import DEADLINE_S, wait_until
 
 from otelbpf.host.netns import Netns, find_netns
 
@@ -33,55 +33,12 @@ PORT = 8080
 SPARE_PORT = 8082
 INTERFACE = "server0"
 CLIENT_INTERFACE = "client0"
-DEADLINE_S = 5.0
 
 # A veth drops what does not fit into its queue of 256 packets: what a peer may have on its way
 # fits, so nothing is lost that a test did not lose, however late the other side gets a processor.
 _WINDOW_BYTES = 128 << 10
-_NAMES = re.compile(r"otelbpf-test-(\d+)-\d+-(server|client)")
-_numbers = itertools.count()
 # On x86-64.
 _SYSTEM_CALLS = {"recv": 45, "epoll_wait": 232, "poll": 7, "pselect6": 270}
-
-
-def wait_until(
-    condition: Callable[[], object],
-    what: str,
-    *,
-    state: Callable[[], object] = lambda: "",
-    pause: Callable[[], object] = lambda: time.sleep(0.0005),
-    deadline_s: float = DEADLINE_S,
-) -> None:
-    """Waits for a condition, never for a time.
-
-    Args:
-        what: what is waited for, for the error.
-        state: what to show of it if it does not come.
-        pause: what to do between two looks.
-    Raises:
-        AssertionError: it did not come.
-    """
-    end = time.monotonic() + deadline_s
-    while not condition():
-        if time.monotonic() > end:
-            raise AssertionError(f"waited {deadline_s} s in vain until {what} {state()}")
-        pause()
-
-
-def run(*command: str) -> str:
-    """Runs a command; its output is in the error if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip() or done.returncode}")
-    return done.stdout
-
-
-def _delete_namespaces_of_the_dead() -> None:
-    """A killed run cannot tidy up; the next one does it."""
-    for match in _NAMES.finditer(run("ip", "netns", "list")):
-        if not Path(f"/proc/{match[1]}").exists():
-            with contextlib.suppress(RuntimeError):
-                run("ip", "netns", "del", match[0])
 
 
 @dataclass(frozen=True)
@@ -208,57 +165,19 @@ class Worker:
 
 
 class Lab:
-    """The namespaces. Making it makes them, close() removes them."""
+    """A network, and the connections that are made in it."""
 
-    def __init__(self) -> None:
-        _delete_namespaces_of_the_dead()
-        stem = f"otelbpf-test-{os.getpid()}-{next(_numbers)}"
-        self._names = (f"{stem}-server", f"{stem}-client")
+    def __init__(self, net: Network) -> None:
+        self._net = net
         self._listeners: dict[str, socket.socket] = {}
         self._pairs: list[Pair] = []
-        try:
-            self._build()
-        except BaseException:
-            self.close()
-            raise
-        self.server_netns: Netns = find_netns(self._names[0])
-        self.client_netns: Netns = find_netns(self._names[1])
-
-    def _build(self) -> None:
-        server, client = self._names
-        for name in self._names:
-            run("ip", "netns", "add", name)
-            run("ip", "-n", name, "link", "set", "lo", "up")
-        run(
-            "ip",
-            "link",
-            "add",
-            INTERFACE,
-            "netns",
-            server,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            CLIENT_INTERFACE,
-            "netns",
-            client,
-        )
-        for name, interface, ipv4, ipv6 in (
-            (server, INTERFACE, SERVER_IPV4, SERVER_IPV6),
-            (client, CLIENT_INTERFACE, CLIENT_IPV4, CLIENT_IPV6),
-        ):
-            run("ip", "-n", name, "addr", "add", f"{ipv4}/24", "dev", interface)
-            run("ip", "-n", name, "addr", "add", f"{ipv6}/64", "dev", interface, "nodad")
-            run("ip", "-n", name, "link", "set", interface, "up")
+        self.server_netns: Netns = find_netns(net.server.netns)
+        self.client_netns: Netns = find_netns(net.client.netns)
 
     def close(self) -> None:
         self.close_connections()
         for listener in self._listeners.values():
             listener.close()
-        for name in self._names:
-            with contextlib.suppress(RuntimeError):
-                run("ip", "netns", "del", name)
 
     def close_connections(self) -> None:
         """Closes every connection that connect() made and that is still open."""
@@ -300,8 +219,8 @@ class Lab:
 
     def popen(self, side: str, *command: str, **options: object) -> subprocess.Popen:
         """Starts a program in the namespace of one side."""
-        name = self._names[0] if side == "server" else self._names[1]
-        return subprocess.Popen(["nsenter", f"--net=/run/netns/{name}", *command], **options)
+        enter = (self._net.server if side == "server" else self._net.client).enter()
+        return subprocess.Popen([*enter, *command], **options)
 
 
 def _family(host: str) -> socket.AddressFamily:
@@ -311,8 +230,5 @@ def _family(host: str) -> socket.AddressFamily:
 @contextlib.contextmanager
 def laboratory() -> Iterator[Lab]:
     """A Lab for the length of a `with` block."""
-    lab = Lab()
-    try:
+    with network() as net, contextlib.closing(Lab(net)) as lab:
         yield lab
-    finally:
-        lab.close()

@@ -12,19 +12,9 @@ import time
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from lab import (
-    CLIENT_INTERFACE,
-    DEADLINE_S,
-    INTERFACE,
-    PORT,
-    SERVER_IPV4,
-    SERVER_IPV6,
-    SPARE_PORT,
-    Lab,
-    Pair,
-    wait_until,
-)
+from lab import CLIENT_INTERFACE, INTERFACE, PORT, SERVER_IPV4, SERVER_IPV6, SPARE_PORT, Lab, Pair
 from messages import OK, request
+from support.waiting import DEADLINE_S, wait_until
 
 from otelbpf.agent.definitions import Part, definitions
 from otelbpf.host.interfaces import find_interfaces

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from lab import CLIENT_INTERFACE, INTERFACE, Lab, run
+from lab import CLIENT_INTERFACE, INTERFACE, Lab
+from support.commands import run
+from support.namespaces import namespaces
 
 from otelbpf.host.netns import Netns
 
@@ -20,17 +21,11 @@ _DELAYING = "ifb-netem"
 
 def available() -> bool:
     """Does this kernel have netem? Looked for by using it."""
-    name = f"otelbpf-netem-{os.getpid()}"
     try:
-        run("ip", "netns", "add", name)
+        with namespaces("netem") as (name,):
+            run("tc", "-n", name, "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms")
     except (RuntimeError, FileNotFoundError):
         return False
-    try:
-        run("tc", "-n", name, "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms")
-    except RuntimeError:
-        return False
-    finally:
-        run("ip", "netns", "del", name)
     return True
 
 

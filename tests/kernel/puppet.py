@@ -8,7 +8,9 @@ import socket
 import struct
 
 from frames import ACK, RST, SYN, Frame, fresh_port
-from lab import CLIENT_INTERFACE, DEADLINE_S, INTERFACE, PORT, SERVER_IPV4, Lab, run
+from lab import CLIENT_INTERFACE, INTERFACE, PORT, SERVER_IPV4, Lab
+from support.commands import run
+from support.waiting import DEADLINE_S
 
 from otelbpf.host.netns import Netns
 

@@ -8,8 +8,9 @@ import socket
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from lab import SERVER_IPV4, SPARE_PORT, Lab, Pair, laboratory, wait_until
+from lab import SERVER_IPV4, SPARE_PORT, Lab, Pair, laboratory
 from meter import SMALL, Meter, load, load_gateway
+from support.waiting import wait_until
 
 from otelbpf.kernel.limits import Limits
 from otelbpf.ledger.request import KINDS, Kind

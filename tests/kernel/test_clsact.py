@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lab import INTERFACE, PORT, Lab, laboratory, run
+from lab import INTERFACE, PORT, Lab, laboratory
 from messages import OK, request
 from meter import SMALL, Meter, stamps
+from support.commands import run
 
 from otelbpf.agent.definitions import definitions
 from otelbpf.errors import KernelError
@@ -140,6 +142,7 @@ def test_what_a_killed_agent_left_goes_at_the_next_start(clsact_meter: Meter) ->
         stdout=subprocess.PIPE,
         text=True,
         cwd=HERE,
+        env={**os.environ, "PYTHONPATH": str(HERE.parent)},
     )
     with process:
         assert process.stdout.readline() == "attached\n"

@@ -6,9 +6,10 @@ from __future__ import annotations
 import socket
 
 import pytest
-from lab import SERVER_IPV4, SERVER_IPV6, Lab, reset, wait_until
+from lab import SERVER_IPV4, SERVER_IPV6, Lab, reset
 from messages import CHUNKED, OK, chunk, request, response
 from meter import Meter, flags, stamps
+from support.waiting import wait_until
 
 from otelbpf.kernel.records import Counter, RequestFlag, Stamp
 

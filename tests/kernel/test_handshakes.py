@@ -12,24 +12,14 @@ from collections.abc import Iterator
 
 import pytest
 from frames import ACK, RST, SYN, Frame, UpstreamWire, Wire, fresh_port, verdict
-from lab import (
-    DEADLINE_S,
-    INTERFACE,
-    SERVER_IPV4,
-    SERVER_IPV6,
-    SPARE_PORT,
-    Lab,
-    Pair,
-    prepare,
-    reset,
-    run,
-    wait_until,
-)
+from lab import INTERFACE, SERVER_IPV4, SERVER_IPV6, SPARE_PORT, Lab, Pair, prepare, reset
 from messages import OK, request
 from meter import FREE_PORT, GATEWAY_PORT
 from netem import tcp_statistics
 from puppet import Puppet
 from sums_of_connections import Sums, spare_listener
+from support.commands import run
+from support.waiting import DEADLINE_S, wait_until
 
 from otelbpf.ledger.request import Kind
 

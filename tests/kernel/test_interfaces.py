@@ -9,10 +9,11 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from lab import INTERFACE, PORT, SERVER_IPV4, SERVER_IPV6, Lab, Pair, prepare, run
+from lab import INTERFACE, PORT, SERVER_IPV4, SERVER_IPV6, Lab, Pair, prepare
 from messages import OK, request, response
 from meter import WHOLE, Meter, flags, stamps
 from strangers import Strangers
+from support.commands import run
 
 from otelbpf.errors import KernelError
 from otelbpf.host.interfaces import VETH_AND_XDP, Xdp, find_interfaces, look_at_xdp

@@ -25,10 +25,10 @@ from lab import (
     prepare,
     receive,
     unread_bytes,
-    wait_until,
 )
 from messages import OK, request
 from meter import Meter, address, flags, stages, stamps
+from support.waiting import wait_until
 
 from otelbpf.kernel.records import Counter, RequestFlag, Stamp
 

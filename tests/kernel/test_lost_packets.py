@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from lab import Lab, Pair, Worker, receive, wait_until
+from lab import Lab, Pair, Worker, receive
 from messages import CHUNKED, OK, chunks, request, response
 from meter import WHOLE, Meter, flags, stages, stamps
 from strangers import Strangers
+from support.waiting import wait_until
 
 from otelbpf.kernel import libbpf
 from otelbpf.kernel.records import Stamp

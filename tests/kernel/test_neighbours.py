@@ -13,10 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
-from lab import INTERFACE, PORT, Lab, wait_until
+from lab import INTERFACE, PORT, Lab
 from messages import OK, request
 from meter import WHOLE, Meter, flags
 from strangers import Strangers, program_id
+from support.waiting import wait_until
 
 from otelbpf.errors import KernelError
 from otelbpf.kernel import bpf_info, libbpf

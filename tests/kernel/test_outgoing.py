@@ -21,10 +21,10 @@ from lab import (
     receive,
     reset,
     unread_bytes,
-    wait_until,
 )
 from messages import CHUNKED, CONTINUE, OK, chunk, chunks, request, response
 from meter import FREE_PORT, GATEWAY_PORT, OUTGOING, Meter, address, flags, stages, stamps
+from support.waiting import wait_until
 
 from otelbpf.kernel.records import Counter, RequestFlag, Stamp
 

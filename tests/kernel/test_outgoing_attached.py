@@ -7,9 +7,10 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from lab import CLIENT_INTERFACE, CLIENT_IPV4, Lab, Pair, laboratory, prepare, run
+from lab import CLIENT_INTERFACE, CLIENT_IPV4, Lab, Pair, laboratory, prepare
 from messages import OK, request
 from meter import GATEWAY_PORT, OUTGOING, WHOLE, Meter, flags, load_gateway, stamps
+from support.commands import run
 
 from otelbpf.kernel.records import Counter, RequestFlag, Stamp
 

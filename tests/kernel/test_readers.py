@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable
 
 import pytest
-from lab import Lab, Pair, Worker, receive, unread_bytes, wait_until
+from lab import Lab, Pair, Worker, receive, unread_bytes
 from messages import OK, request, response
 from meter import WHOLE, Meter, flags, stages, stamps
+from support.waiting import wait_until
 
 from otelbpf.kernel.records import Stamp
 

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import pytest
 from frames import ACK, RST, Frame, UpstreamWire, Wire
-from lab import CLIENT_IPV4, SERVER_IPV4, reset, unread_bytes, wait_until
+from lab import CLIENT_IPV4, SERVER_IPV4, reset, unread_bytes
 from netem import tcp_statistics
 from sums_of_connections import Sums, spare_listener
+from support.waiting import wait_until
 
 from otelbpf.ledger.request import Kind
 

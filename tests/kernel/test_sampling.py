@@ -7,11 +7,12 @@ import random
 
 import numpy as np
 import pytest
-from lab import laboratory, wait_until
+from lab import laboratory
 from messages import OK, request
 from meter import KEEP_ALL, Meter, load
 from opentelemetry.sdk.trace import sampling
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
+from support.waiting import wait_until
 from test_marks import JOINED, Mark
 
 from otelbpf.kernel.records import Counter, RequestFlag

@@ -18,11 +18,12 @@ from string import ascii_lowercase
 
 import numpy as np
 import pytest
-from lab import PORT, SERVER_IPV4, SERVER_IPV6, Pair, laboratory, receive, reset, wait_until
+from lab import PORT, SERVER_IPV4, SERVER_IPV6, Pair, laboratory, receive, reset
 from messages import CHUNKED, OK, chunks, request, response
 from meter import SMALL, Meter, load, told_stages
 from sums_of_connections import LIMITS
 from sums_of_connections import Sums as OfConnections
+from support.waiting import wait_until
 
 from otelbpf.host.resource import Resources
 from otelbpf.kernel.limits import Limits

@@ -8,21 +8,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from lab import (
-    INTERFACE,
-    SERVER_IPV4,
-    SERVER_IPV6,
-    Lab,
-    Pair,
-    Worker,
-    laboratory,
-    receive,
-    run,
-    wait_until,
-)
+from lab import INTERFACE, SERVER_IPV4, SERVER_IPV6, Lab, Pair, Worker, laboratory, receive
 from messages import OK, request, response
 from meter import WHOLE, Meter, flags, load, stamps
 from strangers import Strangers
+from support.commands import run
+from support.waiting import wait_until
 from test_lost_packets import unacknowledged
 from test_netem import total_retransmits
 

@@ -21,12 +21,12 @@ from lab import (
     prepare,
     receive,
     reset,
-    run,
-    wait_until,
 )
 from messages import OK, request, response
 from meter import FREE_PORT, WHOLE, Meter, flags, load_gateway
 from strangers import Strangers
+from support.commands import run
+from support.waiting import wait_until
 
 from otelbpf.agent.notices import Notice, NoticeReader
 from otelbpf.kernel import libbpf

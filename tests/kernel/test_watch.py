@@ -13,19 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from lab import (
-    CLIENT_INTERFACE,
-    CLIENT_IPV4,
-    INTERFACE,
-    SERVER_IPV4,
-    Lab,
-    laboratory,
-    run,
-    wait_until,
-)
+from lab import CLIENT_INTERFACE, CLIENT_IPV4, INTERFACE, SERVER_IPV4, Lab, laboratory
 from messages import OK, request
 from meter import WHOLE, Meter, flags, load
 from strangers import Strangers
+from support.commands import run
+from support.waiting import wait_until
 from test_neighbours import HAS_TCX, needs_tcx
 
 from otelbpf.agent.watch import Watcher

@@ -7,9 +7,10 @@ import socket
 import time
 
 import pytest
-from lab import Pair, Worker, receive, wait_until
+from lab import Pair, Worker, receive
 from messages import OK, request, response
 from meter import WHOLE, Meter, flags, stages, stamps
+from support.waiting import wait_until
 
 from otelbpf.kernel.records import Stamp
 

@@ -14,15 +14,18 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 
 from replay import CLOCK, ORIGIN, RING, SPANS, as_json, layout, replay
+from support.commands import run
+from support.namespaces import Network, network
+from support.waiting import wait_until
 
 from otelbpf.agent.config import Config
 from otelbpf.agent.definitions import definitions
@@ -37,10 +40,8 @@ from otelbpf.kernel.records import Counter
 from otelbpf.ledger.reader import RingReader
 
 PORT = 8080
-SERVER, CLIENT = f"otelbpf-record-{os.getpid()}-server", f"otelbpf-record-{os.getpid()}-client"
 IPV4, IPV6 = f"http://198.18.0.1:{PORT}", f"http://[fd00:6f74::1]:{PORT}"
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-DEADLINE_S = 10.0
 #: curl's arguments; each is a process, hence a connection, of its own but for the last, which
 #: asks twice on one.
 REQUESTS: tuple[tuple[str, ...], ...] = (
@@ -78,50 +79,19 @@ Server(("::", {PORT}), Handler).serve_forever()
 """
 
 
-def run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
-    if done.returncode:
-        raise SystemExit(f"record: {' '.join(command)}: {done.stderr.strip() or done.returncode}")
-    return done.stdout
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + DEADLINE_S
-    while not condition():
-        if time.monotonic() > end:
-            raise SystemExit(f"record: waited {DEADLINE_S} s in vain until {what}")
-        time.sleep(0.005)
-
-
 @contextlib.contextmanager
-def namespaces() -> Iterator[None]:
-    """Two of them with a cable between."""
-    with contextlib.ExitStack() as stack:
-        for name in (SERVER, CLIENT):
-            run("ip", "netns", "add", name)
-            stack.callback(run, "ip", "netns", "del", name)
-        run("ip", "link", "add", "server0", "netns", SERVER, "type", "veth",
-            "peer", "name", "client0", "netns", CLIENT)
-        for name, interface, last in ((SERVER, "server0", 1), (CLIENT, "client0", 2)):
-            run("ip", "-n", name, "addr", "add", f"198.18.0.{last}/24", "dev", interface)
-            run("ip", "-n", name, "addr", "add", f"fd00:6f74::{last}/64", "dev", interface, "nodad")
-            run("ip", "-n", name, "link", "set", interface, "up")
-        yield
-
-
-@contextlib.contextmanager
-def server() -> Iterator[None]:
+def server(net: Network) -> Iterator[None]:
     """http.server with something to serve."""
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / "hello.txt").write_text("hello\n")
         (Path(directory) / "large.bin").write_bytes(bytes(LARGE_BYTES))
         process = subprocess.Popen(
-            ["ip", "netns", "exec", SERVER, sys.executable, "-c", SERVE],
+            [*net.server.enter(), sys.executable, "-c", SERVE],
             cwd=directory, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         )
         try:
             wait_until(
-                lambda: bool(run("ip", "netns", "exec", SERVER, "ss", "-Hltn", f"sport = {PORT}")),
+                lambda: run("ss", "-N", net.server.netns, "-Hltn", f"sport = {PORT}"),
                 "the server listened",
             )
             yield
@@ -130,7 +100,7 @@ def server() -> Iterator[None]:
             process.wait()
 
 
-def ask() -> list[str]:
+def ask(net: Network) -> list[str]:
     """Every request of REQUESTS; gives what curl says of each."""
     said = []
     with tempfile.TemporaryDirectory() as directory:
@@ -139,7 +109,7 @@ def ask() -> list[str]:
         for arguments in REQUESTS:
             outputs = [a for b in arguments if b.startswith("http:") for a in ("-o", os.devnull)]
             said += run(
-                "ip", "netns", "exec", CLIENT, "curl", "--silent", "--user-agent", "record",
+                *net.client.enter(), "curl", "--silent", "--user-agent", "record",
                 "--write-out", WRITE_OUT, *outputs,
                 *(a.replace("@body", f"@{body}") for a in arguments),
             ).splitlines()
@@ -148,10 +118,10 @@ def ask() -> list[str]:
 
 def record() -> tuple[np.ndarray, list[str]]:
     """(COUNT,) REQUEST_RECORD in the order in which they were asked, and what curl saw."""
-    with namespaces(), Btf.of_kernel() as btf:
+    with network() as net, Btf.of_kernel() as btf:
         choices = choose(btf)
-        netns = find_netns(SERVER)
-        interfaces = find_interfaces(("server0",), netns)
+        netns = find_netns(net.server.netns)
+        interfaces = find_interfaces((net.server.interface,), netns)
         programs = Programs(
             btf, choices, Limits(1_024, 1_024), definitions(netns.cookie, (PORT,))
         )
@@ -163,8 +133,8 @@ def record() -> tuple[np.ndarray, list[str]]:
             return sum(map(len, taken)) >= COUNT
 
         try:
-            with attached(programs, choices, interfaces, netns), server():
-                said = ask()
+            with attached(programs, choices, interfaces, netns), server(net):
+                said = ask(net)
                 wait_until(all_came, f"{COUNT} records came: {programs.counts()}")
             counts = programs.counts()
         finally:
@@ -182,7 +152,10 @@ def main() -> int:
     arguments = parser.parse_args()
     if os.geteuid():
         raise SystemExit("record: this needs root")
-    records, said = record()
+    try:
+        records, said = record()
+    except (RuntimeError, AssertionError) as error:
+        raise SystemExit(f"record: {error}") from error
     _, spans = replay(records.tobytes(), Config((), ()))
     origin = "\n".join(
         [

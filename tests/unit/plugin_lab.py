@@ -8,8 +8,7 @@ import errno
 import os
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 
@@ -19,6 +18,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler
 from opentelemetry.trace import SpanKind, format_span_id, format_trace_id
+from support.waiting import wait_until
 
 from otelbpf_plugin import OtelbpfInstrumentor, log, marker
 from otelbpf_plugin.watch import watch
@@ -178,14 +178,6 @@ def traceparent(number: int, flags: str = "01") -> str:
     return f"00-{TRACE.format(number)}-{CALLER.format(number)}-{flags}"
 
 
-def wait_until(condition: Callable[[], bool], deadline_s: float = 30.0) -> None:
-    """Waits for a condition, never for a time."""
-    end = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.002)
-
-
 def ask_all(port: int, headers: dict[str, str] | None = None) -> dict[str, int]:
     """23 requests from four threads, each with a caller of its own.
 
@@ -218,7 +210,8 @@ def ask_all(port: int, headers: dict[str, str] | None = None) -> dict[str, int]:
 
 def assert_each_is_its_own(kernel: Kernel, spans: Spans, ports: dict[str, int]) -> None:
     """Each mark is of the right connection, and each server span below the mark's span."""
-    wait_until(lambda: len(spans.servers) == COUNT)  # a span may end after the answer has come
+    # A span may end after the answer has come.
+    wait_until(lambda: len(spans.servers) == COUNT, "all spans ended")
     assert len(kernel.starts) == COUNT
     assert {told.parent_span_id: told.peer for told in kernel.starts} == {
         caller: ("127.0.0.1", port) for caller, port in ports.items()

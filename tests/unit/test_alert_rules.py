@@ -44,10 +44,12 @@ def promtool(*arguments: object) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.impure
 def test_promtool_takes_them() -> None:
     promtool("check", "rules", PATH)
 
 
+@pytest.mark.impure
 def test_they_fire_when_they_should() -> None:
     promtool("test", "rules", SCENARIOS)
 

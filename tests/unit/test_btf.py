@@ -15,6 +15,8 @@ from otelbpf.errors import KernelError
 from otelbpf.kernel.btf import Btf, Field
 from otelbpf.kernel.records import EXCHANGE, REQUEST_RECORD, Counter, RequestFlag, Stamp
 
+pytestmark = pytest.mark.impure
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = """
 struct inner { int a; unsigned short b[3]; };

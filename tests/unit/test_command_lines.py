@@ -113,6 +113,7 @@ def test_what_is_no_interpreter(name: str) -> None:
     assert not is_interpreter(name)
 
 
+@pytest.mark.impure
 def test_nodes_own_list_of_options_with_arguments() -> None:
     """None of them may be taken for a flag: what follows it is no script."""
     if shutil.which("node") is None:

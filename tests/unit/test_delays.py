@@ -4,14 +4,9 @@
 from __future__ import annotations
 
 import struct
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-
 from delays import actor, capture
 from delays.__main__ import BEGIN, END, PAGE
 from delays.actor import Plan, Step

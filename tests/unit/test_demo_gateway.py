@@ -14,7 +14,6 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "gateway"))
 
 import gateway
@@ -23,8 +22,6 @@ import upstream_stream
 from demo import load, plan
 from demo.processes import Process, running
 from limits import Bucket, Plan, parse_plan
-
-pytestmark = pytest.mark.unit
 
 PLANS = [Plan(plan.KEY, 1_000_000, 1), Plan(plan.SMALL_KEY, plan.SMALL_LIMIT, 1_000_000)]
 KEY = {"Authorization": f"Bearer {plan.KEY}"}
@@ -195,6 +192,7 @@ def test_headers_reach_the_model_as_they_came_except_the_gateways_own() -> None:
     assert "Authorization" not in found
 
 
+@pytest.mark.impure
 def test_under_opentelemetry_the_model_gets_the_sdks_traceparent_and_no_other(
     tmp_path: Path,
 ) -> None:

@@ -3,24 +3,17 @@
 
 import json
 import random
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-
 from demo.check import Sums, problems
 from demo.ledgers import Decoded, Figures, Request, Stage, decode, figures, quantile, routes
 from demo.load import Summary
 from demo.otlp import Kind, Span
 from demo.plan import EMBEDDINGS
 from demo.topology import GATEWAY_PORT, MODEL_PORTS
-
-pytestmark = pytest.mark.unit
 
 START = 1_790_000_000_000_000_000
 STAGES = (("nic_to_tc", 900), ("tc_to_read", 20_100), ("read_to_tc_out", 2_000_003))

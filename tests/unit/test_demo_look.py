@@ -2,20 +2,13 @@
 """How the demo's report looks: glyphs, and bars to scale. Units are those of `otelbpf top`."""
 
 import io
-import sys
-from pathlib import Path
 
 import pytest
-from rich.console import Console, RenderableType
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-
 from demo.look import ASCII, Axis, Bar, Look, Rule, Stroke, counted, look_of, percent
+from rich.console import Console, RenderableType
 
 from otelbpf.ledger.stamps import Owner
 from otelbpf.top.look import duration, stage_label
-
-pytestmark = pytest.mark.unit
 
 
 def console(*, terminal: bool = False, colours: bool = True, width: int = 10) -> Console:

@@ -8,14 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-
 from demo import processes
 from demo.names import files, leftovers
 from demo.processes import Process, ProcessError, running, signals_as_exit
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.impure
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TIMEOUT_S = 30.0

@@ -2,14 +2,14 @@
 """The demo's OTLP receiver, fed by OpenTelemetry's own exporters and by bare clients."""
 
 import http.client
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import grpc
 import pytest
+from demo.otlp import Kind, Span
+from demo.receiver import Behaviour, Receiver
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
 from opentelemetry.exporter.otlp.proto.http import Compression
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
@@ -22,13 +22,6 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 from opentelemetry.trace import SpanKind, set_span_in_context
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-
-from demo.otlp import Kind, Span
-from demo.receiver import Behaviour, Receiver
-
-pytestmark = pytest.mark.unit
 
 COUNT = 23
 # Long enough that only a broken test waits for it.

@@ -4,17 +4,10 @@
 import io
 import json
 import re
-import sys
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from rich.cells import cell_len
-from rich.console import Console
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-
 from demo.check import Sums
 from demo.findings import Export, Findings, as_json
 from demo.ledgers import Decoded, Request, Stage
@@ -22,8 +15,8 @@ from demo.load import Summary
 from demo.otlp import Kind
 from demo.report import render
 from demo.topology import GATEWAY_PORT
-
-pytestmark = pytest.mark.unit
+from rich.cells import cell_len
+from rich.console import Console
 
 QUICK = (
     ("nic_to_tc", 800),

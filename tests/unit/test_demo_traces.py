@@ -5,17 +5,11 @@ import io
 import json
 import random
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from rich.console import Console
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-
 from demo.check import Sums, problems
 from demo.findings import Export, Findings, as_json
 from demo.ledgers import SCOPE, decode
@@ -28,10 +22,9 @@ from demo.report import render
 from demo.topology import GATEWAY_PORT, MODEL_PORTS
 from demo.traces import Part, Trace, example, traces
 from demo.tree import lines
+from rich.console import Console
 
 from otelbpf.ledger.stamps import Owner
-
-pytestmark = pytest.mark.unit
 
 START = 1_790_000_000_000_000_000
 MS = 1_000_000

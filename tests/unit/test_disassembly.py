@@ -12,6 +12,8 @@ from binaries import Instruction, compile_c, compile_go, disassemble
 from otelbpf.userspace.disassembly import Code, UnclearCodeError, ends_of, start_of_go
 from otelbpf.userspace.elf import Elf
 
+pytestmark = pytest.mark.impure
+
 GO = {
     "main.go": """
 package main

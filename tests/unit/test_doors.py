@@ -13,7 +13,22 @@ from pathlib import Path
 import grpc
 import pytest
 from google.rpc.status_pb2 import Status
-from misbehaving import (
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import (
+    OTLPMetricExporter as GrpcMetricExporter,
+)
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (
+    OTLPSpanExporter as GrpcSpanExporter,
+)
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import (
+    OTLPMetricExporter as HttpMetricExporter,
+)
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import (
+    OTLPSpanExporter as HttpSpanExporter,
+)
+from opentelemetry.sdk.resources import Resource
+from samples import request
+from support.misbehaving import (
     PROTOBUF,
     Certificate,
     Receiver,
@@ -30,21 +45,6 @@ from misbehaving import (
     retry_info,
     speaks_another_language,
 )
-from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
-from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import (
-    OTLPMetricExporter as GrpcMetricExporter,
-)
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (
-    OTLPSpanExporter as GrpcSpanExporter,
-)
-from opentelemetry.exporter.otlp.proto.http.metric_exporter import (
-    OTLPMetricExporter as HttpMetricExporter,
-)
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import (
-    OTLPSpanExporter as HttpSpanExporter,
-)
-from opentelemetry.sdk.resources import Resource
-from samples import request
 
 from otelbpf.export.answers import Answer, Verdict
 from otelbpf.export.doors import MOST_OCTETS, GrpcDoor, HttpDoor, door_of
@@ -402,6 +402,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Certific
     return {name: Certificate.make(directory, name) for name in ("localhost", "else.example")}
 
 
+@pytest.mark.impure
 @pytest.mark.parametrize("bundle", [None, "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
 @pytest.mark.parametrize(
     ("of_server", "trusted", "protocol", "words"),
@@ -435,6 +436,7 @@ def test_tls(
         assert receiver.kept == [message]
 
 
+@pytest.mark.impure
 def test_the_bundle_of_other_programs_holds_where_no_certificate_is_named(
     certificates: dict[str, Certificate], monkeypatch: pytest.MonkeyPatch, message: bytes
 ) -> None:
@@ -444,6 +446,7 @@ def test_the_bundle_of_other_programs_holds_where_no_certificate_is_named(
         assert ask(HTTP, receiver.port, message, "https", "localhost") == Answer(TAKEN)
 
 
+@pytest.mark.impure
 @pytest.mark.parametrize("protocol", [GRPC, HTTP])
 @pytest.mark.parametrize("tls_where", ["here", "there"])
 def test_tls_on_one_side_only(
@@ -478,6 +481,7 @@ def test_a_proxy(monkeypatch: pytest.MonkeyPatch, message: bytes, protocol: str)
     ]
 
 
+@pytest.mark.impure
 def test_tls_through_a_proxy(
     certificates: dict[str, Certificate], monkeypatch: pytest.MonkeyPatch, message: bytes
 ) -> None:

@@ -13,6 +13,8 @@ from binaries import USDT, compile_c, disassemble, offset_in_file, run
 from otelbpf.errors import UsageError
 from otelbpf.userspace.elf import Elf
 
+pytestmark = pytest.mark.impure
+
 SOURCE = """
 #include <stdio.h>
 int table[4] = {1, 2, 3, 4};

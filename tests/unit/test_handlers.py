@@ -26,6 +26,8 @@ from otelbpf.userspace.handlers import (
 )
 from otelbpf.userspace.usdt import ArgumentKind, UsdtArgument
 
+pytestmark = pytest.mark.impure
+
 SERVER = """
 #include <stdio.h>
 #include <stdlib.h>

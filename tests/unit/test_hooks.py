@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from otelbpf.errors import KernelError
+from otelbpf.host import rights
 from otelbpf.kernel import libbpf
 from otelbpf.kernel.hooks import FORCEABLE, HOOKS, Choice, Mechanism, choose, require, without
 from otelbpf.kernel.sources import source_text
@@ -46,6 +47,7 @@ class MadeUp:
         self.kprobes.write_text("6")
         monkeypatch.setattr(libbpf, "KPROBE_EVENTS", self.kprobes)
         monkeypatch.setattr(libbpf, "load_program", self._load)
+        monkeypatch.setattr(rights, "missing", list)
         monkeypatch.setattr(Symbols, "of_kernel", self._kallsyms)
 
     def _load(self, *_: object) -> int:

@@ -11,15 +11,15 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http import HTTPStatus
 
 import pytest
+from support.waiting import DEADLINE_S, wait_until
 
 from otelbpf.export import http_port
 from otelbpf.export.http_port import CONNECTIONS_MOST, HEAD_MOST, HttpPort, Page, takes
 
-DEADLINE_S = 20
 ASKS = b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n"
 CLOSED = (b"", None)
 
@@ -69,13 +69,6 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is closed since time has passed."""
     for name in ("_HEAD_S", "_ANSWER_S", "_CLOSE_S"):
         monkeypatch.setattr(http_port, name, 600.0)
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    give_up_s = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < give_up_s, f"not in time: {what}"
-        time.sleep(0.005)
 
 
 def is_closed(sock: socket.socket) -> bool:

@@ -6,17 +6,15 @@ from __future__ import annotations
 import io
 import json
 import logging
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from demo.receiver import Behaviour, Receiver
 from hours import passing
-from misbehaving import PROTOBUF, Rpc, Web, grpc_receiver, http_receiver, partial
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import (
     OTLPMetricExporter as GrpcMetricExporter,
 )
@@ -33,10 +31,7 @@ from opentelemetry.sdk.metrics.export import (
     MetricsData,
 )
 from snapshots import SHOP, START_UNIX_NS, key, points, series, snapshot, values
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-
-from demo.receiver import Behaviour, Receiver
+from support.misbehaving import PROTOBUF, Rpc, Web, grpc_receiver, http_receiver, partial
 
 from otelbpf.errors import UsageError
 from otelbpf.export.metrics import MetricsExport, Periodic, Schedule, metrics_export

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is built from the checkout holds the C sources, finds them, and states its licences."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
-from wheels import build_wheel
+from support.wheels import build_wheel
 
 from otelbpf.kernel.sources import bpf_directory
 from otelbpf.version import __version__
@@ -70,7 +71,7 @@ def test_the_wheel_names_its_command_and_licences(wheel: Path) -> None:
 def test_the_source_distribution_builds_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
     run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path, cwd=ROOT)
     (sdist,) = tmp_path.glob("otelbpf-*.tar.gz")
-    run("tar", "--extract", "--file", sdist, cwd=tmp_path)
+    shutil.unpack_archive(sdist, tmp_path)
     (unpacked,) = (path for path in tmp_path.iterdir() if path.is_dir())
     (into := tmp_path / "wheel").mkdir()
     with (

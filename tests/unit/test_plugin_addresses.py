@@ -132,6 +132,7 @@ def test_an_address_that_comes_later(
     assert addresses.reached_by(ends) == new
 
 
+@pytest.mark.impure
 def test_this_machine_s_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     """As `ip address` lists them."""
     monkeypatch.undo()

@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from plugin_lab import wait_until
+from support.waiting import wait_until
 
 from otelbpf_plugin import child_agent
+
+pytestmark = pytest.mark.impure
 
 #: Stands for `otelbpf`: says how it was called, then does as it is told.
 AGENT = """#!{python}
@@ -137,11 +139,11 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root hands on ca
 @pytest.mark.parametrize("how", ["", "kill"], ids=["in order", "killed"])
 def test_it_ends_when_the_application_ends(lab: Lab, how: str, in_thread: bool) -> None:
     with lab.application(in_thread=in_thread) as process:
-        wait_until(lambda: len(lab.agents) == 1)
+        wait_until(lambda: len(lab.agents) == 1, "its agent was started")
         (agent,) = lab.agents
         assert is_there(agent["pid"])  # though the thread that asked for it may have ended
         said = end(process, how)
-        wait_until(lambda: not is_there(agent["pid"]))
+        wait_until(lambda: not is_there(agent["pid"]), "the agent ended")
     assert said == ""
 
 
@@ -153,7 +155,7 @@ def test_it_is_told_what_to_measure_and_where_to_send(lab: Lab) -> None:
         OTEL_EXPORTER_OTLP_ENDPOINT="http://collector:4317", OTEL_PYTHON_LOG_LEVEL="debug",
         OTEL_PROPAGATORS="tracecontext,otelbpf", PYTHONPATH="/somewhere",
     ) as process:  # fmt: skip
-        wait_until(lambda: len(lab.agents) == 1)
+        wait_until(lambda: len(lab.agents) == 1, "its agent was started")
         end(process)
     (agent,) = lab.agents
     assert agent["arguments"] == [
@@ -197,7 +199,7 @@ def test_spans_that_would_go_to_standard_output_are_not_made(
 def test_one_for_all_processes_of_an_application(lab: Lab) -> None:
     """Neither a forked worker nor one that was started anew has another one, or ends this one."""
     with lab.application() as first:
-        wait_until(lambda: len(lab.agents) == 1)
+        wait_until(lambda: len(lab.agents) == 1, "its agent was started")
         with lab.application() as second:
             assert not children_of(second.pid)
             assert end(second) == ""
@@ -207,9 +209,9 @@ def test_one_for_all_processes_of_an_application(lab: Lab) -> None:
         (agent,) = lab.agents
         assert is_there(agent["pid"])
         end(first)
-    wait_until(lambda: not is_there(agent["pid"]))
+    wait_until(lambda: not is_there(agent["pid"]), "the agent ended")
     with lab.application() as third:
-        wait_until(lambda: len(lab.agents) == 2)
+        wait_until(lambda: len(lab.agents) == 2, "another one was started")
         end(third)
 
 

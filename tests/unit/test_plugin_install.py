@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
-from wheels import build_wheel
+from support.wheels import build_wheel
 
 PLUGIN = Path(__file__).resolve().parents[2] / "plugin"
 COMMAND = Path(sys.executable).parent / "opentelemetry-instrument"
@@ -64,12 +65,8 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy: the backend writes beside the sources."""
     directory = tmp_path_factory.mktemp("plugin")
     source = directory / "plugin"
-    ignored = ("--exclude=*.egg-info", "--exclude=build", "--exclude=__pycache__")
-    archive = directory / "sources.tar"
-    subprocess.run(["tar", "--create", "--dereference", "--file", archive, *ignored,
-                    "--directory", PLUGIN.parent, "plugin"], check=True, timeout=60)  # fmt: skip
-    subprocess.run(["tar", "--extract", "--file", archive, "--directory", directory],
-                   check=True, timeout=60)  # fmt: skip
+    ignored = shutil.ignore_patterns("*.egg-info", "build", "__pycache__")
+    shutil.copytree(PLUGIN, source, ignore=ignored)
     program = f"from setuptools import build_meta; build_meta.build_sdist({str(directory)!r})"
     subprocess.run([sys.executable, "-c", program], cwd=source, check=True, timeout=120,
                    capture_output=True)  # fmt: skip
@@ -80,8 +77,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_source_distribution_builds_a_wheel_for_any_machine(
     sdist: Path, tmp_path: Path
 ) -> None:
-    subprocess.run(["tar", "--extract", "--file", sdist, "--directory", tmp_path],
-                   check=True, timeout=60)  # fmt: skip
+    shutil.unpack_archive(sdist, tmp_path)
     (source,) = tmp_path.iterdir()
     wheel = build_wheel(source, tmp_path)
     assert wheel.name.endswith("-py3-none-any.whl")

@@ -30,6 +30,7 @@ def connection() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield client, server
 
 
+@pytest.mark.impure
 def test_the_mark_is_the_kernel_s_struct(tmp_path: Path) -> None:
     names = re.findall(r"^\t__u\w+ (\w+)", HEADER.read_text(), re.MULTILINE)
     assert tuple(names) == FIELDS

@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import thread_context
 from binaries import run
+from support import thread_context
 from test_thread_locals import address_in, word_at
 
 from otelbpf.userspace.thread_contexts import VARIABLE
 from otelbpf.userspace.thread_locals import find_thread_local
+
+pytestmark = pytest.mark.impure
 
 # seen() is the calling thread's record, by the variable's own name; None where nothing is valid.
 PREAMBLE = """

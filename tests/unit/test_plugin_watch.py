@@ -17,7 +17,8 @@ from opentelemetry import propagate
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Tracer
 from opentelemetry.trace import Span, SpanKind
-from plugin_lab import Kernel, Spans, ids, kernel, plugin, sleeping, wait_until
+from plugin_lab import Kernel, Spans, ids, kernel, plugin, sleeping
+from support.waiting import wait_until
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from otelbpf_plugin import OtelbpfInstrumentor, marker
@@ -547,7 +548,7 @@ def test_threads_that_ask_at_a_time_find_ours_in_place_once_or_not_at_all(
         thread.start()
     for on in (True, False) * 50:
         kernel.measured = None if on else set()
-        wait_until(lambda on=on: switch.is_on is on)
+        wait_until(lambda on=on: switch.is_on is on, f"the switch is {on}")
     seen.end()
     stop.set()
     for thread in threads:

@@ -12,7 +12,12 @@ from contextlib import ExitStack
 import grpc
 import pytest
 from hours import passing
-from misbehaving import (
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanContext, SpanKind
+from samples import numbered
+from support.misbehaving import (
     PROTOBUF,
     Receiver,
     Rpc,
@@ -22,11 +27,6 @@ from misbehaving import (
     partial,
     retry_info,
 )
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext, SpanKind
-from samples import numbered
 
 from otelbpf.export import sender
 from otelbpf.export.sender import QueueLimits, Sender

@@ -16,6 +16,8 @@ from otelbpf.userspace import thread_contexts as thread_context
 from otelbpf.userspace.thread_contexts import ThreadContexts
 from otelbpf.userspace.thread_locals import ThreadLocal, UnresolvedError
 
+pytestmark = pytest.mark.impure
+
 LIBRARY = "__thread void *otel_thread_ctx_v1; void publish(void *r) { otel_thread_ctx_v1 = r; }"
 # Loads the library when it is told to, and becomes another program when it is told that.
 PROGRAM = r"""

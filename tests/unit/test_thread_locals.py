@@ -15,6 +15,8 @@ from binaries import compile_c
 
 from otelbpf.userspace.thread_locals import ThreadLocal, UnresolvedError, find_thread_local
 
+pytestmark = pytest.mark.impure
+
 NAME = "otel_thread_ctx_v1"
 # Others around it, so that a wrong offset or alignment is somewhere else.
 VARIABLE = """

@@ -60,6 +60,7 @@ def test_without_upstreams_there_are_none() -> None:
     }
 
 
+@pytest.mark.impure
 def test_what_the_programs_are_told(tmp_path: Path) -> None:
     """As a compiler understands it."""
     compiler = shutil.which("clang")

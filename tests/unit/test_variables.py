@@ -11,14 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from misbehaving import Certificate
+from demo.receiver import Receiver
+from support.misbehaving import Certificate
 
 from otelbpf.errors import UsageError
 from otelbpf.export.variables import require_otlp, settle
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-
-from demo.receiver import Receiver
 
 OF_OTLP = (
     "ENDPOINT", "PROTOCOL", "HEADERS", "TIMEOUT", "COMPRESSION", "CERTIFICATE", "CLIENT_KEY",
@@ -164,6 +161,7 @@ def test_what_is_not_utf8_is_refused_where_it_would_be_exported() -> None:
     settle({"OTEL_LOG_LEVEL": "caf\udce9"})
 
 
+@pytest.mark.impure
 @pytest.mark.parametrize("kind", ["CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE"])
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "pem"
@@ -178,6 +176,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path, kind: str) -> Non
     require_otlp(dict.fromkeys(names, str(there)), "metrics", grpc=True)
 
 
+@pytest.mark.impure
 @pytest.mark.parametrize("grpc", [True, False])
 def test_authorities_that_are_none_are_refused(tmp_path: Path, grpc: bool) -> None:
     """A key, for example."""

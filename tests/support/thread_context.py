@@ -7,9 +7,9 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from wheels import build_wheel
+from support.wheels import build_wheel
 
-SOURCE = Path(__file__).resolve().parents[1] / "plugin/thread-context"
+SOURCE = Path(__file__).resolve().parents[2] / "plugin/thread-context"
 
 
 def install(directory: Path) -> Path:
