@@ -13,7 +13,14 @@ from typing import NamedTuple
 import numpy as np
 
 from otelbpf.host.processes import NOBODY, Process
-from otelbpf.kernel.records import HTTP1, REQUEST_RECORD, RequestFlag, RequestRecordRow, Stamp
+from otelbpf.kernel.records import (
+    HTTP1,
+    REQUEST_RECORD,
+    Http1Row,
+    RequestFlag,
+    RequestRecordRow,
+    Stamp,
+)
 from otelbpf.ledger.trace_contexts import Contexts
 from otelbpf.policy.routes import Routes
 from otelbpf.protocols.urls import RequestLine, Server, server_asked, split_request_line
@@ -206,16 +213,15 @@ _STAGE_NAMES: dict[tuple[int, int], str] = {
 }
 
 
-def line_of(record: RequestRecordRow) -> RequestLine:
+def line_of(http1: Http1Row) -> RequestLine:
     """A record's request line, in its parts."""
-    http1 = record.http1
     length = http1.request_line_length
     return split_request_line(_text(http1.request_line, length), is_cut=length > _LINE_MAX)
 
 
-def server_of(record: RequestRecordRow, line: RequestLine) -> Server:
-    """Which server a record's request is for; `line` is its request line."""
-    is_client, http1 = record.flags & _CLIENT, record.http1
+def server_of(record: RequestRecordRow, http1: Http1Row, line: RequestLine) -> Server:
+    """Which server a record's request is for; `http1` is its section, `line` its request line."""
+    is_client = record.flags & _CLIENT
     return server_asked(
         line.scheme,
         line.authority,
@@ -314,7 +320,8 @@ def requests_of(
     trace_flags, caused = contexts.flags.tolist(), contexts.caused.tolist()
     linked, elsewhere = contexts.linked_span_id.tolist(), contexts.elsewhere.tolist()
     for i, record in enumerate(map(RequestRecordRow, records.tolist())):
-        line, http1 = line_of(record), record.http1
+        http1 = record.http1
+        line = line_of(http1)
         flags = RequestFlag(record.flags)
         kind = Kind.CLIENT if record.flags & _CLIENT else Kind.SERVER
         absent, complete = _absent(present[i], kind)
@@ -339,7 +346,7 @@ def requests_of(
                 query=line.query if capture_query else "",
                 path_cut=line.path_cut,
                 http_version=f"1.{http1.http_minor}",
-                server=server_of(record, line),
+                server=server_of(record, http1, line),
                 user_agent=_text(http1.user_agent, http1.user_agent_length),
                 status=record.status,
                 flags=flags,
