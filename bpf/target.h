@@ -79,7 +79,10 @@ u64 bpf_pseudo_fd(u64 kind, u64 fd) asm("llvm.bpf.pseudo");
 	};							\
 	STAND_IN_FD(name)
 #define STAND_IN_FD(name) enum { FD_##name = -1 };
+/* Who wants the types alone has another one: none is compiled then. */
+#ifndef PROGRAM
 #define PROGRAM(section_name) __attribute__((section(section_name), used))
+#endif
 
 #endif
 

@@ -60,7 +60,7 @@ static __always_inline u32 hex_digit(u32 value)
 /* Does the request carry the context that the application took from it? */
 static __always_inline bool carries_context(const struct exchange *x, const struct otelbpf_mark *m)
 {
-	const u8 *text = x->record.traceparent + 3;	/* after "00-" */
+	const u8 *text = x->record.join.traceparent + 3;	/* after "00-" */
 	u32 i, at, difference = 0;
 	u8 ids[24];
 
@@ -92,7 +92,8 @@ static __always_inline bool join_mark(struct connection *conn, const struct otel
 		if (ordinal >= conn->begun)
 			break;
 		x = in_flight(conn, ordinal);
-		if (!x || x->record.marked == SAID_BY_MARK || !x->record.stamp_ktime_ns[STAMP_READ])
+		if (!x || x->record.join.marked == SAID_BY_MARK ||
+		    !x->record.stamp_ktime_ns[STAMP_READ])
 			continue;
 		request = ordinal;
 		found++;
@@ -103,15 +104,15 @@ static __always_inline bool join_mark(struct connection *conn, const struct otel
 	}
 	x = found ? in_flight(conn, request) : NULL;
 	/* The caller may be known by other headers than this one, but not against it. */
-	if (!x || (*(u64 *)m->parent_span_id && x->record.traceparent_length &&
+	if (!x || (*(u64 *)m->parent_span_id && x->record.join.traceparent_length &&
 		   !carries_context(x, m))) {
 		count(COUNT_MARKS_UNKNOWN);
 		return false;
 	}
-	__builtin_memcpy(x->record.trace_id, m->trace_id, 16);
-	__builtin_memcpy(x->record.span_id, m->span_id, 8);
-	__builtin_memcpy(x->record.parent_span_id, m->parent_span_id, 8);
-	x->record.trace_flags = m->trace_flags;
+	__builtin_memcpy(x->record.join.trace_id, m->trace_id, 16);
+	__builtin_memcpy(x->record.join.span_id, m->span_id, 8);
+	__builtin_memcpy(x->record.join.parent_span_id, m->parent_span_id, 8);
+	x->record.join.trace_flags = m->trace_flags;
 	if (!x->record.stamp_ktime_ns[STAMP_HANDLER_START])
 		x->record.stamp_ktime_ns[STAMP_HANDLER_START] = bpf_ktime_get_ns();
 	asm volatile("" : : : "memory");
@@ -120,7 +121,7 @@ static __always_inline bool join_mark(struct connection *conn, const struct otel
 		count(COUNT_MARKS_UNKNOWN);
 		return false;
 	}
-	x->record.marked = SAID_BY_MARK;
+	x->record.join.marked = SAID_BY_MARK;
 	set_sampled(x, m->trace_flags & TRACE_FLAG_SAMPLED);
 	count(COUNT_MARKS_JOINED);
 	return true;
@@ -138,8 +139,8 @@ static __always_inline void end_mark(struct connection *conn, const struct otelb
 		if (ordinal >= conn->begun)
 			return;
 		x = in_flight(conn, ordinal);
-		if (x && x->record.marked == SAID_BY_MARK &&
-		    *(u64 *)x->record.span_id == *(u64 *)m->span_id) {
+		if (x && x->record.join.marked == SAID_BY_MARK &&
+		    *(u64 *)x->record.join.span_id == *(u64 *)m->span_id) {
 			if (!x->record.stamp_ktime_ns[STAMP_HANDLER_END])
 				x->record.stamp_ktime_ns[STAMP_HANDLER_END] = bpf_ktime_get_ns();
 			return;

@@ -22,26 +22,26 @@ static __always_inline int take_request_lines(struct scratch *s, struct connecti
 			    (version & FIRST_BYTES(7)) != WORD('H', 'T', 'T', 'P', '/', '1', '.', 0))
 				return -1;
 			if (x)
-				x->record.http_minor = (version >> 56) - '0';
+				x->record.http1.http_minor = (version >> 56) - '0';
 		} else if (x) {
-			x->record.http_minor = 1;
+			x->record.http1.http_minor = 1;
 		}
 		if ((start & FIRST_BYTES(5)) == WORD('H', 'E', 'A', 'D', ' ', 0, 0, 0))
 			conn->head_requests |= 1ULL << ((conn->begun - 1) & 63);
 	}
 	if (!x)
 		return 0;
-	capture(x->record.request_line, &x->record.request_line_length, REQUEST_LINE_MAX,
-		s, FOUND_FIRST_LINE);
-	capture(x->record.host, &x->record.host_length, HOST_MAX, s, FOUND_HOST);
-	capture(x->record.user_agent, &x->record.user_agent_length, USER_AGENT_MAX,
+	capture(x->record.http1.request_line, &x->record.http1.request_line_length,
+		REQUEST_LINE_MAX, s, FOUND_FIRST_LINE);
+	capture(x->record.http1.host, &x->record.http1.host_length, HOST_MAX, s, FOUND_HOST);
+	capture(x->record.http1.user_agent, &x->record.http1.user_agent_length, USER_AGENT_MAX,
 		s, FOUND_USER_AGENT);
 	/* Of two, neither is to be believed: W3C Trace Context, section 3.2. */
-	x->record.traceparents += s->found_times[FOUND_TRACEPARENT];
-	capture(x->record.traceparent, &x->record.traceparent_length, TRACEPARENT_MAX,
+	x->record.join.traceparents += s->found_times[FOUND_TRACEPARENT];
+	capture(x->record.join.traceparent, &x->record.join.traceparent_length, TRACEPARENT_MAX,
 		s, FOUND_TRACEPARENT);
-	if (x->record.traceparents > 1)
-		x->record.traceparent_length = 0;
+	if (x->record.join.traceparents > 1)
+		x->record.join.traceparent_length = 0;
 	return 0;
 }
 

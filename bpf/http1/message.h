@@ -231,7 +231,7 @@ static __always_inline bool ends_http(const struct exchange *x, u32 status)
 {
 	if (status == 101)
 		return true;
-	return x && status / 100 == 2 && *(u64 *)x->record.request_line ==
+	return x && status / 100 == 2 && *(u64 *)x->record.http1.request_line ==
 					 WORD('C', 'O', 'N', 'N', 'E', 'C', 'T', ' ');
 }
 

@@ -74,14 +74,15 @@ static __always_inline void name_writer(const struct connection *conn, struct ex
 	x->record.pid = w->pid_tgid >> 32;
 	x->record.tid = (u32)w->pid_tgid;
 	x->record.process = w->process;
-	x->record.cause_connection_id = w->cause.connection_id;
-	x->record.cause_ordinal = w->cause.ordinal;
+	x->record.join.cause_connection_id = w->cause.connection_id;
+	x->record.join.cause_ordinal = w->cause.ordinal;
 }
 
 static __always_inline bool same_traceparent(const struct exchange *a, const struct exchange *b)
 {
-	const u64 *x = (const u64 *)a->record.traceparent, *y = (const u64 *)b->record.traceparent;
-	u64 difference = a->record.traceparent_length ^ b->record.traceparent_length;
+	const u64 *x = (const u64 *)a->record.join.traceparent;
+	const u64 *y = (const u64 *)b->record.join.traceparent;
+	u64 difference = a->record.join.traceparent_length ^ b->record.join.traceparent_length;
 	u32 i;
 
 #pragma unroll
@@ -102,27 +103,28 @@ static __always_inline void name_cause(const struct connection *conn, struct exc
 	struct exchange *cause = NULL;
 	struct connection *server;
 
-	if (!x->record.cause_connection_id) {
+	if (!x->record.join.cause_connection_id) {
 		/* Of those written together only the first is known to be the writer's. */
 		if (conn->writer.ambiguous && conn->writer.seq == x->inbound_start &&
-		    !x->record.traceparent_length)
+		    !x->record.join.traceparent_length)
 			count(COUNT_CAUSES_AMBIGUOUS);
 		return;
 	}
 	server = connection_named(&conn->writer.cause);
-	if (server && server->id == x->record.cause_connection_id)
-		cause = in_flight(server, x->record.cause_ordinal);
-	if (!cause || (x->record.traceparent_length && !same_traceparent(x, cause))) {
-		x->record.cause_connection_id = 0;
-		x->record.cause_ordinal = 0;
+	if (server && server->id == x->record.join.cause_connection_id)
+		cause = in_flight(server, x->record.join.cause_ordinal);
+	if (!cause || (x->record.join.traceparent_length && !same_traceparent(x, cause))) {
+		x->record.join.cause_connection_id = 0;
+		x->record.join.cause_ordinal = 0;
 		return;
 	}
-	x->record.traceparent_length = cause->record.traceparent_length;
-	__builtin_memcpy(x->record.traceparent, cause->record.traceparent, TRACEPARENT_MAX);
-	x->record.marked = cause->record.marked;
-	x->record.trace_flags = cause->record.trace_flags;
-	__builtin_memcpy(x->record.trace_id, cause->record.trace_id, 16);
-	__builtin_memcpy(x->record.parent_span_id, cause->record.span_id, 8);
+	x->record.join.traceparent_length = cause->record.join.traceparent_length;
+	__builtin_memcpy(x->record.join.traceparent, cause->record.join.traceparent,
+			 TRACEPARENT_MAX);
+	x->record.join.marked = cause->record.join.marked;
+	x->record.join.trace_flags = cause->record.join.trace_flags;
+	__builtin_memcpy(x->record.join.trace_id, cause->record.join.trace_id, 16);
+	__builtin_memcpy(x->record.join.parent_span_id, cause->record.join.span_id, 8);
 	/* The two of them agree: the one's span is the other's parent. */
 	x->record.flags |= CAUSED;
 	set_sampled(x, cause->record.flags & SAMPLED);

@@ -66,7 +66,10 @@ static __always_inline void clear(struct request_record *r)
 	u32 i;
 
 #pragma unroll
-	for (i = WORD_OF(stamp_ktime_ns); i <= WORD_OF(request_line); i++)
+	for (i = WORD_OF(stamp_ktime_ns); i < WORD_OF(join.traceparent); i++)
+		words[i] = 0;
+#pragma unroll
+	for (i = WORD_OF(http1); i <= WORD_OF(http1.request_line); i++)
 		words[i] = 0;
 }
 

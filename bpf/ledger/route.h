@@ -33,7 +33,7 @@ static __always_inline bool is_id(const struct request_record *r,
 				  const volatile struct route_cursor *v, u64 end)
 {
 	u64 start = at_most(REQUEST_LINE_MAX - 2, v->start);
-	const u8 *first = r->request_line + start;
+	const u8 *first = r->http1.request_line + start;
 
 	if (start == end)
 		return false;
@@ -46,13 +46,13 @@ static __always_inline bool is_id(const struct request_record *r,
 /* Whom a request to an upstream asks, as far as its request line does not say. */
 static __always_inline u64 hash_upstream(const struct request_record *r, volatile u64 *left)
 {
-	const u64 *peer = (const u64 *)r->peer_address, *host = (const u64 *)r->host;
+	const u64 *peer = (const u64 *)r->peer_address, *host = (const u64 *)r->http1.host;
 	u64 hash = take_character(take_character(ROUTE_HASH_START, peer[0]), peer[1]);
 	u64 n;
 	u32 i;
 
-	hash = take_character(hash, r->host_length);
-	*left = r->host_length;
+	hash = take_character(hash, r->http1.host_length);
+	*left = r->http1.host_length;
 	BOUNDED_LOOP
 	for (i = 0; i < HOST_MAX / 8; i++) {
 		n = *left;
@@ -92,7 +92,7 @@ static __always_inline bool ends_id(const struct request_record *r, volatile str
 static __always_inline u64 hash_route(const struct request_record *r,
 				      volatile struct route_cursor *v, enum flow flow)
 {
-	u64 length = at_most(REQUEST_LINE_MAX, r->request_line_length);
+	u64 length = at_most(REQUEST_LINE_MAX, r->http1.request_line_length);
 	u64 hash = ROUTE_HASH_START, before, i;
 	u8 character;
 
@@ -108,7 +108,7 @@ static __always_inline u64 hash_route(const struct request_record *r,
 	for (i = 0; i < length; i++) {
 		/* Else clang ends the loop where i equals length, which 6.1 does not take for an end. */
 		asm volatile("" : "+r"(i));
-		character = r->request_line[i];
+		character = r->http1.request_line[i];
 		if (character < '@') {		/* else it is nothing special, as most are */
 			if (is_digit(character)) {
 				v->digits++;

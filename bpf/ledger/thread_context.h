@@ -113,21 +113,21 @@ static __always_inline void note_published(struct connection *conn)
 	if (!settings()->has_thread_locals || conn->begun != ordinal + 1)
 		return;
 	x = in_flight(conn, ordinal);
-	if (!x || x->record.marked == SAID_BY_MARK || !x->record.stamp_ktime_ns[STAMP_READ] ||
+	if (!x || x->record.join.marked == SAID_BY_MARK || !x->record.stamp_ktime_ns[STAMP_READ] ||
 	    !published_context(&c))
 		return;
-	trace_id = (u64 *)x->record.trace_id;
-	if (x->record.marked == SAID_BY_THREAD && (trace_id[0] != ((u64 *)c.trace_id)[0] ||
-						   trace_id[1] != ((u64 *)c.trace_id)[1]))
+	trace_id = (u64 *)x->record.join.trace_id;
+	if (x->record.join.marked == SAID_BY_THREAD &&
+	    (trace_id[0] != ((u64 *)c.trace_id)[0] || trace_id[1] != ((u64 *)c.trace_id)[1]))
 		return;
 	/* Its client may have reset the connection, and another request have its slot. */
 	if (in_flight(conn, ordinal) != x)
 		return;
-	__builtin_memcpy(x->record.trace_id, c.trace_id, 16);
-	__builtin_memcpy(x->record.span_id, c.span_id, 8);
-	x->record.trace_flags = c.trace_flags;
+	__builtin_memcpy(x->record.join.trace_id, c.trace_id, 16);
+	__builtin_memcpy(x->record.join.span_id, c.span_id, 8);
+	x->record.join.trace_flags = c.trace_flags;
 	asm volatile("" : : : "memory");
-	x->record.marked = SAID_BY_THREAD;
+	x->record.join.marked = SAID_BY_THREAD;
 	sample_published(x);
 }
 

@@ -237,7 +237,8 @@ class Meter:
         """What came before ended where it ended: the connection's next request is a record too."""
         pair.exchange(request(target="/next"), OK)
         record = self.record()
-        assert (record["ordinal"], record["request_line"]) == (ordinal, b"GET /next HTTP/1.1")
+        assert record["ordinal"] == ordinal
+        assert record["http1"]["request_line"] == b"GET /next HTTP/1.1"
         assert record["status"] == 200
         assert flags(record) == WHOLE
         assert self.losses() == {}
@@ -322,7 +323,7 @@ def flags(record: np.void) -> RequestFlag:
 def describe(records: np.ndarray) -> list[str]:
     """Records, for an assertion's message."""
     return [
-        f"#{r['ordinal']} {bytes(r['request_line'])!r} -> {r['status']} "
+        f"#{r['ordinal']} {bytes(r['http1']['request_line'])!r} -> {r['status']} "
         f"{flags(r)!r} port {r['peer_port']}"
         for r in records
     ]

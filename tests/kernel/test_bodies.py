@@ -236,4 +236,4 @@ def test_more_chunks_than_can_be_followed_are_counted_as_lost(lab: Lab, meter: M
     meter.wait_for(Counter.LOST_PARSER, 1)
     assert meter.records(0).size == 0
     pair.exchange(request(target="/next"), OK)
-    assert meter.record()["request_line"] == b"GET /next HTTP/1.1"
+    assert meter.record()["http1"]["request_line"] == b"GET /next HTTP/1.1"

@@ -90,16 +90,16 @@ def split(records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def assert_caused(record: np.void, cause: np.void) -> None:
     assert flags(record) == OUTGOING | RequestFlag.CAUSED
-    assert record["cause_connection_id"] == cause["connection_id"]
-    assert record["cause_ordinal"] == cause["ordinal"]
-    assert record["traceparent"] == cause["traceparent"]
-    assert record["traceparent_length"] == cause["traceparent_length"]
+    assert record["join"]["cause_connection_id"] == cause["connection_id"]
+    assert record["join"]["cause_ordinal"] == cause["ordinal"]
+    assert record["join"]["traceparent"] == cause["join"]["traceparent"]
+    assert record["join"]["traceparent_length"] == cause["join"]["traceparent_length"]
     assert record["tid"] == cause["tid"]
 
 
 def assert_not_caused(record: np.void) -> None:
     assert flags(record) == OUTGOING
-    assert (record["cause_connection_id"], record["cause_ordinal"]) == (0, 0)
+    assert (record["join"]["cause_connection_id"], record["join"]["cause_ordinal"]) == (0, 0)
 
 
 @pytest.mark.parametrize("asked", [ASKED, CARRIES], ids=["without", "with traceparent"])
@@ -165,9 +165,10 @@ def test_many_threads_each_call_for_their_own(gateway: Meter, front: Gateway) ->
     lines = {(int(each["connection_id"]), int(each["ordinal"])): each for each in handled}
     assert len(lines) == len(called) == 160
     for record in called:
-        cause = lines[int(record["cause_connection_id"]), int(record["cause_ordinal"])]
+        join = record["join"]
+        cause = lines[int(join["cause_connection_id"]), int(join["cause_ordinal"])]
         assert_caused(record, cause)
-        assert record["request_line"] == cause["request_line"]
+        assert record["http1"]["request_line"] == cause["http1"]["request_line"]
 
 
 def test_a_context_that_is_handed_on_is_the_causes(gateway: Meter, front: Gateway) -> None:
@@ -192,7 +193,7 @@ def test_a_context_of_its_own_is_from_an_application_that_is_traced(
     caller.answer(OK)
     _, (called,) = split(gateway.records(2))
     assert_not_caused(called)
-    assert called["traceparent"] == ANOTHER.encode()
+    assert called["join"]["traceparent"] == ANOTHER.encode()
 
 
 @pytest.mark.parametrize("trace_flags", [0, 1])
@@ -212,11 +213,12 @@ def test_what_the_application_said_of_the_cause_holds_for_what_it_caused(
         return
     (handled,), (called,) = split(gateway.records(2))
     assert_caused(called, handled)
-    assert called["marked"] == 1
-    assert bytes(called["trace_id"]) == mark.trace_id
-    assert bytes(called["parent_span_id"]) == bytes(handled["span_id"]) == mark.span_id
-    assert bytes(called["span_id"]) == bytes(8)
-    assert called["trace_flags"] == trace_flags
+    join = called["join"]
+    assert join["marked"] == 1
+    assert bytes(join["trace_id"]) == mark.trace_id
+    assert bytes(join["parent_span_id"]) == bytes(handled["join"]["span_id"]) == mark.span_id
+    assert bytes(join["span_id"]) == bytes(8)
+    assert join["trace_flags"] == trace_flags
 
 
 def do_not_wait(caller: Pair, _: Gateway) -> None:
@@ -285,7 +287,7 @@ def test_what_carries_a_context_is_told_to_start_no_trace(
     assert len(called) == 10
     for record in called:
         assert_not_caused(record)
-        assert record["traceparent_length"] == 55
+        assert record["join"]["traceparent_length"] == 55
     assert gateway.counted(Counter.CAUSES_AMBIGUOUS) == 0
 
 
@@ -312,7 +314,7 @@ def test_of_requests_in_one_write_only_the_first_is_known_to_be_one_of_several(
         upstream.ask(asked)
         upstream.answer(2 * OK)
         called = gateway.records(2, others_in_flight=2)
-        assert [bool(record["traceparent_length"]) for record in called] == (
+        assert [bool(record["join"]["traceparent_length"]) for record in called] == (
             [[False, False], [True, False], [False, True]][number]
         )
         assert gateway.counted(Counter.CAUSES_AMBIGUOUS) == (1, 1, 2)[number]

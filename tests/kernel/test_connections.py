@@ -35,12 +35,12 @@ def test_a_new_connection_is_not_the_one_that_had_its_ports(
     port = leftover(meter, payload=request(target="/too-late"), seq=seq)
     pair = lab.connect(from_port=port)
     late = meter.record()
-    assert late["request_line"] == b"GET /too-late HTTP/1.1"
+    assert late["http1"]["request_line"] == b"GET /too-late HTTP/1.1"
     assert flags(late) == RequestFlag.REQUEST_RECEIVED
     for ordinal in range(2):
         pair.exchange(request(target="/new"), OK)
         record = meter.record()
-        assert record["request_line"] == b"GET /new HTTP/1.1"
+        assert record["http1"]["request_line"] == b"GET /new HTTP/1.1"
         assert record["ordinal"] == ordinal
         assert record["connection_id"] != late["connection_id"]
         assert flags(record) == WHOLE
@@ -133,7 +133,7 @@ def test_a_connection_older_than_the_agent_is_adopted(unattached: Meter) -> None
             pair.exchange(request("POST", "/seen", body=b"body"), OK)
             record = unattached.record()
             assert record["ordinal"] == ordinal
-            assert record["request_line"] == b"POST /seen HTTP/1.1"
+            assert record["http1"]["request_line"] == b"POST /seen HTTP/1.1"
             assert flags(record) == WHOLE
             assert set(stamps(record)) >= {
                 Stamp.NIC, Stamp.TC, Stamp.TCP, Stamp.QUEUED, Stamp.READ, Stamp.WRITE,
@@ -154,7 +154,7 @@ def test_adoption_in_the_middle_of_a_request_waits_for_the_next_one(unattached: 
         pair.answer(OK)
         assert unattached.counted(Counter.SEEN) == 0
         pair.exchange(request(target="/next"), OK)
-        assert unattached.record()["request_line"] == b"GET /next HTTP/1.1"
+        assert unattached.record()["http1"]["request_line"] == b"GET /next HTTP/1.1"
         assert unattached.counted(Counter.CONNECTIONS_ADOPTED) == 1
 
 
@@ -165,7 +165,7 @@ def test_adoption_in_the_middle_of_a_response_waits_for_the_next_request(unattac
     with unattached.attached():
         pair.answer(OK[-1:])
         pair.exchange(request(target="/next"), OK)
-        assert unattached.record()["request_line"] == b"GET /next HTTP/1.1"
+        assert unattached.record()["http1"]["request_line"] == b"GET /next HTTP/1.1"
         assert unattached.losses() == {}
 
 
@@ -183,4 +183,4 @@ def test_a_response_that_began_before_the_agent_is_not_taken_for_the_next_ones(
         pair.answer(OK)
         unattached.wait_for(Counter.LOST_PARSER, 1)
         pair.exchange(request(target="/sure"), OK)
-        assert unattached.record()["request_line"] == b"GET /sure HTTP/1.1"
+        assert unattached.record()["http1"]["request_line"] == b"GET /sure HTTP/1.1"

@@ -155,7 +155,7 @@ def test_a_request_that_crosses_the_servers_fin_ends_later_than_it_began(meter: 
     before_ns = time.monotonic_ns()
     talk.answer(b"", len(OK) + 1, flags=RST)
     record = meter.record()
-    assert record["request_line"] == b"GET /crossed HTTP/1.1"
+    assert record["http1"]["request_line"] == b"GET /crossed HTTP/1.1"
     assert flags(record) & ENDINGS == RequestFlag.LOCAL_CLOSED
     assert end_of(record) >= before_ns
 
@@ -257,7 +257,7 @@ def test_half_a_head_is_kept_while_its_socket_is_open(meter: Meter) -> None:
     assert meter.in_flight() == 1
     pair.ask(b"\r\n")
     pair.answer(OK)
-    assert meter.record()["request_line"] == b"GET /half HTTP/1.1"
+    assert meter.record()["http1"]["request_line"] == b"GET /half HTTP/1.1"
 
 
 @pytest.fixture
@@ -323,7 +323,7 @@ def test_when_the_agent_stops_what_had_ended_is_told_and_the_rest_is_lost(
     sweeper = Sweeper(meter.programs, LONG_NS)
     sweeper.finish(time.monotonic_ns())
     sweeper.close()
-    assert meter.record()["request_line"] == b"GET /over HTTP/1.1"
+    assert meter.record()["http1"]["request_line"] == b"GET /over HTTP/1.1"
     assert meter.losses() == {Counter.LOST_STOPPED: 1}
 
 

@@ -62,7 +62,7 @@ def finish(talk: Conversation, meter: Meter, stream: bytes, count: int) -> np.nd
     talk.ask(b"", asked + len(GET), acknowledging=(2 + count) * len(OK))
     *records, following = np.sort(meter.records(count + 1), order="ordinal")
     assert meter.losses() == {}
-    assert following["request_line"] == b"GET /head HTTP/1.1"
+    assert following["http1"]["request_line"] == b"GET /head HTTP/1.1"
     assert flags(following) == WHOLE
     assert (following["out_of_order"], following["request_retransmits"]) == (0, 0)
     for record in records:
@@ -89,9 +89,9 @@ def test_a_head_in_segments_in_every_order(
     segments = [cut(GET, *places)[number] for number in order]
     deliver(talk, segments)
     (record,) = finish(talk, meter, GET, 1)
-    assert record["request_line"] == b"GET /head HTTP/1.1"
-    assert record["host"] == b"disorder.example"
-    assert record["user_agent"] == b"overtaken/1"
+    assert record["http1"]["request_line"] == b"GET /head HTTP/1.1"
+    assert record["http1"]["host"] == b"disorder.example"
+    assert record["http1"]["user_agent"] == b"overtaken/1"
     assert record["request_bytes"] == len(GET)
     assert record["out_of_order"] == early(segments)
     assert record["request_retransmits"] == 0
@@ -113,7 +113,7 @@ def test_a_chunked_body_in_segments_in_every_order(
     deliver(talk, segments)
     (record,) = finish(talk, meter, CHUNKY, 1)
     assert flags(record) == WHOLE | RequestFlag.REQUEST_CHUNKED
-    assert record["request_line"] == b"PUT /chunky HTTP/1.1"
+    assert record["http1"]["request_line"] == b"PUT /chunky HTTP/1.1"
     assert record["request_bytes"] == len(CHUNKY)
     assert record["request_body_bytes"] == 56
     assert record["out_of_order"] == early(segments)
@@ -163,7 +163,7 @@ def test_pipelined_requests_in_segments_in_any_order(
         segments.sort(key=lambda segment: segment[0] + chance.randrange(300))
     deliver(talk, segments)
     records = finish(talk, meter, STREAM, 4)
-    assert records["request_line"].tolist() == [k.split(b"\r\n")[0] for k, _ in KINDS]
+    assert records["http1"]["request_line"].tolist() == [k.split(b"\r\n")[0] for k, _ in KINDS]
     assert records["request_bytes"].tolist() == [len(k) for k, _ in KINDS]
     assert records["request_body_bytes"].tolist() == [body for _, body in KINDS]
     seen: set[int] = set()
@@ -198,8 +198,8 @@ def test_what_is_sent_again_may_be_cut_in_other_places(
     pieces = [(10, 60), kept, sent_again]
     deliver(talk, [(first, GET[first:last]) for first, last in [(0, 5), *pieces, (0, len(GET))]])
     (record,) = finish(talk, meter, GET, 1)
-    assert record["request_line"] == b"GET /head HTTP/1.1"
-    assert record["user_agent"] == b"overtaken/1"
+    assert record["http1"]["request_line"] == b"GET /head HTTP/1.1"
+    assert record["http1"]["user_agent"] == b"overtaken/1"
     assert record["request_bytes"] == len(GET)
 
 
@@ -227,7 +227,7 @@ def test_as_many_early_segments_as_there_are_places_for(
     rest = 10 + size * PIECES_MAX
     deliver(talk, [*segments, (rest, asked[rest:])])
     (record,) = finish(talk, meter, asked, 1)
-    assert record["request_line"] == b"POST /long HTTP/1.1"
+    assert record["http1"]["request_line"] == b"POST /long HTTP/1.1"
     assert record["request_bytes"] == len(asked)
     assert record["request_body_bytes"] == 10
     assert record["out_of_order"] == PIECES_MAX
@@ -243,7 +243,7 @@ def lose_and_go_on(talk: Conversation, meter: Meter, asked: bytes, lost: int) ->
     talk.answer(OK, len(OK), acknowledging=at + len(GET))
     talk.ask(b"", at + len(GET), acknowledging=2 * len(OK))
     record = meter.record()
-    assert record["request_line"] == b"GET /head HTTP/1.1"
+    assert record["http1"]["request_line"] == b"GET /head HTTP/1.1"
     assert flags(record) == WHOLE
     assert (record["out_of_order"], record["request_retransmits"]) == (0, 0)
 
@@ -456,9 +456,9 @@ def test_so_many_connections_in_disorder_that_the_oldest_are_forgotten(meter: Me
     assert 0 < lost < count
     assert meter.losses() == {Counter.LOST_PARSER: lost}
     records = meter.records(2 * count - lost)
-    lines = records["request_line"].tolist()
+    lines = records["http1"]["request_line"].tolist()
     assert lines.count(b"GET /head HTTP/1.1") == count
-    whole = records[records["request_line"] == b"POST /long HTTP/1.1"]
+    whole = records[records["http1"]["request_line"] == b"POST /long HTTP/1.1"]
     assert set(whole["request_bytes"].tolist()) == {len(asked)}
     assert set(whole["out_of_order"].tolist()) == {30}
     # And those are forgotten rather than what is kept now.

@@ -64,7 +64,7 @@ def test_the_client_closes_in_the_middle_of_its_body(lab: Lab, meter: Meter, hos
     pair.server.close()
     record = meter.record()
     assert flags(record) & ~RequestFlag.LOCAL_CLOSED == RequestFlag.PEER_CLOSED
-    assert record["request_line"] == b"POST /upload HTTP/1.1"
+    assert record["http1"]["request_line"] == b"POST /upload HTTP/1.1"
     assert record["request_bytes"] == len(asked)
     assert record["request_body_bytes"] == len(b"a part")
     assert record["status"] == 0
@@ -125,7 +125,7 @@ def test_the_server_closes_with_a_request_unread(lab: Lab, meter: Meter) -> None
     pair.server.close()
     wait_for_end(pair.client)
     record = meter.record()
-    assert record["request_line"] == b"GET /unread HTTP/1.1"
+    assert record["http1"]["request_line"] == b"GET /unread HTTP/1.1"
     assert record["pid"] == 0
     assert Stamp.QUEUED in stamps(record)
     assert Stamp.READ not in stamps(record)
@@ -193,7 +193,7 @@ def test_a_response_that_nobody_asked_for(lab: Lab, meter: Meter) -> None:
     assert meter.counted(Counter.SEEN) == 0
     # Should the client ask after all, it is served as ever.
     pair.exchange(request(target="/late"), OK)
-    assert meter.record()["request_line"] == b"GET /late HTTP/1.1"
+    assert meter.record()["http1"]["request_line"] == b"GET /late HTTP/1.1"
 
 
 def test_a_port_used_again_is_a_new_connection(lab: Lab, meter: Meter) -> None:

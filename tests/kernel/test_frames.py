@@ -78,7 +78,7 @@ def test_a_request_and_its_response_in_frames_of_every_shape(
     wire.emit(answered)
     wire.deliver(replace(asked, payload=b"", seq=1000 + len(ASKED), ack_seq=5000 + len(OK)))
     record = meter.record()
-    assert record["request_line"] == b"GET /crafted HTTP/1.1"
+    assert record["http1"]["request_line"] == b"GET /crafted HTTP/1.1"
     assert flags(record) == WHOLE
     assert record["status"] == 200
     assert (record["request_bytes"], record["response_bytes"]) == (len(ASKED), len(OK))

@@ -178,7 +178,7 @@ def test_threads_have_a_request_each(lab: Lab, meter: Meter, handlers: Handlers)
     for worker in workers:
         worker.__exit__(None, None, None)
     for record in meter.records(80):
-        number = int(bytes(record["request_line"]).split(b"/")[1])
+        number = int(bytes(record["http1"]["request_line"]).split(b"/")[1])
         assert (stamps(record).keys() >= HANDLED) == bool(number % 2)
 
 

@@ -19,6 +19,7 @@ TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 # bpf/abi/records.h
 REQUEST_LINE_MAX, HOST_MAX, USER_AGENT_MAX, TRACEPARENT_MAX = 192, 64, 96, 56
 KEPT = {"host": HOST_MAX, "user_agent": USER_AGENT_MAX, "traceparent": TRACEPARENT_MAX}
+SECTION = {"request_line": "http1", "host": "http1", "user_agent": "http1", "traceparent": "join"}
 SECRET = b"s3cr3t-0123456789"
 
 
@@ -28,7 +29,7 @@ def ask_and_take(lab: Lab, meter: Meter, asked: bytes, answered: bytes = OK):
     pair.exchange(asked, answered)
     record = meter.record()
     pair.exchange(request(target="/next"), OK)
-    assert meter.record()["request_line"] == b"GET /next HTTP/1.1"
+    assert meter.record()["http1"]["request_line"] == b"GET /next HTTP/1.1"
     assert meter.losses() == {}
     assert flags(record) & WHOLE == WHOLE
     assert record["request_bytes"] == len(asked)
@@ -40,12 +41,12 @@ def test_request_line_host_user_agent_and_traceparent_are_kept(lab: Lab, meter: 
     headers = {"Host": "shop.example:8080", "User-Agent": "browser/1.0 (x; y)",
                "traceparent": TRACEPARENT}  # fmt: skip
     record = ask_and_take(lab, meter, request("GET", "/cart?id=7&x=%20", headers))
-    assert record["request_line"] == b"GET /cart?id=7&x=%20 HTTP/1.1"
-    assert record["host"] == b"shop.example:8080"
-    assert record["user_agent"] == b"browser/1.0 (x; y)"
-    assert record["traceparent"] == TRACEPARENT.encode()
-    for field in ("request_line", "host", "user_agent", "traceparent"):
-        assert record[f"{field}_length"] == len(record[field])
+    assert record["http1"]["request_line"] == b"GET /cart?id=7&x=%20 HTTP/1.1"
+    assert record["http1"]["host"] == b"shop.example:8080"
+    assert record["http1"]["user_agent"] == b"browser/1.0 (x; y)"
+    assert record["join"]["traceparent"] == TRACEPARENT.encode()
+    for field, section in SECTION.items():
+        assert record[section][f"{field}_length"] == len(record[section][field])
 
 
 def test_what_is_absent_is_empty(lab: Lab, meter: Meter) -> None:
@@ -56,11 +57,11 @@ def test_what_is_absent_is_empty(lab: Lab, meter: Meter) -> None:
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         pair.exchange(f"GET {target} HTTP/1.1\r\n{head}\r\n".encode(), OK)
     first, second = meter.records(2)
-    assert bytes(first["host"]) == b"h" * 60
-    assert second["request_line"].tobytes().rstrip(b"\0") == b"GET / HTTP/1.1"
+    assert bytes(first["http1"]["host"]) == b"h" * 60
+    assert second["http1"]["request_line"].tobytes().rstrip(b"\0") == b"GET / HTTP/1.1"
     for field in KEPT:
-        assert second[f"{field}_length"] == 0
-        assert second[field].tobytes().strip(b"\0") == b""
+        assert second[SECTION[field]][f"{field}_length"] == 0
+        assert second[SECTION[field]][field].tobytes().strip(b"\0") == b""
 
 
 @pytest.mark.parametrize("beyond", [-1, 0, 1, 40])
@@ -72,8 +73,8 @@ def test_a_long_value_is_cut_and_its_length_kept(
     asked = f"GET / HTTP/1.1\r\n{field.replace('_', '-')}: {value}\r\nX-After: after\r\n\r\n"
     record = ask_and_take(lab, meter, asked.encode())
     kept = min(len(value), KEPT[field])
-    assert record[f"{field}_length"] == len(value)
-    assert record[field].tobytes().rstrip(b"\0") == value.encode()[:kept]
+    assert record[SECTION[field]][f"{field}_length"] == len(value)
+    assert record[SECTION[field]][field].tobytes().rstrip(b"\0") == value.encode()[:kept]
 
 
 @pytest.mark.parametrize("length", [150, 177, 178, 179, 255, 256, 257, 900, 1010, 1024, 4096])
@@ -84,16 +85,16 @@ def test_a_long_request_line_is_cut_and_the_rest_is_right(
     headers = {"Host": "after.example", "User-Agent": "after/1", "traceparent": TRACEPARENT}
     record = ask_and_take(lab, meter, request("POST", target, headers, b"body"))
     line = f"POST {target} HTTP/1.1".encode()
-    assert record["request_line"].tobytes().rstrip(b"\0") == line[:REQUEST_LINE_MAX]
+    assert record["http1"]["request_line"].tobytes().rstrip(b"\0") == line[:REQUEST_LINE_MAX]
     # Of a line of more than 255 bytes it is only known that it is longer than what was kept.
-    assert record["request_line_length"] == len(line) or (
-        len(line) > 255 and record["request_line_length"] > REQUEST_LINE_MAX
+    assert record["http1"]["request_line_length"] == len(line) or (
+        len(line) > 255 and record["http1"]["request_line_length"] > REQUEST_LINE_MAX
     )
-    assert record["host"] == b"after.example"
-    assert record["user_agent"] == b"after/1"
-    assert record["traceparent"] == TRACEPARENT.encode()
+    assert record["http1"]["host"] == b"after.example"
+    assert record["http1"]["user_agent"] == b"after/1"
+    assert record["join"]["traceparent"] == TRACEPARENT.encode()
     assert record["request_body_bytes"] == 4
-    assert record["http_minor"] == 1
+    assert record["http1"]["http_minor"] == 1
 
 
 @pytest.mark.parametrize("size", [200, 240, 250, 255, 256, 257, 1000, 1024, 2000, 8192, 20_000])
@@ -107,8 +108,8 @@ def test_a_huge_cookie_hides_nothing_that_comes_after_it(lab: Lab, meter: Meter,
     receive(pair.client, len(OK))
     record = meter.record()
     assert flags(record) == WHOLE
-    assert record["traceparent"] == TRACEPARENT.encode()
-    assert record["user_agent"] == b"after/1"
+    assert record["join"]["traceparent"] == TRACEPARENT.encode()
+    assert record["http1"]["user_agent"] == b"after/1"
     assert record["request_body_bytes"] == 4
     assert b"c" * 16 not in record.tobytes()
 
@@ -117,7 +118,7 @@ def test_a_head_of_many_short_lines(lab: Lab, meter: Meter) -> None:
     headers = {f"{number}": "" for number in range(300)}
     headers["traceparent"] = TRACEPARENT
     record = ask_and_take(lab, meter, request("POST", headers=headers, body=b"body"))
-    assert record["traceparent"] == TRACEPARENT.encode()
+    assert record["join"]["traceparent"] == TRACEPARENT.encode()
     assert record["request_body_bytes"] == 4
 
 
@@ -129,9 +130,9 @@ def test_header_names_in_any_case(lab: Lab, meter: Meter, convert) -> None:
     asked = f"POST / HTTP/1.1\r\n{lines}\r\nbody".encode()
     answered = f"HTTP/1.1 200 OK\r\n{convert('Transfer-Encoding')}: CHUNKED\r\n\r\n".encode()
     record = ask_and_take(lab, meter, asked, answered + chunks([b"odd"]))
-    assert record["host"] == b"odd.example"
-    assert record["user_agent"] == b"odd/1"
-    assert record["traceparent"] == TRACEPARENT.encode()
+    assert record["http1"]["host"] == b"odd.example"
+    assert record["http1"]["user_agent"] == b"odd/1"
+    assert record["join"]["traceparent"] == TRACEPARENT.encode()
     assert record["request_body_bytes"] == 4
     assert record["response_body_bytes"] == 3
 
@@ -145,7 +146,7 @@ def test_white_space_around_values(lab: Lab, meter: Meter, space: str, after: st
     )
     answered = f"HTTP/1.1 200 OK\r\nTransfer-Encoding:{space}chunked{after}\r\n\r\n".encode()
     record = ask_and_take(lab, meter, f"{head}body".encode(), answered + chunks([b"white"]))
-    assert record["host"].rstrip() == b"white.example"
+    assert record["http1"]["host"].rstrip() == b"white.example"
     assert record["request_body_bytes"] == 4
     assert record["response_body_bytes"] == 5
 
@@ -154,8 +155,8 @@ def test_line_feeds_alone_end_lines(lab: Lab, meter: Meter) -> None:
     asked = b"POST /lf HTTP/1.1\nHost: lf.example\nContent-Length: 4\n\nbody"
     answered = b"HTTP/1.1 200 OK\nContent-Length: 2\n\nlf"
     record = ask_and_take(lab, meter, asked, answered)
-    assert record["request_line"] == b"POST /lf HTTP/1.1"
-    assert record["host"] == b"lf.example"
+    assert record["http1"]["request_line"] == b"POST /lf HTTP/1.1"
+    assert record["http1"]["host"] == b"lf.example"
     assert record["request_body_bytes"] == 4
 
 
@@ -170,20 +171,20 @@ def test_empty_lines_before_a_request_belong_to_nobody(
         pair.server.sendall(OK)
         receive(pair.client, len(OK))
         record = meter.record()
-        assert record["request_line"] == b"GET / HTTP/1.1"
+        assert record["http1"]["request_line"] == b"GET / HTTP/1.1"
         assert record["request_bytes"] == len(request())
     pair.send_segment(request("POST", body=b"body") + empty + request(target="/2"))
     pair.send_segment(empty)
     pair.server.sendall(2 * OK)
     receive(pair.client, 2 * len(OK))
-    assert [r["request_line"] for r in meter.records(2)][1] == b"GET /2 HTTP/1.1"
+    assert [r["http1"]["request_line"] for r in meter.records(2)][1] == b"GET /2 HTTP/1.1"
     assert meter.losses() == {}
 
 
 @pytest.mark.parametrize("target", ["/", "/" + "t" * 300, "/" + "t" * 900])
 def test_http_1_0(lab: Lab, meter: Meter, target: str) -> None:
     asked = request(target=target).replace(b"HTTP/1.1", b"HTTP/1.0")
-    assert ask_and_take(lab, meter, asked)["http_minor"] == 0
+    assert ask_and_take(lab, meter, asked)["http1"]["http_minor"] == 0
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,7 @@ def test_http_1_0(lab: Lab, meter: Meter, target: str) -> None:
 )
 def test_any_method(lab: Lab, meter: Meter, method: str) -> None:
     record = ask_and_take(lab, meter, request(method))
-    assert record["request_line"] == f"{method} / HTTP/1.1".encode()
+    assert record["http1"]["request_line"] == f"{method} / HTTP/1.1".encode()
 
 
 def test_nothing_else_of_a_message_is_kept(lab: Lab, meter: Meter) -> None:
@@ -217,7 +218,7 @@ def test_nothing_else_is_kept_of_a_head_in_two_segments(lab: Lab, meter: Meter, 
     pair.server.sendall(OK)
     receive(pair.client, len(OK))
     record = meter.record()
-    assert record["host"] == b"two.example"
+    assert record["http1"]["host"] == b"two.example"
     assert SECRET[:12] not in record.tobytes()
 
 
@@ -245,7 +246,7 @@ def test_a_request_that_cannot_be_read_is_lost_and_counted(
     pair.server.sendall(refusal)
     receive(pair.client, len(refusal))
     pair.exchange(request(target="/next"), OK)
-    assert meter.record()["request_line"] == b"GET /next HTTP/1.1"
+    assert meter.record()["http1"]["request_line"] == b"GET /next HTTP/1.1"
     assert meter.counted(Counter.SEEN) == 2
 
 
@@ -263,7 +264,7 @@ def test_of_several_traceparents_none_is_believed(
     receive(pair.server, len(asked))
     pair.answer(OK)
     record = meter.record()
-    assert record["user_agent"] == b"last/1"
+    assert record["http1"]["user_agent"] == b"last/1"
     contexts = contexts_of(np.array([record]), Ids())
     assert not contexts.called.any()
     assert not contexts.parent_span_id.any()

@@ -90,7 +90,7 @@ def test_23_requests_on_a_warm_connection_are_23_records_with_every_stamp(
     assert set(records["request_bytes"].tolist()) == {len(REQUEST)}
     assert set(records["response_bytes"].tolist()) == {len(OK)}
     assert set(records["response_body_bytes"].tolist()) == {2}
-    assert set(records["http_minor"].tolist()) == {1}
+    assert set(records["http1"]["http_minor"].tolist()) == {1}
     assert set(records["peer_port"].tolist()) == {pair.peer_port}
     assert set(records["local_port"].tolist()) == {PORT}
     assert {bytes(a) for a in records["peer_address"]} == {address(client)}
@@ -204,11 +204,11 @@ def test_http_server_and_curl_give_a_record_for_each_request_of_theirs(
         server.stdout.close()
     assert records["ordinal"].tolist() == list(range(23))
     lines = [b"GET /page?%d HTTP/1.1" % number for number in range(1, 24)]
-    assert records["request_line"].tolist() == lines
+    assert records["http1"]["request_line"].tolist() == lines
     assert set(records["pid"].tolist()) == {server.pid}
     assert set(records["status"].tolist()) == {200}
     assert set(records["response_body_bytes"].tolist()) == {1000}
-    assert set(records["user_agent"].tolist()) == {b"measured"}
+    assert set(records["http1"]["user_agent"].tolist()) == {b"measured"}
 
 
 def test_the_agents_own_connections_are_left_alone(lab: Lab, meter: Meter) -> None:

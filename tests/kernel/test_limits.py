@@ -52,7 +52,7 @@ def test_a_full_ring_loses_what_comes_after(small: Meter) -> None:
     for number in range(50):
         pair.exchange(request(target=f"/again/{number}"), OK)
         record = small.record()
-        assert record["request_line"] == f"GET /again/{number} HTTP/1.1".encode()
+        assert record["http1"]["request_line"] == f"GET /again/{number} HTTP/1.1".encode()
         assert record["ordinal"] == 23 + number
     assert small.losses() == {Counter.LOST_RING_FULL: 23 - RING}
 
@@ -85,7 +85,7 @@ def test_requests_beyond_the_table_are_lost_and_counted(small: Meter) -> None:
         assert small.records(1, others_in_flight=SLOTS - number - 1)[0]["ordinal"] == number
     other.exchange(request(target="/room"), OK)
     record = small.record()
-    assert (record["ordinal"], record["request_line"]) == (7, b"GET /room HTTP/1.1")
+    assert (record["ordinal"], record["http1"]["request_line"]) == (7, b"GET /room HTTP/1.1")
     assert flags(record) == WHOLE
     assert small.losses() == {Counter.LOST_TABLE_FULL: 7}
 
@@ -97,7 +97,7 @@ def test_a_slot_that_another_connection_has_now_is_not_this_ones(small: Meter) -
     between = small.lab.connect()
     swept.ask(request(target="/swept"), 0)
     small.sweep()
-    assert small.record()["request_line"] == b"GET /swept HTTP/1.1"
+    assert small.record()["http1"]["request_line"] == b"GET /swept HTTP/1.1"
     between.ask((SLOTS - 1) * request())
     now = small.lab.connect()
     now.ask(request(target="/now"))  # only that slot is left
@@ -107,7 +107,7 @@ def test_a_slot_that_another_connection_has_now_is_not_this_ones(small: Meter) -
     created = response(201, body=b"created")
     now.answer(created)
     record = small.record(others_in_flight=SLOTS - 1)
-    assert record["request_line"] == b"GET /now HTTP/1.1"
+    assert record["http1"]["request_line"] == b"GET /now HTTP/1.1"
     assert (record["status"], record["response_bytes"]) == (201, len(created))
     between.answer((SLOTS - 1) * OK)
     small.wait_for(Counter.LOST_RING_FULL, SLOTS - 1 - RING)

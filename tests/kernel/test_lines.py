@@ -39,8 +39,8 @@ def answered(before: bytes, end: bytes = b"\r\n") -> bytes:
 
 
 def assert_all_are_right(records: np.ndarray, befores: list[bytes], end: bytes = b"\r\n") -> None:
-    assert records["request_line"].tolist() == [b"POST /lines HTTP/1.1"] * len(befores)
-    assert records["traceparent"].tolist() == [TRACEPARENT] * len(befores)
+    assert records["http1"]["request_line"].tolist() == [b"POST /lines HTTP/1.1"] * len(befores)
+    assert records["join"]["traceparent"].tolist() == [TRACEPARENT] * len(befores)
     assert records["request_bytes"].tolist() == [len(asked(before, end)) for before in befores]
     assert records["request_body_bytes"].tolist() == [len(BODY)] * len(befores)
     assert records["response_bytes"].tolist() == [len(answered(before, end)) for before in befores]

@@ -193,8 +193,8 @@ def test_a_head_that_is_overtaken_by_its_end_is_whole(
     pair.answer(OK)
     record = meter.record()
     assert flags(record) == WHOLE
-    assert record["request_line"] == b"POST /overtaken HTTP/1.1"
-    assert record["user_agent"] == b"late/1"
+    assert record["http1"]["request_line"] == b"POST /overtaken HTTP/1.1"
+    assert record["http1"]["user_agent"] == b"late/1"
     assert record["request_bytes"] == len(asked)
     assert record["out_of_order"] == 1
     assert record["request_retransmits"] == 0
@@ -221,8 +221,8 @@ def test_a_request_that_overtakes_another_waits_between_tcp_and_queued_only(
     )
     pair.answer(2 * OK)
     late, early = np.sort(meter.records(2), order="ordinal")
-    assert late["request_line"] == b"GET /late HTTP/1.1"
-    assert early["request_line"] == b"GET /early HTTP/1.1"
+    assert late["http1"]["request_line"] == b"GET /late HTTP/1.1"
+    assert early["http1"]["request_line"] == b"GET /early HTTP/1.1"
     assert (late["out_of_order"], early["out_of_order"]) == (0, 1)
     for record in (late, early):
         assert flags(record) == WHOLE

@@ -60,11 +60,11 @@ class Mark:
 
 def assert_has(record: np.void, mark: Mark) -> None:
     """The record says what the mark said."""
-    assert record["marked"] == 1
-    assert bytes(record["trace_id"]) == mark.trace_id
-    assert bytes(record["span_id"]) == mark.span_id
-    assert bytes(record["parent_span_id"]) == mark.parent_span_id
-    assert record["trace_flags"] == mark.trace_flags
+    assert record["join"]["marked"] == 1
+    assert bytes(record["join"]["trace_id"]) == mark.trace_id
+    assert bytes(record["join"]["span_id"]) == mark.span_id
+    assert bytes(record["join"]["parent_span_id"]) == mark.parent_span_id
+    assert record["join"]["trace_flags"] == mark.trace_flags
 
 
 def asked(pair: Pair, **fields: object) -> None:
@@ -99,11 +99,11 @@ def test_an_unmarked_request_says_nothing(lab: Lab, meter: Meter) -> None:
     asked(pair)
     assert Mark().tell(pair.server) == JOINED
     pair.answer(OK)
-    assert meter.record()["marked"] == 1
+    assert meter.record()["join"]["marked"] == 1
     # The next one takes the same slot.
     pair.exchange(request(), OK)
     record = meter.record()
-    assert record["marked"] == 0
+    assert record["join"]["marked"] == 0
     assert {Stamp.HANDLER_START, Stamp.HANDLER_END}.isdisjoint(stamps(record))
 
 
@@ -131,7 +131,7 @@ def test_another_namespace_s_sockets_say_nothing(lab: Lab, meter: Meter) -> None
         assert mark.tell(elsewhere) == NOT_MEASURED
     assert mark.tell(pair.client) == NOT_MEASURED
     pair.answer(OK)
-    assert meter.record()["marked"] == 0
+    assert meter.record()["join"]["marked"] == 0
 
 
 def test_of_several_requests_nobody_knows_which(lab: Lab, meter: Meter) -> None:
@@ -144,8 +144,8 @@ def test_of_several_requests_nobody_knows_which(lab: Lab, meter: Meter) -> None:
     assert mark.tell(pair.server) == JOINED
     pair.answer(OK)
     first, second = meter.records(2)
-    assert first["marked"] == 0
-    assert second["request_line"] == b"GET /b HTTP/1.1"
+    assert first["join"]["marked"] == 0
+    assert second["http1"]["request_line"] == b"GET /b HTTP/1.1"
     assert_has(second, mark)
 
 
@@ -169,7 +169,7 @@ def test_a_request_that_nobody_has_read_is_not_handled(lab: Lab, meter: Meter) -
     assert Mark().tell(pair.server) == JOINED
     pair.answer(OK)
     assert Mark().tell(pair.server) == REFUSED
-    assert meter.record()["marked"] == 1
+    assert meter.record()["join"]["marked"] == 1
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_what_the_request_carries_is_not_contradicted(
     asked(pair, headers={"traceparent": header} if header else {})
     assert mark.tell(pair.server) == answer
     pair.answer(OK)
-    assert meter.record()["marked"] == (answer == JOINED)
+    assert meter.record()["join"]["marked"] == (answer == JOINED)
 
 
 def test_the_end_of_another_mark_is_not_this_one_s(lab: Lab, meter: Meter) -> None:
@@ -227,7 +227,7 @@ def test_what_is_no_mark_is_the_kernel_s(lab: Lab, meter: Meter, count: int) -> 
         assert refusal.value.errno == NOT_MEASURED
     assert Mark().tell(pair.server, option=4) == NOT_MEASURED
     pair.answer(OK)
-    assert meter.record()["marked"] == 0
+    assert meter.record()["join"]["marked"] == 0
 
 
 @guest
@@ -265,7 +265,7 @@ def test_asking_marks_no_request(lab: Lab, meter: Meter) -> None:
     assert Mark(local=("::", PORT + 7)).tell(pair.server, ASK) == NOT_MEASURED
     assert Mark().tell(pair.server) == JOINED
     pair.answer(OK)
-    assert meter.record()["marked"] == 1
+    assert meter.record()["join"]["marked"] == 1
     assert (meter.counted(Counter.MARKS_JOINED), meter.counted(Counter.MARKS_UNKNOWN)) == (1, 0)
 
 
@@ -286,7 +286,7 @@ def test_whether_a_connection_is_known(lab: Lab, meter: Meter, host: str) -> Non
         assert Mark(peer=(peer, peer_port), local=local).tell(any_one, ASK) == MEASURED
     assert meter.counted(Counter.MARKS_UNKNOWN) == 0
     pair.answer(OK)
-    assert meter.record()["marked"] == 0
+    assert meter.record()["join"]["marked"] == 0
 
 
 @guest
@@ -322,7 +322,7 @@ def test_requests_that_interleave_on_many_connections(lab: Lab, meter: Meter) ->
     records = meter.records(1000)
     assert len(expected) == 1000
     for record in records:
-        assert_has(record, expected.pop(bytes(record["request_line"])))
+        assert_has(record, expected.pop(bytes(record["http1"]["request_line"])))
     assert not expected
 
 

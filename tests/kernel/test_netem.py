@@ -150,7 +150,7 @@ def assert_whole(meter: Meter, outcome: Outcome) -> None:
     ]
     for record, exchange in zip(outcome.records, CONNECTIONS * EXCHANGES, strict=True):
         assert flags(record) & WHOLE == WHOLE
-        assert exchange.asked.startswith(record["request_line"] + b"\r\n")
+        assert exchange.asked.startswith(record["http1"]["request_line"] + b"\r\n")
         assert record["request_bytes"] == len(exchange.asked)
         assert record["request_body_bytes"] == exchange.asked_content
         assert record["response_bytes"] == len(exchange.answered)

@@ -98,12 +98,12 @@ def test_23_requests_are_23_records_with_every_stamp(
     assert set(records["pid"].tolist()) == {os.getpid()}
     assert set(records["tid"].tolist()) == {worker.tid}
     assert set(records["status"].tolist()) == {200}
-    assert set(records["request_line"].tolist()) == {b"GET /warm HTTP/1.1"}
+    assert set(records["http1"]["request_line"].tolist()) == {b"GET /warm HTTP/1.1"}
     assert set(records["peer_port"].tolist()) == {PORT}
     assert set(records["local_port"].tolist()) == {pair.peer_port}
     assert {bytes(a) for a in records["peer_address"]} == {address(server)}
     assert {bytes(a) for a in records["local_address"]} == {address(client)}
-    assert set(records["cause_connection_id"].tolist()) == {0}
+    assert set(records["join"]["cause_connection_id"].tolist()) == {0}
     assert gateway.counted(Counter.CAUSES_AMBIGUOUS) == 0
 
 
@@ -135,7 +135,7 @@ def test_a_client_that_pipelines(gateway: Meter, together: bool) -> None:
     for number in (3, 4):
         pair.answer(OK)
         record = gateway.record(others_in_flight=4 - number)
-        assert record["request_line"] == f"GET /{number} HTTP/1.1".encode()
+        assert record["http1"]["request_line"] == f"GET /{number} HTTP/1.1".encode()
         assert_whole(record, asked[number])
     assert_next_is_right(gateway, pair, 5)
 

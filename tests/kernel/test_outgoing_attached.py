@@ -82,7 +82,7 @@ def test_a_connection_older_than_the_agent_is_adopted(by_filters: Meter) -> None
             pair.exchange(request("POST", "/seen", body=b"body"), OK)
             record = by_filters.record()
             assert record["ordinal"] == ordinal
-            assert record["request_line"] == b"POST /seen HTTP/1.1"
+            assert record["http1"]["request_line"] == b"POST /seen HTTP/1.1"
             assert flags(record) == OUTGOING
             assert record["pid"] > 0
             assert BY_SOCKET | {Stamp.NIC, Stamp.TC, Stamp.TC_OUT} <= set(stamps(record))
@@ -103,6 +103,6 @@ def test_adoption_in_the_middle_of_a_response_waits_for_the_next_request(
         pair.answer(OK[20:])
         assert by_filters.counted(Counter.SEEN) == 0
         pair.exchange(request(target="/next"), OK)
-        assert by_filters.record()["request_line"] == b"GET /next HTTP/1.1"
+        assert by_filters.record()["http1"]["request_line"] == b"GET /next HTTP/1.1"
         assert by_filters.losses() == {}
         by_filters.end()

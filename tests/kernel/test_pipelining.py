@@ -26,7 +26,7 @@ def answers(count: int) -> list[bytes]:
 def assert_each_is_its_own(records: np.ndarray, count: int) -> None:
     assert records["ordinal"].tolist() == list(range(count))
     lines = [b"GET /%d HTTP/1.1" % number for number in range(count)]
-    assert records["request_line"].tolist() == lines
+    assert records["http1"]["request_line"].tolist() == lines
     assert records["status"].tolist() == [400 + number for number in range(count)]
     assert records["response_body_bytes"].tolist() == list(range(count))
     assert records["request_bytes"].tolist() == [len(each) for each in numbered(count)]
@@ -94,10 +94,10 @@ def test_a_request_in_segments_of_any_size(lab: Lab, meter: Meter, size: int) ->
         record = meter.record()
         assert record["ordinal"] == ordinal
         assert flags(record) == WHOLE
-        assert record["request_line"] == b"POST /in/pieces HTTP/1.1"
-        assert record["host"] == b"piecemeal.example"
-        assert record["user_agent"] == b"slow/1"
-        assert record["traceparent"] == TRACEPARENT.encode()
+        assert record["http1"]["request_line"] == b"POST /in/pieces HTTP/1.1"
+        assert record["http1"]["host"] == b"piecemeal.example"
+        assert record["http1"]["user_agent"] == b"slow/1"
+        assert record["join"]["traceparent"] == TRACEPARENT.encode()
         assert record["request_bytes"] == len(asked)
         assert record["request_body_bytes"] == 10
         at = stamps(record)
@@ -157,7 +157,7 @@ def test_beyond_16_in_flight_requests_are_counted_as_lost(
         pair.exchange(request(target="/after"), OK)
         record = meter.record()
         assert record["ordinal"] == ordinal
-        assert record["request_line"] == b"GET /after HTTP/1.1"
+        assert record["http1"]["request_line"] == b"GET /after HTTP/1.1"
         assert flags(record) == WHOLE
         for stamp in (Stamp.NIC, Stamp.TC, Stamp.TCP, Stamp.QUEUED, Stamp.READ, Stamp.WRITE):
             assert stamp in stamps(record)

@@ -159,16 +159,16 @@ def publisher(
 
 
 def assert_said(record: np.void, said: Record) -> None:
-    assert record["marked"] == Said.BY_THREAD
-    assert bytes(record["trace_id"]) == bytes(said.trace_id)
-    assert bytes(record["span_id"]) == bytes(said.span_id)
-    assert record["trace_flags"] == 3
+    assert record["join"]["marked"] == Said.BY_THREAD
+    assert bytes(record["join"]["trace_id"]) == bytes(said.trace_id)
+    assert bytes(record["join"]["span_id"]) == bytes(said.span_id)
+    assert record["join"]["trace_flags"] == 3
 
 
 def assert_nothing_said(record: np.void) -> None:
-    assert record["marked"] == Said.NOTHING
-    assert bytes(record["trace_id"]) == bytes(16)
-    assert bytes(record["span_id"]) == bytes(8)
+    assert record["join"]["marked"] == Said.NOTHING
+    assert bytes(record["join"]["trace_id"]) == bytes(16)
+    assert bytes(record["join"]["span_id"]) == bytes(8)
 
 
 def exchange(pair: Pair) -> None:
@@ -328,9 +328,9 @@ def test_a_mark_says_more(lab: Lab, meter: Meter, publisher: Publisher) -> None:
         assert mark.tell(pair.server) == JOINED
         pair.answer(OK)
         record = meter.record()
-        assert record["marked"] == Said.BY_MARK
-        assert bytes(record["trace_id"]) == mark.trace_id
-        assert bytes(record["span_id"]) == mark.span_id
+        assert record["join"]["marked"] == Said.BY_MARK
+        assert bytes(record["join"]["trace_id"]) == mark.trace_id
+        assert bytes(record["join"]["span_id"]) == mark.span_id
 
 
 @guest
@@ -377,5 +377,5 @@ def test_a_cause_and_what_it_causes_are_in_one_trace(
     (asked,), (caused,) = split(gateway.records(2))
     assert_said(asked, server_span)
     assert_caused(caused, asked)
-    assert caused["marked"] == Said.BY_THREAD
-    assert bytes(caused["trace_id"]) == bytes(server_span.trace_id)
+    assert caused["join"]["marked"] == Said.BY_THREAD
+    assert bytes(caused["join"]["trace_id"]) == bytes(server_span.trace_id)

@@ -255,7 +255,7 @@ def test_eight_connections_at_once(lab: Lab, meter: Meter) -> None:
         own = records[records["peer_port"] == pair.peer_port]
         assert own["ordinal"].tolist() == list(range(each))
         lines = [b"POST /%d HTTP/1.1" % number for number in range(each)]
-        assert own["request_line"].tolist() == lines
+        assert own["http1"]["request_line"].tolist() == lines
         assert own["request_body_bytes"].tolist() == list(range(each))
         assert own["response_body_bytes"].tolist() == list(range(each))
         assert set(map(flags, own)) == {WHOLE}

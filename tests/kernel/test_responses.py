@@ -131,7 +131,7 @@ def test_a_response_without_a_length_ends_with_the_connection(
         pair.server.shutdown(socket.SHUT_WR)
     record = meter.record()
     assert flags(record) == WHOLE | RequestFlag.RESPONSE_UNTIL_CLOSE
-    assert record["http_minor"] == 0
+    assert record["http1"]["http_minor"] == 0
     assert record["response_bytes"] == len(answered)
     assert record["response_body_bytes"] == len(b"until close")
     at = stamps(record)

@@ -116,5 +116,5 @@ def test_an_applications_word_stands_against_the_samplers_and_the_callers(meter:
         assert Mark(trace_flags=flags).tell(pair.server) == JOINED
         pair.answer(OK)
     records = meter.records(2)
-    assert records["request_line"].tolist() == [b"GET /1 HTTP/1.1"] * 2
+    assert records["http1"]["request_line"].tolist() == [b"GET /1 HTTP/1.1"] * 2
     assert meter.counted(Counter.SAMPLED_OUT) == 2

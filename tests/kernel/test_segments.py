@@ -126,10 +126,10 @@ def test_an_acknowledgement_that_comes_with_the_next_request(
     talk.answer(OK, 0)
     talk.ask(request(target="/2"), len(request(target="/1")), acknowledging=len(OK))
     record = meter.records(1, others_in_flight=1)[0]
-    assert record["request_line"] == b"GET /1 HTTP/1.1"
+    assert record["http1"]["request_line"] == b"GET /1 HTTP/1.1"
     meter.sweep()
     unanswered = meter.record()
-    assert unanswered["request_line"] == b"GET /2 HTTP/1.1"
+    assert unanswered["http1"]["request_line"] == b"GET /2 HTTP/1.1"
     assert flags(unanswered) == RequestFlag.REQUEST_RECEIVED | RequestFlag.IDLE_TIMEOUT
     assert stamps(record)[Stamp.ACKED] <= stamps(unanswered)[Stamp.TC]
 

@@ -22,8 +22,8 @@ ALL = {
 
 def assert_is_whole(record) -> None:
     assert flags(record) & WHOLE == WHOLE
-    assert record["request_line"] == b"POST /wrap HTTP/1.1"
-    assert record["user_agent"] == b"wrap/1"
+    assert record["http1"]["request_line"] == b"POST /wrap HTTP/1.1"
+    assert record["http1"]["user_agent"] == b"wrap/1"
     assert record["request_bytes"] == len(ASKED)
     assert record["request_body_bytes"] == 21
     assert (record["request_retransmits"], record["response_retransmits"]) == (0, 0)

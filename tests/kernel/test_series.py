@@ -372,7 +372,7 @@ def test_errors_and_slow_ones_are_kept_all_the_same(sampled_out: Sums) -> None:
                 by_kernel = bool(record["flags"][0] & RequestFlag.KEPT)
                 added = bool(in_series(record)[0])
                 if by_kernel or (not added and sampled_out.table.add(record)[0]):
-                    kept[bytes(record["request_line"][0]), int(record["status"][0])] += 1
+                    kept[bytes(record["http1"]["request_line"][0]), int(record["status"][0])] += 1
         assert kept == {(b"GET /slow HTTP/1.1", 200): 1, (b"GET /other HTTP/1.1", 500): 1}, turn
 
 

@@ -255,7 +255,7 @@ def test_a_length_that_is_no_number_any_more_loses_the_response(
     meter.wait_for(Counter.LOST_PARSER, 1)
     assert meter.record()["response_body_bytes"] == 12
     pair.exchange(request(target="/next"), OK)
-    assert meter.record()["request_line"] == b"GET /next HTTP/1.1"
+    assert meter.record()["http1"]["request_line"] == b"GET /next HTTP/1.1"
 
 
 @pytest.mark.parametrize(

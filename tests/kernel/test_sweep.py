@@ -44,7 +44,7 @@ def test_an_idle_request_is_reported_as_such(
     assert meter.records(0, others_in_flight=1).size == 0
     sweeper.sweep(now + 2 * IDLE_NS)
     record = meter.record()
-    assert record["request_line"] == b"GET /idle HTTP/1.1"
+    assert record["http1"]["request_line"] == b"GET /idle HTTP/1.1"
     assert flags(record) == RECEIVED | RequestFlag.IDLE_TIMEOUT
     assert record["status"] == 0
 
@@ -116,7 +116,7 @@ def test_when_the_agent_stops_every_request_is_accounted_for(
     assert meter.in_flight() == 4
     sweeper.finish(time.monotonic_ns())
     assert meter.losses() == {Counter.LOST_STOPPED: 3}
-    assert meter.record()["request_line"] == b"GET /done HTTP/1.1"
+    assert meter.record()["http1"]["request_line"] == b"GET /done HTTP/1.1"
 
 
 def test_sweeping_an_empty_table_does_nothing(meter: Meter, sweeper: Sweeper) -> None:

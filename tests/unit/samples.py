@@ -43,7 +43,7 @@ def record(stamps: dict[Stamp, int] | None = None, **fields: object) -> np.ndarr
 
     Args:
         stamps: ns after BEGIN_KTIME_NS; those not named are absent.
-        fields: of struct request_record. A text's length is set along with it.
+        fields: of struct request_record and its sections. A text's length is set along with it.
     Returns:
         (1,) REQUEST_RECORD.
     """
@@ -72,9 +72,11 @@ def record(stamps: dict[Stamp, int] | None = None, **fields: object) -> np.ndarr
     }
     for name in TEXTS:
         values.setdefault(f"{name}_length", len(values[name]))  # type: ignore[arg-type]
+    sections = (made, made["join"], made["http1"])
     for name, value in values.items():
-        is_octets = isinstance(value, bytes) and made[name].dtype.kind == "V"
-        made[name] = np.void(value) if is_octets else value
+        section = next(each for each in sections if name in each.dtype.names)
+        is_octets = isinstance(value, bytes) and section[name].dtype.kind == "V"
+        section[name] = np.void(value) if is_octets else value
     return made
 
 

@@ -13,7 +13,15 @@ import pytest
 
 from otelbpf.errors import KernelError
 from otelbpf.kernel.btf import Btf, Field
-from otelbpf.kernel.records import EXCHANGE, REQUEST_RECORD, Counter, RequestFlag, Stamp
+from otelbpf.kernel.records import (
+    EXCHANGE,
+    HTTP1,
+    JOIN,
+    REQUEST_RECORD,
+    Counter,
+    RequestFlag,
+    Stamp,
+)
 
 pytestmark = pytest.mark.impure
 
@@ -98,7 +106,7 @@ def test_hidden_padding_is_refused(copy: Path) -> None:
 
 
 def test_records_have_no_holes() -> None:
-    for dtype in (REQUEST_RECORD, EXCHANGE):
+    for dtype in (JOIN, HTTP1, REQUEST_RECORD, EXCHANGE):
         end = 0
         for name in dtype.names:
             field, offset = dtype.fields[name][:2]
@@ -117,7 +125,7 @@ def test_enums_are_dense_or_single_bits() -> None:
 def test_addresses_keep_their_zero_bytes() -> None:
     made = np.zeros(1, REQUEST_RECORD)
     assert len(made["peer_address"][0].tobytes()) == 16
-    assert bytes(made["host"][0]) == b""
+    assert bytes(made["http1"]["host"][0]) == b""
 
 
 def test_fields_in_order(compiled: Path) -> None:

@@ -137,20 +137,21 @@ def test_what_was_read_is_a_copy(kernel: Kernel, reader: RingReader) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "room"),
-    [("request_line", 192), ("host", 64), ("user_agent", 96), ("traceparent", 56)],
+    ("section", "name", "room"),
+    [("http1", "request_line", 192), ("http1", "host", 64), ("http1", "user_agent", 96),
+     ("join", "traceparent", 56)],
 )
 def test_texts_end_where_their_lengths_say(
-    kernel: Kernel, reader: RingReader, name: str, room: int
+    kernel: Kernel, reader: RingReader, section: str, name: str, room: int
 ) -> None:
     """What an earlier request left in the slot is not this one's."""
     for slot, length in enumerate((0, 1, room - 1, room, room + 1)):
         kernel.finish(slot, slot=slot)
-        found = kernel.exchanges["record"][slot : slot + 1]
+        found = kernel.exchanges["record"][section][slot : slot + 1]
         found[name] = b"x" * room
         found[f"{name}_length"] = length
     records = reader.read()
-    assert [len(text) for text in records[name]] == [0, 1, room - 1, room, room]
+    assert [len(text) for text in records[section][name]] == [0, 1, room - 1, room, room]
     assert (records["ordinal"] == range(5)).all()
 
 

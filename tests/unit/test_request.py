@@ -10,11 +10,11 @@ import pytest
 from samples import SMALL, WHOLE, address, contexts, record, request
 
 from otelbpf.host.processes import NOBODY, Process
-from otelbpf.kernel.records import REQUEST_RECORD, RequestFlag, Stamp
+from otelbpf.kernel.records import HTTP1, RequestFlag, Stamp
 from otelbpf.ledger.request import address_of, requests_of
 from otelbpf.policy.routes import Routes
 
-LINE_MAX = REQUEST_RECORD["request_line"].itemsize
+LINE_MAX = HTTP1["request_line"].itemsize
 
 
 def read_line(line: bytes, length: int | None = None) -> tuple[str, str, str]:
@@ -151,12 +151,12 @@ def test_everything_else_is_carried_over() -> None:
 
 
 def test_a_user_agent_longer_than_the_record_holds_is_its_beginning() -> None:
-    held = REQUEST_RECORD["user_agent"].itemsize
+    held = HTTP1["user_agent"].itemsize
     assert request(user_agent=b"u" * held, user_agent_length=500).user_agent == "u" * held
 
 
 def test_a_part_of_a_host_is_not_taken_for_the_host() -> None:
-    held = REQUEST_RECORD["host"].itemsize
+    held = HTTP1["host"].itemsize
     assert request(host=b"h" * held, host_length=held).server.address == "h" * held
     assert request(host=b"h" * held, host_length=held + 1).server.address == "192.0.2.1"
 

@@ -8,7 +8,16 @@ from typing import get_type_hints
 import numpy as np
 import pytest
 
-from otelbpf.kernel.records import PROCESS, REQUEST_RECORD, ProcessRow, RequestRecordRow
+from otelbpf.kernel.records import (
+    HTTP1,
+    JOIN,
+    PROCESS,
+    REQUEST_RECORD,
+    Http1Row,
+    JoinRow,
+    ProcessRow,
+    RequestRecordRow,
+)
 from otelbpf.kernel.rows import Row
 
 
@@ -18,7 +27,9 @@ def of_noise(dtype: np.dtype) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype"), [(ProcessRow, PROCESS), (RequestRecordRow, REQUEST_RECORD)]
+    ("kind", "dtype"),
+    [(ProcessRow, PROCESS), (JoinRow, JOIN), (Http1Row, HTTP1),
+     (RequestRecordRow, REQUEST_RECORD)],
 )
 def test_a_row_has_all_fields_as_they_are_annotated(kind: type[Row], dtype: np.dtype) -> None:
     (told,) = of_noise(dtype).tolist()

@@ -9,7 +9,7 @@ from opentelemetry.trace import get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from samples import record
 
-from otelbpf.kernel.records import REQUEST_RECORD, RequestFlag, Said
+from otelbpf.kernel.records import JOIN, REQUEST_RECORD, RequestFlag, Said
 from otelbpf.ledger.ids import Ids
 from otelbpf.ledger.trace_contexts import Contexts, contexts_of
 
@@ -19,7 +19,7 @@ VALID = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 ZEROS = b"0" * 32
 IDS = Ids(bytes(range(16)))
 CONNECTION = record()["connection_id"]
-HELD = REQUEST_RECORD["traceparent"].itemsize
+HELD = JOIN["traceparent"].itemsize
 
 
 def contexts(*headers: bytes) -> Contexts:
@@ -166,7 +166,7 @@ def upstream(cause: np.ndarray, **fields: object) -> np.ndarray:
         flags=RequestFlag.CLIENT | RequestFlag.CAUSED,
         cause_connection_id=cause["connection_id"][0],
         cause_ordinal=cause["ordinal"][0],
-        traceparent=cause["traceparent"][0],
+        traceparent=cause["join"]["traceparent"][0],
         **fields,
     )
 

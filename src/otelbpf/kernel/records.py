@@ -67,6 +67,116 @@ STAMP_ORDER = np.dtype(
     }
 )
 
+#: struct join, 112 bytes.
+JOIN = np.dtype(
+    {
+        "names": [
+            "cause_connection_id",
+            "cause_ordinal",
+            "traceparents",
+            "traceparent_length",
+            "marked",
+            "trace_flags",
+            "trace_id",
+            "span_id",
+            "parent_span_id",
+            "traceparent",
+        ],
+        "formats": [
+            "u8",
+            "u8",
+            "u4",
+            "u2",
+            "u1",
+            "u1",
+            "V16",
+            "V8",
+            "V8",
+            "S56",
+        ],
+        "offsets": [
+            0,
+            8,
+            16,
+            20,
+            22,
+            23,
+            24,
+            40,
+            48,
+            56,
+        ],
+        "itemsize": 112,
+    }
+)
+
+
+class JoinRow(Row):
+    """struct join, a row of JOIN."""
+
+    __slots__ = ()
+
+    cause_connection_id: int
+    cause_ordinal: int
+    traceparents: int
+    traceparent_length: int
+    marked: int
+    trace_flags: int
+    trace_id: bytes
+    span_id: bytes
+    parent_span_id: bytes
+    traceparent: bytes
+
+
+#: struct http1, 360 bytes.
+HTTP1 = np.dtype(
+    {
+        "names": [
+            "http_minor",
+            "request_line_length",
+            "host_length",
+            "user_agent_length",
+            "request_line",
+            "host",
+            "user_agent",
+        ],
+        "formats": [
+            "u2",
+            "u2",
+            "u2",
+            "u2",
+            "S192",
+            "S64",
+            "S96",
+        ],
+        "offsets": [
+            0,
+            2,
+            4,
+            6,
+            8,
+            200,
+            264,
+        ],
+        "itemsize": 360,
+    }
+)
+
+
+class Http1Row(Row):
+    """struct http1, a row of HTTP1."""
+
+    __slots__ = ()
+
+    http_minor: int
+    request_line_length: int
+    host_length: int
+    user_agent_length: int
+    request_line: bytes
+    host: bytes
+    user_agent: bytes
+
+
 #: struct request_record, 776 bytes.
 REQUEST_RECORD = np.dtype(
     {
@@ -77,8 +187,6 @@ REQUEST_RECORD = np.dtype(
             "local_address",
             "process",
             "stamp_ktime_ns",
-            "cause_connection_id",
-            "cause_ordinal",
             "request_bytes",
             "response_bytes",
             "request_body_bytes",
@@ -90,24 +198,12 @@ REQUEST_RECORD = np.dtype(
             "request_retransmits",
             "response_retransmits",
             "out_of_order",
-            "traceparents",
-            "marked",
-            "trace_flags",
-            "trace_id",
-            "span_id",
-            "parent_span_id",
             "peer_port",
             "local_port",
             "status",
-            "http_minor",
-            "request_line_length",
-            "host_length",
-            "user_agent_length",
-            "traceparent_length",
-            "request_line",
-            "host",
-            "user_agent",
-            "traceparent",
+            "unused",
+            "join",
+            "http1",
         ],
         "formats": [
             "u8",
@@ -121,32 +217,18 @@ REQUEST_RECORD = np.dtype(
             "u8",
             "u8",
             "u8",
-            "u8",
-            "u8",
             "u4",
             "u4",
             "u4",
             "u4",
             "u4",
             "u4",
-            "u4",
-            "u2",
-            "u2",
-            "V16",
-            "V8",
-            "V8",
             "u2",
             "u2",
             "u2",
             "u2",
-            "u2",
-            "u2",
-            "u2",
-            "u2",
-            "S192",
-            "S64",
-            "S96",
-            "S56",
+            JOIN,
+            HTTP1,
         ],
         "offsets": [
             0,
@@ -161,31 +243,17 @@ REQUEST_RECORD = np.dtype(
             256,
             264,
             272,
+            276,
             280,
+            284,
             288,
             292,
             296,
+            298,
             300,
+            302,
             304,
-            308,
-            312,
-            316,
-            318,
-            320,
-            336,
-            344,
-            352,
-            354,
-            356,
-            358,
-            360,
-            362,
-            364,
-            366,
-            368,
-            560,
-            624,
-            720,
+            416,
         ],
         "itemsize": 776,
     }
@@ -203,8 +271,6 @@ class RequestRecordRow(Row):
     local_address: bytes
     process: ProcessRow
     stamp_ktime_ns: np.ndarray
-    cause_connection_id: int
-    cause_ordinal: int
     request_bytes: int
     response_bytes: int
     request_body_bytes: int
@@ -216,24 +282,12 @@ class RequestRecordRow(Row):
     request_retransmits: int
     response_retransmits: int
     out_of_order: int
-    traceparents: int
-    marked: int
-    trace_flags: int
-    trace_id: bytes
-    span_id: bytes
-    parent_span_id: bytes
     peer_port: int
     local_port: int
     status: int
-    http_minor: int
-    request_line_length: int
-    host_length: int
-    user_agent_length: int
-    traceparent_length: int
-    request_line: bytes
-    host: bytes
-    user_agent: bytes
-    traceparent: bytes
+    unused: int
+    join: JoinRow
+    http1: Http1Row
 
 
 #: struct exchange, 864 bytes.

@@ -17,7 +17,7 @@ from otelbpf.kernel.records import EXCHANGE, PROCESS, REQUEST_RECORD, RING_ENDS,
 
 _UNKNOWN = np.zeros((), PROCESS)
 # Of what lies beyond its length, a text has whatever was there before.
-_TEXTS = ("request_line", "host", "user_agent", "traceparent")
+_TEXTS = {"join": ("traceparent",), "http1": ("request_line", "host", "user_agent")}
 
 
 class RecordError(ValueError):
@@ -103,10 +103,9 @@ class RingReader:
 
 
 def _cut_texts(records: np.ndarray) -> None:
-    fields = REQUEST_RECORD.fields
-    assert fields is not None
-    octets = records.view(np.uint8).reshape(len(records), -1)
-    for name in _TEXTS:
-        text_type, begin = fields[name][:2]
-        beyond = np.arange(text_type.itemsize) >= records[f"{name}_length"][:, np.newaxis]
-        np.copyto(octets[:, begin : begin + text_type.itemsize], 0, where=beyond)
+    for section, names in _TEXTS.items():
+        told = records[section]
+        for name in names:
+            octets = told[name][:, np.newaxis].view(np.uint8)
+            beyond = np.arange(octets.shape[1]) >= told[f"{name}_length"][:, np.newaxis]
+            np.copyto(octets, 0, where=beyond)

@@ -13,12 +13,19 @@ from typing import NamedTuple
 import numpy as np
 
 from otelbpf.host.processes import NOBODY, Process
-from otelbpf.kernel.records import REQUEST_RECORD, RequestFlag, RequestRecordRow, Stamp
+from otelbpf.kernel.records import (
+    HTTP1,
+    REQUEST_RECORD,
+    Http1Row,
+    RequestFlag,
+    RequestRecordRow,
+    Stamp,
+)
 from otelbpf.ledger.trace_contexts import Contexts
 from otelbpf.policy.routes import Routes
 from otelbpf.protocols.urls import RequestLine, Server, server_asked, split_request_line
 
-_LINE_MAX = REQUEST_RECORD["request_line"].itemsize
+_LINE_MAX = HTTP1["request_line"].itemsize
 
 
 class Fields:
@@ -206,19 +213,19 @@ _STAGE_NAMES: dict[tuple[int, int], str] = {
 }
 
 
-def line_of(record: RequestRecordRow) -> RequestLine:
+def line_of(http1: Http1Row) -> RequestLine:
     """A record's request line, in its parts."""
-    length = record.request_line_length
-    return split_request_line(_text(record.request_line, length), is_cut=length > _LINE_MAX)
+    length = http1.request_line_length
+    return split_request_line(_text(http1.request_line, length), is_cut=length > _LINE_MAX)
 
 
-def server_of(record: RequestRecordRow, line: RequestLine) -> Server:
-    """Which server a record's request is for; `line` is its request line."""
+def server_of(record: RequestRecordRow, http1: Http1Row, line: RequestLine) -> Server:
+    """Which server a record's request is for; `http1` is its section, `line` its request line."""
     is_client = record.flags & _CLIENT
     return server_asked(
         line.scheme,
         line.authority,
-        _whole(record.host, record.host_length),
+        _whole(http1.host, http1.host_length),
         address_of(record.peer_address if is_client else record.local_address),
         record.peer_port if is_client else record.local_port,
     )
@@ -245,7 +252,7 @@ def address_of(raw: bytes) -> str:
 
 def _whole(raw: bytes, length: int) -> str:
     """A text of which a part would mean something else; empty where it was cut."""
-    return _text(raw, length) if length <= REQUEST_RECORD["host"].itemsize else ""
+    return _text(raw, length) if length <= HTTP1["host"].itemsize else ""
 
 
 def _text(raw: bytes, length: int) -> str:
@@ -313,7 +320,8 @@ def requests_of(
     trace_flags, caused = contexts.flags.tolist(), contexts.caused.tolist()
     linked, elsewhere = contexts.linked_span_id.tolist(), contexts.elsewhere.tolist()
     for i, record in enumerate(map(RequestRecordRow, records.tolist())):
-        line = line_of(record)
+        http1 = record.http1
+        line = line_of(http1)
         flags = RequestFlag(record.flags)
         kind = Kind.CLIENT if record.flags & _CLIENT else Kind.SERVER
         absent, complete = _absent(present[i], kind)
@@ -327,17 +335,19 @@ def requests_of(
                 parent_is_local=caused[i],
                 trace_flags=trace_flags[i],
                 linked_span_id=linked[i],
-                linked_flags=record.trace_flags if linked[i] else 0,
-                elsewhere_trace_id=int.from_bytes(record.trace_id, "big") if elsewhere[i] else 0,
+                linked_flags=record.join.trace_flags if linked[i] else 0,
+                elsewhere_trace_id=(
+                    int.from_bytes(record.join.trace_id, "big") if elsewhere[i] else 0
+                ),
                 method=line.method,
                 scheme=line.scheme,
                 path=line.path,
                 route="" if line.path_cut else routes.name(line.path),
                 query=line.query if capture_query else "",
                 path_cut=line.path_cut,
-                http_version=f"1.{record.http_minor}",
-                server=server_of(record, line),
-                user_agent=_text(record.user_agent, record.user_agent_length),
+                http_version=f"1.{http1.http_minor}",
+                server=server_of(record, http1, line),
+                user_agent=_text(http1.user_agent, http1.user_agent_length),
                 status=record.status,
                 flags=flags,
                 ended_by=ended_by(flags, kind),

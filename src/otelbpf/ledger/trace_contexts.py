@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from otelbpf.kernel.records import REQUEST_RECORD, RequestFlag, Said
+from otelbpf.kernel.records import JOIN, RequestFlag, Said
 from otelbpf.ledger.ids import Ids
 
 _TRACEPARENT_LENGTH = 55
@@ -65,13 +65,13 @@ def contexts_of(records: np.ndarray, ids: Ids) -> Contexts:
         records: (n,) REQUEST_RECORD.
     """
     count = len(records)
-    connection_id, ordinal = records["connection_id"], records["ordinal"]
+    connection_id, ordinal, join = records["connection_id"], records["ordinal"], records["join"]
     span_id = ids.span_ids(connection_id, ordinal)
     parent_span_id = np.zeros(count, np.uint64)
     caused = records["flags"] & np.uint32(RequestFlag.CAUSED) != 0
     if caused.any():
-        connection_id = np.where(caused, records["cause_connection_id"], connection_id)
-        ordinal = np.where(caused, records["cause_ordinal"], ordinal)
+        connection_id = np.where(caused, join["cause_connection_id"], connection_id)
+        ordinal = np.where(caused, join["cause_ordinal"], ordinal)
         causes = ids.span_ids(connection_id[caused], ordinal[caused])
     # A trace that nobody else started is named after the request that starts it.
     high, low = ids.trace_ids(connection_id, ordinal)
@@ -87,44 +87,44 @@ def contexts_of(records: np.ndarray, ids: Ids) -> Contexts:
         elsewhere=np.zeros(count, bool),
     )
     # Most requests of most services carry none, and reading is dear.
-    carrying = np.flatnonzero(records["traceparent_length"] >= _TRACEPARENT_LENGTH)
+    carrying = np.flatnonzero(join["traceparent_length"] >= _TRACEPARENT_LENGTH)
     if carrying.size:
-        _read_carried(records[carrying], contexts, carrying)
+        _read_carried(join[carrying], contexts, carrying)
     if caused.any():
         contexts.parent_span_id[caused] = causes
-    marked = np.flatnonzero(records["marked"] == Said.BY_MARK)
+    marked = np.flatnonzero(join["marked"] == Said.BY_MARK)
     if marked.size:
-        _read_marks(records[marked], contexts, marked)
-    published = np.flatnonzero(records["marked"] == Said.BY_THREAD)
+        _read_marks(join[marked], contexts, marked)
+    published = np.flatnonzero(join["marked"] == Said.BY_THREAD)
     if published.size:
-        _read_published(records[published], contexts, published)
+        _read_published(join[published], contexts, published)
     return contexts
 
 
-def _read_marks(records: np.ndarray, contexts: Contexts, rows: np.ndarray) -> None:
-    """Puts what the applications said of `records` into `rows` of `contexts`."""
-    trace_id = _big_endian(records["trace_id"])
+def _read_marks(join: np.ndarray, contexts: Contexts, rows: np.ndarray) -> None:
+    """Puts what the applications said, which is in `join`, into `rows` of `contexts`."""
+    trace_id = _big_endian(join["trace_id"])
     contexts.trace_id_high[rows] = trace_id[:, 0]
     contexts.trace_id_low[rows] = trace_id[:, 1]
     own = ~contexts.caused[rows]
-    contexts.span_id[rows[own]] = _big_endian(records["span_id"][own])[:, 0]
-    contexts.parent_span_id[rows] = _big_endian(records["parent_span_id"])[:, 0]
-    contexts.flags[rows] = records["trace_flags"]
+    contexts.span_id[rows[own]] = _big_endian(join["span_id"][own])[:, 0]
+    contexts.parent_span_id[rows] = _big_endian(join["parent_span_id"])[:, 0]
+    contexts.flags[rows] = join["trace_flags"]
 
 
-def _read_published(records: np.ndarray, contexts: Contexts, rows: np.ndarray) -> None:
-    """Joins `rows` of `contexts` to what the threads that answered `records` have published.
+def _read_published(join: np.ndarray, contexts: Contexts, rows: np.ndarray) -> None:
+    """Joins `rows` of `contexts` to what the threads that answered them have published.
 
     What a caller said stands: then the application's span is linked where it is of that trace.
     """
-    high, low = _big_endian(records["trace_id"]).T
+    high, low = _big_endian(join["trace_id"]).T
     free = ~contexts.called[rows]
     contexts.trace_id_high[rows[free]] = high[free]
     contexts.trace_id_low[rows[free]] = low[free]
     same = (contexts.trace_id_high[rows] == high) & (contexts.trace_id_low[rows] == low)
     # What was published is about the cause, not about what that has caused.
     own = ~contexts.caused[rows]
-    span_id = _big_endian(records["span_id"])[:, 0]
+    span_id = _big_endian(join["span_id"])[:, 0]
     contexts.linked_span_id[rows] = np.where(same & own, span_id, np.uint64(0))
     contexts.elsewhere[rows] = ~same & own
 
@@ -135,11 +135,11 @@ def _big_endian(octets: np.ndarray) -> np.ndarray:
     return words.reshape(len(octets), -1)
 
 
-def _read_carried(records: np.ndarray, contexts: Contexts, rows: np.ndarray) -> None:
-    """Puts the contexts that `records` carry, where they are valid, into `rows` of `contexts`."""
-    width = REQUEST_RECORD["traceparent"].itemsize
-    text = np.ascontiguousarray(records["traceparent"]).view(np.uint8).reshape(-1, width)
-    length = records["traceparent_length"]
+def _read_carried(join: np.ndarray, contexts: Contexts, rows: np.ndarray) -> None:
+    """Puts the contexts that `rows` carry, where they are valid, into those of `contexts`."""
+    width = JOIN["traceparent"].itemsize
+    text = np.ascontiguousarray(join["traceparent"]).view(np.uint8).reshape(-1, width)
+    length = join["traceparent_length"]
     nibbles = _NIBBLES[text[:, :_TRACEPARENT_LENGTH]]
     version = nibbles[:, 0].astype(np.uint16) << 4 | nibbles[:, 1]
     digits = np.delete(nibbles, _DASHES, axis=1)

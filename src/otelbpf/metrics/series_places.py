@@ -211,11 +211,12 @@ class SeriesPlaces:
     def _series_key(self, key: np.void, record: RequestRecordRow) -> tuple[SeriesKey, bool]:
         """A key in words, and whether it is certain which service it is of."""
         kind = KINDS[key["is_client"]]
-        line = line_of(record)
+        http1 = record.http1
+        line = line_of(http1)
         named = self._resources.of(
             process_of(record), record.local_port if kind is Kind.SERVER else 0
         )
-        server = server_of(record, line) if kind is Kind.CLIENT else None
+        server = server_of(record, http1, line) if kind is Kind.CLIENT else None
         return (
             SeriesKey(
                 kind,
