@@ -10,11 +10,11 @@
 #ifndef BCC_BUILD
 
 /* Parts: 0, or not defined, where nobody asks for them. */
-#define SERVERS 1		/* are ports measured? */
-#define CLIENTS 1		/* are there upstreams? */
-#define SERIES 1		/* are all requests to be added up? */
-#define HANDLERS		/* are there handlers to be found? */
-#define GO_HANDLERS		/* in Go? */
+#define SERVERS 1   /* are ports measured? */
+#define CLIENTS 1   /* are there upstreams? */
+#define SERIES 1    /* are all requests to be added up? */
+#define HANDLERS    /* are there handlers to be found? */
+#define GO_HANDLERS /* in Go? */
 
 /* What is measured: bpf/state/measured.h. */
 #define NETNS_COOKIE 1ULL

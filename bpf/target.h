@@ -24,8 +24,8 @@
 #define PROGRAM(section_name)
 
 static void *(*map_lookup)(u64 map, const void *key) = (void *)BPF_FUNC_map_lookup_elem;
-static long (*map_update)(u64 map, const void *key, const void *value, u64 flags) =
-	(void *)BPF_FUNC_map_update_elem;
+static long (*map_update)(u64 map, const void *key, const void *value,
+			  u64 flags) = (void *)BPF_FUNC_map_update_elem;
 static long (*map_delete)(u64 map, const void *key) = (void *)BPF_FUNC_map_delete_elem;
 static long (*tail_call)(void *context, u64 map, u32 index) = (void *)BPF_FUNC_tail_call;
 
@@ -34,7 +34,7 @@ static long (*tail_call)(void *context, u64 map, u32 index) = (void *)BPF_FUNC_t
 #include <linux/bpf.h>
 #include <linux/types.h>
 
-#define HELPER(result, name, ...)	\
+#define HELPER(result, name, ...) \
 	static result (*bpf_##name)(__VA_ARGS__) __attribute__((unused)) = (void *)BPF_FUNC_##name
 
 HELPER(u64, ktime_get_ns, void);
@@ -70,13 +70,13 @@ u64 bpf_pseudo_fd(u64 kind, u64 fd) asm("llvm.bpf.pseudo");
 #define PT_REGS_PARM2(registers) ((registers)->si)
 
 /* A type of nothing that describes the map. */
-#define MAP(map_type, name, key_type, value_type, count)	\
-	struct name##_map {					\
-		u8 type[BPF_MAP_TYPE_##map_type];		\
-		u8 key[sizeof(key_type)];			\
-		u8 value[sizeof(value_type)];			\
-		u8 max_entries[count];				\
-	};							\
+#define MAP(map_type, name, key_type, value_type, count) \
+	struct name##_map {                              \
+		u8 type[BPF_MAP_TYPE_##map_type];        \
+		u8 key[sizeof(key_type)];                \
+		u8 value[sizeof(value_type)];            \
+		u8 max_entries[count];                   \
+	};                                               \
 	STAND_IN_FD(name)
 #define STAND_IN_FD(name) enum { FD_##name = -1 };
 /* Who wants the types alone has another one: none is compiled then. */

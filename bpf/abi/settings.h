@@ -5,15 +5,15 @@
 #include <linux/types.h>
 
 struct sweep_order {
-	u64 waited_ktime_ns;	/* who is silent since this has waited for what should follow at once */
-	u64 idle_ktime_ns;	/* who is since this, with no socket that is open, for too long */
+	u64 waited_ktime_ns; /* who is silent since this has waited for what should follow at once */
+	u64 idle_ktime_ns;   /* who is since this, with no socket that is open, for too long */
 	u32 slot;
-	u32 stopped;		/* the agent stops: nothing is waited for any more */
+	u32 stopped; /* the agent stops: nothing is waited for any more */
 };
 
 /* Where an argument of a USDT probe is. */
 struct usdt_argument {
-	u16 at;			/* of its register, or its address's, in struct pt_regs */
+	u16 at; /* of its register, or its address's, in struct pt_regs */
 	u16 in_memory;
 	s32 displacement;
 };
@@ -26,23 +26,23 @@ struct usdt_argument {
 struct python_site {
 	struct usdt_argument file;
 	struct usdt_argument function;
-	u32 file_length;	/* 0: any file */
+	u32 file_length; /* 0: any file */
 	u32 unused;
-	u8 function_name[PYTHON_NAME_MAX];	/* with zeros after it */
-	u8 file_name[PYTHON_FILE_MAX];		/* a slash and the last part of the path, likewise */
+	u8 function_name[PYTHON_NAME_MAX]; /* with zeros after it */
+	u8 file_name[PYTHON_FILE_MAX];     /* a slash and the last part of the path, likewise */
 };
 
 /* Where each thread of a process has a variable. */
 struct thread_variable {
-	s64 offset;		/* from the thread's pointer on, or from its block for the module */
-	u64 module;		/* its number in the thread's table of blocks; 0: of none */
-	u64 generation;		/* since which the table has the module */
+	s64 offset;     /* from the thread's pointer on, or from its block for the module */
+	u64 module;     /* its number in the thread's table of blocks; 0: of none */
+	u64 generation; /* since which the table has the module */
 };
 
 struct settings {
-	u64 netns_pointer;	/* struct net of the measured namespace, once seen */
+	u64 netns_pointer; /* struct net of the measured namespace, once seen */
 	u32 agent_tgid;
-	u32 has_thread_locals;	/* is any process in thread_locals? Written by the agent */
-	u32 is_complete;	/* all is attached: what is not seen from here on is missed. Likewise */
+	u32 has_thread_locals; /* is any process in thread_locals? Written by the agent */
+	u32 is_complete; /* all is attached: what is not seen from here on is missed. Likewise */
 	u32 unused;
 };

@@ -134,7 +134,7 @@ static __always_inline bool same_bytes(const u8 *a, const u8 *b, u32 length)
 /* Is the path at this address the file's name, or does it end with that after a slash? */
 static __always_inline bool is_file(const struct python_site *site, u64 address)
 {
-	u64 wanted = at_most(PYTHON_FILE_MAX - 1, site->file_length);	/* the slash included */
+	u64 wanted = at_most(PYTHON_FILE_MAX - 1, site->file_length); /* the slash included */
 	u8 text[PYTHON_FILE_MAX], name[PYTHON_FILE_MAX] = { '/' };
 	u64 end = address;
 	s64 length;

@@ -11,7 +11,7 @@
 
 #define SETSOCKOPT_REFUSE 0
 #define SETSOCKOPT_GO_ON 1
-#define SETSOCKOPT_DONE -1	/* as optlen: the kernel is not asked */
+#define SETSOCKOPT_DONE -1 /* as optlen: the kernel is not asked */
 
 static __always_inline void sock_key(const struct bpf_sock *sk, struct connection_key *key)
 {
@@ -60,7 +60,7 @@ static __always_inline u32 hex_digit(u32 value)
 /* Does the request carry the context that the application took from it? */
 static __always_inline bool carries_context(const struct exchange *x, const struct otelbpf_mark *m)
 {
-	const u8 *text = x->record.join.traceparent + 3;	/* after "00-" */
+	const u8 *text = x->record.join.traceparent + 3; /* after "00-" */
 	u32 i, at, difference = 0;
 	u8 ids[24];
 
@@ -68,7 +68,7 @@ static __always_inline bool carries_context(const struct exchange *x, const stru
 	__builtin_memcpy(ids + 16, m->parent_span_id, 8);
 	BOUNDED_LOOP
 	for (i = 0; i < sizeof(ids); i++) {
-		at = 2 * i + (i >= 16);		/* a dash lies between the two */
+		at = 2 * i + (i >= 16); /* a dash lies between the two */
 		difference |= text[at] ^ hex_digit(ids[i] >> 4);
 		difference |= text[at + 1] ^ hex_digit(ids[i] & 15);
 	}

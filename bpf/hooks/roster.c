@@ -8,7 +8,7 @@
 #include "abi/records.h"
 #include "kernel/fields.h"
 
-#define MAPS_MOST 64	/* of one program; the verifier wants to see an end */
+#define MAPS_MOST 64 /* of one program; the verifier wants to see an end */
 #define MAP_NAME_WORDS 2
 
 static __always_inline bool is_our_map(u64 map)

@@ -15,7 +15,7 @@
 #include "state/sockets.h"
 #include "stream/disorder.h"
 
-MAP(HASH, connecting, u64, u8, 256)	/* the agent's own sockets, by sk */
+MAP(HASH, connecting, u64, u8, 256) /* the agent's own sockets, by sk */
 
 static __always_inline int handle_tcp(u64 sk, u64 skb, enum access access)
 {
@@ -125,7 +125,7 @@ static __always_inline void leave_own_export_alone(u64 sk)
 		leave_alone(conn);
 }
 
-#define WRITE_SEEN (1ULL << 32)	/* so that no end is that of no write */
+#define WRITE_SEEN (1ULL << 32) /* so that no end is that of no write */
 
 /*
  * Does a write end where the last one was to end? Then it is the same one, in whose loop the tracepoint
@@ -160,11 +160,12 @@ static __always_inline int handle_write(u64 sk, u64 message, enum access access)
 		note_writer(conn, write_seq);
 	else if (begins_response(conn, write_seq))
 		note_published(conn);
-	note_byte_time(&conn->writes, write_seq, bpf_ktime_get_ns(), write_seq == conn->outbound.next_seq);
+	note_byte_time(&conn->writes, write_seq, bpf_ktime_get_ns(),
+		       write_seq == conn->outbound.next_seq);
 	return 0;
 }
 
-#define SHUTDOWN_MASK 3	/* for reading and for writing */
+#define SHUTDOWN_MASK 3 /* for reading and for writing */
 
 /* A socket that the agent connects: its own port is known once that is done. True: it is. */
 static __always_inline bool watch_own_connect(u64 sk, u32 state)
@@ -240,8 +241,9 @@ static __always_inline int handle_state(u64 sk, u32 earlier, u32 state)
 		return 0;
 	tp = tcp_sock(sk, DIRECT);
 	/* A socket that closes has given its port back already. */
-	if (!tp || measured_key(sk, state == TCP_CLOSE ? tcp_bound_port(tp, DIRECT)
-						       : sock_local_port(sk, DIRECT),
+	if (!tp || measured_key(sk,
+				state == TCP_CLOSE ? tcp_bound_port(tp, DIRECT)
+						   : sock_local_port(sk, DIRECT),
 				&key, DIRECT))
 		return 0;
 	conn = find_connection(&key);
@@ -330,18 +332,30 @@ static __always_inline int handle_reset(u64 sk, u64 skb)
 #endif
 
 /* On a tracepoint, or on a function's entry: both hand on their arguments so. */
-PROGRAM("tracing") int traced_tcp(u64 *arguments) { return handle_tcp(arguments[0], arguments[1], DIRECT); }
+PROGRAM("tracing") int traced_tcp(u64 *arguments)
+{
+	return handle_tcp(arguments[0], arguments[1], DIRECT);
+}
 PROGRAM("tracing") int traced_queued(u64 *arguments) { return handle_queued(arguments[0], DIRECT); }
 PROGRAM("tracing") int traced_read(u64 *arguments) { return handle_read(arguments[0], DIRECT); }
-PROGRAM("tracing") int traced_write(u64 *arguments) { return handle_write(arguments[0], arguments[1], DIRECT); }
-PROGRAM("tracing") int traced_sendfile(u64 *arguments) { return handle_write(arguments[0], 0, DIRECT); }
+PROGRAM("tracing") int traced_write(u64 *arguments)
+{
+	return handle_write(arguments[0], arguments[1], DIRECT);
+}
+PROGRAM("tracing") int traced_sendfile(u64 *arguments)
+{
+	return handle_write(arguments[0], 0, DIRECT);
+}
 PROGRAM("tracing") int traced_state(u64 *arguments)
 {
 	return handle_state(arguments[0], arguments[1], arguments[2]);
 }
 #if SERIES
 PROGRAM("tracing") int traced_accept(u64 *arguments) { return handle_accept(arguments[0], DIRECT); }
-PROGRAM("tracing") int traced_reset(u64 *arguments) { return handle_reset(arguments[0], arguments[1]); }
+PROGRAM("tracing") int traced_reset(u64 *arguments)
+{
+	return handle_reset(arguments[0], arguments[1]);
+}
 #endif
 
 PROGRAM("kprobe") int probed_tcp(struct pt_regs *ctx)
@@ -349,17 +363,29 @@ PROGRAM("kprobe") int probed_tcp(struct pt_regs *ctx)
 	return handle_tcp(PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), BY_COPY);
 }
 
-PROGRAM("kprobe") int probed_queued(struct pt_regs *ctx) { return handle_queued(PT_REGS_PARM1(ctx), BY_COPY); }
-PROGRAM("kprobe") int probed_read(struct pt_regs *ctx) { return handle_read(PT_REGS_PARM1(ctx), BY_COPY); }
+PROGRAM("kprobe") int probed_queued(struct pt_regs *ctx)
+{
+	return handle_queued(PT_REGS_PARM1(ctx), BY_COPY);
+}
+PROGRAM("kprobe") int probed_read(struct pt_regs *ctx)
+{
+	return handle_read(PT_REGS_PARM1(ctx), BY_COPY);
+}
 PROGRAM("kprobe") int probed_write(struct pt_regs *ctx)
 {
 	return handle_write(PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), BY_COPY);
 }
 
-PROGRAM("kprobe") int probed_sendfile(struct pt_regs *ctx) { return handle_write(PT_REGS_PARM1(ctx), 0, BY_COPY); }
+PROGRAM("kprobe") int probed_sendfile(struct pt_regs *ctx)
+{
+	return handle_write(PT_REGS_PARM1(ctx), 0, BY_COPY);
+}
 
 #if SERIES
-PROGRAM("kprobe") int probed_accept(struct pt_regs *ctx) { return handle_accept(PT_REGS_PARM1(ctx), BY_COPY); }
+PROGRAM("kprobe") int probed_accept(struct pt_regs *ctx)
+{
+	return handle_accept(PT_REGS_PARM1(ctx), BY_COPY);
+}
 #endif
 
 /* Run once by the agent itself, so that its own id is the kernel's idea of it. */

@@ -29,7 +29,8 @@ static __always_inline bool has_open_socket(const struct connection *conn)
  * Has its reader still to come? Not where reads of the connection are never seen, though it goes on
  * after whole responses.
  */
-static __always_inline bool waits_for_reader(const struct connection *conn, const struct exchange *x)
+static __always_inline bool waits_for_reader(const struct connection *conn,
+					     const struct exchange *x)
 {
 	return is_outgoing(x) && (conn->reads_seen || conn->answered <= 1) && has_open_socket(conn);
 }

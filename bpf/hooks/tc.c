@@ -9,12 +9,11 @@
 #include "state/connections.h"
 #include "stream/feed.h"
 
-static __always_inline int parse_skb(struct __sk_buff *skb, enum flow flow,
-				     struct segment *seg)
+static __always_inline int parse_skb(struct __sk_buff *skb, enum flow flow, struct segment *seg)
 {
-	int result = parse_segment((u8 *)(long)skb->data, (u8 *)(long)skb->data_end, skb->len,
-				   IS_OUTBOUND(flow), IS_CLIENTS(flow) ? ROLE_CLIENT : ROLE_SERVER,
-				   seg);
+	int result =
+		parse_segment((u8 *)(long)skb->data, (u8 *)(long)skb->data_end, skb->len,
+			      IS_OUTBOUND(flow), IS_CLIENTS(flow) ? ROLE_CLIENT : ROLE_SERVER, seg);
 
 	/* It may come past the programs of both roles. */
 	if (result == SEGMENT_UNPARSED && !(SERVERS && IS_CLIENTS(flow)))
@@ -189,7 +188,10 @@ PROGRAM("tc") int tc_egress(struct __sk_buff *skb) { return handle_packet(skb, R
 PROGRAM("tc") int tc_chunks(struct __sk_buff *skb) { return go_on_with_chunks(skb, REQUESTS_IN); }
 PROGRAM("tc") int tc_disorder(struct __sk_buff *skb) { return track_early(skb, REQUESTS_IN); }
 PROGRAM("tc") int tc_kept(struct __sk_buff *skb) { return read_kept(skb, false, REQUESTS_IN); }
-PROGRAM("tc") int tc_kept_chunks(struct __sk_buff *skb) { return read_kept(skb, true, REQUESTS_IN); }
+PROGRAM("tc") int tc_kept_chunks(struct __sk_buff *skb)
+{
+	return read_kept(skb, true, REQUESTS_IN);
+}
 
 #if CLIENTS
 PROGRAM("tc") int tc_client_ingress(struct __sk_buff *skb)
@@ -202,8 +204,20 @@ PROGRAM("tc") int tc_client_egress(struct __sk_buff *skb)
 	return handle_packet(skb, REQUESTS_OUT);
 }
 
-PROGRAM("tc") int tc_client_chunks(struct __sk_buff *skb) { return go_on_with_chunks(skb, RESPONSES_IN); }
-PROGRAM("tc") int tc_client_disorder(struct __sk_buff *skb) { return track_early(skb, RESPONSES_IN); }
-PROGRAM("tc") int tc_client_kept(struct __sk_buff *skb) { return read_kept(skb, false, RESPONSES_IN); }
-PROGRAM("tc") int tc_client_kept_chunks(struct __sk_buff *skb) { return read_kept(skb, true, RESPONSES_IN); }
+PROGRAM("tc") int tc_client_chunks(struct __sk_buff *skb)
+{
+	return go_on_with_chunks(skb, RESPONSES_IN);
+}
+PROGRAM("tc") int tc_client_disorder(struct __sk_buff *skb)
+{
+	return track_early(skb, RESPONSES_IN);
+}
+PROGRAM("tc") int tc_client_kept(struct __sk_buff *skb)
+{
+	return read_kept(skb, false, RESPONSES_IN);
+}
+PROGRAM("tc") int tc_client_kept_chunks(struct __sk_buff *skb)
+{
+	return read_kept(skb, true, RESPONSES_IN);
+}
 #endif

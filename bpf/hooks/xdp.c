@@ -17,8 +17,9 @@ PROGRAM("xdp") int xdp_arrival(struct xdp_md *xdp)
 	struct connection *conn;
 	u64 now;
 
-	if (parse_segment(data, data_end, (u32)(data_end - data), INBOUND, ROLE_SERVER | ROLE_CLIENT,
-			  &seg) != SEGMENT_OURS || !seg.payload_length)
+	if (parse_segment(data, data_end, (u32)(data_end - data), INBOUND,
+			  ROLE_SERVER | ROLE_CLIENT, &seg) != SEGMENT_OURS ||
+	    !seg.payload_length)
 		return XDP_VERDICT_PASS;
 	now = bpf_ktime_get_ns();
 	conn = find_connection(&seg.key);

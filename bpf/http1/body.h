@@ -36,8 +36,8 @@ static __always_inline u32 plain_chunk_size(u64 word, u32 *line_length)
 	letters = digits >> 6 & BYTES(1);
 	values = (digits & BYTES(0x0f)) + 9 * letters;
 	characters = values + BYTES('0') + ('a' - '0' - 10) * letters;
-	wrong = values & BYTES(0xf0);		/* letters beyond 'f' */
-	wrong |= ((values + BYTES(6)) >> 4 & BYTES(1)) ^ letters;	/* ':', '@' ... */
+	wrong = values & BYTES(0xf0);                             /* letters beyond 'f' */
+	wrong |= ((values + BYTES(6)) >> 4 & BYTES(1)) ^ letters; /* ':', '@' ... */
 	wrong |= (characters ^ (digits | letters << 5)) >> unused_bits;
 	if (wrong)
 		return 0;
@@ -47,8 +47,8 @@ static __always_inline u32 plain_chunk_size(u64 word, u32 *line_length)
 	return values | values >> 16;
 }
 
-#define CHUNK_STEPS 96		/* with 33 tail calls: 64 KiB of 16-byte chunks */
-#define CHUNK_WINDOW 64		/* a power of two */
+#define CHUNK_STEPS 96  /* with 33 tail calls: 64 KiB of 16-byte chunks */
+#define CHUNK_WINDOW 64 /* a power of two */
 
 /*
  * Steps over chunks: one at a time where its first line is plain, else that line
@@ -56,8 +56,8 @@ static __always_inline u32 plain_chunk_size(u64 word, u32 *line_length)
  * Its state lives in the map for the reason given at scan_lines().
  */
 static __always_inline int read_chunks(struct __sk_buff *skb, struct scratch *s,
-				       struct connection *conn, struct parser *p,
-				       enum flow flow, enum source source)
+				       struct connection *conn, struct parser *p, enum flow flow,
+				       enum source source)
 {
 	volatile struct chunk_cursor *v = &s->chunks;
 	struct exchange *x;
@@ -78,7 +78,8 @@ static __always_inline int read_chunks(struct __sk_buff *skb, struct scratch *s,
 			break;
 		if (v->state != PARSER_CHUNK_DATA) {
 			n = length - position;
-			if (position + at_most(8, n) > v->window_end || position < v->window_start) {
+			if (position + at_most(8, n) > v->window_end ||
+			    position < v->window_start) {
 				if (n > CHUNK_WINDOW)
 					n = CHUNK_WINDOW;
 				n = ((n - 1) & (CHUNK_WINDOW - 1)) + 1;
@@ -103,7 +104,7 @@ static __always_inline int read_chunks(struct __sk_buff *skb, struct scratch *s,
 			if (v->remaining <= n) {
 				n = v->remaining;
 				v->state = PARSER_CHUNK_SIZE;
-				v->body_bytes -= 2;	/* CRLF */
+				v->body_bytes -= 2; /* CRLF */
 			}
 			v->body_bytes += n;
 			v->remaining -= n;
@@ -122,7 +123,7 @@ static __always_inline int read_chunks(struct __sk_buff *skb, struct scratch *s,
 		} else if (v->state == PARSER_TRAILER_LINE) {
 			if (c == '\n')
 				v->state = PARSER_TRAILER_START;
-		} else if (c == '\n') {		/* the size line is whole */
+		} else if (c == '\n') { /* the size line is whole */
 			v->state = PARSER_TRAILER_START;
 			if (v->remaining) {
 				v->remaining += 2;

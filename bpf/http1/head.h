@@ -16,10 +16,11 @@ static __always_inline int take_request_lines(struct scratch *s, struct connecti
 
 	if (length) {
 		start = word_at(s, at);
-		if (length != CARRY_MAX) {	/* not cut */
+		if (length != CARRY_MAX) { /* not cut */
 			version = word_at(s, at + length - 8);
-			if (length < 12 ||	/* "X / HTTP/1.1" */
-			    (version & FIRST_BYTES(7)) != WORD('H', 'T', 'T', 'P', '/', '1', '.', 0))
+			if (length < 12 || /* "X / HTTP/1.1" */
+			    (version & FIRST_BYTES(7)) !=
+				    WORD('H', 'T', 'T', 'P', '/', '1', '.', 0))
 				return -1;
 			if (x)
 				x->record.http1.http_minor = (version >> 56) - '0';
@@ -34,24 +35,24 @@ static __always_inline int take_request_lines(struct scratch *s, struct connecti
 	capture(x->record.http1.request_line, &x->record.http1.request_line_length,
 		REQUEST_LINE_MAX, s, FOUND_FIRST_LINE);
 	capture(x->record.http1.host, &x->record.http1.host_length, HOST_MAX, s, FOUND_HOST);
-	capture(x->record.http1.user_agent, &x->record.http1.user_agent_length, USER_AGENT_MAX,
-		s, FOUND_USER_AGENT);
+	capture(x->record.http1.user_agent, &x->record.http1.user_agent_length, USER_AGENT_MAX, s,
+		FOUND_USER_AGENT);
 	/* Of two, neither is to be believed: W3C Trace Context, section 3.2. */
 	x->record.join.traceparents += s->found_times[FOUND_TRACEPARENT];
-	capture(x->record.join.traceparent, &x->record.join.traceparent_length, TRACEPARENT_MAX,
-		s, FOUND_TRACEPARENT);
+	capture(x->record.join.traceparent, &x->record.join.traceparent_length, TRACEPARENT_MAX, s,
+		FOUND_TRACEPARENT);
 	if (x->record.join.traceparents > 1)
 		x->record.join.traceparent_length = 0;
 	return 0;
 }
 
-static __always_inline int take_status_line(const struct scratch *s, struct parser *p,
-					    u64 at, u64 length)
+static __always_inline int take_status_line(const struct scratch *s, struct parser *p, u64 at,
+					    u64 length)
 {
 	u32 status;
 
-	if (length < 12 || (word_at(s, at) & FIRST_BYTES(7)) !=
-			   WORD('H', 'T', 'T', 'P', '/', '1', '.', 0))
+	if (length < 12 ||
+	    (word_at(s, at) & FIRST_BYTES(7)) != WORD('H', 'T', 'T', 'P', '/', '1', '.', 0))
 		return -1;
 	status = (byte_at(s, at + 9) - '0') * 100 + (byte_at(s, at + 10) - '0') * 10 +
 		 (byte_at(s, at + 11) - '0');
@@ -90,10 +91,10 @@ static __always_inline bool has_shape(const struct scratch *s, const struct head
 {
 	u64 at = shape->digits_at;
 
-	return four_at(s, shape->end - 4) == CRLF_CRLF &&
-	       two_at(s, shape->digits_end) == CRLF &&
+	return four_at(s, shape->end - 4) == CRLF_CRLF && two_at(s, shape->digits_end) == CRLF &&
 	       two_at(s, at - 18) == CRLF &&
-	       (word_at(s, at - 16) | LETTERS_LOWER) == WORD('c', 'o', 'n', 't', 'e', 'n', 't', '-') &&
+	       (word_at(s, at - 16) | LETTERS_LOWER) ==
+		       WORD('c', 'o', 'n', 't', 'e', 'n', 't', '-') &&
 	       (word_at(s, at - 8) | LETTERS_LOWER) == WORD('l', 'e', 'n', 'g', 't', 'h', ':', ' ');
 }
 
@@ -139,8 +140,7 @@ static __always_inline bool read_familiar_head(struct scratch *s, struct connect
  * the window, but for a line that is not whole yet.
  */
 static __always_inline void consume_lines(struct scratch *s, struct connection *conn,
-					  struct parser *p, struct exchange *x,
-					  enum flow flow)
+					  struct parser *p, struct exchange *x, enum flow flow)
 {
 	volatile struct head_cursor *v = &s->head;
 	u64 carried = p->carried, total = v->total, line = v->line, partial = total - line;
@@ -175,9 +175,8 @@ static __always_inline void consume_lines(struct scratch *s, struct connection *
  * one was too odd to follow.
  */
 static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
-				     struct connection *conn, struct parser *p,
-				     struct exchange **x, enum flow flow,
-				     enum source source)
+				     struct connection *conn, struct parser *p, struct exchange **x,
+				     enum flow flow, enum source source)
 {
 	volatile struct head_cursor *v = &s->head;
 	u64 loaded = load_window(skb, s, conn, p, flow, source);
@@ -196,7 +195,7 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 			return 0;
 	}
 	v->loaded = loaded;
-	v->at = p->carried ? p->carried - 1 : 0;	/* the last byte may be the CR of a CRLF */
+	v->at = p->carried ? p->carried - 1 : 0; /* the last byte may be the CR of a CRLF */
 	v->total = p->carried + loaded;
 	v->state = p->state;
 	v->skip = p->skip_line;

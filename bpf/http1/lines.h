@@ -5,8 +5,8 @@
 #include "http1/window.h"
 
 /* Notes where the value of a line of interest lies. */
-static __always_inline void note_line(struct scratch *s, volatile struct head_cursor *v,
-				      u64 at, u64 length, enum flow flow)
+static __always_inline void note_line(struct scratch *s, volatile struct head_cursor *v, u64 at,
+				      u64 length, enum flow flow)
 {
 	u64 start, next, found, name_length;
 
@@ -19,7 +19,7 @@ static __always_inline void note_line(struct scratch *s, volatile struct head_cu
 	start = word_at(s, at) | LETTERS_LOWER;
 	next = word_at(s, at + 8) | LETTERS_LOWER;
 	if (start == WORD('c', 'o', 'n', 't', 'e', 'n', 't', '-') &&
-		   (next & FIRST_BYTES(7)) == WORD('l', 'e', 'n', 'g', 't', 'h', ':', 0)) {
+	    (next & FIRST_BYTES(7)) == WORD('l', 'e', 'n', 'g', 't', 'h', ':', 0)) {
 		found = FOUND_CONTENT_LENGTH;
 		name_length = 15;
 	} else if (start == WORD('t', 'r', 'a', 'n', 's', 'f', 'e', 'r') &&
@@ -27,7 +27,7 @@ static __always_inline void note_line(struct scratch *s, volatile struct head_cu
 		found = FOUND_TRANSFER_ENCODING;
 		name_length = 18;
 	} else if (!CARRIES_REQUESTS(flow)) {
-		return;		/* the others are a request's */
+		return; /* the others are a request's */
 	} else if ((start & FIRST_BYTES(5)) == WORD('h', 'o', 's', 't', ':', 0, 0, 0)) {
 		found = FOUND_HOST;
 		name_length = 5;

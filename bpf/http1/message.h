@@ -18,13 +18,13 @@
 static __always_inline bool starts_a_request(u32 first_four)
 {
 	switch (first_four) {
-	case 0x20544547:	/* "GET " */
-	case 0x54534f50:	/* "POST" */
-	case 0x20545550:	/* "PUT " */
-	case 0x44414548:	/* "HEAD" */
-	case 0x454c4544:	/* "DELETE" */
-	case 0x43544150:	/* "PATCH" */
-	case 0x4954504f:	/* "OPTIONS" */
+	case 0x20544547: /* "GET " */
+	case 0x54534f50: /* "POST" */
+	case 0x20545550: /* "PUT " */
+	case 0x44414548: /* "HEAD" */
+	case 0x454c4544: /* "DELETE" */
+	case 0x43544150: /* "PATCH" */
+	case 0x4954504f: /* "OPTIONS" */
 		return true;
 	}
 	return false;
@@ -70,8 +70,7 @@ static __always_inline void end_outbound(struct connection *conn, struct scratch
 
 /* For a parser that is at PARSER_ENDED: what it has read was a whole message. */
 static __always_inline void end_message(struct connection *conn, struct scratch *s,
-					struct exchange *x, enum flow flow,
-					enum source source)
+					struct exchange *x, enum flow flow, enum source source)
 {
 	struct parser *p = parser_of(conn, flow);
 
@@ -109,8 +108,7 @@ static __always_inline void add_bytes(struct exchange *x, u64 n, enum flow flow)
 		x->record.response_bytes += n;
 }
 
-static __always_inline void consume(struct scratch *s, struct exchange *x, u64 n,
-				    enum flow flow)
+static __always_inline void consume(struct scratch *s, struct exchange *x, u64 n, enum flow flow)
 {
 	s->position += n;
 	if (x)
@@ -167,7 +165,8 @@ static __always_inline int start_request(struct scratch *s, struct connection *c
 	start_message(p);
 	*x = begin_request(s, conn, seq,
 			   IS_OUTBOUND(flow) ? byte_time_of(&conn->writes, seq)
-					     : arrival_of_read(s, conn, seq, source), flow);
+					     : arrival_of_read(s, conn, seq, source),
+			   flow);
 	if (*x && IS_CLIENTS(flow))
 		name_writer(conn, *x, seq);
 	/* TCP had it in its hands before it was a request. */
@@ -231,8 +230,8 @@ static __always_inline bool ends_http(const struct exchange *x, u32 status)
 {
 	if (status == 101)
 		return true;
-	return x && status / 100 == 2 && *(u64 *)x->record.http1.request_line ==
-					 WORD('C', 'O', 'N', 'N', 'E', 'C', 'T', ' ');
+	return x && status / 100 == 2 &&
+	       *(u64 *)x->record.http1.request_line == WORD('C', 'O', 'N', 'N', 'E', 'C', 'T', ' ');
 }
 
 /* It was an interim response: the real one is still to come. */

@@ -5,18 +5,18 @@
 #include "target.h"
 
 enum parser_state {
-	PARSER_LOST = 0,	/* waits for a segment that starts a request */
-	PARSER_OFF,		/* not HTTP/1, or not to be measured */
-	PARSER_BETWEEN,		/* the next byte starts a message */
+	PARSER_LOST = 0, /* waits for a segment that starts a request */
+	PARSER_OFF,      /* not HTTP/1, or not to be measured */
+	PARSER_BETWEEN,  /* the next byte starts a message */
 	PARSER_FIRST_LINE,
 	PARSER_HEADERS,
-	PARSER_ENDED,		/* of a message, which end_message() then ends */
-	PARSER_BODY,		/* `remaining` bytes of known length */
+	PARSER_ENDED, /* of a message, which end_message() then ends */
+	PARSER_BODY,  /* `remaining` bytes of known length */
 	PARSER_UNTIL_CLOSE,
 	PARSER_CHUNK_SIZE,
 	PARSER_CHUNK_EXTENSION,
-	PARSER_CHUNK_DATA,	/* `remaining` bytes, the chunk's CRLF included */
-	PARSER_TRAILER_START,	/* at the start of a trailer's line */
+	PARSER_CHUNK_DATA,    /* `remaining` bytes, the chunk's CRLF included */
+	PARSER_TRAILER_START, /* at the start of a trailer's line */
 	PARSER_TRAILER_LINE,
 };
 
@@ -28,18 +28,18 @@ enum message_flag { MESSAGE_HAS_LENGTH = 1, MESSAGE_CHUNKED = 2, MESSAGE_ENDS_HT
  */
 struct parser {
 	u64 remaining;
-	u32 next_seq;		/* of the next byte expected */
-	u16 carried;		/* bytes of an unfinished line kept in `carries` */
-	u16 status;		/* responses: of the message being read */
-	u8 state;		/* enum parser_state */
-	u8 skip_line;		/* the rest of a line too long to keep */
-	u8 message_flags;	/* enum message_flag */
-	u8 counted;		/* this flow was counted as not HTTP */
+	u32 next_seq;     /* of the next byte expected */
+	u16 carried;      /* bytes of an unfinished line kept in `carries` */
+	u16 status;       /* responses: of the message being read */
+	u8 state;         /* enum parser_state */
+	u8 skip_line;     /* the rest of a line too long to keep */
+	u8 message_flags; /* enum message_flag */
+	u8 counted;       /* this flow was counted as not HTTP */
 	union {
-		u32 disorder;	/* inbound; 0: all bytes came in order */
+		u32 disorder; /* inbound; 0: all bytes came in order */
 		struct {
-			u16 kept;	/* pieces of early segments, to be read later */
-			u16 holes;	/* bytes that were stepped over and are still to come */
+			u16 kept;  /* pieces of early segments, to be read later */
+			u16 holes; /* bytes that were stepped over and are still to come */
 		};
 	};
 };
@@ -49,8 +49,8 @@ struct parser {
  * connection may well look the same. In bytes from its start.
  */
 struct head_shape {
-	u16 end;		/* of the head; 0: none was seen yet */
-	u16 digits_at;		/* where Content-Length's start, after one space */
+	u16 end;       /* of the head; 0: none was seen yet */
+	u16 digits_at; /* where Content-Length's start, after one space */
 	u16 digits_end;
 	u16 unused;
 };

@@ -90,7 +90,8 @@ static __always_inline int read_length(const struct scratch *s, u64 *value)
 /* Is the last coding "chunked"? */
 static __always_inline bool is_chunked(struct scratch *s)
 {
-	u64 at = s->found_at[FOUND_TRANSFER_ENCODING], length = s->found_length[FOUND_TRANSFER_ENCODING];
+	u64 at = s->found_at[FOUND_TRANSFER_ENCODING],
+	    length = s->found_length[FOUND_TRANSFER_ENCODING];
 
 	strip(&at, &length, s);
 	if (length < 7)

@@ -9,7 +9,9 @@
 #include "http1/words.h"
 #include "stream/source.h"
 
-struct carry { u8 bytes[CARRY_MAX]; };
+struct carry {
+	u8 bytes[CARRY_MAX];
+};
 
 MAP(LRU_HASH, carries, u64, struct carry, 1024)
 
@@ -38,8 +40,8 @@ static __always_inline u8 byte_at(const struct scratch *s, u64 at)
  * Returns the number of new bytes, 0 on failure.
  */
 static __always_inline u64 load_window(struct __sk_buff *skb, struct scratch *s,
-				       struct connection *conn, struct parser *p,
-				       enum flow flow, enum source source)
+				       struct connection *conn, struct parser *p, enum flow flow,
+				       enum source source)
 {
 	u64 carried = p->carried & (CARRY_MAX - 1);
 	u64 n = s->payload_length - s->position;

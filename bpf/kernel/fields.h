@@ -33,15 +33,15 @@ static __always_inline void copy_bytes(void *to, u32 size, u64 address)
 		__builtin_memset(to, 0, size);
 }
 
-#define DEFINE_LOAD(type)							\
-	static __always_inline type load_##type(u64 address, enum access access)	\
-	{									\
-		type value;							\
-										\
-		if (access == DIRECT)						\
-			return *(type *)address;				\
-		copy_bytes(&value, sizeof(value), address);			\
-		return value;							\
+#define DEFINE_LOAD(type)                                                        \
+	static __always_inline type load_##type(u64 address, enum access access) \
+	{                                                                        \
+		type value;                                                      \
+                                                                                 \
+		if (access == DIRECT)                                            \
+			return *(type *)address;                                 \
+		copy_bytes(&value, sizeof(value), address);                      \
+		return value;                                                    \
 	}
 
 DEFINE_LOAD(u16)
@@ -62,7 +62,8 @@ static __always_inline void name_process(struct process *p)
 	p->start_boottime_ns = load_u64(leader + OFFSET_TASK_STRUCT_START_BOOTTIME, DIRECT);
 	p->cgroup_id = bpf_get_current_cgroup_id();
 	p->stack = load_u64(load_u64(task + OFFSET_TASK_STRUCT_MM, DIRECT) +
-			    OFFSET_MM_STRUCT_START_STACK, DIRECT);
+				    OFFSET_MM_STRUCT_START_STACK,
+			    DIRECT);
 	((u64 *)p->comm)[0] = load_u64(leader + OFFSET_TASK_STRUCT_COMM, DIRECT);
 	((u64 *)p->comm)[1] = load_u64(leader + OFFSET_TASK_STRUCT_COMM + 8, DIRECT);
 }
@@ -104,7 +105,9 @@ static __always_inline u32 tcp_snd_una(u64 tp, enum access access)
 	return load_u32(tp + OFFSET_TCP_SOCK_SND_UNA, access);
 }
 
-struct byte_range { u32 start, end; };
+struct byte_range {
+	u32 start, end;
+};
 
 /* Once TCP has looked at a segment, its control block holds the range. */
 static __always_inline struct byte_range skb_byte_range(u64 skb, enum access access)
@@ -125,7 +128,7 @@ static __always_inline void map_ipv4(u8 *address, u32 be32)
 	u64 *words = (u64 *)address;
 
 	words[0] = 0;
-	words[1] = 0xffff0000 | (u64)be32 << 32;	/* ::ffff:0:0/96, on little-endian machines */
+	words[1] = 0xffff0000 | (u64)be32 << 32; /* ::ffff:0:0/96, on little-endian machines */
 }
 
 static __always_inline void copy_address(u8 *to, const u8 *from)
@@ -159,10 +162,7 @@ static __always_inline u16 sock_peer_port(u64 sk, enum access access)
 }
 
 /* Why it ended; 0: somebody closed it. */
-static __always_inline u32 sock_error(u64 sk)
-{
-	return load_u32(sk + OFFSET_SOCK_ERR, DIRECT);
-}
+static __always_inline u32 sock_error(u64 sk) { return load_u32(sk + OFFSET_SOCK_ERR, DIRECT); }
 
 static __always_inline u8 sock_state(u64 sk, enum access access)
 {

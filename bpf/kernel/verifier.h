@@ -21,12 +21,12 @@ static __always_inline u64 at_most(u64 max, u64 value)
  * A pointer that is NULL where something else does not hold: is it? Without this clang may test that
  * other thing again instead of the pointer, from which the verifier cannot tell that it is not NULL.
  */
-#define NULL_UNLESS(condition, pointer)						\
-	({									\
-		typeof(pointer) pointer_or_null = (condition) ? (pointer) : NULL;	\
-										\
-		asm volatile("" : "+r"(pointer_or_null));			\
-		pointer_or_null;						\
+#define NULL_UNLESS(condition, pointer)                                           \
+	({                                                                        \
+		typeof(pointer) pointer_or_null = (condition) ? (pointer) : NULL; \
+                                                                                  \
+		asm volatile("" : "+r"(pointer_or_null));                         \
+		pointer_or_null;                                                  \
 	})
 
 /*

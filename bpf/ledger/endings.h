@@ -63,7 +63,7 @@ static __always_inline void end_requests(struct connection *conn, bool framing_l
 		}
 		conn->finished++;
 	}
-	conn->finished = conn->begun;	/* what was beyond was never tracked */
+	conn->finished = conn->begun; /* what was beyond was never tracked */
 }
 
 /*
@@ -76,10 +76,7 @@ static __always_inline void close_requests(struct connection *conn, u64 now)
 }
 
 /* Framing was lost: which bytes belong to which request is no longer known. */
-static __always_inline void lose_requests(struct connection *conn)
-{
-	end_requests(conn, true, 0);
-}
+static __always_inline void lose_requests(struct connection *conn) { end_requests(conn, true, 0); }
 
 /*
  * What ended a connection that neither side has closed: a RST, whose only trace here may be the

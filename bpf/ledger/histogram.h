@@ -22,14 +22,18 @@ static __always_inline u64 highest_bit(u64 n)
 	return bit;
 }
 
-#define SHORTEST_NS 119	/* 2^-23 s: the first bucket's end */
+#define SHORTEST_NS 119 /* 2^-23 s: the first bucket's end */
 
 /* 10^9 * 2^(n / 8 + 33): where buckets end, between a power of two of ns and the next one. */
-#define BOUND(n)							\
-	((n) == 1 ? 0x81ffa7a9549ca6e3ULL : (n) == 2 ? 0x8dc3b8960164a7d9ULL :	\
-	 (n) == 3 ? 0x9a9867054d512391ULL : (n) == 4 ? 0xa8965f74bf065071ULL :	\
-	 (n) == 5 ? 0xb7d88a12d0dd9ea0ULL : (n) == 6 ? 0xc87c3e7d03cdbec3ULL :	\
-	 (n) == 7 ? 0xdaa17c2cd19555dbULL : 0xee6b280000000000ULL)
+#define BOUND(n)                            \
+	((n) == 1   ? 0x81ffa7a9549ca6e3ULL \
+	 : (n) == 2 ? 0x8dc3b8960164a7d9ULL \
+	 : (n) == 3 ? 0x9a9867054d512391ULL \
+	 : (n) == 4 ? 0xa8965f74bf065071ULL \
+	 : (n) == 5 ? 0xb7d88a12d0dd9ea0ULL \
+	 : (n) == 6 ? 0xc87c3e7d03cdbec3ULL \
+	 : (n) == 7 ? 0xdaa17c2cd19555dbULL \
+		    : 0xee6b280000000000ULL)
 
 /*
  * The bucket of a duration; its upper bound belongs to it.

@@ -6,7 +6,7 @@
 #include "configuration.h"
 #include "kernel/verifier.h"
 
-#define ORDER_MASK 31	/* places and stamps are below STAMPS_MOST; this the verifier sees, too */
+#define ORDER_MASK 31 /* places and stamps are below STAMPS_MOST; this the verifier sees, too */
 
 /* By its place in the order, counted from the first; 0: there are no more. */
 static __always_inline u8 stamp_in_order(const struct exchange *x, u64 place)
@@ -58,7 +58,7 @@ static __always_inline u64 end_of(const struct request_record *r)
 
 	if (CLIENTS && r->flags & CLIENT)
 		return ~0ULL;
-	return (last ? : first) ? : ~0ULL;
+	return (last ?: first) ?: ~0ULL;
 }
 
 /*
@@ -83,7 +83,7 @@ static __always_inline void order_stamps(struct exchange *x)
 		time = x->record.stamp_ktime_ns[i];
 		if (!time || time > end)
 			continue;
-		if (time >= last) {	/* as it mostly is */
+		if (time >= last) { /* as it mostly is */
 			put_in_order(x, *ordered, i + 1);
 			last = time;
 		} else {

@@ -10,13 +10,13 @@ static __always_inline struct exchange *claim(u32 slot)
 {
 	struct exchange *x = exchange_at(slot);
 
-	if (x && __sync_val_compare_and_swap(&x->state, EXCHANGE_FREE, EXCHANGE_FINISHING)
-		 == EXCHANGE_FREE)
+	if (x && __sync_val_compare_and_swap(&x->state, EXCHANGE_FREE, EXCHANGE_FINISHING) ==
+			 EXCHANGE_FREE)
 		return x;
 	return NULL;
 }
 
-#define CLAIM_TRIES 16	/* beyond the first one */
+#define CLAIM_TRIES 16 /* beyond the first one */
 
 /*
  * The next one, as the agent frees them in turn; else from anywhere in the table, so that

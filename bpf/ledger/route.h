@@ -15,7 +15,7 @@
 #include "state/scratch.h"
 #include "stream/flow.h"
 
-#define ID_SEGMENT 0x100	/* no character */
+#define ID_SEGMENT 0x100 /* no character */
 #define VERSION_LONGEST 8
 
 static __always_inline u64 take_character(u64 hash, u64 character)
@@ -23,10 +23,7 @@ static __always_inline u64 take_character(u64 hash, u64 character)
 	return (hash ^ character) * ROUTE_HASH_FACTOR;
 }
 
-static __always_inline bool is_digit(u8 character)
-{
-	return (u8)(character - '0') <= 9;
-}
+static __always_inline bool is_digit(u8 character) { return (u8)(character - '0') <= 9; }
 
 /* Is the segment that ends before `end` an id? */
 static __always_inline bool is_id(const struct request_record *r,
@@ -65,7 +62,7 @@ static __always_inline u64 hash_upstream(const struct request_record *r, volatil
 	return hash;
 }
 
-#define SEGMENTS_BEFORE_PATH 3	/* http: and nothing and the host */
+#define SEGMENTS_BEFORE_PATH 3 /* http: and nothing and the host */
 
 /* Does an id end before `end`, with this character? */
 static __always_inline bool ends_id(const struct request_record *r, volatile struct route_cursor *v,
@@ -109,7 +106,7 @@ static __always_inline u64 hash_route(const struct request_record *r,
 		/* Else clang ends the loop where i equals length, which 6.1 does not take for an end. */
 		asm volatile("" : "+r"(i));
 		character = r->http1.request_line[i];
-		if (character < '@') {		/* else it is nothing special, as most are */
+		if (character < '@') { /* else it is nothing special, as most are */
 			if (is_digit(character)) {
 				v->digits++;
 			} else if (character == '/' || character == ' ' || character == '?') {

@@ -16,7 +16,7 @@ DEFINE_ARRAY(struct series_set, series_sets)
 DEFINE_ARRAY(struct stage_order, stage_orders)
 DEFINE_ELEMENT(struct series, series_at, series, MAX_SERIES)
 
-MAP(ARRAY, overflow_places, u32, struct series_place, 2)	/* by is_client; while there is no other */
+MAP(ARRAY, overflow_places, u32, struct series_place, 2) /* by is_client; while there is no other */
 
 /*
  * Tells processes apart of which one may be another service than the other: all but those that have
@@ -30,7 +30,8 @@ static __always_inline u64 hash_process(const struct request_record *r)
 	if (!r->pid)
 		return 0;
 	return (((p->stack * PLACE_FACTOR ^ p->cgroup_id) * PLACE_FACTOR ^ comm[0]) * PLACE_FACTOR ^
-		comm[1]) * PLACE_FACTOR;
+		comm[1]) *
+	       PLACE_FACTOR;
 }
 
 /* Where the requests with this key, in two words, are added up; false: nowhere yet. */
@@ -64,8 +65,8 @@ static __always_inline bool place_of(const struct request_record *r, struct seri
 	struct series_place *overflow;
 
 	/* As struct series_key has them, on little-endian machines. */
-	if (find_place(r->route_hash ^ hash_process(r),
-		       port | status << 16 | (u64)is_client << 32, found))
+	if (find_place(r->route_hash ^ hash_process(r), port | status << 16 | (u64)is_client << 32,
+		       found))
 		return true;
 	overflow = LOOKUP(overflow_places, &is_client);
 	if (!overflow || !overflow->in_use)
@@ -83,8 +84,8 @@ static __always_inline bool same_order(const struct stamp_order *a, const struct
 /* Where the stages of this order are; NULL: nowhere yet. */
 static __always_inline const struct stage_order *find_order(const struct stamp_order *order)
 {
-	u64 word = (order->words[0] * PLACE_FACTOR ^ order->words[1]) * PLACE_FACTOR ^
-		   order->words[2];
+	u64 word =
+		(order->words[0] * PLACE_FACTOR ^ order->words[1]) * PLACE_FACTOR ^ order->words[2];
 	u64 at = word * PLACE_FACTOR >> 32 & (STAGE_ORDERS - 1);
 	const struct stage_order *found = &stage_orders()[at];
 
@@ -154,8 +155,5 @@ static __always_inline bool add_to_series(struct exchange *x, bool *slow)
 	return true;
 }
 #else
-static __always_inline bool add_to_series(struct exchange *x, bool *slow)
-{
-	return false;
-}
+static __always_inline bool add_to_series(struct exchange *x, bool *slow) { return false; }
 #endif

@@ -8,7 +8,7 @@
 #include "stream/sequence.h"
 
 struct goroutine_key {
-	u64 g;			/* its address in the process */
+	u64 g; /* its address in the process */
 	u32 tgid;
 	u32 unused;
 };
@@ -104,8 +104,7 @@ static __always_inline void stamp_wakeup(struct exchange *x, const struct reader
 		return;
 	if (r->sk == sk && r->woken_ktime_ns >= queued)
 		x->record.stamp_ktime_ns[STAMP_WOKEN] = r->woken_ktime_ns;
-	if (r->running_ktime_ns >= queued &&
-	    (r->woken_ktime_ns <= queued || r->sk == sk))
+	if (r->running_ktime_ns >= queued && (r->woken_ktime_ns <= queued || r->sk == sk))
 		x->record.stamp_ktime_ns[STAMP_RUNNING] = r->running_ktime_ns;
 }
 

@@ -15,16 +15,16 @@
 #include "state/exchange.h"
 #include "state/settings.h"
 
-MAP(HASH, thread_locals, u32, struct thread_variable, 1024)	/* by tgid */
+MAP(HASH, thread_locals, u32, struct thread_variable, 1024) /* by tgid */
 
 /* The record's beginning; attributes follow. */
 struct thread_context {
 	u8 trace_id[16] __attribute__((aligned(8)));
 	u8 span_id[8];
-	u8 valid;		/* 1: it is; all other values are reserved */
+	u8 valid; /* 1: it is; all other values are reserved */
 	u8 trace_flags;
 	u16 attributes_size;
-	u32 unused;		/* of this copy alone */
+	u32 unused; /* of this copy alone */
 };
 
 #define THREAD_CONTEXT_BYTES 28
@@ -38,7 +38,7 @@ struct thread_table {
 };
 
 #define THREAD_TABLE_ELEMENT 16
-#define NO_BLOCK (~0ULL)	/* the thread has not used the module's variables yet */
+#define NO_BLOCK (~0ULL) /* the thread has not used the module's variables yet */
 
 #define PF_IO_WORKER 0x10
 #define NR_IO_URING_ENTER 426

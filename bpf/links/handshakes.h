@@ -19,9 +19,9 @@ static __always_inline struct connection_sums *sums_of(bool clients)
 	return &connection_sums()[clients];
 }
 
-#define COUNT_CONNECTION(clients, what)					\
-	do {								\
-		__sync_fetch_and_add(&sums_of(clients)->what, 1);	\
+#define COUNT_CONNECTION(clients, what)                           \
+	do {                                                      \
+		__sync_fetch_and_add(&sums_of(clients)->what, 1); \
 	} while (0)
 
 /* The attempt of a segment. Its key is kept off the stack, where there is no room for it. */
@@ -106,12 +106,18 @@ static __always_inline void end_wait(struct connection *conn, u64 now)
 	conn->established_ktime_ns = 0;
 }
 #else
-#define COUNT_CONNECTION(clients, what)	do { } while (0)
+#define COUNT_CONNECTION(clients, what) \
+	do {                            \
+	} while (0)
 
 static __always_inline void ask_for_connection(struct scratch *s, const struct segment *seg,
-					       u32 ifindex, bool clients) {}
+					       u32 ifindex, bool clients)
+{
+}
 static __always_inline void answer_to_syn(struct scratch *s, const struct segment *seg) {}
 static __always_inline void end_handshake(struct connection *conn, struct connection_key *key,
-					  u64 now) {}
+					  u64 now)
+{
+}
 static __always_inline void end_attempt(struct connection_key *key, u32 error) {}
 #endif

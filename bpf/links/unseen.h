@@ -41,10 +41,11 @@ static __always_inline void miss(struct connection *conn, enum direction directi
 		if (conn->interface[direction] != UNMEASURED) {
 			conn->interface[direction] = UNMEASURED;
 			count(COUNT_CONNECTIONS_UNSEEN);
-			notify(conn, direction == INBOUND ? NOTICE_UNSEEN : NOTICE_UNSEEN_OUT, ifindex);
+			notify(conn, direction == INBOUND ? NOTICE_UNSEEN : NOTICE_UNSEEN_OUT,
+			       ifindex);
 		}
 	} else if (conn->begun != conn->finished) {
-		return;	/* the agent stops: that is why */
+		return; /* the agent stops: that is why */
 	}
 	lock(conn);
 	lose_framing(conn);

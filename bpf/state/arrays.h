@@ -14,39 +14,38 @@
 #include "configuration.h"
 
 /* Its first element. clang cannot know that a map has an address. */
-#define DEFINE_ARRAY(type, name)							\
-	STAND_IN_FD(name)								\
-	static __always_inline type *name(void)						\
-	{										\
-		type *first = (type *)bpf_pseudo_fd(PSEUDO_MAP_VALUE, FD_##name);	\
-											\
-		if (!first)								\
-			__builtin_unreachable();					\
-		return first;								\
+#define DEFINE_ARRAY(type, name)                                                  \
+	STAND_IN_FD(name)                                                         \
+	static __always_inline type *name(void)                                   \
+	{                                                                         \
+		type *first = (type *)bpf_pseudo_fd(PSEUDO_MAP_VALUE, FD_##name); \
+                                                                                  \
+		if (!first)                                                       \
+			__builtin_unreachable();                                  \
+		return first;                                                     \
 	}
 
 /* The element at `index`; NULL where there is none. */
-#define DEFINE_ELEMENT(type, name, array, count)					\
-	static __always_inline type *name(u64 index)					\
-	{										\
-		type *element;								\
-											\
-		/* What is compared is what is multiplied: the verifier sees the bound. */	\
-		asm volatile("" : "+r"(index));						\
-		if (index >= (count))							\
-			return NULL;							\
-		element = &array()[index];						\
-		asm volatile("" : "+r"(element));					\
-		if (!element)								\
-			__builtin_unreachable();					\
-		return element;								\
+#define DEFINE_ELEMENT(type, name, array, count)                                           \
+	static __always_inline type *name(u64 index)                                       \
+	{                                                                                  \
+		type *element;                                                             \
+                                                                                           \
+		/* What is compared is what is multiplied: the verifier sees the bound. */ \
+		asm volatile("" : "+r"(index));                                            \
+		if (index >= (count))                                                      \
+			return NULL;                                                       \
+		element = &array()[index];                                                 \
+		asm volatile("" : "+r"(element));                                          \
+		if (!element)                                                              \
+			__builtin_unreachable();                                           \
+		return element;                                                            \
 	}
 
 /* Is a struct as long as the agent takes it to be? */
 #ifdef BCC_BUILD
-#define ASSERT_BYTES(type, bytes)							\
+#define ASSERT_BYTES(type, bytes) \
 	_Static_assert(sizeof(struct type) == (bytes), "run scripts/generate-records")
 #else
-#define ASSERT_BYTES(type, bytes)							\
-	_Static_assert(sizeof(struct type) % 8 == 0, "it is to be mapped")
+#define ASSERT_BYTES(type, bytes) _Static_assert(sizeof(struct type) % 8 == 0, "it is to be mapped")
 #endif

@@ -9,15 +9,15 @@
 #include "state/connection_key.h"
 #include "stream/flow.h"
 
-#define IN_FLIGHT_MAX 16	/* requests in flight on one connection; a power of two */
+#define IN_FLIGHT_MAX 16 /* requests in flight on one connection; a power of two */
 #define NO_SLOT 0xffffffffU
-#define UNMEASURED 0xffffffffU	/* an interface that is not: what passed it was told of */
+#define UNMEASURED 0xffffffffU /* an interface that is not: what passed it was told of */
 
 /* Finds a request again, as long as it is in flight. */
 struct request_name {
-	u64 connection_id;	/* 0: of no request */
+	u64 connection_id; /* 0: of no request */
 	u64 ordinal;
-	u32 place;		/* the connection's */
+	u32 place; /* the connection's */
 	u32 unused;
 };
 
@@ -27,7 +27,7 @@ struct writer {
 	struct process process;
 	struct request_name cause;
 	u32 seq;
-	u32 ambiguous;		/* it may be for one of several requests */
+	u32 ambiguous; /* it may be for one of several requests */
 };
 
 /*
@@ -38,12 +38,12 @@ struct writer {
  * how far each of these hooks has stamped that.
  */
 struct connection {
-	u64 id;			/* 0: nobody's, or not whole yet */
+	u64 id; /* 0: nobody's, or not whole yet */
 	struct connection_key key;
-	u64 socket;		/* its struct sock, once a socket hook has seen it */
-	u64 used_ktime_ns;	/* by the peer */
-	u64 locked;		/* by a processor that reads one of its packets */
-	u64 head_requests;	/* bit n % 64: request n is a HEAD */
+	u64 socket;        /* its struct sock, once a socket hook has seen it */
+	u64 used_ktime_ns; /* by the peer */
+	u64 locked;        /* by a processor that reads one of its packets */
+	u64 head_requests; /* bit n % 64: request n is a HEAD */
 	struct parser inbound;
 	struct parser outbound;
 	struct head_shape shape;
@@ -54,24 +54,26 @@ struct connection {
 	u64 tcp;
 	u64 queued;
 	u64 read;
-	u32 place;		/* in the table of connections */
-	u32 home;		/* the slot last used, tried first while it is warm */
-	u32 flags;		/* enum request_flag: CLIENT, and all FINs and RSTs that were seen */
-	u32 ending;		/* of these, the one by which it began to end */
-	u32 interface[2];	/* by enum direction: that new bytes last passed; 0: none, or UNMEASURED */
-	u64 ended_ktime_ns;	/* no response can become whole any more; 0: they can */
+	u32 place;        /* in the table of connections */
+	u32 home;         /* the slot last used, tried first while it is warm */
+	u32 flags;        /* enum request_flag: CLIENT, and all FINs and RSTs that were seen */
+	u32 ending;       /* of these, the one by which it began to end */
+	u32 interface[2]; /* by enum direction: that new bytes last passed; 0: none, or UNMEASURED */
+	u64 ended_ktime_ns; /* no response can become whole any more; 0: they can */
 	u32 slot[IN_FLIGHT_MAX];
-	struct arrivals arrivals;	/* at XDP, inbound bytes */
-	struct byte_times writes;	/* at sendmsg, outbound bytes */
-	u64 write_end;		/* of the last write: its last byte's sequence number and one, and WRITE_SEEN */
-	struct writer writer;	/* of the last request to an upstream */
-	u32 copied_seq;		/* what has been read of an upstream's responses */
+	struct arrivals arrivals; /* at XDP, inbound bytes */
+	struct byte_times writes; /* at sendmsg, outbound bytes */
+	u64 write_end; /* of the last write: its last byte's sequence number and one, and WRITE_SEEN */
+	struct writer writer; /* of the last request to an upstream */
+	u32 copied_seq;       /* what has been read of an upstream's responses */
 	u32 reads_seen;
-	u64 established_ktime_ns;	/* 0: not seen, or accepted since */
+	u64 established_ktime_ns; /* 0: not seen, or accepted since */
 };
 
 /* Whose the connections of a set are: see connections.h. 0: nobody's. */
-struct connection_tags { u64 of[WAYS]; };
+struct connection_tags {
+	u64 of[WAYS];
+};
 
 ASSERT_BYTES(connection, CONNECTION_BYTES);
 
@@ -79,7 +81,7 @@ DEFINE_ARRAY(struct connection, connections)
 DEFINE_ARRAY(struct connection_tags, connection_tags)
 DEFINE_ARRAY(u32, socket_places)
 
-DEFINE_ELEMENT(struct connection, connection_at, connections, CONNECTION_SETS * WAYS)
+DEFINE_ELEMENT(struct connection, connection_at, connections, CONNECTION_SETS *WAYS)
 
 /* The connection of a request; NULL: another one has its place by now. */
 static __always_inline struct connection *connection_named(const struct request_name *name)

@@ -30,16 +30,10 @@ static __always_inline u64 hash_key(const struct connection_key *key)
 	       local[1] * HASH_FACTOR(3) + ports * HASH_FACTOR(4);
 }
 
-static __always_inline u64 set_of(u64 hash)
-{
-	return (hash >> 32) * CONNECTION_SETS >> 32;
-}
+static __always_inline u64 set_of(u64 hash) { return (hash >> 32) * CONNECTION_SETS >> 32; }
 
 /* Never 0, which is the tag of nobody. */
-static __always_inline u64 tag_of(u64 hash)
-{
-	return hash | 1;
-}
+static __always_inline u64 tag_of(u64 hash) { return hash | 1; }
 
 /* The way that has this tag; WAYS: none. */
 static __always_inline u32 way_of(const struct connection_tags *tags, u64 tag)

@@ -4,25 +4,25 @@
 
 #include "state/byte_times.h"
 
-#define PIECES_MAX 32		/* kept of one connection; a power of two */
-#define PIECE_MAX 2048		/* bytes; a power of two; fits the window */
-#define HOLES_MAX 16		/* known of one connection */
+#define PIECES_MAX 32  /* kept of one connection; a power of two */
+#define PIECE_MAX 2048 /* bytes; a power of two; fits the window */
+#define HOLES_MAX 16   /* known of one connection */
 
 /* A part of an early segment. */
 struct piece {
 	u32 seq;
-	u32 length;		/* 0: this place is free */
-	u64 ktime_ns;		/* when TC saw it */
-	u64 tcp_ktime_ns;	/* when TCP took it */
-	u32 interface;		/* that it came by */
-	u16 early;		/* an early segment begins with it */
-	u16 repeats;		/* segments that repeated its bytes, or whose own were repeated */
+	u32 length;       /* 0: this place is free */
+	u64 ktime_ns;     /* when TC saw it */
+	u64 tcp_ktime_ns; /* when TCP took it */
+	u32 interface;    /* that it came by */
+	u16 early;        /* an early segment begins with it */
+	u16 repeats;      /* segments that repeated its bytes, or whose own were repeated */
 };
 
 /* Bytes of known framing that were stepped over. */
 struct hole {
 	u32 start;
-	u32 end;		/* start: this place is free */
+	u32 end; /* start: this place is free */
 };
 
 /* Of a connection whose segments do not come in order, by its id. */
@@ -33,7 +33,7 @@ struct disorder {
 
 struct piece_key {
 	u64 connection_id;
-	u32 place;		/* in struct disorder */
+	u32 place; /* in struct disorder */
 	u32 unused;
 };
 

@@ -13,8 +13,8 @@ static __always_inline struct exchange *in_flight(struct connection *conn, u64 o
 	u32 slot = conn->slot[ordinal & (IN_FLIGHT_MAX - 1)];
 	struct exchange *x = exchange_at(slot);
 
-	return NULL_UNLESS(x && x->state == EXCHANGE_IN_FLIGHT + conn->id &&
-			   x->record.ordinal == ordinal, x);
+	return NULL_UNLESS(
+		x && x->state == EXCHANGE_IN_FLIGHT + conn->id && x->record.ordinal == ordinal, x);
 }
 
 /* Was it sent to an upstream? */

@@ -6,10 +6,10 @@
 
 /* A connection that was asked for, and neither granted nor refused yet. */
 struct handshake {
-	u64 syn_ktime_ns;	/* of the first one, from which on the client waits */
-	u32 seq;		/* the same for those sent again */
-	u32 ifindex;		/* a packet may pass several interfaces */
-	u32 answer;		/* enum answer */
+	u64 syn_ktime_ns; /* of the first one, from which on the client waits */
+	u32 seq;          /* the same for those sent again */
+	u32 ifindex;      /* a packet may pass several interfaces */
+	u32 answer;       /* enum answer */
 	u32 unused;
 };
 

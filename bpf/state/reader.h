@@ -10,18 +10,18 @@
 /* What a thread, or a goroutine, works on. */
 struct handling {
 	struct request_name last_read;
-	struct request_name handled;	/* by the call that is under way */
-	u64 depth;			/* that call's, on the stack; 0: there is none */
+	struct request_name handled; /* by the call that is under way */
+	u64 depth;                   /* that call's, on the stack; 0: there is none */
 };
 
 /* A task that reads measured connections: its last wake-up by one of them. */
 struct reader {
 	u64 sk;
-	u64 woken_ktime_ns;	/* NEVER_WOKEN: by none of them */
-	u64 running_ktime_ns;	/* 0 until it got a CPU */
+	u64 woken_ktime_ns;   /* NEVER_WOKEN: by none of them */
+	u64 running_ktime_ns; /* 0 until it got a CPU */
 	u32 tid;
-	u16 mingles;		/* it read a request while it had another in hand */
-	u16 waits;		/* reads of the last request's socket wait for data */
+	u16 mingles; /* it read a request while it had another in hand */
+	u16 waits;   /* reads of the last request's socket wait for data */
 	struct handling handling;
 };
 

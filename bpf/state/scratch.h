@@ -7,20 +7,27 @@
 #include "state/disorder.h"
 #include "state/handshake.h"
 
-#define CARRY_MAX 256		/* a power of two */
-#define WINDOW_MAX 1024		/* a power of two */
+#define CARRY_MAX 256   /* a power of two */
+#define WINDOW_MAX 1024 /* a power of two */
 #define WINDOW_MASK 2047
 
-enum found { FOUND_FIRST_LINE, FOUND_HOST, FOUND_USER_AGENT, FOUND_TRACEPARENT,
-	     FOUND_CONTENT_LENGTH, FOUND_TRANSFER_ENCODING, FOUND_COUNT = 8 };
+enum found {
+	FOUND_FIRST_LINE,
+	FOUND_HOST,
+	FOUND_USER_AGENT,
+	FOUND_TRACEPARENT,
+	FOUND_CONTENT_LENGTH,
+	FOUND_TRANSFER_ENCODING,
+	FOUND_COUNT = 8
+};
 
 /* What the loop over a head's lines carries. Indices into the window. */
 struct head_cursor {
 	u64 at;
-	u64 line;		/* where the current line starts */
-	u64 total;		/* where the window ends */
-	u64 loaded;		/* how much of it this segment gave */
-	u64 end;		/* where the head ends, once it is seen */
+	u64 line;   /* where the current line starts */
+	u64 total;  /* where the window ends */
+	u64 loaded; /* how much of it this segment gave */
+	u64 end;    /* where the head ends, once it is seen */
 	u64 state;
 	u64 skip;
 };
@@ -28,9 +35,9 @@ struct head_cursor {
 /* What the loop over a request line carries. Indices into the line. */
 struct route_cursor {
 	u64 in_path;
-	u64 start;		/* of the segment that is read */
-	u64 digits;		/* in it */
-	u64 whole;		/* how many segments from there on are no ids, whatever they look like */
+	u64 start;  /* of the segment that is read */
+	u64 digits; /* in it */
+	u64 whole;  /* how many segments from there on are no ids, whatever they look like */
 };
 
 /* What the loop over chunks carries. Positions in the payload. */
@@ -45,14 +52,14 @@ struct chunk_cursor {
 
 /* What the loops over pieces and holes carry. Places may be past the end: none. */
 struct disorder_cursor {
-	u32 at;			/* position in the payload */
+	u32 at; /* position in the payload */
 	u32 place;
 	u32 overlapping;
-	u32 reached;		/* sequence number */
+	u32 reached; /* sequence number */
 	u32 early;
 	u32 containing;
 	u32 lowest;
-	u32 missing;		/* bytes before the lowest one */
+	u32 missing; /* bytes before the lowest one */
 	u32 filled;
 	u32 rest_start;
 	u32 rest_end;
@@ -64,25 +71,25 @@ struct disorder_cursor {
  * across tail calls. TC hooks do not nest.
  */
 struct scratch {
-	u64 counts[COUNT_COUNT];	/* first: src/otelbpf/kernel/arrays.py reads them */
-	u64 waking_sk;			/* the socket; 0: none */
+	u64 counts[COUNT_COUNT]; /* first: src/otelbpf/kernel/arrays.py reads them */
+	u64 waking_sk;           /* the socket; 0: none */
 	u64 connection_id;
-	u32 place;		/* the connection's */
-	u32 seq;		/* of the payload's first byte */
+	u32 place; /* the connection's */
+	u32 seq;   /* of the payload's first byte */
 	u64 ktime_ns;
-	u32 payload_offset;	/* into the packet */
+	u32 payload_offset; /* into the packet */
 	u32 unused;
 	u64 payload_length;
-	u64 position;		/* payload bytes already read */
+	u64 position; /* payload bytes already read */
 	u32 fin;
-	u32 flow;		/* enum flow */
-	u32 continuing;		/* this run continues another one */
-	s32 ahead;		/* bytes stepped over before it; negative: seen before */
-	u32 early;		/* this run is to keep the segment */
-	u32 next_slot;		/* of exchanges, to be tried for the next request */
-	u64 carry;		/* key of what is carried to the next segment, or from the last one */
-	struct piece_key piece;	/* the one that is read instead of the packet */
-	u64 tcp_ktime_ns;	/* its own */
+	u32 flow;       /* enum flow */
+	u32 continuing; /* this run continues another one */
+	s32 ahead;      /* bytes stepped over before it; negative: seen before */
+	u32 early;      /* this run is to keep the segment */
+	u32 next_slot;  /* of exchanges, to be tried for the next request */
+	u64 carry;      /* key of what is carried to the next segment, or from the last one */
+	struct piece_key piece; /* the one that is read instead of the packet */
+	u64 tcp_ktime_ns;       /* its own */
 	struct head_cursor head;
 	struct route_cursor route;
 	struct chunk_cursor chunks;
@@ -91,9 +98,9 @@ struct scratch {
 	struct handshake attempt;
 	u64 found_at[FOUND_COUNT];
 	u64 found_length[FOUND_COUNT];
-	u8 found_times[FOUND_COUNT];	/* may wrap: 256 lines of one name find room in no window */
+	u8 found_times[FOUND_COUNT]; /* may wrap: 256 lines of one name find room in no window */
 	u8 window[WINDOW_MASK + 1 + CARRY_MAX + 16];
-} __attribute__((aligned(64)));		/* no two CPUs write to one cache line */
+} __attribute__((aligned(64))); /* no two CPUs write to one cache line */
 
 ASSERT_BYTES(scratch, SCRATCH_BYTES);
 
@@ -110,12 +117,6 @@ static __always_inline void count_in(struct scratch *s, u32 counter, u32 n)
 	__sync_fetch_and_add(&s->counts[counter], n);
 }
 
-static __always_inline void count_many(u32 counter, u32 n)
-{
-	count_in(own_scratch(), counter, n);
-}
+static __always_inline void count_many(u32 counter, u32 n) { count_in(own_scratch(), counter, n); }
 
-static __always_inline void count(u32 counter)
-{
-	count_many(counter, 1);
-}
+static __always_inline void count(u32 counter) { count_many(counter, 1); }

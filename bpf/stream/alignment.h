@@ -27,15 +27,15 @@ static __always_inline void add_retransmits(struct exchange *x, u32 n, enum flow
 }
 
 #define TCP_OPTIONS_MAX 40
-#define ALIGNED_TIMESTAMP 0x0a080101	/* two NOPs, kind 8, 10 bytes; as every Linux aligns it */
-#define ALIGNED_SACK 0x00050101		/* two NOPs, kind 5; any length */
+#define ALIGNED_TIMESTAMP 0x0a080101 /* two NOPs, kind 8, 10 bytes; as every Linux aligns it */
+#define ALIGNED_SACK 0x00050101      /* two NOPs, kind 5; any length */
 #define ANY_LENGTH 0x00ffffff
 
 /* What is looked at of a segment's options. */
 struct tcp_options {
-	u32 tsval;		/* 0: there are no time stamps, or not where they are looked for */
+	u32 tsval; /* 0: there are no time stamps, or not where they are looked for */
 	u32 tsecr;
-	bool duplicate;		/* it acknowledges a duplicate: RFC 2883 */
+	bool duplicate; /* it acknowledges a duplicate: RFC 2883 */
 	u8 unused[3];
 };
 
@@ -53,8 +53,11 @@ static __always_inline struct tcp_options read_options(struct __sk_buff *skb,
 	s->window[0] = 0;
 	if (bpf_skb_load_bytes(skb, at, s->window, TCP_OPTIONS_MAX))
 		return o;
-	at = words[7] == ALIGNED_TIMESTAMP ? 7 : words[4] == ALIGNED_TIMESTAMP ? 4 :
-	     words[2] == ALIGNED_TIMESTAMP ? 2 : words[0] == ALIGNED_TIMESTAMP ? 0 : 10;
+	at = words[7] == ALIGNED_TIMESTAMP   ? 7
+	     : words[4] == ALIGNED_TIMESTAMP ? 4
+	     : words[2] == ALIGNED_TIMESTAMP ? 2
+	     : words[0] == ALIGNED_TIMESTAMP ? 0
+					     : 10;
 	if (at == 10)
 		return o;
 	words += at;
@@ -108,9 +111,8 @@ static __always_inline void judge_leaving_again(struct __sk_buff *skb, const str
  * before (all of them: it is a retransmission), or -1 where bytes before it are
  * missing and the parser needs them.
  */
-static __always_inline s64 align(struct __sk_buff *skb, struct scratch *s,
-				 struct connection *conn, const struct segment *seg, u64 ordinal,
-				 enum flow flow)
+static __always_inline s64 align(struct __sk_buff *skb, struct scratch *s, struct connection *conn,
+				 const struct segment *seg, u64 ordinal, enum flow flow)
 {
 	struct parser *p = parser_of(conn, flow);
 	u32 end = seg->seq + seg->payload_length, missing;
@@ -126,10 +128,10 @@ static __always_inline s64 align(struct __sk_buff *skb, struct scratch *s,
 		if (missing == seg->payload_length && passed_another(skb, conn, IS_OUTBOUND(flow)))
 			return missing;
 		if (IS_OUTBOUND(flow)) {
-			add_retransmits(x, skb->gso_segs ? : 1, flow);
+			add_retransmits(x, skb->gso_segs ?: 1, flow);
 			if (!CARRIES_REQUESTS(flow))
 				leave_again(skb, seg, s, x);
-		} else if (x && !p->disorder) {	/* else it may fill a hole */
+		} else if (x && !p->disorder) { /* else it may fill a hole */
 			add_retransmits(x, 1, flow);
 		}
 		return missing;
@@ -191,7 +193,8 @@ static __always_inline void fill_scratch(struct scratch *s, const struct segment
 static __always_inline bool may_end_response(const struct parser *p, const struct segment *seg,
 					     enum flow flow)
 {
-	return !CARRIES_REQUESTS(flow) && seg->tcp_flags & TCP_FIN && p->state == PARSER_UNTIL_CLOSE;
+	return !CARRIES_REQUESTS(flow) && seg->tcp_flags & TCP_FIN &&
+	       p->state == PARSER_UNTIL_CLOSE;
 }
 
 /*
@@ -213,7 +216,7 @@ static __always_inline bool take_inbound(struct __sk_buff *skb, struct scratch *
 		hand_on(s, conn, flow);
 		s->early = seen_before < 0;
 		TAIL_CALL(skb, continuations, CONTINUE_DISORDER + OF_ROLE(flow));
-		return false;	/* not reached */
+		return false; /* not reached */
 	}
 	p->next_seq = seg->seq + seg->payload_length;
 	conn->interface[INBOUND] = skb->ifindex;

@@ -6,14 +6,22 @@
 #include "state/scratch.h"
 #include "stream/flow.h"
 
-enum continuation { CONTINUE_INBOUND, CONTINUE_OUTBOUND, CONTINUE_CHUNKS, CONTINUE_DISORDER,
-		    CONTINUE_KEPT, CONTINUE_KEPT_CHUNKS, CONTINUATIONS_EACH,
-		    CONTINUATION_COUNT = 2 * CONTINUATIONS_EACH };
+enum continuation {
+	CONTINUE_INBOUND,
+	CONTINUE_OUTBOUND,
+	CONTINUE_CHUNKS,
+	CONTINUE_DISORDER,
+	CONTINUE_KEPT,
+	CONTINUE_KEPT_CHUNKS,
+	CONTINUATIONS_EACH,
+	CONTINUATION_COUNT = 2 * CONTINUATIONS_EACH
+};
 
 MAP(PROG_ARRAY, continuations, u32, u32, CONTINUATION_COUNT)
 
 /* For the program that goes on with this segment: whose it is. */
-static __always_inline void hand_on(struct scratch *s, const struct connection *conn, enum flow flow)
+static __always_inline void hand_on(struct scratch *s, const struct connection *conn,
+				    enum flow flow)
 {
 	s->connection_id = conn->id;
 	s->place = conn->place;

@@ -109,8 +109,8 @@ static __always_inline u32 fill_holes(volatile struct disorder_cursor *v, struct
 }
 
 /* How many holes there are before the byte `seq`. */
-static __always_inline u32 count_holes(volatile struct disorder_cursor *v,
-				       const struct disorder *d, u32 seq)
+static __always_inline u32 count_holes(volatile struct disorder_cursor *v, const struct disorder *d,
+				       u32 seq)
 {
 	u32 i;
 
@@ -124,7 +124,7 @@ static __always_inline u32 count_holes(volatile struct disorder_cursor *v,
 
 /* ---- pieces ---- */
 
-#define FIND_ROUNDS 4	/* places may be in another order than the pieces in them */
+#define FIND_ROUNDS 4 /* places may be in another order than the pieces in them */
 
 /* Looks for a piece that has some of these bytes, and how far the pieces have all of them. */
 static __always_inline void find_pieces(volatile struct disorder_cursor *v,
@@ -347,8 +347,7 @@ static __always_inline int track_acknowledged(struct connection *conn, u32 ack_s
 }
 
 /* TCP took the bytes in range. The requests that begin there are not known yet. */
-static __always_inline void stamp_pieces(struct connection *conn, struct byte_range range,
-					 u64 now)
+static __always_inline void stamp_pieces(struct connection *conn, struct byte_range range, u64 now)
 {
 	struct disorder *d = LOOKUP(disorders, &conn->id);
 	u32 i;

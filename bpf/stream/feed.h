@@ -19,9 +19,8 @@
  * and the body after it go; the rest is left to a continuation. Returns -1
  * where framing is lost.
  */
-static __always_inline int feed(struct __sk_buff *skb, struct scratch *s,
-				struct connection *conn, enum flow flow,
-				enum source source)
+static __always_inline int feed(struct __sk_buff *skb, struct scratch *s, struct connection *conn,
+				enum flow flow, enum source source)
 {
 	struct parser *p = parser_of(conn, flow);
 	struct exchange *x = NULL;
@@ -98,8 +97,7 @@ static __always_inline int go_on_with_chunks(struct __sk_buff *skb, enum flow ro
 	if (!conn)
 		return TC_NEXT;
 	p = parser_of(conn, flow);
-	if (read_chunks(skb, s, conn, p, flow, FROM_PACKET) ||
-	    feed_rest(skb, s, conn, p, flow))
+	if (read_chunks(skb, s, conn, p, flow, FROM_PACKET) || feed_rest(skb, s, conn, p, flow))
 		lose_framing(conn);
 	else if (!IS_OUTBOUND(flow))
 		track_disorder(skb, s, conn, flow);

@@ -5,7 +5,7 @@
 #include "kernel/verifier.h"
 #include "state/connection.h"
 
-#define LOCK_TRIES 4096	/* some 200 us */
+#define LOCK_TRIES 4096 /* some 200 us */
 
 /*
  * Two processors may have packets of one connection at the same time: loopback and a veth have a
@@ -20,12 +20,9 @@ static __always_inline void lock(struct connection *conn)
 	for (i = 0; i < LOCK_TRIES; i++) {
 		if (!__sync_val_compare_and_swap(&conn->locked, 0, 1))
 			return;
-		bpf_ktime_get_ns();	/* leaves the other one some time */
+		bpf_ktime_get_ns(); /* leaves the other one some time */
 	}
 }
 
 /* The packet was read as far as it will be. Where another program goes on, that one unlocks. */
-static __always_inline void unlock(struct connection *conn)
-{
-	conn->locked = 0;
-}
+static __always_inline void unlock(struct connection *conn) { conn->locked = 0; }

@@ -15,8 +15,8 @@ static __always_inline struct kept *kept_piece(struct scratch *s)
 }
 
 /* When the byte `seq`, which is read now, came. */
-static __always_inline u64 arrival_of_read(struct scratch *s, struct connection *conn,
-					   u32 seq, enum source source)
+static __always_inline u64 arrival_of_read(struct scratch *s, struct connection *conn, u32 seq,
+					   enum source source)
 {
 	struct kept *kept;
 
