@@ -16,7 +16,8 @@ from meter import Meter
 
 from otelbpf.host.cgroups import Cgroups, paths_of
 from otelbpf.host.processes import Process, Running, cgroup_directory, look_at
-from otelbpf.ledger.request import Fields, process_of
+from otelbpf.kernel.records import RequestRecordRow
+from otelbpf.ledger.request import process_of
 
 ASKED = request(target="/whose")
 # Waits to be asked, answers, and ends when it is told to.
@@ -31,7 +32,7 @@ sys.stdin.read()
 
 
 def whose(meter: Meter) -> Process:
-    return process_of(Fields._make(meter.record().item()))
+    return process_of(RequestRecordRow(meter.record().item()))
 
 
 def assert_is(told: Process, pid: int) -> Running:

@@ -26,14 +26,6 @@ from otelbpf.policy.routes import Routes
 from otelbpf.protocols.urls import RequestLine, Server, server_asked, split_request_line
 
 _LINE_MAX = HTTP1["request_line"].itemsize
-
-
-class Fields:
-    """How tests/kernel/test_process_names.py makes a row, until it calls RequestRecordRow."""
-
-    _make = RequestRecordRow
-
-
 _STAMP_BITS = 1 << np.arange(REQUEST_RECORD["stamp_ktime_ns"].shape[0])
 _ADDRESSES_KEPT = 4_096
 _CLIENT = int(RequestFlag.CLIENT)
