@@ -79,14 +79,20 @@ def told(stderr: Path) -> list[str]:
     return [line for line in lines[start + 1 : -1] if not line.startswith(("spans", "metrics"))]
 
 
-def to_a_receiver(
-    net: Network, seconds: float, middle: Callable[[Receiver], Middle]
-) -> Outcome:
+def to_a_receiver(net: Network, seconds: float, middle: Callable[[Receiver], Middle]) -> Outcome:
     """A third of the time all is well, a third there is the fault, a third all may be well."""
-    with Receiver() as receiver, agent(
-        net, PORT, *_ONE_SPAN, OTEL_TRACES_EXPORTER="otlp", OTEL_BSP_MAX_QUEUE_SIZE=str(QUEUE),
-        OTEL_EXPORTER_OTLP_ENDPOINT=receiver.grpc_endpoint, OTEL_BSP_SCHEDULE_DELAY="500",
-    ) as running:
+    with (
+        Receiver() as receiver,
+        agent(
+            net,
+            PORT,
+            *_ONE_SPAN,
+            OTEL_TRACES_EXPORTER="otlp",
+            OTEL_BSP_MAX_QUEUE_SIZE=str(QUEUE),
+            OTEL_EXPORTER_OTLP_ENDPOINT=receiver.grpc_endpoint,
+            OTEL_BSP_SCHEDULE_DELAY="500",
+        ) as running,
+    ):
         asked = ask(net, seconds / 3)
         with middle(receiver):
             asked += ask(net, seconds / 3)
@@ -124,8 +130,13 @@ def into_a_file(net: Network, seconds: float) -> Outcome:
         try:
             file = Path(name, "spans.jsonl")
             with agent(
-                net, PORT, *_ONE_SPAN, "--output", str(file),
-                OTEL_TRACES_EXPORTER="otlp_json_file", OTEL_BSP_SCHEDULE_DELAY="500",
+                net,
+                PORT,
+                *_ONE_SPAN,
+                "--output",
+                str(file),
+                OTEL_TRACES_EXPORTER="otlp_json_file",
+                OTEL_BSP_SCHEDULE_DELAY="500",
             ) as running:
                 asked = ask(net, seconds * 2 / 3)
                 subprocess.run(["mount", "-o", f"remount,size={_LARGE}", name], check=True)
@@ -158,8 +169,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=int, default=24, help="of each run (default: 24)")
     seconds = parser.parse_args().seconds
-    print(f"kernel {platform.release()}, {os.cpu_count()} processors; {RATE} requests a second for "
-          f"{seconds} s, the fault in the second third; a queue of {QUEUE}, but for the file\n")
+    print(
+        f"kernel {platform.release()}, {os.cpu_count()} processors; {RATE} requests a second for "
+        f"{seconds} s, the fault in the second third; a queue of {QUEUE}, but for the file\n"
+    )
     print(f"{'fault':<40} {'asked':>6} {'seen':>6} {'exported':>8} {'there':>6} {'tries':>5}  lost")
     for name, run in RUNS.items():
         with served(asyncio_server) as net:
@@ -167,8 +180,10 @@ def main() -> int:
         sums = outcome.sums
         lost = ", ".join(f"{reason} {count}" for reason, count in sums["lost"].items()) or "none"
         tries = "" if outcome.tries is None else outcome.tries
-        print(f"{name:<40} {outcome.asked:>6} {sums['seen']:>6} {sums['exported']:>8} "
-              f"{outcome.there:>6} {tries:>5}  {lost}")
+        print(
+            f"{name:<40} {outcome.asked:>6} {sums['seen']:>6} {sums['exported']:>8} "
+            f"{outcome.there:>6} {tries:>5}  {lost}"
+        )
         for line in outcome.told:
             print(f"    {line}")
         sys.stdout.flush()

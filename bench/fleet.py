@@ -51,8 +51,14 @@ def measured_once(net: Network, directory: Path) -> list[ExportTraceServiceReque
         python_server(net, directory, "asyncio_server", 8080) as server,
         Receiver() as receiver,
         agent(
-            directory, "--interface", net.server.interface, "--port", server.port,
-            "--netns", net.server.netns, environment=to(receiver),
+            directory,
+            "--interface",
+            net.server.interface,
+            "--port",
+            server.port,
+            "--netns",
+            net.server.netns,
+            environment=to(receiver),
         ) as running,
     ):
         running.wait_ready()
@@ -145,8 +151,10 @@ def main() -> None:
         made = list(many(measured_once(net, directory)))
         spans = sum(len(export.resource_spans[0].scope_spans[0].spans) for export in made)
         bodies = [export.SerializeToString() for export in made]
-        print(f"kernel {platform.release()}, {os.cpu_count()} processors; {REQUESTS} requests, "
-              f"{spans} spans")
+        print(
+            f"kernel {platform.release()}, {os.cpu_count()} processors; {REQUESTS} requests, "
+            f"{spans} spans"
+        )
         say("a request", spans / REQUESTS, "spans")
         say("a span as otelbpf sends it", sum(map(len, bodies)) / spans, "bytes")
         waiting(net, directory, bodies, spans)
@@ -156,9 +164,7 @@ def main() -> None:
 def waiting(net: Network, directory: Path, bodies: list[bytes], spans: int) -> None:
     """The agents' queue on disk, with nobody behind it."""
     queue = directory / "waiting"
-    with collector(
-        net.server, directory, "agent", environment={"OTELBPF_QUEUE": str(queue)}
-    ):
+    with collector(net.server, directory, "agent", environment={"OTELBPF_QUEUE": str(queue)}):
         send(net, bodies)
         say("a span in the queue on disk", size(queue) / spans, "bytes")
 
@@ -166,40 +172,47 @@ def waiting(net: Network, directory: Path, bodies: list[bytes], spans: int) -> N
 def through_kafka(net: Network, directory: Path, bodies: list[bytes], spans: int) -> None:
     side = net.server
     with kafka(side, directory) as broker:
-        environment = {
-            "OTELBPF_KAFKA": broker.address, "OTELBPF_QUEUE": str(directory / "queue")
-        }
+        environment = {"OTELBPF_KAFKA": broker.address, "OTELBPF_QUEUE": str(directory / "queue")}
         broker_pid = broker.process.popen.pid
         idle_s = processor_s(broker_pid)
         with collector(
-            side, directory, "agent", "agent-kafka", environment=environment,
-            settings=["service.telemetry.metrics.level=basic"], metrics_port=8888,
+            side,
+            directory,
+            "agent",
+            "agent-kafka",
+            environment=environment,
+            settings=["service.telemetry.metrics.level=basic"],
+            metrics_port=8888,
         ) as agents:
             pid = agents.process.popen.pid
             began, used_s = time.monotonic(), processor_s(pid)
             send(net, bodies)
             wait_until(
-                lambda: total(agents, "exporter_sent_spans") >= spans, "all are in Kafka",
+                lambda: total(agents, "exporter_sent_spans") >= spans,
+                "all are in Kafka",
                 deadline_s=LONG_S,
             )
             took_s = time.monotonic() - began
-            say("agents' collector, processor time", (processor_s(pid) - used_s) / spans * 1e6,
-                "us a span")
+            say(
+                "agents' collector, processor time",
+                (processor_s(pid) - used_s) / spans * 1e6,
+                "us a span",
+            )
             say("agents' collector, resident", resident_mib(pid), "MiB")
             say("into Kafka, with all of them here", spans / took_s, "spans a second")
         say("a span in Kafka", size(broker.data) / spans, "bytes")
         settings = {
-            "OTELBPF_KAFKA": broker.address, "OTELBPF_KEEP_PERCENT": "0",
+            "OTELBPF_KAFKA": broker.address,
+            "OTELBPF_KEEP_PERCENT": "0",
             "OTELBPF_INSECURE": "true",
         }
-        with collector(
-            side, directory, "fleet", environment=settings, metrics_port=8888
-        ) as fleet:
+        with collector(side, directory, "fleet", environment=settings, metrics_port=8888) as fleet:
             pid = fleet.process.popen.pid
             empty_mib = resident_mib(pid)
             began = time.monotonic()
             wait_until(
-                lambda: total(fleet, "receiver_accepted_spans") >= spans, "all are read",
+                lambda: total(fleet, "receiver_accepted_spans") >= spans,
+                "all are read",
                 deadline_s=LONG_S,
             )
             took_s = time.monotonic() - began
@@ -207,13 +220,17 @@ def through_kafka(net: Network, directory: Path, bodies: list[bytes], spans: int
             full_mib = resident_mib(pid)
             wait_until(
                 lambda: total(fleet, "processor_tail_sampling_count_traces_sampled") >= REQUESTS,
-                "all are decided on", deadline_s=LONG_S,
+                "all are decided on",
+                deadline_s=LONG_S,
             )
             say("a fleet's collector, processor time", processor_s(pid) / spans * 1e6, "us a span")
             say("a fleet's collector, read", spans / took_s, "spans a second")
             say("a fleet's collector, traces that it held", held, "")
-            say("a fleet's collector, of each of them",
-                (full_mib - empty_mib) * 1024 / held if held else 0.0, "KiB")
+            say(
+                "a fleet's collector, of each of them",
+                (full_mib - empty_mib) * 1024 / held if held else 0.0,
+                "KiB",
+            )
         say("Kafka, processor time", (processor_s(broker_pid) - idle_s) / spans * 1e6, "us a span")
 
 

@@ -151,7 +151,11 @@ def absent(choices: tuple[Choice, ...]) -> list[str]:
 
 
 def measure(
-    net: Network, name: str, choices: tuple[Choice, ...], fate: str, seconds: int,
+    net: Network,
+    name: str,
+    choices: tuple[Choice, ...],
+    fate: str,
+    seconds: int,
     port: int = PORT,
 ) -> Measured:
     options, environment = FATES[fate]
@@ -178,17 +182,21 @@ def measure(
     print(f"\n  --hooks {name}, {done.requests} requests, {becomes}")
     print_costs(costs, done.requests, "instructions")
     lost = sums["lost"] or 0
-    print(f"    seen {sums['seen']} = exported {sums['exported']} + sampled out "
-          f"{sums['sampled_out']} + lost {lost}; missed {sums['missed'] or 0}")
+    print(
+        f"    seen {sums['seen']} = exported {sums['exported']} + sampled out "
+        f"{sums['sampled_out']} + lost {lost}; missed {sums['missed'] or 0}"
+    )
     print(f"    attached: {', '.join(used)}", flush=True)
-    return Measured(f"{name}, {fate}", costs, done, as_one(free), agent_s, beside,
-                    absent(choices))
+    return Measured(f"{name}, {fate}", costs, done, as_one(free), agent_s, beside, absent(choices))
 
 
 def measure_here(seconds: int) -> None:
     """Inside a guest."""
-    print(f"kernel {platform.release()}, {os.cpu_count()} processor; nginx, wrk with {CONNECTIONS} "
-          f"keep-alive connections, {seconds} s of the guest's time a load", flush=True)
+    print(
+        f"kernel {platform.release()}, {os.cpu_count()} processor; nginx, wrk with {CONNECTIONS} "
+        f"keep-alive connections, {seconds} s of the guest's time a load",
+        flush=True,
+    )
     with served(nginx) as net:
         load(net, 2 * seconds)
         alone = as_one([load(net, seconds) for _ in range(LOADS)])
@@ -215,14 +223,18 @@ def print_requests(found: list[tuple[Measured, float]], counting: float) -> None
         found: with what of it is the client's sockets'.
         counting: what that takes, a run.
     """
-    print(f"\n  {'instructions of a request':<27} BPF  - counting  - client's sockets  of auto  "
-          "programs run")
+    print(
+        f"\n  {'instructions of a request':<27} BPF  - counting  - client's sockets  of auto  "
+        "programs run"
+    )
     first = found[0][0].instructions
     for each, clients in found:
         own = each.instructions - each.runs * counting
-        print(f"    {each.name:<25} {each.instructions:5.0f}  {own:10.0f}  {own - clients:18.0f}  "
-              f"{each.instructions / first:7.0%}  {each.runs:12.2f}"
-              + (f"; absent: {', '.join(each.absent)}" if each.absent else ""))
+        print(
+            f"    {each.name:<25} {each.instructions:5.0f}  {own:10.0f}  {own - clients:18.0f}  "
+            f"{each.instructions / first:7.0%}  {each.runs:12.2f}"
+            + (f"; absent: {', '.join(each.absent)}" if each.absent else "")
+        )
 
 
 def print_throughput(found: list[tuple[Measured, float]], alone: Load, with_xdp: Load) -> None:
@@ -232,31 +244,52 @@ def print_throughput(found: list[tuple[Measured, float]], alone: Load, with_xdp:
         alone: without an agent.
         with_xdp: and with an empty XDP program.
     """
-    print(f"\n  {'requests a second':<27} agent paused  of no agent  of an empty XDP program  "
-          "agent beside it  of no agent  agent's own instructions a request")
+    print(
+        f"\n  {'requests a second':<27} agent paused  of no agent  of an empty XDP program  "
+        "agent beside it  of no agent  agent's own instructions a request"
+    )
     for name, each in (("no agent", alone), ("an empty XDP program", with_xdp)):
         print(f"    {name:<25} {each.per_second:12.0f}  {each.per_second / alone.per_second:11.0%}")
     for each, _ in found:
         paused, beside = each.paused.per_second, each.beside.per_second
         of_xdp = "" if "nic" in each.absent else f"{paused / with_xdp.per_second:.0%}"
-        print(f"    {each.name:<25} {paused:12.0f}  {paused / alone.per_second:11.0%}  {of_xdp:>23}"
-              f"  {beside:15.0f}  {beside / alone.per_second:11.0%}  {each.agents:34.0f}")
+        print(
+            f"    {each.name:<25} {paused:12.0f}  {paused / alone.per_second:11.0%}  {of_xdp:>23}"
+            f"  {beside:15.0f}  {beside / alone.per_second:11.0%}  {each.agents:34.0f}"
+        )
 
 
 def measure_in_guest(kernel: str, seconds: int) -> int:
     return subprocess.run(
-        [ROOT / "tests/vm/run", kernel, "--icount", "--timeout", str(GUEST_TIMEOUT_S), "--",
-         sys.executable, __file__, "--here", "--seconds", str(seconds)],
+        [
+            ROOT / "tests/vm/run",
+            kernel,
+            "--icount",
+            "--timeout",
+            str(GUEST_TIMEOUT_S),
+            "--",
+            sys.executable,
+            __file__,
+            "--here",
+            "--seconds",
+            str(seconds),
+        ],
     ).returncode
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kernels", metavar="KERNEL", nargs="*", default=["6.12", "6.1"],
-                        help="as tests/vm/run takes it (default: 6.12 and 6.1)")
+    parser.add_argument(
+        "kernels",
+        metavar="KERNEL",
+        nargs="*",
+        default=["6.12", "6.1"],
+        help="as tests/vm/run takes it (default: 6.12 and 6.1)",
+    )
     parser.add_argument("--seconds", type=int, default=1, help="of each load (default: 1)")
-    parser.add_argument("--here", action="store_true",
-                        help="on this kernel, which must be such a guest's")
+    parser.add_argument(
+        "--here", action="store_true", help="on this kernel, which must be such a guest's"
+    )
     options = parser.parse_args()
     if options.here:
         measure_here(options.seconds)

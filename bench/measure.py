@@ -33,8 +33,16 @@ PORT = 8080
 # Which nobody uses: what measures it sees what is none of its business.
 OTHER_PORT = 8099
 # These run for both ends of a connection where both are on one kernel.
-_SOCKET_PROGRAMS = ("traced_tcp", "traced_queued", "traced_read", "traced_write",
-                    "probed_tcp", "probed_queued", "probed_read", "probed_write")
+_SOCKET_PROGRAMS = (
+    "traced_tcp",
+    "traced_queued",
+    "traced_read",
+    "traced_write",
+    "probed_tcp",
+    "probed_queued",
+    "probed_read",
+    "probed_write",
+)
 # Where the empty programs go: a tracepoint that each request passes.
 _BASELINE_TRACEPOINT = "tcp_probe"
 _BASELINES = {
@@ -224,7 +232,9 @@ def empty_xdp(net: Network) -> Iterator[None]:
     program = libbpf.load_program("empty", _PASS_EVERY_PACKET, libbpf.BPF_PROG_TYPE_XDP)
     link = net.server.call(
         lambda: libbpf.link_create(
-            program, socket.if_nametoindex(net.server.interface), libbpf.BPF_XDP,
+            program,
+            socket.if_nametoindex(net.server.interface),
+            libbpf.BPF_XDP,
             libbpf.XDP_FLAGS_DRV_MODE,
         )
     )
@@ -238,9 +248,18 @@ def empty_xdp(net: Network) -> Iterator[None]:
 def load(net: Network, seconds: int) -> Load:
     """Keep-alive requests, as many as there can be."""
     answer = subprocess.run(
-        [*net.client.enter(), "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s",
-         f"http://{net.server.ipv4}:{PORT}/hello"],
-        capture_output=True, text=True, check=True, timeout=_STUCK_S,
+        [
+            *net.client.enter(),
+            "wrk",
+            "-t1",
+            f"-c{CONNECTIONS}",
+            f"-d{seconds}s",
+            f"http://{net.server.ipv4}:{PORT}/hello",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=_STUCK_S,
     ).stdout
     return Load(
         int(re.search(r"(\d+) requests in", answer)[1]),
@@ -261,9 +280,7 @@ def upload(net: Network, port: int, seconds: int) -> float:
     listener = net.server.call(lambda: socket.create_server(("", port)))
     server = threading.Thread(target=take, args=(listener,))
     server.start()
-    client = net.client.call(
-        lambda: socket.create_connection((net.server.ipv4, port))
-    )
+    client = net.client.call(lambda: socket.create_connection((net.server.ipv4, port)))
     data = bytes(1 << 20)
     with client:
         started = time.monotonic()
@@ -283,9 +300,21 @@ def agent(net: Network, port: int, *options: str, **environment: str) -> Iterato
     with tempfile.TemporaryDirectory() as directory:
         ready, sums = Path(directory, "ready"), Path(directory, "sums")
         command = [
-            str(ROOT / ".venv/bin/otelbpf"), "run", "--netns", net.server.netns,
-            "--interface", net.server.interface, "--port", str(port), "--xdp", "on",
-            "--ready-file", str(ready), "--sums-file", str(sums), *options,
+            str(ROOT / ".venv/bin/otelbpf"),
+            "run",
+            "--netns",
+            net.server.netns,
+            "--interface",
+            net.server.interface,
+            "--port",
+            str(port),
+            "--xdp",
+            "on",
+            "--ready-file",
+            str(ready),
+            "--sums-file",
+            str(sums),
+            *options,
         ]
         none = {"OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "none"}
         env = {**none, **environment}
@@ -304,7 +333,9 @@ def print_costs(costs: dict[str, Cost], requests: int, unit: str) -> None:
     print(f"    {'program':<16} runs a request  {unit + ' a run':>18}  {unit + ' a request':>22}")
     for name, cost in sorted(costs.items(), key=lambda item: -item[1].ns):
         if cost.ns >= requests / 2:
-            print(f"    {name:<16} {cost.runs / requests:14.2f}  {cost.each:18.0f}  "
-                  f"{cost.ns / requests:22.0f}")
+            print(
+                f"    {name:<16} {cost.runs / requests:14.2f}  {cost.each:18.0f}  "
+                f"{cost.ns / requests:22.0f}"
+            )
     runs, ns = (sum(getattr(c, field) for c in costs.values()) for field in ("runs", "ns"))
     print(f"    {'sum':<16} {runs / requests:14.2f}  {'':18}  {ns / requests:22.0f}")

@@ -149,8 +149,10 @@ def publishing() -> float | None:
 
 
 def main() -> None:
-    print(f"Python {platform.python_version()}, kernel {platform.release()}; ns that the plugin "
-          "adds, no agent runs")
+    print(
+        f"Python {platform.python_version()}, kernel {platform.release()}; ns that the plugin "
+        "adds, no agent runs"
+    )
     ours, plain = Application(plugged=True), Application(plugged=False)
     wsgi, asgi, extract, other = (
         added(getattr(ours, name), getattr(plain, name))

@@ -121,7 +121,12 @@ def _packets(data: bytes) -> Iterator[Packet]:
         (total,) = struct.unpack_from("!H", ip, 2)
         source, destination, seq, ack, offset, flags = struct.unpack_from("!HHIIBB", ip, ip_bytes)
         yield Packet(
-            seconds * 1_000_000_000 + nanoseconds, source, destination, flags, seq, ack,
+            seconds * 1_000_000_000 + nanoseconds,
+            source,
+            destination,
+            flags,
+            seq,
+            ack,
             total - ip_bytes - (offset >> 4) * 4,
         )
 
@@ -135,9 +140,20 @@ def tcpdump(side: Side, directory: Path, expression: str) -> Iterator[Path]:
     """
     path = directory / "packets.pcap"
     command = [
-        *side.enter(), "tcpdump", "--interface", side.interface, "-nn", "-w", path, "-U",
-        "--immediate-mode", "-Z", "root", "--time-stamp-precision=nano",
-        f"--snapshot-length={_HEADERS_MOST}", expression,
+        *side.enter(),
+        "tcpdump",
+        "--interface",
+        side.interface,
+        "-nn",
+        "-w",
+        path,
+        "-U",
+        "--immediate-mode",
+        "-Z",
+        "root",
+        "--time-stamp-precision=nano",
+        f"--snapshot-length={_HEADERS_MOST}",
+        expression,
     ]
     with running("tcpdump", command, directory) as process:
         process.wait_until(lambda each: "listening on" in each.stderr.read_text(), _READY_S)

@@ -128,8 +128,15 @@ def run(
         with (
             capture.tcpdump(net.server, directory, expression) as packets,
             agent(
-                net, PORT, "--client-port", str(_UPSTREAM_PORT), "--xdp", "on" if xdp else "off",
-                "--output", str(spans), OTEL_TRACES_EXPORTER="otlp_json_file",
+                net,
+                PORT,
+                "--client-port",
+                str(_UPSTREAM_PORT),
+                "--xdp",
+                "on" if xdp else "off",
+                "--output",
+                str(spans),
+                OTEL_TRACES_EXPORTER="otlp_json_file",
             ) as measuring,
         ):
             with _processors_awake():

@@ -49,9 +49,7 @@ def _row(finding: Finding) -> tuple[str, ...]:
 
 def of_wrong(findings: Sequence[Finding]) -> str:
     """A line for each scenario whose delay was told elsewhere; empty: there is none."""
-    return "\n".join(
-        f"- {each.scenario.what}: {each.wrong}" for each in findings if each.wrong
-    )
+    return "\n".join(f"- {each.scenario.what}: {each.wrong}" for each in findings if each.wrong)
 
 
 def of_stamps(findings: Sequence[Finding]) -> str:

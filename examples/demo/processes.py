@@ -110,8 +110,15 @@ def running(
     # setpriv --pdeathsig: should the demo be killed, its children get the signal they know.
     # A session of their own: Ctrl-C reaches the demo alone, which stops them in order.
     # env: who is started in a shell's background ignores SIGINT, and would hand that down.
-    parent_death = ["setpriv", "--pdeathsig", stop_with.name.removeprefix("SIG"), "--",
-                    "env", "--default-signal", "--"]
+    parent_death = [
+        "setpriv",
+        "--pdeathsig",
+        stop_with.name.removeprefix("SIG"),
+        "--",
+        "env",
+        "--default-signal",
+        "--",
+    ]
     with stdout.open("wb") as out, stderr.open("wb") as err:
         try:
             popen = subprocess.Popen(

@@ -52,8 +52,11 @@ def built(script: str) -> Path:
         RuntimeError: it failed; with what it said.
     """
     done = subprocess.run(
-        ["nice", "-n", "5", COLLECTOR / script], capture_output=True, text=True,
-        timeout=_BUILD_S, env=go_environment(),
+        ["nice", "-n", "5", COLLECTOR / script],
+        capture_output=True,
+        text=True,
+        timeout=_BUILD_S,
+        env=go_environment(),
     )
     if done.returncode:
         raise RuntimeError(f"collector/{script} failed ({done.returncode}):\n{done.stderr[-4000:]}")
@@ -164,12 +167,14 @@ class Jaeger:
 
     def _ask(self, service: str) -> list[Span]:
         now = datetime.now(UTC)
-        query = urlencode({
-            "query.service_name": service,
-            "query.start_time_min": (now - timedelta(hours=1)).isoformat(),
-            "query.start_time_max": (now + timedelta(minutes=1)).isoformat(),
-            "query.num_traces": 100_000,
-        })
+        query = urlencode(
+            {
+                "query.service_name": service,
+                "query.start_time_min": (now - timedelta(hours=1)).isoformat(),
+                "query.start_time_max": (now + timedelta(minutes=1)).isoformat(),
+                "query.num_traces": 100_000,
+            }
+        )
         status, body = get(self._side, self.QUERY_PORT, f"/api/v3/traces?{query}")
         if status == 404:
             return []
@@ -177,7 +182,10 @@ class Jaeger:
         return spans_of_json_lines(json.dumps(json.loads(body)["result"]))
 
     def wait_for(
-        self, service: str, enough: Callable[[list[Span]], bool], what: str,
+        self,
+        service: str,
+        enough: Callable[[list[Span]], bool],
+        what: str,
         deadline_s: float = DEADLINE_S,
     ) -> list[Span]:
         """Asks until the service's spans are enough, and returns them, each once."""
@@ -203,7 +211,10 @@ def once(spans: list[Span]) -> list[Span]:
 def jaeger(side: Side, directory: Path) -> Iterator[Jaeger]:
     """Runs Jaeger with its storage in memory."""
     command: list[str | Path] = [
-        *side.enter(), built("build-jaeger"), "--config", COLLECTOR / "jaeger.yaml"
+        *side.enter(),
+        built("build-jaeger"),
+        "--config",
+        COLLECTOR / "jaeger.yaml",
     ]
     # It would trace its own answers, see jaeger.yaml.
     environment = {"OTEL_TRACES_SAMPLER": "always_off"}

@@ -29,8 +29,14 @@ SERVICE = "gateway"
 def measured_options(net: Network) -> list[str | int]:
     """otelbpf's options: the gateway, what it asks of its models, and what they are asked."""
     options: list[str | int] = [
-        "--netns", net.server.netns, "--interface", net.server.interface, "--interface", "lo",
-        "--port", GATEWAY_PORT,
+        "--netns",
+        net.server.netns,
+        "--interface",
+        net.server.interface,
+        "--interface",
+        "lo",
+        "--port",
+        GATEWAY_PORT,
     ]
     for port in MODEL_PORTS:
         options += ["--port", port, "--upstream", f"127.0.0.1:{port}"]
@@ -38,9 +44,7 @@ def measured_options(net: Network) -> list[str | int]:
 
 
 @contextlib.contextmanager
-def gateway_with_models(
-    net: Network, directory: Path, endpoint: str
-) -> Iterator[dict[int, str]]:
+def gateway_with_models(net: Network, directory: Path, endpoint: str) -> Iterator[dict[int, str]]:
     """Runs the three, the gateway traced by OpenTelemetry's command with the plugin.
 
     Args:
@@ -65,9 +69,17 @@ def gateway_with_models(
         (
             "gateway",
             [
-                _GATEWAY / "gateway.py", "--host", net.server.ipv4, "--host", net.server.ipv6,
-                "--port", str(GATEWAY_PORT),
-                "--key", f"{KEY}=1000000/1", "--key", f"{SMALL_KEY}={SMALL_LIMIT}/1000000",
+                _GATEWAY / "gateway.py",
+                "--host",
+                net.server.ipv4,
+                "--host",
+                net.server.ipv6,
+                "--port",
+                str(GATEWAY_PORT),
+                "--key",
+                f"{KEY}=1000000/1",
+                "--key",
+                f"{SMALL_KEY}={SMALL_LIMIT}/1000000",
             ],
             tracing,
         ),
@@ -87,10 +99,18 @@ def gateway_with_models(
 def send(net: Network, directory: Path, count: int) -> Summary:
     """The first `count` requests of the demo's plan, and what became of them."""
     command = [
-        *net.client.enter(), sys.executable, "-m", "demo.load",
-        "--ipv4", f"http://{net.server.ipv4}:{GATEWAY_PORT}",
-        "--ipv6", f"http://[{net.server.ipv6}]:{GATEWAY_PORT}",
-        "--requests", str(count), "--timeout", str(DEADLINE_S),
+        *net.client.enter(),
+        sys.executable,
+        "-m",
+        "demo.load",
+        "--ipv4",
+        f"http://{net.server.ipv4}:{GATEWAY_PORT}",
+        "--ipv6",
+        f"http://[{net.server.ipv6}]:{GATEWAY_PORT}",
+        "--requests",
+        str(count),
+        "--timeout",
+        str(DEADLINE_S),
     ]
     name = f"load-{next(_numbers)}"
     with running(name, command, directory, {"PYTHONPATH": str(_EXAMPLES)}) as load:

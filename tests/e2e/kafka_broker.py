@@ -59,8 +59,13 @@ def jars() -> Path:
             return whole
         shutil.rmtree(part, ignore_errors=True)
         command: list[str | Path] = [
-            "mvn", "--batch-mode", "--quiet", "--file", _POM,
-            "dependency:copy-dependencies", f"-DoutputDirectory={part}",
+            "mvn",
+            "--batch-mode",
+            "--quiet",
+            "--file",
+            _POM,
+            "dependency:copy-dependencies",
+            f"-DoutputDirectory={part}",
         ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_FETCH_S)
         if done.returncode:
@@ -90,16 +95,22 @@ def kafka(side: Side, directory: Path) -> Iterator[Broker]:
     files.mkdir()
     properties = files / "server.properties"
     properties.write_text(_PROPERTIES.format(directory=files, partitions=PARTITIONS))
-    java = ["java", "-Xmx512m", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
-            f"-Djava.io.tmpdir={files}", "-cp", f"{jars()}/*"]
+    java = [
+        "java",
+        "-Xmx512m",
+        "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+        f"-Djava.io.tmpdir={files}",
+        "-cp",
+        f"{jars()}/*",
+    ]
     with running(
         "kafka-format",
-        [*java, "kafka.tools.StorageTool", "format", "-t", _CLUSTER_ID, "-c", properties], files,
+        [*java, "kafka.tools.StorageTool", "format", "-t", _CLUSTER_ID, "-c", properties],
+        files,
     ) as formatting:
         formatting.finish(DEADLINE_S)
-    with running(
-        "kafka", [*side.enter(), *java, "kafka.Kafka", properties], files
-    ) as process:
+    with running("kafka", [*side.enter(), *java, "kafka.Kafka", properties], files) as process:
+
         def listens(_: object) -> bool:
             with contextlib.suppress(OSError):
                 side.connect(LOOPBACK, PORT).close()

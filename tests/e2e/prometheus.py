@@ -46,7 +46,10 @@ def scrape(port: int, accept: str = OPENMETRICS) -> str:
 def lint(text: str) -> str:
     """What promtool has to say to a scrape in the text format; nothing, if all is well."""
     checked = subprocess.run(
-        ["promtool", "check", "metrics"], input=text, capture_output=True, text=True,
+        ["promtool", "check", "metrics"],
+        input=text,
+        capture_output=True,
+        text=True,
         timeout=DEADLINE_S,
     )
     return f"{checked.stdout}{checked.stderr}" or f"{checked.returncode or ''}"
@@ -80,9 +83,7 @@ class Prometheus:
         """What a PromQL expression is now, with which labels."""
         answer = self.ask("query", query=expression)
         assert answer["resultType"] == "vector", expression
-        return [
-            Sample(each["metric"], float(each["value"][1])) for each in answer["result"]
-        ]
+        return [Sample(each["metric"], float(each["value"][1])) for each in answer["result"]]
 
     def value(self, expression: str) -> float:
         """The value of an expression that has one; 0 where it has none yet."""
@@ -121,8 +122,11 @@ def prometheus(
     config.write_text(_CONFIG.format(interval_ms=interval_ms) + "".join(jobs))
     port = unused_port()
     command = [
-        "prometheus", f"--config.file={config}", f"--storage.tsdb.path={directory / 'tsdb'}",
-        f"--web.listen-address={HOST}:{port}", "--enable-feature=exemplar-storage",
+        "prometheus",
+        f"--config.file={config}",
+        f"--storage.tsdb.path={directory / 'tsdb'}",
+        f"--web.listen-address={HOST}:{port}",
+        "--enable-feature=exemplar-storage",
     ]
     with running("prometheus", command, directory) as process:
         made = Prometheus(process, port)

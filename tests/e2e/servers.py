@@ -77,14 +77,21 @@ def listens(pid: int, port: int) -> bool:
     Asking the kernel leaves no connection behind that a test would count.
     """
     sockets = (line.split() for line in Path(f"/proc/{pid}/net/tcp6").read_text().splitlines()[1:])
-    return any(local.endswith(f":{port:04X}") and state == "0A"
-               for _, local, _, state, *_ in sockets)
+    return any(
+        local.endswith(f":{port:04X}") and state == "0A" for _, local, _, state, *_ in sockets
+    )
 
 
 @contextlib.contextmanager
 def server(
-    network: Network, directory: Path, name: str, port: int, command: Sequence[str | Path],
-    executable: str, environment: Mapping[str, str] | None = None, service: str = "",
+    network: Network,
+    directory: Path,
+    name: str,
+    port: int,
+    command: Sequence[str | Path],
+    executable: str,
+    environment: Mapping[str, str] | None = None,
+    service: str = "",
 ) -> Iterator[Server]:
     """Runs a command; its service is the executable if nothing else is said."""
     with running(name, [*network.server.enter(), *command], directory, environment) as process:
@@ -93,7 +100,11 @@ def server(
 
 
 def python_server(
-    network: Network, directory: Path, name: str, port: int, *arguments: str,
+    network: Network,
+    directory: Path,
+    name: str,
+    port: int,
+    *arguments: str,
     environment: Mapping[str, str] | None = None,
 ) -> contextlib.AbstractContextManager[Server]:
     """Runs served/NAME.py."""
@@ -106,10 +117,23 @@ def gateway(
     network: Network, directory: Path, port: int
 ) -> contextlib.AbstractContextManager[Server]:
     """Runs the example gateway, which is aiohttp's server."""
-    command = [sys.executable, GATEWAY, "--port", str(port), "--host", "0.0.0.0",
-               "--host", network.server.ipv6]
+    command = [
+        sys.executable,
+        GATEWAY,
+        "--port",
+        str(port),
+        "--host",
+        "0.0.0.0",
+        "--host",
+        network.server.ipv6,
+    ]
     return server(
-        network, directory, "gateway", port, command, Path(sys.executable).resolve().name,
+        network,
+        directory,
+        "gateway",
+        port,
+        command,
+        Path(sys.executable).resolve().name,
         service=GATEWAY.name,
     )
 
@@ -120,7 +144,12 @@ def node_server(
     """Runs Node's http."""
     program = SOURCES / "node_server.js"
     return server(
-        network, directory, "node", port, ["node", program, str(port)], "node",
+        network,
+        directory,
+        "node",
+        port,
+        ["node", program, str(port)],
+        "node",
         service=program.name,
     )
 

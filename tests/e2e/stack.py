@@ -44,9 +44,7 @@ class Ended:
     stderr: str
     sums: dict[str, Any] | None
 
-    def assert_clean(
-        self, seen: int, lost: Mapping[str, int] | None = None, **others: int
-    ) -> None:
+    def assert_clean(self, seen: int, lost: Mapping[str, int] | None = None, **others: int) -> None:
         """It ended well, and everything it saw was exported but for `others` and what it lost."""
         assert self.code == 0, self.stderr
         assert self.sums is not None, self.stderr
@@ -194,11 +192,21 @@ def agent(
     files = directory / f"agent-{next(_numbers)}"
     files.mkdir()
     command = [
-        *under, OTELBPF, "run", "--xdp", "on", *map(str, arguments),
-        "--ready-file", files / "ready", "--sums-file", files / "sums.json",
+        *under,
+        OTELBPF,
+        "run",
+        "--xdp",
+        "on",
+        *map(str, arguments),
+        "--ready-file",
+        files / "ready",
+        "--sums-file",
+        files / "sums.json",
     ]
     environment = {
-        "OTEL_BSP_SCHEDULE_DELAY": "50", "OTEL_METRICS_EXPORTER": "none", **(environment or {})
+        "OTEL_BSP_SCHEDULE_DELAY": "50",
+        "OTEL_METRICS_EXPORTER": "none",
+        **(environment or {}),
     }
     with running("otelbpf", command, files, environment) as process:
         yield Agent(process, files)

@@ -60,8 +60,12 @@ class Terminal:
 
     def wait_for(self, *texts: str) -> None:
         """Waits until the screen shows them."""
-        wait_until(lambda: self.shows(*texts), f"the screen shows {texts}",
-                   state=lambda: "\n" + "\n".join(self.lines), deadline_s=LONG_S)
+        wait_until(
+            lambda: self.shows(*texts),
+            f"the screen shows {texts}",
+            state=lambda: "\n" + "\n".join(self.lines),
+            deadline_s=LONG_S,
+        )
 
     def press(self, keys: str) -> None:
         """Types."""
@@ -113,13 +117,18 @@ def in_terminal(
     """Runs a command in a terminal of its own; ends it, if it has not, with the block."""
     master, slave = pty.openpty()
     terminal = Terminal(master, slave, columns, lines)
-    environment = {name: value for name, value in os.environ.items()
-                   if name not in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")
+    }
     process = subprocess.Popen(
         # Its controlling terminal: Ctrl-C is a signal there. Under nohup the tests ignore SIGHUP,
         # and would hand that down.
         ["setsid", "--ctty", "env", "--default-signal", "--", *command],
-        stdin=slave, stdout=slave, stderr=slave,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
         env={**environment, "TERM": "xterm-256color", "COLORTERM": "truecolor"},
     )
 

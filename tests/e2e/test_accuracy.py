@@ -55,13 +55,27 @@ def test_stamps_are_those_of_tcpdump(
 ) -> None:
     """On the same interface, and by the same clock: that of the wall."""
     tcpdump = [
-        *net.server.enter(), "tcpdump", "-i", net.server.interface, "-nn", "-tt",
-        "--time-stamp-precision=nano", "-U", "-l", f"tcp port {server.port}",
+        *net.server.enter(),
+        "tcpdump",
+        "-i",
+        net.server.interface,
+        "-nn",
+        "-tt",
+        "--time-stamp-precision=nano",
+        "-U",
+        "-l",
+        f"tcp port {server.port}",
     ]
     with (
         agent(
-            tmp_path, "--interface", net.server.interface, "--port", server.port,
-            "--netns", net.server.netns, environment=to(receiver),
+            tmp_path,
+            "--interface",
+            net.server.interface,
+            "--port",
+            server.port,
+            "--netns",
+            net.server.netns,
+            environment=to(receiver),
         ) as running,
         running_process("tcpdump", tcpdump, tmp_path) as capture,
     ):
@@ -72,7 +86,8 @@ def test_stamps_are_those_of_tcpdump(
         requests = wait_for_requests(receiver, COUNT)
         wait_until(
             lambda: len(segments(capture.stdout.read_text())) == 2 * COUNT,
-            "tcpdump has shown all segments", state=capture.stdout.read_text,
+            "tcpdump has shown all segments",
+            state=capture.stdout.read_text,
         )
         running.stop().assert_clean(seen=COUNT)
 
@@ -98,8 +113,9 @@ def test_stamps_are_those_of_tcpdump(
 
 
 def longest(request: Measured) -> tuple[str, int]:
-    return max(((name, request.stage_ns(name)) for name in request.stage_names),
-               key=lambda each: each[1])
+    return max(
+        ((name, request.stage_ns(name)) for name in request.stage_names), key=lambda each: each[1]
+    )
 
 
 def test_a_reader_that_is_late_shows_before_the_read_and_nowhere_else(
@@ -107,8 +123,14 @@ def test_a_reader_that_is_late_shows_before_the_read_and_nowhere_else(
 ) -> None:
     """The one loop of the server is held for 200 ms while the other client's request comes."""
     with agent(
-        tmp_path, "--interface", net.server.interface, "--port", server.port,
-        "--netns", net.server.netns, environment=to(receiver),
+        tmp_path,
+        "--interface",
+        net.server.interface,
+        "--port",
+        server.port,
+        "--netns",
+        net.server.netns,
+        environment=to(receiver),
     ) as running:
         running.wait_ready()
         with Client.of(net, server.port) as holding, Client.of(net, server.port) as held:
@@ -123,9 +145,17 @@ def test_a_reader_that_is_late_shows_before_the_read_and_nowhere_else(
     assert len(late) == 5
     for request in late:
         before_read = sum(
-            request.stage_ns(name) for name in request.stage_names
-            if name in ("queued_to_read", "queued_to_running", "queued_to_woken",
-                        "woken_to_running", "running_to_read", "woken_to_read")
+            request.stage_ns(name)
+            for name in request.stage_names
+            if name
+            in (
+                "queued_to_read",
+                "queued_to_running",
+                "queued_to_woken",
+                "woken_to_running",
+                "running_to_read",
+                "woken_to_read",
+            )
         )
         whole = request.span.end_unix_ns - request.span.start_unix_ns
         # Of the wait, the request missed a little; the rest of its way took far less.
@@ -145,8 +175,14 @@ def test_a_handler_that_is_slow_shows_between_read_and_write_and_nowhere_else(
         python_server(net, tmp_path, "asyncio_server", 9090) as behind,
         nginx(net, tmp_path, 8090, upstream=behind.port),
         agent(
-            tmp_path, "--interface", net.server.interface, "--port", 8090,
-            "--netns", net.server.netns, environment=to(receiver),
+            tmp_path,
+            "--interface",
+            net.server.interface,
+            "--port",
+            8090,
+            "--netns",
+            net.server.netns,
+            environment=to(receiver),
         ) as running,
     ):
         running.wait_ready()
@@ -168,7 +204,9 @@ def wrk(net: Network, port: int, *options: str) -> tuple[int, str]:
     """wrk's own count of completed requests, and all that it said."""
     done = subprocess.run(
         [*net.client.enter(), "wrk", *options, f"http://{net.server.ipv4}:{port}/"],
-        capture_output=True, text=True, timeout=DEADLINE_S,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
     )
     assert done.returncode == 0, done.stderr
     match = re.search(r"(\d+) requests in", done.stdout)
@@ -190,13 +228,21 @@ def test_at_saturation_every_request_is_accounted_for(
     else:
         starting = python_server(net, tmp_path, "fast_server", 8091)
     environment = {
-        **to(receiver), "OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.01",
+        **to(receiver),
+        "OTEL_TRACES_SAMPLER": "traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": "0.01",
     }
     with (
         starting as server,
         agent(
-            tmp_path, "--interface", net.server.interface, "--port", server.port,
-            "--netns", net.server.netns, environment=environment,
+            tmp_path,
+            "--interface",
+            net.server.interface,
+            "--port",
+            server.port,
+            "--netns",
+            net.server.netns,
+            environment=environment,
         ) as running,
     ):
         running.wait_ready()

@@ -30,8 +30,16 @@ def without(*rights: str) -> tuple[str, ...]:
 
 def mounted(script: str) -> tuple[str, ...]:
     """In a mount namespace of its own, which a shell changes first."""
-    return ("unshare", "--mount", "--propagation", "private", "sh", "-ec", f'{script}; exec "$@"',
-            "sh")
+    return (
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-ec",
+        f'{script}; exec "$@"',
+        "sh",
+    )
 
 
 def limited(option: str) -> tuple[str, ...]:
@@ -55,19 +63,26 @@ POOR: dict[str, tuple[tuple[str, ...], str, str]] = {
     "little stack": (limited(f"--stack={512 << 10}:{512 << 10}"), "is 512", "ulimit -s 1024"),
     "no BTF": (mounted("mount -t tmpfs none /sys/kernel/btf"), "no BTF", "CONFIG_DEBUG_INFO_BTF"),
     "a BTF of nothing": (
-        mounted("mount --bind {empty} /sys/kernel/btf/vmlinux"), "cannot read /sys/kernel/btf/",
+        mounted("mount --bind {empty} /sys/kernel/btf/vmlinux"),
+        "cannot read /sys/kernel/btf/",
         "libbpf1",
     ),
     "no /sys": (mounted("mount -t tmpfs none /sys/devices"), "how many processors", "sysfs"),
     "no /proc": (mounted("umount --lazy /proc"), "/proc/self/status is missing", "-t proc"),
     "half a /proc": (
-        mounted("mount -t proc -o subset=pid none /proc"), "/proc/kallsyms is missing", "-t proc"
+        mounted("mount -t proc -o subset=pid none /proc"),
+        "/proc/kallsyms is missing",
+        "-t proc",
     ),
     "no directory": (
-        mounted("mkdir {gone}; cd {gone}; rmdir {gone}"), "working directory", "start",
+        mounted("mkdir {gone}; cd {gone}; rmdir {gone}"),
+        "working directory",
+        "start",
     ),
     "PREEMPT_RT": (
-        mounted(f"{SYS_KERNEL}; echo 1 >/sys/kernel/realtime"), "PREEMPT_RT", "without PREEMPT_RT"
+        mounted(f"{SYS_KERNEL}; echo 1 >/sys/kernel/realtime"),
+        "PREEMPT_RT",
+        "without PREEMPT_RT",
     ),
 }
 
@@ -75,8 +90,13 @@ POOR: dict[str, tuple[tuple[str, ...], str, str]] = {
 RICH_ENOUGH: dict[str, tuple[str, ...]] = {
     "all that it takes, and no more": without(),
     "another user who has it": (
-        "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", f"--inh-caps={_ALL}",
-        f"--ambient-caps={_ALL}", "--",
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        f"--inh-caps={_ALL}",
+        f"--ambient-caps={_ALL}",
+        "--",
     ),
     "low limits that it may raise": limited("--nofile=16:1024"),
     "no locked memory": limited("--memlock=0:0"),
@@ -99,12 +119,8 @@ RICH_ENOUGH: dict[str, tuple[str, ...]] = {
 def filled(under: tuple[str, ...], directory: Path) -> list[str]:
     """With the paths that a script needs."""
     (directory / "empty").touch()
-    paths = {
-        name: shlex.quote(str(directory / name)) for name in ("empty", "gone", "btf")
-    }
-    return [
-        word.format(**paths) if word.endswith('exec "$@"') else word for word in under
-    ]
+    paths = {name: shlex.quote(str(directory / name)) for name in ("empty", "gone", "btf")}
+    return [word.format(**paths) if word.endswith('exec "$@"') else word for word in under]
 
 
 def check(directory: Path, net: Network, under: list[str]) -> tuple[Ended, dict[str, Any]]:
@@ -115,8 +131,16 @@ def check(directory: Path, net: Network, under: list[str]) -> tuple[Ended, dict[
 
 def run(directory: Path, net: Network, under: list[str]) -> Ended:
     return otelbpf(
-        directory, "run", "--interface", net.server.interface, "--port", 80, "--duration", "0.1",
-        environment=NOTHING, under=[*net.server.enter(), *under],
+        directory,
+        "run",
+        "--interface",
+        net.server.interface,
+        "--port",
+        80,
+        "--duration",
+        "0.1",
+        environment=NOTHING,
+        under=[*net.server.enter(), *under],
     )
 
 
@@ -148,8 +172,16 @@ def test_a_variable_that_is_refused(
     assert (checked.code, checked.stderr) == (1, "")
     (found,) = [each for each in json.loads(checked.stdout)["findings"] if not each["ok"]]
     ended = otelbpf(
-        tmp_path, "run", "--interface", net.server.interface, "--port", 80, "--duration", "0.1",
-        environment={variable: value}, under=net.server.enter(),
+        tmp_path,
+        "run",
+        "--interface",
+        net.server.interface,
+        "--port",
+        80,
+        "--duration",
+        "0.1",
+        environment={variable: value},
+        under=net.server.enter(),
     )
     ended.assert_refused(variable)
     said = found["detail"] + (f": {found['remedy']}" if found["remedy"] else "")
@@ -176,6 +208,4 @@ def test_what_it_can_do_without(net: Network, tmp_path: Path, right: str) -> Non
     assert finding["detail"].startswith(f"this process does not have CAP_{right.upper()} (")
     ended = run(tmp_path, net, list(without(right)))
     assert ended.code == 0
-    assert ended.stderr.startswith(
-        f"otelbpf: limited: {finding['detail']}: {finding['remedy']}\n"
-    )
+    assert ended.stderr.startswith(f"otelbpf: limited: {finding['detail']}: {finding['remedy']}\n")

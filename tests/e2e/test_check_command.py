@@ -14,8 +14,23 @@ from support.namespaces import Network
 from test_run_refusals import AS_NOBODY
 
 STAMPS = {
-    "nic", "nic_last", "tc", "tc_last", "tcp", "queued", "woken", "running", "read", "read_last",
-    "handler_start", "handler_end", "write", "write_last", "tc_out", "tc_out_last", "ended",
+    "nic",
+    "nic_last",
+    "tc",
+    "tc_last",
+    "tcp",
+    "queued",
+    "woken",
+    "running",
+    "read",
+    "read_last",
+    "handler_start",
+    "handler_end",
+    "write",
+    "write_last",
+    "tc_out",
+    "tc_out_last",
+    "ended",
     "acked",
 }
 
@@ -41,7 +56,8 @@ def test_json_names_a_candidate_for_each_hook(net: Network, tmp_path: Path) -> N
     for hook in report["hooks"]:
         available = [
             f"{each['mechanism']} {each['target']}"
-            for each in hook["candidates"] if each["available"]
+            for each in hook["candidates"]
+            if each["available"]
         ]
         # Only on some kernels sendfile() has a way of its own, and accept() any.
         assert available or hook["name"] in ("sendfile", "accept")
@@ -77,7 +93,10 @@ def test_it_attaches_nothing_and_sees_a_taken_xdp_slot(
     free = otelbpf(tmp_path, "check", "--json", *options(net))
     assert state() == before
     with agent(
-        tmp_path, *options(net), "--port", server.port,
+        tmp_path,
+        *options(net),
+        "--port",
+        server.port,
         # With spans and metrics: there are hooks that nothing else needs.
         environment={"OTEL_TRACES_EXPORTER": "console", "OTEL_METRICS_EXPORTER": "console"},
     ) as running:

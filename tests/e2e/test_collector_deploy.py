@@ -81,7 +81,8 @@ def mounts(service: dict[str, Any]) -> dict[str, Path]:
     """Where in the container -> which of our files."""
     return {
         mount["target"]: Path(mount["source"])
-        for mount in service["volumes"] if mount["type"] == "bind"
+        for mount in service["volumes"]
+        if mount["type"] == "bind"
     }
 
 
@@ -104,7 +105,8 @@ def test_compose_starts_what_is_tested(services: dict[str, Any]) -> None:
 def test_compose_publishes_on_the_loopback_interface_only(services: dict[str, Any]) -> None:
     published = {
         (service, port["target"]): port["host_ip"]
-        for service, each in services.items() for port in each.get("ports", ())
+        for service, each in services.items()
+        for port in each.get("ports", ())
     }
     assert published.keys() >= {("collector", 4317), ("jaeger", 16686), ("grafana", 3000)}
     assert set(published.values()) == {"127.0.0.1"}
@@ -239,8 +241,12 @@ def with_only(capabilities: Sequence[str]) -> list[str]:
     """Root as the container has it: with these capabilities, and no way to others."""
     kept = ",".join(["-all", *(f"+{name.lower()}" for name in capabilities)])
     return [
-        "setpriv", "--no-new-privs", f"--bounding-set={kept}", "--inh-caps=-all",
-        "--ambient-caps=-all", "--",
+        "setpriv",
+        "--no-new-privs",
+        f"--bounding-set={kept}",
+        "--inh-caps=-all",
+        "--ambient-caps=-all",
+        "--",
     ]
 
 
@@ -249,7 +255,12 @@ def started(
     net: Network, server: Server, receiver: Receiver, directory: Path, capabilities: Sequence[str]
 ) -> Iterator[Agent]:
     arguments = (
-        "--interface", net.server.interface, "--port", server.port, "--netns", net.server.path
+        "--interface",
+        net.server.interface,
+        "--port",
+        server.port,
+        "--netns",
+        net.server.path,
     )
     with agent(
         directory, *arguments, environment=to(receiver), under=with_only(capabilities)
@@ -292,8 +303,15 @@ def test_without_sys_ptrace_nobodys_environment_and_executable_are_known(
 def refused(capability: str, net: Network, server: Server, directory: Path) -> str:
     """What otelbpf says without it."""
     ended = otelbpf(
-        directory, "run", "--interface", net.server.interface, "--port", server.port,
-        "--netns", net.server.path, environment={"OTEL_TRACES_EXPORTER": "none"},
+        directory,
+        "run",
+        "--interface",
+        net.server.interface,
+        "--port",
+        server.port,
+        "--netns",
+        net.server.path,
+        environment={"OTEL_TRACES_EXPORTER": "none"},
         under=with_only(without(capability)),
     )
     ended.assert_refused()
@@ -311,4 +329,3 @@ def test_these_are_all() -> None:
     """Those that it takes to start have their tests above, the others in test_rights.py."""
     known = {right.capability.name.removeprefix("CAP_") for right in (*TO_START, *TO_LOOK)}
     assert set(CAPABILITIES) == known
-

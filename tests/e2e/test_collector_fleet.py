@@ -49,8 +49,12 @@ def fleet_collector(side: Side, directory: Path, broker: str, number: int) -> It
         "OTELBPF_METRICS_PORT": f"{8800 + number}",
     }
     with collector(
-        side, directory, "fleet", environment=environment,
-        health_port=13200 + number, metrics_port=8800 + number,
+        side,
+        directory,
+        "fleet",
+        environment=environment,
+        health_port=13200 + number,
+        metrics_port=8800 + number,
     ) as running:
         yield running
 
@@ -108,9 +112,7 @@ def kept(storage: Jaeger) -> dict[str, set[str]]:
     return found
 
 
-def test_a_killed_collector_costs_no_trace_and_no_part_of_one(
-    net: Network, tmp_path: Path
-) -> None:
+def test_a_killed_collector_costs_no_trace_and_no_part_of_one(net: Network, tmp_path: Path) -> None:
     """It is killed with spans that it has read and not decided on, and under load."""
     side = net.server
     with contextlib.ExitStack() as stack:
@@ -119,21 +121,30 @@ def test_a_killed_collector_costs_no_trace_and_no_part_of_one(
         broker = start(kafka(side, tmp_path)).address
         # Beside Kafka everything goes to a witness, too.
         witness = start(side.call(Receiver))
-        start(collector(
-            side, tmp_path, "agent", "agent-kafka",
-            environment={
-                "OTELBPF_KAFKA": broker,
-                "OTELBPF_QUEUE": str(tmp_path / "queue"),
-                "OTELBPF_NEXT": f"127.0.0.1:{witness.grpc_port}",
-                "OTELBPF_INSECURE": "true",
-            },
-            settings=["service.pipelines.traces.exporters=[kafka,otlp_grpc,span_metrics]"],
-        ))
+        start(
+            collector(
+                side,
+                tmp_path,
+                "agent",
+                "agent-kafka",
+                environment={
+                    "OTELBPF_KAFKA": broker,
+                    "OTELBPF_QUEUE": str(tmp_path / "queue"),
+                    "OTELBPF_NEXT": f"127.0.0.1:{witness.grpc_port}",
+                    "OTELBPF_INSECURE": "true",
+                },
+                settings=["service.pipelines.traces.exporters=[kafka,otlp_grpc,span_metrics]"],
+            )
+        )
         start(gateway_with_models(net, tmp_path, ENDPOINT))
-        otelbpf = start(agent(
-            tmp_path, *measured_options(net), under=side.enter(),
-            environment={"OTEL_EXPORTER_OTLP_ENDPOINT": ENDPOINT},
-        ))
+        otelbpf = start(
+            agent(
+                tmp_path,
+                *measured_options(net),
+                under=side.enter(),
+                environment={"OTEL_EXPORTER_OTLP_ENDPOINT": ENDPOINT},
+            )
+        )
         otelbpf.wait_ready()
         # The topic is made by the first that writes to it.
         first = send(net, tmp_path, 1)
@@ -141,13 +152,15 @@ def test_a_killed_collector_costs_no_trace_and_no_part_of_one(
         victim, survivor = two
         wait_until(
             lambda: all(partitions(each) == PARTITIONS / 2 for each in two),
-            "each has half of the partitions", state=lambda: [partitions(each) for each in two],
+            "each has half of the partitions",
+            state=lambda: [partitions(each) for each in two],
         )
 
         owed = owed_spans(first) + owed_spans(send(net, tmp_path, COUNT))
         assert witness.wait_for(owed, DEADLINE_S, is_no_stage), "spans are missing"
         wait_until(
-            lambda: sum(map(read, two)) >= len(witness.spans()), "both have read what was sent",
+            lambda: sum(map(read, two)) >= len(witness.spans()),
+            "both have read what was sent",
             state=lambda: [len(witness.spans()), *map(read, two)],
         )
         assert read(victim) > 0
@@ -162,7 +175,8 @@ def test_a_killed_collector_costs_no_trace_and_no_part_of_one(
         send(net, tmp_path, COUNT)
         ended = otelbpf.stop()
         wait_until(
-            lambda: partitions(survivor) == PARTITIONS, "the other one has all the partitions",
+            lambda: partitions(survivor) == PARTITIONS,
+            "the other one has all the partitions",
             state=lambda: partitions(survivor),
         )
 
@@ -170,8 +184,10 @@ def test_a_killed_collector_costs_no_trace_and_no_part_of_one(
             return worth_keeping(once(witness.spans()))
 
         wait_until(
-            lambda: kept(storage) == expected(), "every trace worth keeping is there, whole",
-            state=lambda: missing(expected(), kept(storage)), deadline_s=AFTER_KILL_S,
+            lambda: kept(storage) == expected(),
+            "every trace worth keeping is there, whole",
+            state=lambda: missing(expected(), kept(storage)),
+            deadline_s=AFTER_KILL_S,
         )
     ended.assert_adds_up()
     assert ended.sums is not None and ended.sums["lost"] == {}

@@ -36,19 +36,25 @@ def agent_collector(
 ) -> contextlib.AbstractContextManager[Collector]:
     """The one of agent.yaml; it sends to Jaeger."""
     environment = {"OTELBPF_QUEUE": str(directory / "queue"), "OTELBPF_INSECURE": "true"}
-    return collector(
-        net.server, directory, "agent", environment=environment, settings=settings
-    )
+    return collector(net.server, directory, "agent", environment=environment, settings=settings)
 
 
 def otelbpf(
     net: Network, server: Server, directory: Path, **variables: str
 ) -> contextlib.AbstractContextManager[Agent]:
     return agent(
-        directory, "--interface", net.server.interface, "--port", server.port,
-        "--service-name", SERVICE, under=net.server.enter(),
+        directory,
+        "--interface",
+        net.server.interface,
+        "--port",
+        server.port,
+        "--service-name",
+        SERVICE,
+        under=net.server.enter(),
         environment={
-            "OTEL_EXPORTER_OTLP_ENDPOINT": ENDPOINT, "OTEL_EXPORTER_OTLP_TIMEOUT": "2", **variables
+            "OTEL_EXPORTER_OTLP_ENDPOINT": ENDPOINT,
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "2",
+            **variables,
         },
     )
 
@@ -96,7 +102,9 @@ def assert_jaeger_has(storage: Jaeger, count: int) -> None:
         return measured(s for s in spans if s.span_id in roots or s.parent_span_id in roots)
 
     spans = storage.wait_for(
-        SERVICE, lambda found: len(whole(found)) >= count, f"{count} requests are there",
+        SERVICE,
+        lambda found: len(whole(found)) >= count,
+        f"{count} requests are there",
         COMES_BACK_S,
     )
     requests = measured(spans)
@@ -113,8 +121,11 @@ def test_a_collector_that_is_away_for_20_s_costs_only_what_the_queue_cannot_hold
     with (
         jaeger(net.server, tmp_path) as storage,
         otelbpf(
-            net, server, tmp_path,
-            OTEL_BSP_MAX_QUEUE_SIZE=str(QUEUE), OTEL_BSP_EXPORT_TIMEOUT="60000",
+            net,
+            server,
+            tmp_path,
+            OTEL_BSP_MAX_QUEUE_SIZE=str(QUEUE),
+            OTEL_BSP_EXPORT_TIMEOUT="60000",
         ) as running,
     ):
         running.wait_ready()

@@ -61,7 +61,9 @@ def post(side: Side, request: ExportMetricsServiceRequest) -> int:
     connection = http.client.HTTPConnection(LOOPBACK, OTLP_HTTP_PORT, timeout=DEADLINE_S)
     connection.sock = side.connect(LOOPBACK, OTLP_HTTP_PORT)
     connection.request(
-        "POST", "/v1/metrics", request.SerializeToString(),
+        "POST",
+        "/v1/metrics",
+        request.SerializeToString(),
         {"Content-Type": "application/x-protobuf"},
     )
     status = connection.getresponse().status
@@ -81,8 +83,10 @@ def test_prometheus_can_fetch_them(net: Network, tmp_path: Path, configuration: 
             for labels, value in values
         }
     assert found["otelbpf_requests_seen_total",] == 23
-    buckets = {le: found["otelbpf_stage_duration_seconds_bucket", f'le="{le}"']
-               for le in ("0.001", "0.1", "+Inf")}
+    buckets = {
+        le: found["otelbpf_stage_duration_seconds_bucket", f'le="{le}"']
+        for le in ("0.001", "0.1", "+Inf")
+    }
     assert buckets == {"0.001": 20, "0.1": 22, "+Inf": 23}
     assert found["otelbpf_stage_duration_seconds_sum",] == 0.5
     # A native histogram: its buckets are told in Prometheus's protobuf format only.
@@ -99,8 +103,12 @@ def test_prometheus_has_them_by_our_configuration(net: Network, tmp_path: Path) 
     config = tmp_path / "prometheus.yaml"
     config.write_text(ours.replace("collector:8889", f"{LOOPBACK}:8889").replace("15s", "1s"))
     command = [
-        *net.server.enter(), "prometheus", f"--config.file={config}", features,
-        f"--storage.tsdb.path={tmp_path / 'data'}", f"--web.listen-address={LOOPBACK}:9090",
+        *net.server.enter(),
+        "prometheus",
+        f"--config.file={config}",
+        features,
+        f"--storage.tsdb.path={tmp_path / 'data'}",
+        f"--web.listen-address={LOOPBACK}:9090",
     ]
 
     def told() -> list[dict[str, Any]]:

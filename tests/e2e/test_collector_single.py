@@ -35,7 +35,9 @@ def test_jaeger_has_the_gateways_requests_whole(net: Network, tmp_path: Path) ->
     with (
         jaeger(side, tmp_path) as storage,
         collector(
-            side, tmp_path, "single-machine",
+            side,
+            tmp_path,
+            "single-machine",
             settings=["connectors.span_metrics.metrics_flush_interval=1s"],
         ) as running,
         gateway_with_models(net, tmp_path, ENDPOINT) as names,

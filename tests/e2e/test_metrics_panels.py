@@ -145,9 +145,24 @@ def asked(net: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pr
         "OTEL_EXPORTER_PROMETHEUS_PORT": str(port),
     }
     options = (
-        "--netns", net.server.netns, "--interface", net.server.interface, "--interface", "lo",
-        "--port", PORT, "--port", DESERTED, "--upstream", f"127.0.0.1:{UPSTREAM}",
-        "--service-name", "shop", "--sample", "1/2", "--series", 16,
+        "--netns",
+        net.server.netns,
+        "--interface",
+        net.server.interface,
+        "--interface",
+        "lo",
+        "--port",
+        PORT,
+        "--port",
+        DESERTED,
+        "--upstream",
+        f"127.0.0.1:{UPSTREAM}",
+        "--service-name",
+        "shop",
+        "--sample",
+        "1/2",
+        "--series",
+        16,
     )
     (behind_directory := directory / "behind").mkdir()
     with (
@@ -183,7 +198,9 @@ def test_no_panel_is_empty(asked: Prometheus, tmp_path: Path) -> None:
         return not missing
 
     wait_until(
-        all_shown, "every panel shows something", state=lambda: [*map(str, missing)],
+        all_shown,
+        "every panel shows something",
+        state=lambda: [*map(str, missing)],
         deadline_s=2 * DEADLINE_S,
     )
 

@@ -25,8 +25,14 @@ DURATION = "http.server.request.duration"
 
 def options(net: Network, port: int) -> tuple[str | int, ...]:
     return (
-        "--netns", net.server.netns, "--interface", net.server.interface, "--port", port,
-        "--service-name", "shop",
+        "--netns",
+        net.server.netns,
+        "--interface",
+        net.server.interface,
+        "--port",
+        port,
+        "--service-name",
+        "shop",
     )
 
 
@@ -51,7 +57,12 @@ def test_all_requests_are_told_whatever_is_sampled(
 ) -> None:
     """Exactly; their stages add up, and exemplars lead to spans that were exported."""
     with agent(
-        tmp_path, *options(net, server.port), "--sample", "1/4", "--route", "/items/{name}",
+        tmp_path,
+        *options(net, server.port),
+        "--sample",
+        "1/4",
+        "--route",
+        "/items/{name}",
         environment={**to(receiver), "OTEL_METRICS_EXPORTER": "otlp"},
     ) as running:
         running.wait_ready()
@@ -66,27 +77,33 @@ def test_all_requests_are_told_whatever_is_sampled(
     assert f"spans and metrics go to {receiver.grpc_endpoint} (grpc)" in ended.stderr
 
     common = {
-        "url.scheme": "http", "network.protocol.name": "http", "server.port": server.port,
+        "url.scheme": "http",
+        "network.protocol.name": "http",
+        "server.port": server.port,
         "http.response.status_code": 200,
     }
     of_gets = {**common, "http.request.method": "GET", "http.route": "/items/{name}"}
     of_posts = {**common, "http.request.method": "POST", "http.route": "/{id}"}
     durations = {point[0]["http.request.method"]: point for point in told(receiver, DURATION)}
     assert {method: point[0] for method, point in durations.items()} == {
-        "GET": of_gets, "POST": of_posts
+        "GET": of_gets,
+        "POST": of_posts,
     }
     assert {method: point.count for method, (_, point) in durations.items()} == {
-        "GET": COUNT, "POST": 3
+        "GET": COUNT,
+        "POST": 3,
     }
     for method, (_, total) in durations.items():
         stages = [
-            point for of, point in told(receiver, "otelbpf.stage.duration")
+            point
+            for of, point in told(receiver, "otelbpf.stage.duration")
             if of["http.request.method"] == method
         ]
         assert sum(stage.sum for stage in stages) == pytest.approx(total.sum, rel=1e-9)
         sizes = {
             what: sum(
-                point.as_int for of, point in told(receiver, f"otelbpf.http.{what}.size")
+                point.as_int
+                for of, point in told(receiver, f"otelbpf.http.{what}.size")
                 if of["http.request.method"] == method
             )
             for what in ("request", "response")
@@ -119,12 +136,11 @@ def scraped_at(port: int) -> dict[str, str]:
 
 
 @pytest.mark.heavy  # for promtool, which comes with Prometheus
-def test_prometheus_has_what_the_agent_prints(
-    net: Network, server: Server, tmp_path: Path
-) -> None:
+def test_prometheus_has_what_the_agent_prints(net: Network, server: Server, tmp_path: Path) -> None:
     port = unused_port()
     with agent(
-        tmp_path, *options(net, server.port),
+        tmp_path,
+        *options(net, server.port),
         environment=scraped_at(port),
     ) as running:
         running.wait_ready()
@@ -133,8 +149,7 @@ def test_prometheus_has_what_the_agent_prints(
                 client.ask(f"/{number}")
         text = scrape(port, PLAIN_TEXT)
         (seen,) = (
-            line for line in text.splitlines()
-            if line.startswith("otelbpf_requests_seen_total{")
+            line for line in text.splitlines() if line.startswith("otelbpf_requests_seen_total{")
         )
         ended = running.stop()
     ended.assert_clean(seen=COUNT)
@@ -161,7 +176,11 @@ def test_routes_that_nobody_asks_for_make_room(
         return named
 
     with agent(
-        tmp_path, *options(net, server.port), "--series", 8, environment=scraped_at(port),
+        tmp_path,
+        *options(net, server.port),
+        "--series",
+        8,
+        environment=scraped_at(port),
     ) as running:
         running.wait_ready()
         with Client.of(net, server.port) as client:
@@ -192,7 +211,8 @@ def test_routes_that_nobody_asks_for_make_room(
 def test_console(net: Network, server: Server, tmp_path: Path) -> None:
     """JSON on standard output."""
     with agent(
-        tmp_path, *options(net, server.port),
+        tmp_path,
+        *options(net, server.port),
         environment={"OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "console"},
     ) as running:
         running.wait_ready()
@@ -206,7 +226,8 @@ def test_a_port_that_is_taken(net: Network, server: Server, tmp_path: Path) -> N
     with socket.create_server((HOST, 0)) as other:
         port = other.getsockname()[1]
         with agent(
-            tmp_path, *options(net, server.port),
+            tmp_path,
+            *options(net, server.port),
             environment=scraped_at(port),
         ) as running:
             running.wait().assert_refused(f"{HOST}:{port}", "OTEL_EXPORTER_PROMETHEUS_PORT")
@@ -223,11 +244,7 @@ def test_a_port_that_is_taken(net: Network, server: Server, tmp_path: Path) -> N
         ("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "summary"),
     ],
 )
-def test_settings_that_are_refused(
-    net: Network, tmp_path: Path, variable: str, value: str
-) -> None:
-    environment = {
-        "OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "otlp", variable: value
-    }
+def test_settings_that_are_refused(net: Network, tmp_path: Path, variable: str, value: str) -> None:
+    environment = {"OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "otlp", variable: value}
     with agent(tmp_path, *options(net, 8080), environment=environment) as running:
         running.wait().assert_refused(f"{variable}={value}")

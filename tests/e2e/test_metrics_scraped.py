@@ -59,7 +59,7 @@ def everything() -> Snapshot:
         series(exemplars=(recent,)),
         series(key(status=500)),
         series(key(Kind.CLIENT)),
-        series(key(status=0, ended_by="client_reset", route="/an \"odd\" \\one")),
+        series(key(status=0, ended_by="client_reset", route='/an "odd" \\one')),
         series(SeriesKey(Kind.SERVER, SHOP, overflow=True)),
     )
     return dataclasses.replace(made, start_unix_ns=now - 10**10, unix_ns=now)
@@ -69,11 +69,13 @@ def everything() -> Snapshot:
 def endpoint() -> Iterator[tuple[int, Snapshot]]:
     """The port, and what is answered there."""
     port, now = unused_port(), everything()
-    export = metrics_export({
-        "OTEL_METRICS_EXPORTER": "prometheus",
-        "OTEL_EXPORTER_PROMETHEUS_HOST": HOST,
-        "OTEL_EXPORTER_PROMETHEUS_PORT": str(port),
-    })
+    export = metrics_export(
+        {
+            "OTEL_METRICS_EXPORTER": "prometheus",
+            "OTEL_EXPORTER_PROMETHEUS_HOST": HOST,
+            "OTEL_EXPORTER_PROMETHEUS_PORT": str(port),
+        }
+    )
     export.start(lambda: now)
     yield port, now
     export.stop()
@@ -97,8 +99,10 @@ def test_prometheus_scrapes_it(endpoint: tuple[int, Snapshot], tmp_path: Path) -
         )
         assert 0.002 < median < 0.0085
         (of_series,) = asked.ask(
-            "query_exemplars", query="http_server_request_duration_seconds_bucket",
-            start=str(now.unix_ns / 1e9 - 60), end=str(now.unix_ns / 1e9 + 60),
+            "query_exemplars",
+            query="http_server_request_duration_seconds_bucket",
+            start=str(now.unix_ns / 1e9 - 60),
+            end=str(now.unix_ns / 1e9 + 60),
         )
     (exemplar,) = of_series["exemplars"]
     assert exemplar["labels"]["trace_id"] == f"{EXEMPLAR.trace_id:032x}"
@@ -113,8 +117,11 @@ def samples(text: str) -> tuple[dict[str, str], dict[object, float]]:
     parsed = list(text_string_to_metric_families(text))
     types = {family.name: family.type for family in parsed}
     values = {
-        (sample.name, frozenset((k, v) for k, v in sample.labels.items() if v),
-         str(sample.exemplar and sorted(sample.exemplar.labels.items()))): sample.value
+        (
+            sample.name,
+            frozenset((k, v) for k, v in sample.labels.items() if v),
+            str(sample.exemplar and sorted(sample.exemplar.labels.items())),
+        ): sample.value
         for family in parsed
         for sample in family.samples
         if not sample.name.endswith("_created")

@@ -40,9 +40,7 @@ APPLICATIONS = {
     "granian": ("granian_server", "asgi", "::"),
 }
 
-each_application = pytest.mark.parametrize(
-    "application", APPLICATIONS.values(), ids=APPLICATIONS
-)
+each_application = pytest.mark.parametrize("application", APPLICATIONS.values(), ids=APPLICATIONS)
 
 
 @pytest.fixture
@@ -71,8 +69,14 @@ def serving(
 def measured(net: Network, directory: Path, receiver: Receiver) -> Iterator[Agent]:
     """The agent, ready. It never samples by itself: what it drops, the application did not want."""
     with agent(
-        directory, "--interface", net.server.interface, "--port", PORT,
-        "--service-name", "kernel", under=net.server.enter(),
+        directory,
+        "--interface",
+        net.server.interface,
+        "--port",
+        PORT,
+        "--service-name",
+        "kernel",
+        under=net.server.enter(),
         environment={**to(receiver), "OTEL_TRACES_SAMPLER": "always_on"},
     ) as measuring:
         yield measuring.wait_ready()
@@ -81,11 +85,19 @@ def measured(net: Network, directory: Path, receiver: Receiver) -> Iterator[Agen
 @contextlib.contextmanager
 def topped(net: Network, directory: Path) -> Iterator[None]:
     """`otelbpf top`, attached."""
-    command = [*net.server.enter(), OTELBPF, "top", "--interface", net.server.interface,
-               "--port", str(PORT)]
+    command = [
+        *net.server.enter(),
+        OTELBPF,
+        "top",
+        "--interface",
+        net.server.interface,
+        "--port",
+        str(PORT),
+    ]
     with running("top", command, directory) as top:
-        wait_until(lambda: "no requests yet" in top.stdout.read_text(), "top measures",
-                   state=top.said)
+        wait_until(
+            lambda: "no requests yet" in top.stdout.read_text(), "top measures", state=top.said
+        )
         yield
 
 
@@ -241,9 +253,7 @@ def test_both_keep_the_same_requests(
     assert_joined(kept, inside, flags)
 
 
-def test_what_cannot_be_joined_is_told_once(
-    net: Network, inside: Receiver, tmp_path: Path
-) -> None:
+def test_what_cannot_be_joined_is_told_once(net: Network, inside: Receiver, tmp_path: Path) -> None:
     """Of WSGI, granian tells the application neither the socket nor the client's port."""
     application = ("granian_server", "wsgi", "::")
     with (
@@ -372,9 +382,7 @@ def test_the_application_brings_its_own_agent(
         ids = {span.span_id for span in spans if "url.path" in span.attributes}
         return any(s.parent_span_id in ids for s in spans if "test.number" in s.attributes)
 
-    with python_server(
-        net, tmp_path, "fastapi_server", PORT, environment=environment
-    ) as server:
+    with python_server(net, tmp_path, "fastapi_server", PORT, environment=environment) as server:
         (child,) = children_of(server.pid)
         wait_until(joined, "a request has both spans", state=server.process.said)
         left = kernel_ids(child)

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.heavy
 PORT, BEHIND = 8080, 9090
 #: No space, as it is a request's target; and what ends scripts, comments and attributes.
 NASTY_PATH = "/</script><script>owned=1</script><img/src=x:/onerror=owned=1>'\"&lt;<!--"
-NASTY_AGENT = "\"><svg/onload=owned=1>\u2028</script><!--&amp;"
+NASTY_AGENT = '"><svg/onload=owned=1>\u2028</script><!--&amp;'
 MISSING = 3
 
 
@@ -43,35 +43,45 @@ class Recorded:
 
     @property
     def requests(self) -> dict[str, Span]:
-        return {span.span_id: span for span in self.spans
-                if span.kind in (Kind.SERVER, Kind.CLIENT)}
+        return {
+            span.span_id: span for span in self.spans if span.kind in (Kind.SERVER, Kind.CLIENT)
+        }
 
     def of_route(self, kind: Kind, path: str) -> list[Span]:
         """Requests to a path, or below it."""
+
         def path_of(span: Span) -> str:
             url = str(span.attributes.get("url.full", ""))
             return str(span.attributes.get("url.path") or "/" + url.split("/", 3)[-1])
 
-        return [span for span in self.requests.values()
-                if span.kind is kind and path_of(span).startswith(path)]
+        return [
+            span
+            for span in self.requests.values()
+            if span.kind is kind and path_of(span).startswith(path)
+        ]
 
     def stages(self, request: Span) -> dict[str, int]:
         """Its stages' durations; in both styles."""
         prefix = "otelbpf.stage."
-        told = {name.removeprefix(prefix): value for name, value in request.attributes.items()
-                if name.startswith(prefix)}
+        told = {
+            name.removeprefix(prefix): value
+            for name, value in request.attributes.items()
+            if name.startswith(prefix)
+        }
         return told or {  # type: ignore[return-value]
             span.name: span.end_unix_ns - span.start_unix_ns
-            for span in self.spans if span.parent_span_id == request.span_id
-            and span.kind is Kind.INTERNAL
+            for span in self.spans
+            if span.parent_span_id == request.span_id and span.kind is Kind.INTERNAL
         }
 
 
 def ask_nastily(net: Network) -> None:
     """What no client library sends."""
     with net.client.connect(net.server.ipv4, PORT) as sock:
-        head = (f"GET {NASTY_PATH} HTTP/1.1\r\nHost: x\r\nUser-Agent: {NASTY_AGENT}\r\n"
-                "Connection: close\r\n\r\n")
+        head = (
+            f"GET {NASTY_PATH} HTTP/1.1\r\nHost: x\r\nUser-Agent: {NASTY_AGENT}\r\n"
+            "Connection: close\r\n\r\n"
+        )
         sock.sendall(head.encode())
         answer = b""
         while piece := sock.recv(1 << 16):
@@ -150,8 +160,9 @@ def figures(durations: list[int]) -> list[int]:
 
 
 def open_route(shown: Opened, name: str, kind: Kind = Kind.SERVER) -> None:
-    rows = shown.page.locator("#routes tbody tr", has=shown.page.get_by_role("link", name=name,
-                                                                            exact=True))
+    rows = shown.page.locator(
+        "#routes tbody tr", has=shown.page.get_by_role("link", name=name, exact=True)
+    )
     row = rows.filter(has_not_text="upstream") if kind is Kind.SERVER else rows
     row.get_by_role("link").click()
     expect(shown.page.locator("#route-title")).to_be_focused()
@@ -181,8 +192,11 @@ def test_the_routes_are_those_that_were_asked(recorded: Recorded, shown: Opened)
         (f"GET 127.0.0.1:{BEHIND}/items/{{id}}{upstream}", Kind.CLIENT, "/items", "0"),
         (f"GET 127.0.0.1:{BEHIND}/missing{upstream}", Kind.CLIENT, "/missing", "3 (100%)"),
     ):
-        spans = [span for span in recorded.of_route(kind, path)
-                 if span.attributes["http.request.method"] == "GET"]
+        spans = [
+            span
+            for span in recorded.of_route(kind, path)
+            if span.attributes["http.request.method"] == "GET"
+        ]
         assert len(spans) == (COUNT if path == "/items" else MISSING)
         assert exact(rows[name]) == figures([total_ns(span) for span in spans])
         told = cells(rows[name])
@@ -193,8 +207,10 @@ def test_the_routes_are_those_that_were_asked(recorded: Recorded, shown: Opened)
 
 
 def test_a_routes_stages(recorded: Recorded, shown: Opened) -> None:
-    for kind, name in ((Kind.SERVER, "GET /items/{id}"),
-                       (Kind.CLIENT, f"GET 127.0.0.1:{BEHIND}/items/{{id}}")):
+    for kind, name in (
+        (Kind.SERVER, "GET /items/{id}"),
+        (Kind.CLIENT, f"GET 127.0.0.1:{BEHIND}/items/{{id}}"),
+    ):
         open_route(shown, name, kind)
         durations: dict[str, list[int]] = defaultdict(list)
         acked = []
@@ -226,26 +242,39 @@ def test_a_requests_ledger(recorded: Recorded, shown: Opened) -> None:
     page = shown.page
     rows = page.locator("#route table.cards").first.locator("tbody tr")
     assert rows.count() == 20
-    slowest = sorted((span for span in recorded.of_route(Kind.SERVER, "/items")
-                      if span.attributes["http.request.method"] == "GET"), key=total_ns)[-1]
+    slowest = sorted(
+        (
+            span
+            for span in recorded.of_route(Kind.SERVER, "/items")
+            if span.attributes["http.request.method"] == "GET"
+        ),
+        key=total_ns,
+    )[-1]
     assert rows.first.get_attribute("data-request") == slowest.span_id
     rows.first.get_by_role("link").click()
     expect(page.locator("#request-title")).to_be_focused()
 
-    ledger = {row.get_attribute("data-stamp"): cells(row)[1]
-              for row in page.locator("#request .ledger tbody tr").all()}
+    ledger = {
+        row.get_attribute("data-stamp"): cells(row)[1]
+        for row in page.locator("#request .ledger tbody tr").all()
+    }
     present = {stamp: int(at.replace(",", "")) for stamp, at in ledger.items() if at != "absent"}
     assert list(ledger)[-1] == "acked"
     assert present.pop("acked") == total_ns(slowest) + ack_ns(slowest)
     assert [stamp for stamp in ledger if ledger[stamp] == "absent"] == (
-        slowest.attributes["otelbpf.ledger.absent"])
+        slowest.attributes["otelbpf.ledger.absent"]
+    )
     stamps = list(present)
-    assert {f"{first}_to_{second}": present[second] - present[first]
-            for first, second in itertools.pairwise(stamps)} == recorded.stages(slowest)
+    assert {
+        f"{first}_to_{second}": present[second] - present[first]
+        for first, second in itertools.pairwise(stamps)
+    } == recorded.stages(slowest)
     assert (present[stamps[0]], present[stamps[-1]]) == (0, total_ns(slowest))
 
-    attributes = {row.get_attribute("data-attribute"): cells(row)[1]
-                  for row in page.locator("#request .facts-table tbody tr").all()}
+    attributes = {
+        row.get_attribute("data-attribute"): cells(row)[1]
+        for row in page.locator("#request .facts-table tbody tr").all()
+    }
     for name in ("url.path", "http.request.method", "user_agent.original", "network.peer.address"):
         assert attributes[name] == slowest.attributes[name]
     for name in ("network.peer.port", "thread.id", "http.response.size"):
@@ -265,8 +294,7 @@ def test_what_it_asked_of_others_is_below(recorded: Recorded, shown: Opened) -> 
     page = shown.page
     link = page.locator("#route table.cards").first.locator("tbody tr").nth(4)
     asked = recorded.requests[link.get_attribute("data-request") or ""]
-    (call,) = [span for span in recorded.requests.values()
-               if span.parent_span_id == asked.span_id]
+    (call,) = [span for span in recorded.requests.values() if span.parent_span_id == asked.span_id]
     link.get_by_role("link").click()
     # Else the request that an earlier test looked at may still be shown.
     expect(page.locator("[data-id='span id'] .mono")).to_have_text(asked.span_id)
@@ -277,7 +305,7 @@ def test_what_it_asked_of_others_is_below(recorded: Recorded, shown: Opened) -> 
     names = [row.get_attribute("data-stage") for row in rows]
     mine, its = recorded.stages(asked), recorded.stages(call)
     assert names[: len(mine)] == list(mine)
-    assert names[len(mine):] == list(its)
+    assert names[len(mine) :] == list(its)
     assert names[len(mine)] == "write_to_tc_out"
 
     acked = waterfall.locator("tbody tr[data-after='acked']")
@@ -366,7 +394,12 @@ def test_what_got_in_nevertheless_could_do_nothing(recorded: Recorded, chromium:
                 url,
             )
             assert refused == [
-                "connect-src", "img-src", "script-src-attr", "script-src-elem", "style-src-elem"]
+                "connect-src",
+                "img-src",
+                "script-src-attr",
+                "script-src-elem",
+                "style-src-elem",
+            ]
             assert made.page.evaluate("typeof owned") == "undefined"
         with pytest.raises(BlockingIOError):
             listener.accept()
@@ -398,8 +431,11 @@ def test_by_keyboard(recorded: Recorded, shown: Opened) -> None:
 def test_routes_in_another_order(shown: Opened) -> None:
     page = shown.page
     down, up = "descending", "ascending"
-    for key, column, directions in (("count", 2, (down, up)), ("p99", 7, (down, up, down)),
-                                    ("route", 0, (up, down))):
+    for key, column, directions in (
+        ("count", 2, (down, up)),
+        ("p99", 7, (down, up, down)),
+        ("route", 0, (up, down)),
+    ):
         button = page.locator(f"#routes [data-key='{key}']")
         for direction in directions:
             button.click()
@@ -410,8 +446,9 @@ def test_routes_in_another_order(shown: Opened) -> None:
             if key == "route":
                 values: list[Any] = [row.get_by_role("link").text_content() for row in rows]
             else:
-                values = [exact(row)[2] if key == "p99" else int(cells(row)[column])
-                          for row in rows]
+                values = [
+                    exact(row)[2] if key == "p99" else int(cells(row)[column]) for row in rows
+                ]
             assert values == sorted(values, reverse=direction == down), (key, direction)
 
 
@@ -427,7 +464,8 @@ def test_it_fits_light_and_dark(
         expect(page.locator("#request-title")).to_be_in_viewport()
         assert page.evaluate("document.documentElement.scrollWidth") == size[0]
         colours = page.evaluate(
-            "['backgroundColor', 'color'].map((name) => getComputedStyle(document.body)[name])")
+            "['backgroundColor', 'color'].map((name) => getComputedStyle(document.body)[name])"
+        )
         sums = [sum(int(part) for part in colour[4:-1].split(",")) for colour in colours]
         assert (sums[0] < sums[1]) is dark, colours
         # Figures are there at each size, and none is cut off.

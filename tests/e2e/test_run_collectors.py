@@ -30,9 +30,7 @@ COMPLAINT = "the collector does not take spans now ("
 
 
 def options(net: Network, server: Server) -> tuple[str | int, ...]:
-    return (
-        "--interface", net.server.interface, "--port", server.port, "--netns", net.server.netns
-    )
+    return ("--interface", net.server.interface, "--port", server.port, "--netns", net.server.netns)
 
 
 def ask(net: Network, port: int, count: int = COUNT) -> None:
@@ -60,7 +58,8 @@ def test_a_collector_that_comes_later_gets_everything(
         with grpc_collector(port) as received:
             # 1 + 10 stages at most, of each of the 23.
             wait_until(
-                lambda: len(measured(list(received.spans))) == COUNT, "all spans came",
+                lambda: len(measured(list(received.spans))) == COUNT,
+                "all spans came",
                 state=lambda: running.stderr,
             )
             running.stop().assert_clean(seen=COUNT)
@@ -204,8 +203,15 @@ def test_own_exports_are_not_measured(
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
         }
         with agent(
-            tmp_path, "--interface", "lo", "--port", server.port, "--port", port,
-            environment=environment, under=net.server.enter(),
+            tmp_path,
+            "--interface",
+            "lo",
+            "--port",
+            server.port,
+            "--port",
+            port,
+            environment=environment,
+            under=net.server.enter(),
         ) as running:
             running.wait_ready()
             with Client.local(net, server.port) as client:
@@ -236,11 +242,17 @@ def to_port(protocol: str, port: int, scheme: str = "http") -> dict[str, str]:
 @pytest.mark.parametrize(
     ("protocol", "answer", "words"),
     [
-        ("http/protobuf", Web(302, {"Location": "https://login.example/"}),
-         "HTTP 302 Found: to https://login.example/"),
+        (
+            "http/protobuf",
+            Web(302, {"Location": "https://login.example/"}),
+            "HTTP 302 Found: to https://login.example/",
+        ),
         ("http/protobuf", Web(401, {}, b"no such token"), "HTTP 401 Unauthorized: no such token"),
-        ("grpc", Rpc(grpc.StatusCode.UNAUTHENTICATED, "no such token"),
-         "gRPC UNAUTHENTICATED: no such token"),
+        (
+            "grpc",
+            Rpc(grpc.StatusCode.UNAUTHENTICATED, "no such token"),
+            "gRPC UNAUTHENTICATED: no such token",
+        ),
     ],
     ids=["302", "401", "UNAUTHENTICATED"],
 )
@@ -258,8 +270,9 @@ def test_what_is_refused_for_good_is_lost_at_once_and_told_once(
         with agent(tmp_path, *options(net, server), environment=environment) as running:
             running.wait_ready()
             ask(net, server.port)
-            wait_until(lambda: receiver.tries == COUNT, "each was posted",
-                       state=lambda: running.stderr)
+            wait_until(
+                lambda: receiver.tries == COUNT, "each was posted", state=lambda: running.stderr
+            )
             ended = running.stop()
     assert receiver.tries == COUNT
     ended.assert_clean(seen=COUNT, lost={"refused": COUNT})
@@ -297,7 +310,8 @@ def test_a_collector_that_is_not_trusted(
             **to_port(protocol, receiver.port, "https"),
             "OTEL_EXPORTER_OTLP_CERTIFICATE": str(other.certificate),
             "OTEL_BSP_EXPORT_TIMEOUT": "1100",
-            "REQUESTS_CA_BUNDLE": "", "CURL_CA_BUNDLE": "",
+            "REQUESTS_CA_BUNDLE": "",
+            "CURL_CA_BUNDLE": "",
         }
         if bundle:
             environment[bundle] = str(made.certificate)

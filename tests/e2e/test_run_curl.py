@@ -30,9 +30,20 @@ BEHIND = 9090
 def curl(net: Network, *arguments: str | Path) -> list[dict[str, Any]]:
     """What curl says of each transfer, in order."""
     done = subprocess.run(
-        [*net.client.enter(), "curl", "--silent", "--show-error", "--output", "/dev/null",
-         "--write-out", "%{stderr}%{json}\n", *arguments],
-        capture_output=True, text=True, timeout=DEADLINE_S,
+        [
+            *net.client.enter(),
+            "curl",
+            "--silent",
+            "--show-error",
+            "--output",
+            "/dev/null",
+            "--write-out",
+            "%{stderr}%{json}\n",
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
     )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stderr.splitlines()]
@@ -53,8 +64,14 @@ def test_what_curl_says(net: Network, receiver: Receiver, tmp_path: Path, kind: 
             stack.enter_context(python_server(net, tmp_path, f"{kind}_server", PORT))
         running = stack.enter_context(
             agent(
-                tmp_path, "--interface", net.server.interface, "--port", PORT,
-                "--netns", net.server.netns, environment=to(receiver),
+                tmp_path,
+                "--interface",
+                net.server.interface,
+                "--port",
+                PORT,
+                "--netns",
+                net.server.netns,
+                environment=to(receiver),
             )
         )
         running.wait_ready()
@@ -65,7 +82,11 @@ def test_what_curl_says(net: Network, receiver: Receiver, tmp_path: Path, kind: 
             said += curl(net, "--http1.0", f"{base}/chunked/old/{number}")
         for number in range(COUNT - len(said)):
             said += curl(
-                net, "--header", "Expect: 100-continue", "--data-binary", f"@{upload}",
+                net,
+                "--header",
+                "Expect: 100-continue",
+                "--data-binary",
+                f"@{upload}",
                 f"{base}/upload/{number}",
             )
         requests = wait_for_requests(receiver, COUNT)

@@ -24,8 +24,15 @@ def run(
 ) -> Ended:
     """An agent that sees 23 requests."""
     with agent(
-        directory, "--interface", net.server.interface, "--port", port,
-        "--netns", net.server.netns, *options, environment=environment,
+        directory,
+        "--interface",
+        net.server.interface,
+        "--port",
+        port,
+        "--netns",
+        net.server.netns,
+        *options,
+        environment=environment,
     ) as running:
         running.wait_ready()
         with Client.of(net, port) as client:
@@ -52,7 +59,9 @@ def test_otlp_with_headers_and_a_resource(
     collector = grpc_collector if protocol == "grpc" else http_collector
     with collector() as received:
         ended = run(
-            net, server.port, tmp_path,
+            net,
+            server.port,
+            tmp_path,
             environment={
                 "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
                 "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{received.port}",
@@ -77,7 +86,11 @@ def test_otlp_json_to_a_file_says_who_served(net: Network, server: Server, tmp_p
     output = tmp_path / "spans.jsonl"
     output.write_text('{"resourceSpans":[]}\n')
     ended = run(
-        net, server.port, tmp_path, "--output", output,
+        net,
+        server.port,
+        tmp_path,
+        "--output",
+        output,
         environment={"OTEL_TRACES_EXPORTER": "otlp_json_file"},
     )
     assert ended.stdout == ""
@@ -87,8 +100,11 @@ def test_otlp_json_to_a_file_says_who_served(net: Network, server: Server, tmp_p
     spans = spans_of_json_lines(text)
     assert_all_there(spans)
     for span in spans:
-        assert {name: value for name, value in span.resource.items() if name.split(".")[0] in
-                ("host", "os", "process", "otelbpf") or name == "service.name"} == {
+        assert {
+            name: value
+            for name, value in span.resource.items()
+            if name.split(".")[0] in ("host", "os", "process", "otelbpf") or name == "service.name"
+        } == {
             "host.name": socket.gethostname(),
             "host.arch": {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()],
             "os.type": "linux",
@@ -103,9 +119,7 @@ def test_otlp_json_to_a_file_says_who_served(net: Network, server: Server, tmp_p
 
 def test_otlp_json_to_standard_output(net: Network, server: Server, tmp_path: Path) -> None:
     """Nothing but spans is printed there."""
-    ended = run(
-        net, server.port, tmp_path, environment={"OTEL_TRACES_EXPORTER": "otlp_json_file"}
-    )
+    ended = run(net, server.port, tmp_path, environment={"OTEL_TRACES_EXPORTER": "otlp_json_file"})
     assert_all_there(spans_of_json_lines(ended.stdout))
 
 
@@ -115,7 +129,11 @@ def test_console(net: Network, server: Server, tmp_path: Path) -> None:
     And --service-name is that of all.
     """
     ended = run(
-        net, server.port, tmp_path, "--service-name", "till",
+        net,
+        server.port,
+        tmp_path,
+        "--service-name",
+        "till",
         environment={"OTEL_TRACES_EXPORTER": "console"},
     )
     decoder, text, spans = json.JSONDecoder(), ended.stdout.strip(), []
@@ -124,7 +142,5 @@ def test_console(net: Network, server: Server, tmp_path: Path) -> None:
         spans.append(span)
         text = text[end:].lstrip()
         assert span["resource"]["attributes"]["service.name"] == "till"
-    paths = [
-        span["attributes"]["url.path"] for span in spans if span["kind"] == "SpanKind.SERVER"
-    ]
+    paths = [span["attributes"]["url.path"] for span in spans if span["kind"] == "SpanKind.SERVER"]
     assert paths == [f"/{number}" for number in range(COUNT)]

@@ -21,7 +21,8 @@ from support.waiting import wait_until
 
 #: A line for each request: some 11 KB of JSON.
 ENVIRONMENT = {
-    "OTEL_TRACES_EXPORTER": "otlp_json_file", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "1",
+    "OTEL_TRACES_EXPORTER": "otlp_json_file",
+    "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "1",
 }
 FULL = "does not take spans now (No space left on device)"
 BLOCK = 4096
@@ -56,9 +57,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 def options(net: Network, server: Server) -> tuple[str | int, ...]:
-    return (
-        "--interface", net.server.interface, "--port", server.port, "--netns", net.server.netns
-    )
+    return ("--interface", net.server.interface, "--port", server.port, "--netns", net.server.netns)
 
 
 def ask(net: Network, port: int, count: int = COUNT) -> None:
@@ -99,23 +98,26 @@ def test_a_disk_that_is_full_for_a_while(
         wait_for(running, FULL)
         assert paths_in(file) == all_of(len(paths_in(file)))
         disk.free()
-        wait_until(lambda: len(paths_in(file)) == COUNT, "all are there",
-                   state=lambda: running.stderr)
+        wait_until(
+            lambda: len(paths_in(file)) == COUNT, "all are there", state=lambda: running.stderr
+        )
         ended = running.stop()
     ended.assert_clean(seen=COUNT)
     assert paths_in(file) == all_of(COUNT)
     name = str(file) if given else "standard output"
-    said = [line for line in ended.stderr.splitlines() if "spans" in line.split(";")[0]
-            and "go to" not in line]
+    said = [
+        line
+        for line in ended.stderr.splitlines()
+        if "spans" in line.split(";")[0] and "go to" not in line
+    ]
     assert [line.split(";")[0] for line in said] == [
-        f"otelbpf: {name} {FULL}", f"otelbpf: {name} takes spans again",
+        f"otelbpf: {name} {FULL}",
+        f"otelbpf: {name} takes spans again",
     ]
     assert "Traceback" not in ended.stderr
 
 
-def test_a_disk_that_stays_full(
-    net: Network, server: Server, tmp_path: Path, disk: Disk
-) -> None:
+def test_a_disk_that_stays_full(net: Network, server: Server, tmp_path: Path, disk: Disk) -> None:
     """What is not in the file is counted as lost; what is there is whole."""
     file = disk.path / "spans.jsonl"
     environment = {**ENVIRONMENT, "OTEL_BSP_EXPORT_TIMEOUT": "500"}
@@ -144,7 +146,9 @@ def test_the_console_on_a_full_disk(
     """Whole JSON objects, one after the other."""
     file = disk.path / "spans.json"
     with agent(
-        tmp_path, *options(net, server), environment={"OTEL_TRACES_EXPORTER": "console"},
+        tmp_path,
+        *options(net, server),
+        environment={"OTEL_TRACES_EXPORTER": "console"},
         under=("sh", "-c", f'exec "$@" > {file}', "sh"),
     ) as running:
         running.wait_ready()

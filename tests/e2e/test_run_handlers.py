@@ -74,8 +74,15 @@ def test_each_request_has_its_own_handler(
     with (
         server(net, tmp_path, "handler", PORT, [executable, str(PORT)], executable.name) as served,
         agent(
-            tmp_path, "--interface", net.server.interface, "--port", PORT,
-            "--netns", net.server.netns, "--handler", f"{executable}:{function}",
+            tmp_path,
+            "--interface",
+            net.server.interface,
+            "--port",
+            PORT,
+            "--netns",
+            net.server.netns,
+            "--handler",
+            f"{executable}:{function}",
             environment=to(receiver),
         ) as running,
     ):
@@ -101,8 +108,15 @@ def test_an_event_loop_handles_one_request_after_another(
     with (
         server(net, tmp_path, "handler", PORT, command, executable.name),
         agent(
-            tmp_path, "--interface", net.server.interface, "--port", PORT,
-            "--netns", net.server.netns, "--handler", f"{executable}:handle_request",
+            tmp_path,
+            "--interface",
+            net.server.interface,
+            "--port",
+            PORT,
+            "--netns",
+            net.server.netns,
+            "--handler",
+            f"{executable}:handle_request",
             environment=to(receiver),
         ) as running,
     ):
@@ -126,8 +140,17 @@ def test_only_the_process_that_is_named(
         server(net, tmp_path, "measured", PORT, [executable, str(PORT)], executable.name) as a,
         server(net, tmp_path, "other", 8081, [executable, "8081"], executable.name),
         agent(
-            tmp_path, "--interface", net.server.interface, "--port", PORT, "--port", 8081,
-            "--netns", net.server.netns, "--handler", f"{a.pid}:handle_request",
+            tmp_path,
+            "--interface",
+            net.server.interface,
+            "--port",
+            PORT,
+            "--port",
+            8081,
+            "--netns",
+            net.server.netns,
+            "--handler",
+            f"{a.pid}:handle_request",
             environment=to(receiver),
         ) as running,
     ):
@@ -145,8 +168,15 @@ def test_nginx(net: Network, receiver: Receiver, tmp_path: Path) -> None:
     with (
         nginx(net, tmp_path, PORT),
         agent(
-            tmp_path, "--interface", net.server.interface, "--port", PORT,
-            "--netns", net.server.netns, "--handler", "nginx:ngx_http_process_request",
+            tmp_path,
+            "--interface",
+            net.server.interface,
+            "--port",
+            PORT,
+            "--netns",
+            net.server.netns,
+            "--handler",
+            "nginx:ngx_http_process_request",
             environment=to(receiver),
         ) as running,
     ):
@@ -184,8 +214,15 @@ def test_a_python_function_by_its_name(
     with (
         server(net, tmp_path, "python", PORT, command, python.name) as served,
         agent(
-            tmp_path, "--interface", net.server.interface, "--port", PORT,
-            "--netns", net.server.netns, "--handler", f"{served.pid}:python:{function}",
+            tmp_path,
+            "--interface",
+            net.server.interface,
+            "--port",
+            PORT,
+            "--netns",
+            net.server.netns,
+            "--handler",
+            f"{served.pid}:python:{function}",
             environment=to(receiver),
         ) as running,
     ):

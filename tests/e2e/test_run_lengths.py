@@ -111,9 +111,7 @@ def test_a_clients_delayed_acknowledgement_is_not_the_servers_time(
     """It is told apart, and makes nothing slow."""
     environment = {**to(receiver), "OTEL_METRICS_EXPORTER": "otlp"}
     late_ns = 20_000_000
-    with agent(
-        tmp_path, *options(net, server), environment=environment
-    ) as running:
+    with agent(tmp_path, *options(net, server), environment=environment) as running:
         running.wait_ready()
         with net.client.connect(net.server.ipv4, server.port) as connection:
             for _ in range(COUNT * 5):

@@ -65,14 +65,19 @@ def test_an_interface_that_goes_and_comes_again(
     net, server = own
     port = unused_port()
     environment = {
-        **to(receiver), "OTEL_METRICS_EXPORTER": "prometheus",
-        "OTEL_EXPORTER_PROMETHEUS_HOST": "127.0.0.1", "OTEL_EXPORTER_PROMETHEUS_PORT": str(port),
+        **to(receiver),
+        "OTEL_METRICS_EXPORTER": "prometheus",
+        "OTEL_EXPORTER_PROMETHEUS_HOST": "127.0.0.1",
+        "OTEL_EXPORTER_PROMETHEUS_PORT": str(port),
     }
     name = net.server.interface
 
     def unmeasured() -> dict[str, float]:
-        lines = [line for line in scrape(port).splitlines()
-                 if line.startswith("otelbpf_interfaces_unmeasured{")]
+        lines = [
+            line
+            for line in scrape(port).splitlines()
+            if line.startswith("otelbpf_interfaces_unmeasured{")
+        ]
         assert all(f'network_interface_name="{name}"' in line for line in lines)
         return {
             line.split('otelbpf_reason="')[1].split('"')[0]: float(line.split()[-1])
@@ -83,9 +88,7 @@ def test_an_interface_that_goes_and_comes_again(
         running.wait_ready()
         ask(net, server.port)
         wait_for_requests(receiver, COUNT)
-        assert unmeasured() == dict.fromkeys(
-            ("gone", "namespace_gone", "behind", "refused"), 0.0
-        )
+        assert unmeasured() == dict.fromkeys(("gone", "namespace_gone", "behind", "refused"), 0.0)
         run("ip", "-n", net.server.netns, "link", "del", name)
         wait_for_word(running, f"interface {name} is gone")
         wait_until(lambda: not running.ready_file.exists(), "it is not ready")
@@ -139,8 +142,17 @@ def test_connections_by_an_interface_that_is_not_measured(
 @contextlib.contextmanager
 def redirected(net: Network, port: int, to_port: int) -> Iterator[None]:
     """What comes in for one port goes to another."""
-    rule = ("PREROUTING", "-p", "tcp", "--dport", str(port), "-j", "REDIRECT", "--to-port",
-            str(to_port))
+    rule = (
+        "PREROUTING",
+        "-p",
+        "tcp",
+        "--dport",
+        str(port),
+        "-j",
+        "REDIRECT",
+        "--to-port",
+        str(to_port),
+    )
     run(*net.server.enter(), "iptables", "-t", "nat", "-A", *rule)
     try:
         yield
@@ -204,7 +216,9 @@ def test_a_program_that_comes_before_it(
         number = bpf_info.program_info(program).id
         link = netns.run(
             lambda: libbpf.link_create(
-                program, socket.if_nametoindex(net.server.interface), libbpf.BPF_TCX_INGRESS,
+                program,
+                socket.if_nametoindex(net.server.interface),
+                libbpf.BPF_TCX_INGRESS,
                 libbpf.BPF_F_BEFORE,
             )
         )
@@ -230,7 +244,9 @@ def test_an_interface_of_its_own_namespace_that_comes_again(
     net, server = own
     arguments = options(net, server.port)
     with agent(
-        tmp_path, *arguments[: arguments.index("--netns")], environment=NOWHERE,
+        tmp_path,
+        *arguments[: arguments.index("--netns")],
+        environment=NOWHERE,
         under=net.server.enter(),
     ) as running:
         running.wait_ready()
@@ -287,8 +303,15 @@ def test_tls_and_http2(net: Network, server: Server, tmp_path: Path) -> None:
             f" to port {server.port} are TLS, which is not read: measure what ends it, behind it"
         )
         subprocess.run(
-            [*net.client.enter(), "curl", "-s", "--max-time", "1", "--http2-prior-knowledge",
-             f"http://{net.server.ipv4}:{server.port}/"],
+            [
+                *net.client.enter(),
+                "curl",
+                "-s",
+                "--max-time",
+                "1",
+                "--http2-prior-knowledge",
+                f"http://{net.server.ipv4}:{server.port}/",
+            ],
             timeout=DEADLINE_S,
         )
         assert wait_for_word(running, "HTTP/2") == (

@@ -29,8 +29,18 @@ def test_stages_as_attributes_the_query_and_no_xdp(
 ) -> None:
     """--stages attributes, --capture-query and --xdp off, which do not meddle with one another."""
     with agent(
-        tmp_path, "--interface", net.server.interface, "--port", server.port,
-        "--netns", net.server.netns, "--stages", "attributes", "--capture-query", "--xdp", "off",
+        tmp_path,
+        "--interface",
+        net.server.interface,
+        "--port",
+        server.port,
+        "--netns",
+        net.server.netns,
+        "--stages",
+        "attributes",
+        "--capture-query",
+        "--xdp",
+        "off",
         environment=to(receiver),
     ) as running:
         running.wait_ready()
@@ -62,8 +72,16 @@ def test_one_mechanism_for_the_hooks_that_have_a_choice(
 ) -> None:
     """Each stamp is attached so, or said to be absent; and so it is."""
     with agent(
-        tmp_path, "--interface", net.server.interface, "--port", server.port,
-        "--netns", net.server.netns, "--hooks", mechanism, environment=to(receiver),
+        tmp_path,
+        "--interface",
+        net.server.interface,
+        "--port",
+        server.port,
+        "--netns",
+        net.server.netns,
+        "--hooks",
+        mechanism,
+        environment=to(receiver),
     ) as running:
         running.wait_ready()
         (attached,) = (
@@ -91,8 +109,16 @@ def test_a_query_is_left_out_unless_asked_for(
 ) -> None:
     """Nowhere in what is exported. Meanwhile --duration ends the agent."""
     with agent(
-        tmp_path, "--interface", net.server.interface, "--port", server.port,
-        "--netns", net.server.netns, "--duration", "1.5", environment=to(receiver),
+        tmp_path,
+        "--interface",
+        net.server.interface,
+        "--port",
+        server.port,
+        "--netns",
+        net.server.netns,
+        "--duration",
+        "1.5",
+        environment=to(receiver),
     ) as running:
         running.wait_ready()
         ask(net, server)
@@ -110,14 +136,25 @@ def test_two_interfaces_and_two_ports(
         python_server(net, tmp_path, "threading_server", 8081) as second,
         python_server(net, tmp_path, "asyncio_server", 8082) as third,
         agent(
-            tmp_path, "--interface", net.server.interface, "--interface", net.second.interface,
-            "--port", server.port, "--port", second.port, "--netns", net.server.path,
+            tmp_path,
+            "--interface",
+            net.server.interface,
+            "--interface",
+            net.second.interface,
+            "--port",
+            server.port,
+            "--port",
+            second.port,
+            "--netns",
+            net.server.path,
             environment=to(receiver),
         ) as running,
     ):
         running.wait_ready()
-        ids = [net.server.xdp_program(name) for name in
-               (net.server.interface, net.second.interface, "lo")]
+        ids = [
+            net.server.xdp_program(name)
+            for name in (net.server.interface, net.second.interface, "lo")
+        ]
         assert ids[0] is not None
         assert ids[1] is not None
         assert ids[2] is None
@@ -144,10 +181,18 @@ def test_the_loopback_of_the_agents_own_namespace(
     net: Network, server: Server, tmp_path: Path
 ) -> None:
     """Client, server, agent and collector share it; every packet passes it both ways."""
-    with net.server.call(Receiver) as receiver, agent(
-        tmp_path, "--interface", "lo", "--port", server.port, environment=to(receiver),
-        under=net.server.enter(),
-    ) as running:
+    with (
+        net.server.call(Receiver) as receiver,
+        agent(
+            tmp_path,
+            "--interface",
+            "lo",
+            "--port",
+            server.port,
+            environment=to(receiver),
+            under=net.server.enter(),
+        ) as running,
+    ):
         running.wait_ready()
         with Client.local(net, server.port) as client:
             for number in range(COUNT):
@@ -167,8 +212,14 @@ def test_a_connection_older_than_the_agent_is_taken_up(
     with Client.of(net, server.port) as client:
         client.ask("/before")
         with agent(
-            tmp_path, "--interface", net.server.interface, "--port", server.port,
-            "--netns", net.server.netns, environment=to(receiver),
+            tmp_path,
+            "--interface",
+            net.server.interface,
+            "--port",
+            server.port,
+            "--netns",
+            net.server.netns,
+            environment=to(receiver),
         ) as running:
             running.wait_ready()
             for number in range(COUNT):
@@ -189,8 +240,16 @@ def test_requests_that_are_never_answered(
     """
     request = b"GET /never HTTP/1.1\r\nHost: x\r\n\r\n"
     with agent(
-        tmp_path, "--interface", net.server.interface, "--port", server.port,
-        "--netns", net.server.netns, "--idle-timeout", "0.2", environment=to(receiver),
+        tmp_path,
+        "--interface",
+        net.server.interface,
+        "--port",
+        server.port,
+        "--netns",
+        net.server.netns,
+        "--idle-timeout",
+        "0.2",
+        environment=to(receiver),
     ) as running:
         running.wait_ready()
         connections = [net.client.connect(net.server.ipv4, server.port) for _ in range(COUNT)]

@@ -17,8 +17,13 @@ from support.waiting import wait_until
 
 #: Another user, without a right but to read all files: a checkout may be in a private place.
 AS_NOBODY = (
-    "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
-    "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", "--",
+    "setpriv",
+    "--reuid=65534",
+    "--regid=65534",
+    "--clear-groups",
+    "--inh-caps=+dac_read_search",
+    "--ambient-caps=+dac_read_search",
+    "--",
 )
 WITHOUT_NET_ADMIN = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", "--")
 
@@ -41,8 +46,10 @@ WITHOUT_NET_ADMIN = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_ad
         (["--interface", "lo", "--port", "80", "--connections", "1"], ["--connections", "'1'"]),
         (["--interface", "lo", "--port", "80", "--connections", "²"], ["--connections", "from 16"]),
         (["--interface", "lo", "--upstream", "::1:80"], ["--upstream", "'::1:80'", "[::1]:80"]),
-        (["--interface", "lo", "--upstream", "no-such-host.invalid:80"],
-         ["'no-such-host.invalid'", "--client-port"]),
+        (
+            ["--interface", "lo", "--upstream", "no-such-host.invalid:80"],
+            ["'no-such-host.invalid'", "--client-port"],
+        ),
         (["--interface", "lo", "--client-port", "0"], ["--client-port", "'0'"]),
         (["--interface", "lo", "--port", "80", "--out", "x"], ["--out"]),
         (["--interface", "lo", "--port", "80", "--output", "x"], ["--output", "otlp_json_file"]),
@@ -50,8 +57,10 @@ WITHOUT_NET_ADMIN = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_ad
         (["--interface", "lo", "--port", "80", "--sums-file", "/none/x"], ["--sums-file"]),
         (["--interface", "lo", "--port", "80", "--health", "x"], ["--health", "'x'", "65535"]),
         (["--interface", "lo", "--port", "80", "--health", "::1"], ["--health", "[::1]:80"]),
-        (["--interface", "lo", "--port", "80", "--health", "198.51.100.1:1"],
-         ["198.51.100.1:1", "Cannot assign", "--health"]),
+        (
+            ["--interface", "lo", "--port", "80", "--health", "198.51.100.1:1"],
+            ["198.51.100.1:1", "Cannot assign", "--health"],
+        ),
         (["--interface", "lo", "--port", "80", "--netns", "none-such"], ["'none-such'", "netns"]),
         (["--interface", "lo", "--port", "80", "--netns", "/none/such"], ["'/none/such'"]),
         (["--interface", "lo", "--port", "80", "--netns", "/etc/passwd"], ["/etc/passwd"]),
@@ -70,8 +79,14 @@ def test_arguments_that_cannot_be_used(
 def test_an_interface_of_another_namespace(net: Network, tmp_path: Path) -> None:
     """The namespace is named, and so is what it has."""
     otelbpf(
-        tmp_path, "run", "--interface", net.server.interface, "--port", 80,
-        "--netns", net.client.netns,
+        tmp_path,
+        "run",
+        "--interface",
+        net.server.interface,
+        "--port",
+        80,
+        "--netns",
+        net.client.netns,
     ).assert_refused(
         net.server.interface, f"in network namespace {net.client.netns}", net.client.interface
     )
@@ -86,10 +101,21 @@ def test_an_interface_without_ethernet_headers(net: Network, tmp_path: Path) -> 
 
 def test_an_interface_that_is_removed_while_it_loads(tmp_path: Path) -> None:
     """One sentence, which says so, and nothing is left attached."""
-    with network(veths=2) as net, agent(
-        tmp_path, "--interface", net.second.interface, "--interface", net.server.interface,
-        "--port", 80, "--netns", net.server.netns, environment={"OTEL_TRACES_EXPORTER": "none"},
-    ) as loading:
+    with (
+        network(veths=2) as net,
+        agent(
+            tmp_path,
+            "--interface",
+            net.second.interface,
+            "--interface",
+            net.server.interface,
+            "--port",
+            80,
+            "--netns",
+            net.server.netns,
+            environment={"OTEL_TRACES_EXPORTER": "none"},
+        ) as loading,
+    ):
         wait_until(lambda: "loading" in loading.stderr, "it has looked for its interfaces")
         run("ip", "-n", net.server.netns, "link", "del", net.server.interface)
         loading.wait().assert_refused(
@@ -102,8 +128,16 @@ def test_an_interface_that_is_removed_while_it_loads(tmp_path: Path) -> None:
 
 def test_an_output_that_cannot_be_written(net: Network, tmp_path: Path) -> None:
     otelbpf(
-        tmp_path, "run", "--interface", net.server.interface, "--port", 80,
-        "--netns", net.server.netns, "--output", tmp_path / "none" / "spans",
+        tmp_path,
+        "run",
+        "--interface",
+        net.server.interface,
+        "--port",
+        80,
+        "--netns",
+        net.server.netns,
+        "--output",
+        tmp_path / "none" / "spans",
         environment={"OTEL_TRACES_EXPORTER": "otlp_json_file"},
     ).assert_refused("cannot write", "none/spans", "--output")
 
@@ -114,8 +148,15 @@ def test_without_the_rights(net: Network, tmp_path: Path, under: tuple[str, ...]
     if under is AS_NOBODY:
         words.append("CAP_SYS_ADMIN")
     otelbpf(
-        tmp_path, "run", "--interface", net.server.interface, "--port", 80,
-        "--netns", net.server.netns, under=under,
+        tmp_path,
+        "run",
+        "--interface",
+        net.server.interface,
+        "--port",
+        80,
+        "--netns",
+        net.server.netns,
+        under=under,
     ).assert_refused(*words)
 
 
@@ -125,11 +166,20 @@ def test_the_bcc_of_pypi(net: Network, tmp_path: Path) -> None:
     (tmp_path / "bcc/__init__.py").write_text("__version__ = '1'\n")
     environment = {"PYTHONPATH": str(tmp_path)}
     otelbpf(
-        tmp_path, "run", "--interface", net.server.interface, "--port", 80,
-        "--netns", net.server.netns, environment=environment,
+        tmp_path,
+        "run",
+        "--interface",
+        net.server.interface,
+        "--port",
+        80,
+        "--netns",
+        net.server.netns,
+        environment=environment,
     ).assert_refused(
-        str(tmp_path / "bcc/__init__.py"), "not the BPF Compiler Collection",
-        "pip uninstall bcc", "apt install python3-bpfcc",
+        str(tmp_path / "bcc/__init__.py"),
+        "not the BPF Compiler Collection",
+        "pip uninstall bcc",
+        "apt install python3-bpfcc",
     )
     checked = otelbpf(tmp_path, "check", environment=environment)
     assert checked.code == 1
@@ -142,11 +192,23 @@ def test_somebody_elses_xdp_program_is_left_alone(
 ) -> None:
     """What was attached before XDP refused is off again, and the program is the same."""
     options = (
-        "--interface", net.second.interface, "--interface", net.server.interface,
-        "--port", server.port, "--netns", net.server.netns,
+        "--interface",
+        net.second.interface,
+        "--interface",
+        net.server.interface,
+        "--port",
+        server.port,
+        "--netns",
+        net.server.netns,
     )
     with agent(
-        tmp_path, "--interface", net.server.interface, "--port", 9, "--netns", net.server.netns,
+        tmp_path,
+        "--interface",
+        net.server.interface,
+        "--port",
+        9,
+        "--netns",
+        net.server.netns,
         environment={"OTEL_TRACES_EXPORTER": "none"},
     ) as somebody:
         somebody.wait_ready()

@@ -142,10 +142,12 @@ def test_one_after_the_other(net: Network, logged: Server, tmp_path: Path) -> No
     assert by_second >= steady.began_after(second_ready_s)
     assert not between & (steady.ended_before(stop_s) | steady.began_after(second_ready_s))
     assert between
-    print(f"of {len(log)} requests {len(before)} came before the first agent, which told of "
-          f"{len(by_first)}; {len(between)} came between, in {stopped_s - stop_s:.1f} s of "
-          f"stopping and {second_ready_s - stopped_s:.1f} s of starting; the second told of "
-          f"{len(by_second)}")
+    print(
+        f"of {len(log)} requests {len(before)} came before the first agent, which told of "
+        f"{len(by_first)}; {len(between)} came between, in {stopped_s - stop_s:.1f} s of "
+        f"stopping and {second_ready_s - stopped_s:.1f} s of starting; the second told of "
+        f"{len(by_second)}"
+    )
 
 
 def test_the_new_one_before_the_old_one_ends(net: Network, logged: Server, tmp_path: Path) -> None:

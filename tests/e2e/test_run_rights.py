@@ -52,9 +52,7 @@ def threads(pid: int) -> dict[str, dict[str, int]]:
     """Thread -> what the kernel says of its rights."""
     found = {}
     for thread in Path(f"/proc/{pid}/task").iterdir():
-        fields = dict(
-            line.split(":\t") for line in (thread / "status").read_text().splitlines()
-        )
+        fields = dict(line.split(":\t") for line in (thread / "status").read_text().splitlines())
         found[f"{fields['Name']} {thread.name}"] = {
             name: int(fields[name], 16)
             for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs")
@@ -91,13 +89,20 @@ def test_every_thread_gives_up_what_is_not_needed_any_more(
     """Those of the exporters' libraries too; and all still works, to the last export."""
     with net.server.call(Receiver) as receiver:
         environment = {
-            "OTEL_EXPORTER_OTLP_PROTOCOL": protocol, "OTEL_METRICS_EXPORTER": "otlp",
-            "OTEL_EXPORTER_OTLP_ENDPOINT":
-                receiver.grpc_endpoint if protocol == "grpc" else receiver.http_endpoint,
+            "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+            "OTEL_METRICS_EXPORTER": "otlp",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.grpc_endpoint
+            if protocol == "grpc"
+            else receiver.http_endpoint,
         }
         with agent(
-            tmp_path, "--interface", net.server.interface, "--port", server.port,
-            environment=environment, under=net.server.enter(),
+            tmp_path,
+            "--interface",
+            net.server.interface,
+            "--port",
+            server.port,
+            environment=environment,
+            under=net.server.enter(),
         ) as started:
             started.wait_ready()
             assert_given_up(started.pid, ALWAYS)
@@ -121,8 +126,14 @@ def test_another_namespace_can_still_be_entered(
     net: Network, server: Server, receiver: Receiver, tmp_path: Path
 ) -> None:
     with agent(
-        tmp_path, "--interface", net.server.interface, "--port", server.port,
-        "--netns", net.server.netns, environment=to(receiver),
+        tmp_path,
+        "--interface",
+        net.server.interface,
+        "--port",
+        server.port,
+        "--netns",
+        net.server.netns,
+        environment=to(receiver),
     ) as started:
         started.wait_ready()
         assert_given_up(started.pid, ALWAYS | {Capability.CAP_SYS_ADMIN})
@@ -133,12 +144,22 @@ def test_another_namespace_can_still_be_entered(
 def test_top_gives_up_as_much(net: Network, server: Server, tmp_path: Path) -> None:
     """Its view has no rights at all."""
     command = [
-        *net.server.enter(), OTELBPF, "top", "--interface", net.server.interface,
-        "--port", str(server.port), "--interval", "0.2",
+        *net.server.enter(),
+        OTELBPF,
+        "top",
+        "--interface",
+        net.server.interface,
+        "--port",
+        str(server.port),
+        "--interval",
+        "0.2",
     ]
     with running("top", command, tmp_path, {"COLUMNS": "120"}) as process:
-        wait_until(lambda: "no requests yet" in process.stdout.read_text(), "it shows a table",
-                   state=process.stderr.read_text)
+        wait_until(
+            lambda: "no requests yet" in process.stdout.read_text(),
+            "it shows a table",
+            state=process.stderr.read_text,
+        )
         assert_given_up(process.popen.pid, ALWAYS)
         of_view = threads(process.popen.pid)[f"otelbpf {process.popen.pid}"]
         assert of_view["CapPrm"] == 0
@@ -148,10 +169,18 @@ def test_open_requests_are_ended_without_a_right(
     net: Network, server: Server, tmp_path: Path
 ) -> None:
     """A program is run for each of them, and whoever loaded it may."""
-    with net.server.call(Receiver) as receiver, agent(
-        tmp_path, "--interface", net.server.interface, "--port", server.port,
-        environment=to(receiver), under=net.server.enter(),
-    ) as started:
+    with (
+        net.server.call(Receiver) as receiver,
+        agent(
+            tmp_path,
+            "--interface",
+            net.server.interface,
+            "--port",
+            server.port,
+            environment=to(receiver),
+            under=net.server.enter(),
+        ) as started,
+    ):
         started.wait_ready()
         with net.client.connect(net.server.ipv4, server.port) as connection:
             connection.sendall(b"GET /never HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -206,7 +235,11 @@ def test_where_filters_watch_they_can_be_taken_off(
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(_WITHOUT_TCX)
     with agent(
-        tmp_path, "--interface", net.server.interface, "--port", server.port,
+        tmp_path,
+        "--interface",
+        net.server.interface,
+        "--port",
+        server.port,
         environment={"PYTHONPATH": str(tmp_path), "OTEL_TRACES_EXPORTER": "none"},
         under=net.server.enter(),
     ) as started:
@@ -232,8 +265,18 @@ def test_files_in_others_directories_are_still_written(
     net: Network, server: Server, tmp_path: Path, foreign: Path
 ) -> None:
     ended = otelbpf(
-        tmp_path, "run", "--interface", net.server.interface, "--port", server.port,
-        "--duration", "0.1", "--sums-file", foreign / "sums", "--ready-file", foreign / "ready",
+        tmp_path,
+        "run",
+        "--interface",
+        net.server.interface,
+        "--port",
+        server.port,
+        "--duration",
+        "0.1",
+        "--sums-file",
+        foreign / "sums",
+        "--ready-file",
+        foreign / "ready",
         environment={"OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "none"},
         under=net.server.enter(),
     )
@@ -242,14 +285,17 @@ def test_files_in_others_directories_are_still_written(
     assert os.listdir(foreign) == ["sums"]
 
 
-def test_prometheus_is_answered_on_a_low_port(
-    net: Network, server: Server, tmp_path: Path
-) -> None:
+def test_prometheus_is_answered_on_a_low_port(net: Network, server: Server, tmp_path: Path) -> None:
     kept = ALWAYS | {Capability.CAP_NET_BIND_SERVICE}
     with agent(
-        tmp_path, "--interface", net.server.interface, "--port", server.port,
+        tmp_path,
+        "--interface",
+        net.server.interface,
+        "--port",
+        server.port,
         environment={
-            "OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "prometheus",
+            "OTEL_TRACES_EXPORTER": "none",
+            "OTEL_METRICS_EXPORTER": "prometheus",
             "OTEL_EXPORTER_PROMETHEUS_PORT": "81",
         },
         under=net.server.enter(),
@@ -268,8 +314,15 @@ def test_probes_are_answered_on_a_low_port_without_a_right(
 ) -> None:
     """It listens before rights are given up, and who answers never had one."""
     with agent(
-        tmp_path, "--interface", net.server.interface, "--port", server.port, "--health", 82,
-        environment={"OTEL_TRACES_EXPORTER": "none"}, under=net.server.enter(),
+        tmp_path,
+        "--interface",
+        net.server.interface,
+        "--port",
+        server.port,
+        "--health",
+        82,
+        environment={"OTEL_TRACES_EXPORTER": "none"},
+        under=net.server.enter(),
     ) as started:
         started.wait_ready()
         assert_given_up(started.pid, ALWAYS)
@@ -299,12 +352,21 @@ class Scene:
 def scene(net: Network, tmp_path: Path, foreign: Path) -> Iterator[Scene]:
     library = tmp_path / "strange.so"
     shutil.copy("/lib/x86_64-linux-gnu/libm.so.6", library)
-    with library.open() as opened, subprocess.Popen(
-        ["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
-        # It cannot go where the library is.
-        env={"LD_PRELOAD": f"/proc/self/fd/{opened.fileno()}", "OTEL_SERVICE_NAME": "strange"},
-        user=NOBODY, group=NOBODY, extra_groups=[], pass_fds=[opened.fileno()],
-    ) as process:
+    with (
+        library.open() as opened,
+        subprocess.Popen(
+            ["cat"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            # It cannot go where the library is.
+            env={"LD_PRELOAD": f"/proc/self/fd/{opened.fileno()}", "OTEL_SERVICE_NAME": "strange"},
+            user=NOBODY,
+            group=NOBODY,
+            extra_groups=[],
+            pass_fds=[opened.fileno()],
+        ) as process,
+    ):
         process.stdin.write(b"x")
         assert process.stdout.read(1) == b"x"  # it has loaded all that it will
         library.unlink()
@@ -380,7 +442,8 @@ def test_what_a_right_is_kept_for_fails_without_it(scene: Scene, capability: Cap
 
 def test_these_are_all_that_can_be_kept() -> None:
     """But for CAP_BPF: no kernel here asks for it (tests/unit/test_needs.py makes up one)."""
-    everything = kept(programs=True, filters=True, namespace=True, low_port=True,
-                      files=[Path("/proc/1/none")])
+    everything = kept(
+        programs=True, filters=True, namespace=True, low_port=True, files=[Path("/proc/1/none")]
+    )
     assert {right.capability for right in everything} == {*PURPOSES, Capability.CAP_BPF}
     assert programs_need_rights() is False

@@ -37,8 +37,15 @@ def test_errors_and_what_was_slow_for_its_route_are_kept(
 ) -> None:
     """Three rounds, since in the first one the agent gets to know the routes."""
     with agent(
-        tmp_path, *options(net, server), "--sample", NONE, "--slow", "10s", "--slow",
-        "/shop/{name}/late=200ms", environment=to(receiver),
+        tmp_path,
+        *options(net, server),
+        "--sample",
+        NONE,
+        "--slow",
+        "10s",
+        "--slow",
+        "/shop/{name}/late=200ms",
+        environment=to(receiver),
     ) as running:
         running.wait_ready()
         with Client.of(net, server.port) as client:

@@ -70,8 +70,14 @@ def test_each_request_is_one_whole_span(
     with (
         start(kind, net, tmp_path) as server,
         agent(
-            tmp_path, "--interface", net.server.interface, "--port", PORT,
-            "--netns", net.server.netns, environment=to(receiver),
+            tmp_path,
+            "--interface",
+            net.server.interface,
+            "--port",
+            PORT,
+            "--netns",
+            net.server.netns,
+            environment=to(receiver),
         ) as running,
     ):
         running.wait_ready()
@@ -96,14 +102,27 @@ def test_each_request_is_one_whole_span(
             assert request["http.route"] == route, says
             assert request.span.kind is Kind.SERVER
             host = hosts[request["client.port"]]
-            assert {name: request[name] for name in (
-                "http.request.method", "url.path", "url.query", "url.scheme",
-                "http.response.status_code", "network.protocol.version",
-                "http.request.size", "http.request.body.size",
-                "http.response.size", "http.response.body.size",
-                "user_agent.original", "server.address", "server.port",
-                "network.peer.address", "network.local.address", "network.local.port",
-            )} == {
+            assert {
+                name: request[name]
+                for name in (
+                    "http.request.method",
+                    "url.path",
+                    "url.query",
+                    "url.scheme",
+                    "http.response.status_code",
+                    "network.protocol.version",
+                    "http.request.size",
+                    "http.request.body.size",
+                    "http.response.size",
+                    "http.response.body.size",
+                    "user_agent.original",
+                    "server.address",
+                    "server.port",
+                    "network.peer.address",
+                    "network.local.address",
+                    "network.local.port",
+                )
+            } == {
                 "http.request.method": expected.method,
                 "url.path": expected.target.partition("?")[0],
                 "url.query": None,

@@ -29,9 +29,7 @@ NOTHING = KernelIds(frozenset(), frozenset())
 
 
 def options(net: Network, server: Server) -> tuple[str | int, ...]:
-    return (
-        "--interface", net.server.interface, "--port", server.port, "--netns", net.server.netns
-    )
+    return ("--interface", net.server.interface, "--port", server.port, "--netns", net.server.netns)
 
 
 def ask(net: Network, server: Server, count: int = COUNT) -> None:
@@ -73,9 +71,7 @@ def test_nobody_hears_what_it_says(
 ) -> None:
     """A log on a full disk, none at all, and one whose reader has ended: it measures on."""
     under = ("bash", "-c", f'exec "$@" {to_nobody}', "bash")
-    with agent(
-        tmp_path, *options(net, server), environment=to(receiver), under=under
-    ) as running:
+    with agent(tmp_path, *options(net, server), environment=to(receiver), under=under) as running:
         running.wait_ready()
         ask(net, server)
         ended = running.stop()
@@ -170,7 +166,8 @@ def test_a_second_agent_leaves_the_xdp_slot_alone_and_works_without(
         assert "nic" in other["otelbpf.ledger.absent"]
         assert one["otelbpf.ledger.complete"] is True
         assert (one["client.port"], one["otelbpf.connection.request"]) == (
-            other["client.port"], other["otelbpf.connection.request"]
+            other["client.port"],
+            other["otelbpf.connection.request"],
         )
 
 
@@ -179,14 +176,26 @@ def test_it_does_not_hold_up_the_namespace_or_the_interface(
 ) -> None:
     """The second interface is taken away from under it; the first one's requests go on."""
     with agent(
-        tmp_path, *options(net, server), "--interface", net.second.interface,
+        tmp_path,
+        *options(net, server),
+        "--interface",
+        net.second.interface,
         environment=to(receiver),
     ) as running:
         running.wait_ready()
         ask(net, server)
         wait_for_requests(receiver, COUNT)
-        os.spawnlp(os.P_WAIT, "ip", "ip", "-n", net.server.netns, "link", "del", "dev",
-                   net.second.interface)
+        os.spawnlp(
+            os.P_WAIT,
+            "ip",
+            "ip",
+            "-n",
+            net.server.netns,
+            "link",
+            "del",
+            "dev",
+            net.second.interface,
+        )
         ask(net, server)
         wait_for_requests(receiver, 2 * COUNT)
         running.stop().assert_clean(seen=2 * COUNT)

@@ -35,8 +35,17 @@ def build(directory: Path, flavour: str) -> Path:
     if flavour != "executable":
         library = directory / "libpublish.so"
         subprocess.run(
-            ["gcc", "-O2", "-shared", "-fPIC", options[flavour], SOURCES / "publish.c",
-             "-o", library], check=True,
+            [
+                "gcc",
+                "-O2",
+                "-shared",
+                "-fPIC",
+                options[flavour],
+                SOURCES / "publish.c",
+                "-o",
+                library,
+            ],
+            check=True,
         )
         here = [library, f"-Wl,-rpath,{directory}"]
     subprocess.run(
@@ -48,15 +57,25 @@ def build(directory: Path, flavour: str) -> Path:
 
 @contextlib.contextmanager
 def measured_publisher(
-    net: Network, receiver: Receiver, directory: Path, flavour: str = "executable",
-    *modes: str, **environment: str,
+    net: Network,
+    receiver: Receiver,
+    directory: Path,
+    flavour: str = "executable",
+    *modes: str,
+    **environment: str,
 ) -> Iterator[Agent]:
     program = build(directory, flavour)
     with (
         server(net, directory, "publisher", PORT, [program, str(PORT), *modes], program.name),
         agent(
-            directory, "--interface", net.server.interface, "--port", PORT,
-            "--netns", net.server.netns, environment=to(receiver) | environment,
+            directory,
+            "--interface",
+            net.server.interface,
+            "--port",
+            PORT,
+            "--netns",
+            net.server.netns,
+            environment=to(receiver) | environment,
         ) as running,
     ):
         yield running.wait_ready()
@@ -174,8 +193,14 @@ def test_python_threads(
     with (
         python_server(net, tmp_path, "publishing_server", PORT, environment=environment),
         agent(
-            tmp_path, "--interface", net.server.interface, "--port", PORT,
-            "--netns", net.server.netns, environment=to(receiver),
+            tmp_path,
+            "--interface",
+            net.server.interface,
+            "--port",
+            PORT,
+            "--netns",
+            net.server.netns,
+            environment=to(receiver),
         ) as running,
     ):
         running.wait_ready()

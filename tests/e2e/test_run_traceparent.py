@@ -77,9 +77,15 @@ def test_a_traceparent_that_is_none_starts_a_trace(
     net: Network, server: Server, receiver: Receiver, tmp_path: Path
 ) -> None:
     wrong = (
-        "", "00", traceparent(1)[:-1], traceparent(1) + "-more", traceparent(1).upper(),
-        traceparent(1, version="ff"), traceparent(1).replace("-", "_"),
-        f"00-{'0' * 32}-{PARENT.format(1)}-01", f"00-{TRACE.format(1)}-{'0' * 16}-01",
+        "",
+        "00",
+        traceparent(1)[:-1],
+        traceparent(1) + "-more",
+        traceparent(1).upper(),
+        traceparent(1, version="ff"),
+        traceparent(1).replace("-", "_"),
+        f"00-{'0' * 32}-{PARENT.format(1)}-01",
+        f"00-{TRACE.format(1)}-{'0' * 16}-01",
     )
     right = (traceparent(1), traceparent(1, version="cc") + "-later", traceparent(1, "03"))
     with agent(tmp_path, *options(net), environment=to(receiver)) as running:
@@ -119,7 +125,8 @@ def test_a_proxy_and_what_is_behind_it_are_both_children_of_the_caller(
         assert (behind["network.local.port"], front["network.local.port"]) == (server.port, 8081)
         assert behind.span.parent_span_id == front.span.parent_span_id == PARENT.format(number)
         assert (behind["network.peer.address"], front["network.peer.address"]) == (
-            "127.0.0.1", net.client.ipv4
+            "127.0.0.1",
+            net.client.ipv4,
         )
         # Whose clock is one: nginx waits for the other inside its own read_to_write.
         assert front.stamp_unix_ns("read") < behind.stamp_unix_ns("nic")
@@ -145,9 +152,7 @@ def test_samplers(
     kept: dict[str, int | None],
 ) -> None:
     """What each keeps of 23 requests with no parent, a sampled one, and one that is not."""
-    environment = {
-        **to(receiver), "OTEL_TRACES_SAMPLER": sampler, "OTEL_TRACES_SAMPLER_ARG": "0.5"
-    }
+    environment = {**to(receiver), "OTEL_TRACES_SAMPLER": sampler, "OTEL_TRACES_SAMPLER_ARG": "0.5"}
     with agent(tmp_path, *options(net), environment=environment) as running:
         running.wait_ready()
         with Client.of(net, server.port) as client:

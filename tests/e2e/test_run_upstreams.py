@@ -70,11 +70,22 @@ def assert_told(called: Measured, host: str, path: str, service: str) -> None:
     """The conventions' HTTP client span, and its stages."""
     assert called.span.name == "GET /{id}"
     assert called["url.template"] == "/{id}"
-    assert {name: called[name] for name in (
-        "http.request.method", "http.response.status_code", "url.full", "url.path",
-        "server.port", "network.peer.address", "network.peer.port", "client.address",
-        "network.protocol.version", "error.type", "http.response.body.size",
-    )} == {
+    assert {
+        name: called[name]
+        for name in (
+            "http.request.method",
+            "http.response.status_code",
+            "url.full",
+            "url.path",
+            "server.port",
+            "network.peer.address",
+            "network.peer.port",
+            "client.address",
+            "network.protocol.version",
+            "error.type",
+            "http.response.body.size",
+        )
+    } == {
         "http.request.method": "GET",
         "http.response.status_code": 200,
         "url.full": f"http://{host}{path}",
@@ -101,8 +112,11 @@ def test_a_thread_for_each_request_gives_each_call_its_parent(
     net: Network, receiver: Receiver, tmp_path: Path
 ) -> None:
     """Two hundred interleaved requests: a third of them with a trace, a third without."""
-    header = {0: lambda n: {}, 1: lambda n: {"traceparent": traceparent(n)},
-              2: lambda n: {"X-Trace": traceparent(n)}}
+    header = {
+        0: lambda n: {},
+        1: lambda n: {"traceparent": traceparent(n)},
+        2: lambda n: {"X-Trace": traceparent(n)},
+    }
     with (
         python_server(net, tmp_path, "threading_server", BEHIND),
         python_server(net, tmp_path, "threading_gateway", PORT, str(BEHIND)) as gateway,
@@ -190,9 +204,7 @@ def test_samplers_keep_a_request_with_all_that_it_caused(
     of_each = [len(range(kind, CLIENTS * EACH, 3)) for kind in range(3)]
     assert 0 < kept[0] < of_each[0]
     assert kept[1:] == [of_each[1], 0]
-    ended.assert_clean(
-        seen=2 * CLIENTS * EACH, sampled_out=2 * (CLIENTS * EACH - len(asked))
-    )
+    ended.assert_clean(seen=2 * CLIENTS * EACH, sampled_out=2 * (CLIENTS * EACH - len(asked)))
 
 
 def test_a_client_without_a_server(net: Network, receiver: Receiver, tmp_path: Path) -> None:
@@ -200,9 +212,15 @@ def test_a_client_without_a_server(net: Network, receiver: Receiver, tmp_path: P
     with (
         python_server(net, tmp_path, "threading_server", BEHIND),
         agent(
-            tmp_path, "--netns", net.client.netns, "--interface", net.client.interface,
-            "--upstream", f"{net.server.ipv4}:{BEHIND}",
-            "--upstream", f"[{net.server.ipv6}]:{BEHIND}",
+            tmp_path,
+            "--netns",
+            net.client.netns,
+            "--interface",
+            net.client.interface,
+            "--upstream",
+            f"{net.server.ipv4}:{BEHIND}",
+            "--upstream",
+            f"[{net.server.ipv6}]:{BEHIND}",
             environment=to(receiver),
         ) as running,
     ):

@@ -33,8 +33,15 @@ def files(net: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
 def top(net: Network, server: Server, *arguments: str, columns: int = 100) -> Iterator[InTerminal]:
     """A running `otelbpf top`, whose screen is there."""
     command = [
-        OTELBPF, "top", "--interface", net.server.interface, "--netns", net.server.netns,
-        "--port", str(server.port), *arguments,
+        OTELBPF,
+        "top",
+        "--interface",
+        net.server.interface,
+        "--netns",
+        net.server.netns,
+        "--port",
+        str(server.port),
+        *arguments,
     ]
     with in_terminal(command, columns=columns) as running:
         running.terminal.wait_for("by rate", "no requests yet")

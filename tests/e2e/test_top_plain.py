@@ -33,8 +33,12 @@ from support.waiting import DEADLINE_S, wait_until
 
 def options(net: Network, server: Server) -> tuple[str, ...]:
     return (
-        "--interface", net.server.interface, "--netns", net.server.netns,
-        "--port", str(server.port),
+        "--interface",
+        net.server.interface,
+        "--netns",
+        net.server.netns,
+        "--port",
+        str(server.port),
     )
 
 
@@ -56,8 +60,11 @@ class Top:
 
     def wait_until(self, *texts: str) -> None:
         """Waits until it has printed these."""
-        wait_until(lambda: all(text in self.stdout for text in texts), f"it printed {texts}",
-                   state=lambda: self.stdout + self.process.stderr.read_text())
+        wait_until(
+            lambda: all(text in self.stdout for text in texts),
+            f"it printed {texts}",
+            state=lambda: self.stdout + self.process.stderr.read_text(),
+        )
 
     def end(self, number: signal.Signals) -> Ended:
         """Ends it with a signal."""

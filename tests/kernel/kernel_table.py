@@ -29,9 +29,11 @@ def column(report: str) -> tuple[str, list[str], list[str]]:
     """
     said = json.loads(report)
     hooks = said["hooks"]
-    return _name(said["kernel"], hooks), [_chosen(h) for h in hooks], [
-        _without(hooks, mechanism) for mechanism in FORCEABLE
-    ]
+    return (
+        _name(said["kernel"], hooks),
+        [_chosen(h) for h in hooks],
+        [_without(hooks, mechanism) for mechanism in FORCEABLE],
+    )
 
 
 def render(columns: list[tuple[str, list[str], list[str]]]) -> str:
@@ -60,8 +62,9 @@ def parse(page: str) -> dict[str, tuple[list[str], list[str]]]:
 
 
 def _columns(table: str) -> dict[str, list[str]]:
-    header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")]
-                        for line in table.splitlines())
+    header, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()
+    )
     return {name: [row[at] for row in rows] for at, name in enumerate(header) if at}
 
 
@@ -98,9 +101,12 @@ def _without(hooks: list[dict[str, Any]], mechanism: str) -> str:
             stamps += hook["stamps"] + hook["measures"]
             # A wake-up is stamped where it is known for which bytes it was: at their queueing.
             stamps += ["woken", "running"] if "queued" in hook["stamps"] else []
-    return "; ".join(
-        f"{', '.join(map(_code, stamps))} absent: {reason}" for reason, stamps in absent.items()
-    ) or "every stamp"
+    return (
+        "; ".join(
+            f"{', '.join(map(_code, stamps))} absent: {reason}" for reason, stamps in absent.items()
+        )
+        or "every stamp"
+    )
 
 
 def _code(text: str) -> str:

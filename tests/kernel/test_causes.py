@@ -346,9 +346,7 @@ def test_once_mingled_never_trusted(gateway: Meter, front: Gateway) -> None:
     assert gateway.counted(Counter.CAUSES_AMBIGUOUS) == 1
 
 
-@pytest.mark.parametrize(
-    "begun", [OK, response(body=bytes(100))[:-50]], ids=["whole", "begun"]
-)
+@pytest.mark.parametrize("begun", [OK, response(body=bytes(100))[:-50]], ids=["whole", "begun"])
 def test_what_is_asked_after_the_answer_is_for_itself(
     gateway: Meter, front: Gateway, begun: bytes
 ) -> None:
@@ -382,9 +380,7 @@ def test_another_threads_request_is_not_this_ones(gateway: Meter, front: Gateway
     assert gateway.counted(Counter.CAUSES_AMBIGUOUS) == 0
 
 
-def test_requests_in_one_write_are_for_nobody_but_the_first(
-    gateway: Meter, front: Gateway
-) -> None:
+def test_requests_in_one_write_are_for_nobody_but_the_first(gateway: Meter, front: Gateway) -> None:
     """Who wrote the others is not certain."""
     caller, upstream = front.connect(), front.upstream()
     caller.ask(ASKED)

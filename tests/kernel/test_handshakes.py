@@ -73,9 +73,7 @@ def drops(lab: Lab) -> int:
 
 def wait_until_queued(listener: socket.socket) -> None:
     listener.settimeout(DEADLINE_S)
-    wait_until(
-        lambda: select.select([listener], [], [], 0)[0], "a connection waited for accept()"
-    )
+    wait_until(lambda: select.select([listener], [], [], 0)[0], "a connection waited for accept()")
 
 
 # ---- handshakes ----

@@ -62,9 +62,7 @@ def test_several_interfaces_at_once(unattached: Meter) -> None:
 def absent(meter: Meter, *names: str) -> list[str]:
     """What is said of requests on these interfaces when XDP is not insisted upon."""
     found = find_interfaces(names, meter.netns)
-    with attached(
-        meter.programs, meter.choices, found, meter.netns, xdp=Xdp.AUTO
-    ) as attachments:
+    with attached(meter.programs, meter.choices, found, meter.netns, xdp=Xdp.AUTO) as attachments:
         for name in names:
             said = any(f"on {name}: " in each for each in attachments.absent)
             assert said != (f"XDP native on {name}" in attachments.description)

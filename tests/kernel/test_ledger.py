@@ -83,9 +83,7 @@ def test_23_requests_on_a_warm_connection_are_23_records_with_every_stamp(
 
     assert set(records["pid"].tolist()) == {os.getpid()}
     assert set(records["tid"].tolist()) == {worker.tid}
-    assert set(map(flags, records)) == {
-        RequestFlag.REQUEST_RECEIVED | RequestFlag.REQUEST_ANSWERED
-    }
+    assert set(map(flags, records)) == {RequestFlag.REQUEST_RECEIVED | RequestFlag.REQUEST_ANSWERED}
     assert set(records["status"].tolist()) == {200}
     assert set(records["request_bytes"].tolist()) == {len(REQUEST)}
     assert set(records["response_bytes"].tolist()) == {len(OK)}

@@ -72,9 +72,7 @@ def _meter() -> Iterator[Meter]:
 
 
 @pytest.fixture
-def looking(
-    _meter: Meter, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> Iterator[Looking]:
+def looking(_meter: Meter, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Looking]:
     names, ready_file = (INTERFACE,), tmp_path / "ready"
     config = Config(names, (PORT,), ready_file=ready_file)
     interfaces = find_interfaces(names, _meter.netns)
@@ -193,9 +191,7 @@ def test_who_stays_before_it_is_blamed_once_that_is_certain(
         looking.meter.wait_for(Counter.CONNECTIONS_UNSEEN, 3)
         looking.meter.unseen = 3
         (said,) = looking.look()
-        assert said.endswith(
-            f"where {name} is before otelbpf, and may keep their packets from it"
-        )
+        assert said.endswith(f"where {name} is before otelbpf, and may keep their packets from it")
         assert looking.coverage[INTERFACE].gap is Gap.BEHIND
         assert not looking.ready_file.exists()
     assert looking.look() == [f"interface {INTERFACE} is measured again"]
@@ -273,10 +269,16 @@ def test_nobody_listens_is_not_said_of_a_port_that_is_redirected(
 ) -> None:
     """Connection tracking knows of it by a connection that came before the agent did."""
     lab, names = _meter.lab, (INTERFACE,)
-    with redirected(lab, 80), attached(
-        _meter.programs, _meter.choices, find_interfaces(names, _meter.netns), _meter.netns,
-        xdp=Xdp.AUTO,
-    ) as attachments:
+    with (
+        redirected(lab, 80),
+        attached(
+            _meter.programs,
+            _meter.choices,
+            find_interfaces(names, _meter.netns),
+            _meter.netns,
+            xdp=Xdp.AUTO,
+        ) as attachments,
+    ):
         with lab.socket("client", socket.AF_INET) as client:
             client.connect((SERVER_IPV4, 80))
             lab.listener(SERVER_IPV4).accept()[0].close()

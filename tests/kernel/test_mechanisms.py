@@ -358,7 +358,8 @@ def test_what_is_forced_is_attached_wherever_it_is_there(played: Played) -> None
 
 def test_what_is_absent_is_told_with_every_reason(played: Played) -> None:
     nothing_for = [
-        choice for choice in played.choices
+        choice
+        for choice in played.choices
         if choice.chosen is None and not choice.hook.not_everywhere
     ]
     for choice, told in zip(nothing_for, played.told_absent, strict=True):
@@ -367,9 +368,7 @@ def test_what_is_absent_is_told_with_every_reason(played: Played) -> None:
         )
 
 
-def put_first(
-    choices: tuple[Choice, ...], hook: str, candidate: Candidate
-) -> tuple[Choice, ...]:
+def put_first(choices: tuple[Choice, ...], hook: str, candidate: Candidate) -> tuple[Choice, ...]:
     ahead = Verdict(candidate, True, "it looks good")
     return tuple(
         replace(choice, verdicts=(ahead, *choice.verdicts)) if choice.hook.name == hook else choice
@@ -413,7 +412,8 @@ def test_where_a_candidate_fails_the_next_one_is_used(
 def test_where_every_candidate_fails_the_stamp_is_absent(theatre: Theatre) -> None:
     choices = tuple(
         replace(choice, verdicts=(Verdict(SILENT, True, "it looks good"),))
-        if choice.hook.name == "queued" else choice
+        if choice.hook.name == "queued"
+        else choice
         for choice in theatre.choices
     )
     with theatre.attached(choices) as attachments:

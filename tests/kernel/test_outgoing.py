@@ -46,8 +46,13 @@ ENDINGS = (
 def in_order(record: np.void) -> list[Stamp]:
     """The stamps that are present, by time."""
     at = stamps(record)
-    return sorted(at, key=lambda stamp: (at[stamp], ALL_OF_A_SMALL_REQUEST.index(stamp)
-                                         if stamp in ALL_OF_A_SMALL_REQUEST else 99))
+    return sorted(
+        at,
+        key=lambda stamp: (
+            at[stamp],
+            ALL_OF_A_SMALL_REQUEST.index(stamp) if stamp in ALL_OF_A_SMALL_REQUEST else 99,
+        ),
+    )
 
 
 def assert_whole(record: np.void, asked: bytes = REQUEST, answered: bytes = OK) -> None:
@@ -181,7 +186,8 @@ def test_bodies(gateway: Meter, asked: bytes, answered: bytes, body: int) -> Non
         at = stamps(record)
         if body == len(LARGE):
             for first, last in (
-                (Stamp.TC_OUT, Stamp.TC_OUT_LAST), (Stamp.NIC, Stamp.NIC_LAST),
+                (Stamp.TC_OUT, Stamp.TC_OUT_LAST),
+                (Stamp.NIC, Stamp.NIC_LAST),
                 (Stamp.READ, Stamp.READ_LAST),
             ):
                 assert at[first] < at[last]

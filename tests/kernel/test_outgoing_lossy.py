@@ -204,9 +204,7 @@ def test_a_response_in_segments_in_every_order(
     assert record["out_of_order"] == early(segments)
     assert record["response_retransmits"] == 0
     assert (after["response_bytes"], after["out_of_order"]) == (len(OK), 0)
-    began, ended = (
-        talk.handed_back[len(OK) + at] for at in (0, max(at for at, _ in segments))
-    )
+    began, ended = (talk.handed_back[len(OK) + at] for at in (0, max(at for at, _ in segments)))
     at = stamps(record)
     assert began[0] <= at[Stamp.NIC] <= at[Stamp.TC] <= began[1]
     assert ended[0] <= at[Stamp.NIC_LAST] <= ended[1]

@@ -24,8 +24,17 @@ UPSTREAMS = Upstreams(
 # Those that are loaded only once there is a handler to attach them to.
 HANDLERS = [
     f"probed_{kind}"
-    for kind in ("handler_start", "handler_end", "handler_return", "usdt_start", "usdt_end",
-                 "python_start", "python_end", "go_start", "go_end")
+    for kind in (
+        "handler_start",
+        "handler_end",
+        "handler_return",
+        "usdt_start",
+        "usdt_end",
+        "python_start",
+        "python_end",
+        "go_start",
+        "go_end",
+    )
 ]
 
 

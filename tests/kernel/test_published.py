@@ -114,8 +114,18 @@ class Publisher:
         source, library = directory / f"{name}.c", directory / f"{name}.so"
         source.write_text(_SOURCE)
         subprocess.run(
-            ["gcc", "-O2", "-shared", "-fPIC", f"-DVARIABLE={name}", *options, source,
-             "-o", library], check=True,
+            [
+                "gcc",
+                "-O2",
+                "-shared",
+                "-fPIC",
+                f"-DVARIABLE={name}",
+                *options,
+                source,
+                "-o",
+                library,
+            ],
+            check=True,
         )
         self._library = ctypes.CDLL(str(library))
         self.publish(None)
@@ -215,7 +225,8 @@ def test_what_says_nothing(
 @guest
 @pytest.mark.parametrize("publisher", ["table"], indirect=True)
 @pytest.mark.parametrize(
-    "change", [{"module": 1 << 20}, {"generation": 1 << 40}, {"module": 0, "offset": -1 << 40}],
+    "change",
+    [{"module": 1 << 20}, {"generation": 1 << 40}, {"module": 0, "offset": -1 << 40}],
     ids=repr,
 )
 def test_a_place_that_no_thread_has(
@@ -306,7 +317,9 @@ def test_before_the_response_comes_an_interim_one(
     pair, said = lab.connect(), Record.new()
     same_trace, another = Record.new(bytes(said.trace_id)), Record.new()
     for first, then, right in (
-        (None, said, said), (said, None, said), (said, same_trace, same_trace),
+        (None, said, said),
+        (said, None, said),
+        (said, same_trace, same_trace),
         (said, another, said),
     ):
         pair.ask(request())

@@ -58,10 +58,15 @@ def sdks_word(sampler: sampling.Sampler, header: str) -> bool:
 
 # Each is a load of its own, which takes long in a guest: there the one with most to look at.
 SAMPLERS = [
-    pytest.param(Sampler(HALF, parent_based=False), sampling.TraceIdRatioBased(0.5),
-                 id="traceidratio"),
-    pytest.param(Sampler(HALF, parent_based=True), sampling.ParentBasedTraceIdRatio(0.5),
-                 id="parentbased_traceidratio", marks=pytest.mark.guest),
+    pytest.param(
+        Sampler(HALF, parent_based=False), sampling.TraceIdRatioBased(0.5), id="traceidratio"
+    ),
+    pytest.param(
+        Sampler(HALF, parent_based=True),
+        sampling.ParentBasedTraceIdRatio(0.5),
+        id="parentbased_traceidratio",
+        marks=pytest.mark.guest,
+    ),
     pytest.param(Sampler(0, parent_based=True), sampling.DEFAULT_OFF, id="parentbased_always_off"),
     pytest.param(KEEP_ALL, sampling.DEFAULT_ON, id="parentbased_always_on"),
 ]

@@ -45,9 +45,7 @@ class Sums:
 
     def __init__(self, meter: Meter, slow: Slow = NEVER) -> None:
         self.meter = meter
-        self.table = SeriesTable(
-            meter.programs, Routes(TEMPLATES), Resources("tested"), slow
-        )
+        self.table = SeriesTable(meter.programs, Routes(TEMPLATES), Resources("tested"), slow)
 
     def take(self, count: int) -> np.ndarray:
         """`count` records; those that the kernel has not added up are added."""
@@ -138,8 +136,11 @@ def assert_holds(counts: np.ndarray, lengths: Sequence[int]) -> None:
     """One by one, by the buckets' bounds and not by how the bucket was found."""
     assert counts.sum() == len(lengths)
     for length in lengths:
-        (bucket,) = (i for i, upper in enumerate(UPPER_NS)
-                     if length <= upper and (i == 0 or length > UPPER_NS[i - 1]))
+        (bucket,) = (
+            i
+            for i, upper in enumerate(UPPER_NS)
+            if length <= upper and (i == 0 or length > UPPER_NS[i - 1])
+        )
         assert counts[bucket], f"{length} ns is not in bucket {bucket}"
     assert np.count_nonzero(counts) == len(
         {int(np.searchsorted(UPPER_NS, length)) for length in lengths}
@@ -160,7 +161,11 @@ def test_the_sums_are_those_of_the_records(sums: Sums) -> None:
     assert in_series(records)[-100:].sum() >= 90
     (series,) = sums.found(route="/sums")
     assert series.key == SeriesKey(
-        Kind.SERVER, series.key.resource, "GET", "/sums", 200,
+        Kind.SERVER,
+        series.key.resource,
+        "GET",
+        "/sums",
+        200,
         server_port=int(records["local_port"][0]),
     )
     assert_adds_up(series, records)
@@ -551,6 +556,7 @@ HOSTS = {
 
 def test_the_hosts_that_clients_ask_are_told_apart(clients: Sums) -> None:
     """By what they are asked, not by where it goes; ids in their paths are ids all the same."""
+
     def counts() -> Multiset[tuple[str, int]]:
         counted: Multiset[tuple[str, int]] = Multiset()
         for series in clients.found(route="/x/{id}", method="PUT"):

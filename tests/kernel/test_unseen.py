@@ -126,9 +126,7 @@ def test_what_came_before_all_was_attached_is_not_missed(unattached: Meter) -> N
 
 
 @contextlib.contextmanager
-def kept_from(
-    meter: Meter, stranger: Strangers, direction: int
-) -> Iterator[None]:
+def kept_from(meter: Meter, stranger: Strangers, direction: int) -> Iterator[None]:
     """Somebody decides about all packets before our programs do."""
     with stranger.attached(meter.lab, "settle", "server", direction, first=True):
         yield

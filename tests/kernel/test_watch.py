@@ -100,9 +100,7 @@ def watching(
     names = names or (INTERFACE,)
     interfaces = find_interfaces(names, meter.netns)
     meter.begin()
-    with attached(
-        meter.programs, meter.choices, interfaces, meter.netns, xdp=xdp
-    ) as attachments:
+    with attached(meter.programs, meter.choices, interfaces, meter.netns, xdp=xdp) as attachments:
         watcher = Watcher(attachments, meter.netns, meter.netns.cookie, names)
         yield Watched(meter, attachments, watcher, caplog)
 
@@ -139,9 +137,7 @@ def make(lab: Lab, *more: str) -> None:
 def line_of(lab: Lab, name: str, attach_type: int, side: str = "server") -> list[int]:
     """The numbers of the programs in a line of tcx, in their order."""
     netns = lab.server_netns if side == "server" else lab.client_netns
-    return netns.run(
-        lambda: bpf_info.attached_programs(socket.if_nametoindex(name), attach_type)
-    )
+    return netns.run(lambda: bpf_info.attached_programs(socket.if_nametoindex(name), attach_type))
 
 
 def rename(lab: Lab, name: str, new_name: str) -> None:
@@ -399,9 +395,7 @@ def test_it_goes_before_who_comes_before_it(
 
 @pytest.mark.skipif(HAS_TCX, reason="this kernel has tcx links, which come before all filters")
 @pytest.mark.parametrize("direction", ["ingress", "egress"])
-def test_it_says_who_is_before_it(
-    watched: Watched, stranger: Strangers, direction: str
-) -> None:
+def test_it_says_who_is_before_it(watched: Watched, stranger: Strangers, direction: str) -> None:
     kind = getattr(libbpf, f"BPF_TCX_{direction.upper()}")
     with stranger.attached(watched.meter.lab, "settle", "server", kind, first=True):
         assert watched.look() == [
@@ -416,9 +410,7 @@ def test_it_says_who_is_before_it(
     watched.assert_measured()
 
 
-def test_whoever_comes_after_it_is_nobodys_business(
-    watched: Watched, stranger: Strangers
-) -> None:
+def test_whoever_comes_after_it_is_nobodys_business(watched: Watched, stranger: Strangers) -> None:
     kind = libbpf.BPF_TCX_INGRESS
     with stranger.attached(watched.meter.lab, "settle", "server", kind):
         assert watched.look() == []

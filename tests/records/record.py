@@ -87,7 +87,9 @@ def server(net: Network) -> Iterator[None]:
         (Path(directory) / "large.bin").write_bytes(bytes(LARGE_BYTES))
         process = subprocess.Popen(
             [*net.server.enter(), sys.executable, "-c", SERVE],
-            cwd=directory, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            cwd=directory,
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
         )
         try:
             wait_until(
@@ -109,8 +111,14 @@ def ask(net: Network) -> list[str]:
         for arguments in REQUESTS:
             outputs = [a for b in arguments if b.startswith("http:") for a in ("-o", os.devnull)]
             said += run(
-                *net.client.enter(), "curl", "--silent", "--user-agent", "record",
-                "--write-out", WRITE_OUT, *outputs,
+                *net.client.enter(),
+                "curl",
+                "--silent",
+                "--user-agent",
+                "record",
+                "--write-out",
+                WRITE_OUT,
+                *outputs,
                 *(a.replace("@body", f"@{body}") for a in arguments),
             ).splitlines()
     return said
@@ -122,9 +130,7 @@ def record() -> tuple[np.ndarray, list[str]]:
         choices = choose(btf)
         netns = find_netns(net.server.netns)
         interfaces = find_interfaces((net.server.interface,), netns)
-        programs = Programs(
-            btf, choices, Limits(1_024, 1_024), definitions(netns.cookie, (PORT,))
-        )
+        programs = Programs(btf, choices, Limits(1_024, 1_024), definitions(netns.cookie, (PORT,)))
         reader = RingReader(programs)
         taken: list[np.ndarray] = []
 
@@ -163,7 +169,10 @@ def main() -> int:
             f"Kernel: {os.uname().release} {os.uname().machine}",
             f"Records: {len(records)} of struct request_record, layout {layout()}",
             f"Clock: Unix time is CLOCK_MONOTONIC plus {CLOCK.offset_ns} ns",
-            "", "What curl saw:", *said, "",
+            "",
+            "What curl saw:",
+            *said,
+            "",
         ]
     )
     print(origin)

@@ -67,8 +67,9 @@ class Side:
 
     def xdp_program(self, interface: str | None = None) -> int | None:
         """The id of the XDP program on an interface, as iproute2 tells it."""
-        answer = json.loads(run("ip", "-n", self.netns, "-j", "link", "show", "dev",
-                                interface or self.interface))[0]
+        answer = json.loads(
+            run("ip", "-n", self.netns, "-j", "link", "show", "dev", interface or self.interface)
+        )[0]
         return answer["xdp"]["prog"]["id"] if "xdp" in answer else None
 
     def qdiscs(self) -> list[str]:

@@ -58,7 +58,11 @@ class Instruction:
 def run(*command: str | Path, cwd: Path | None = None, **environment: str) -> str:
     """What a command prints, in English; an error if it fails."""
     done = subprocess.run(
-        command, cwd=cwd, check=True, capture_output=True, text=True,
+        command,
+        cwd=cwd,
+        check=True,
+        capture_output=True,
+        text=True,
         env=os.environ | {"LC_ALL": "C"} | environment,
     )
     return done.stdout
@@ -80,8 +84,18 @@ def compile_go(directory: Path, sources: dict[str, str], *options: str) -> Path:
     for name, text in sources.items():
         (directory / name).write_text(text)
     (directory / "go.mod").write_text("module shop\n\ngo 1.21\n")
-    run(go, "build", "-o", "shop", *options, ".", cwd=directory,
-        CGO_ENABLED="0", GOTOOLCHAIN="local", GOFLAGS="")
+    run(
+        go,
+        "build",
+        "-o",
+        "shop",
+        *options,
+        ".",
+        cwd=directory,
+        CGO_ENABLED="0",
+        GOTOOLCHAIN="local",
+        GOFLAGS="",
+    )
     return directory / "shop"
 
 
@@ -90,8 +104,10 @@ def disassemble(path: Path, function: str = "") -> list[Instruction]:
     which = f"--disassemble={function}" if function else "--disassemble"
     text = run("objdump", "--wide", which, path)
     lines = re.findall(r"^ *([0-9a-f]+):\t([0-9a-f ]+?) *(?:\t(.*))?$", text, re.MULTILINE)
-    return [Instruction(int(address, 16), bytes.fromhex(data), words.strip())
-            for address, data, words in lines]
+    return [
+        Instruction(int(address, 16), bytes.fromhex(data), words.strip())
+        for address, data, words in lines
+    ]
 
 
 def offset_in_file(path: Path, address: int) -> int:

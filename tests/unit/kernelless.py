@@ -116,9 +116,15 @@ def _attached(*_: object) -> Iterator[_Attachments]:
 def _take_the_kernel_away() -> None:
     needs.require = list
     for name, stand_in in {
-        "Programs": _Programs, "SeriesTable": _Series, "ConnectionSums": _Sums,
-        "RingReader": _Reader, "Sweeper": _Nothing, "ThreadContexts": _Nothing,
-        "Lookout": _Lookout, "attached": _attached, "choose": lambda *_, **__: (),
+        "Programs": _Programs,
+        "SeriesTable": _Series,
+        "ConnectionSums": _Sums,
+        "RingReader": _Reader,
+        "Sweeper": _Nothing,
+        "ThreadContexts": _Nothing,
+        "Lookout": _Lookout,
+        "attached": _attached,
+        "choose": lambda *_, **__: (),
         "require": lambda _: None,
         "programs_need_rights": lambda: False,
     }.items():

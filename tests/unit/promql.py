@@ -42,7 +42,9 @@ def everything() -> tuple[set[str], set[str]]:
     """The names of all samples that an agent has, and of all their labels."""
     made = metrics_of(
         snapshot(
-            series(), series(key(status=500)), series(key(Kind.CLIENT)),
+            series(),
+            series(key(status=500)),
+            series(key(Kind.CLIENT)),
             series(SeriesKey(Kind.SERVER, key().resource, overflow=True)),
         )
     )

@@ -23,8 +23,15 @@ _stage_ids = itertools.count(0x5000_0000_0000_0000)
 
 
 def span(
-    name: str, span_id: int, start_unix_ns: int, duration_ns: int, *, trace: int = 1,
-    parent: int = 0, kind: int = INTERNAL, attributes: Mapping[str, object] | None = None,
+    name: str,
+    span_id: int,
+    start_unix_ns: int,
+    duration_ns: int,
+    *,
+    trace: int = 1,
+    parent: int = 0,
+    kind: int = INTERNAL,
+    attributes: Mapping[str, object] | None = None,
     failed: bool = False,
 ) -> dict[str, Any]:
     """One span in OTLP's JSON."""
@@ -39,10 +46,21 @@ def span(
 
 
 def request(
-    number: int = 1, *, stages: Mapping[str, int] | None = None, path: str = "/items/7",
-    after_ns: int = 0, parent: int = 0, trace: int | None = None, kind: int = SERVER,
-    as_attributes: bool = False, status: int = 200, error: str = "", host: str = "up:9000",
-    absent: Sequence[str] = (), acked_ns: int = 0, **attributes: object,
+    number: int = 1,
+    *,
+    stages: Mapping[str, int] | None = None,
+    path: str = "/items/7",
+    after_ns: int = 0,
+    parent: int = 0,
+    trace: int | None = None,
+    kind: int = SERVER,
+    as_attributes: bool = False,
+    status: int = 200,
+    error: str = "",
+    host: str = "up:9000",
+    absent: Sequence[str] = (),
+    acked_ns: int = 0,
+    **attributes: object,
 ) -> list[dict[str, Any]]:
     """A request's span, whose id is its number, and its stages.
 
@@ -63,8 +81,19 @@ def request(
     }  # fmt: skip
     if as_attributes:
         told |= {f"otelbpf.stage.{name}": ns for name, ns in stages.items()}
-    made = [span("GET", number, at, sum(stages.values()), trace=trace, parent=parent, kind=kind,
-                 attributes=told, failed=bool(error))]
+    made = [
+        span(
+            "GET",
+            number,
+            at,
+            sum(stages.values()),
+            trace=trace,
+            parent=parent,
+            kind=kind,
+            attributes=told,
+            failed=bool(error),
+        )
+    ]
     if not as_attributes:
         for name, ns in stages.items():
             made.append(span(name, next(_stage_ids), at, ns, trace=trace, parent=number))

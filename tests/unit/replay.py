@@ -39,7 +39,10 @@ def replay(ring: bytes, config: Config) -> tuple[Pipeline, list[ReadableSpan]]:
     exporter = InMemorySpanExporter()
     with mock.patch.object(spans, "_span_id", itertools.count(0xC000).__next__):
         pipeline = Pipeline(
-            config, Ids(bytes(16)), Resources(config.service_name), Routes(config.routes),
+            config,
+            Ids(bytes(16)),
+            Resources(config.service_name),
+            Routes(config.routes),
             by_export(exporter, "there"),
         )
         pipeline.clock = CLOCK

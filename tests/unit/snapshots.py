@@ -40,9 +40,7 @@ def key(kind: Kind = Kind.SERVER, **changes: Any) -> SeriesKey:
     of_kind: dict[str, Any] = {"server_port": 8080}
     if kind is Kind.CLIENT:
         of_kind = {"server_port": 9000, "server_address": "models"}
-    fields = {
-        "resource": SHOP, "method": "GET", "route": "/items/{id}", "status": 200, **of_kind
-    }
+    fields = {"resource": SHOP, "method": "GET", "route": "/items/{id}", "status": 200, **of_kind}
     return SeriesKey(kind, **{**fields, **changes})
 
 
@@ -101,9 +99,7 @@ def snapshot(*all_series: Series, seconds: int = 10, **changes: Any) -> Snapshot
         "connections": (server,),
         "sums": sums(),
     }
-    return Snapshot(
-        START_UNIX_NS, START_UNIX_NS + seconds * 10**9, **{**fields, **changes}
-    )
+    return Snapshot(START_UNIX_NS, START_UNIX_NS + seconds * 10**9, **{**fields, **changes})
 
 
 def by_name(data: MetricsData, resource: Resource | None = None) -> dict[str, Metric]:

@@ -145,8 +145,16 @@ def test_fields_in_order(compiled: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "offset"),
-    [("first", 0), ("deep", 8), ("other", 8), ("named", 12), ("named.b", 16), ("text", 24),
-     ("named.c", None), ("nothing", None)],
+    [
+        ("first", 0),
+        ("deep", 8),
+        ("other", 8),
+        ("named", 12),
+        ("named.b", 16),
+        ("text", 24),
+        ("named.c", None),
+        ("nothing", None),
+    ],
 )
 def test_offsets_look_through_what_has_no_name(
     compiled: Path, path: str, offset: int | None

@@ -34,16 +34,22 @@ def in_a_new_thread(function: Callable[[], dict[str, int]]) -> dict[str, int]:
 
 @pytest.mark.parametrize(
     "keep",
-    [set(), {Capability.CAP_SYS_PTRACE},
-     {Capability.CAP_BPF, Capability.CAP_DAC_OVERRIDE, Capability.CAP_SYS_ADMIN}],
+    [
+        set(),
+        {Capability.CAP_SYS_PTRACE},
+        {Capability.CAP_BPF, Capability.CAP_DAC_OVERRIDE, Capability.CAP_SYS_ADMIN},
+    ],
     ids=len,
 )
 def test_a_thread_gives_up_all_but_what_it_keeps(keep: set[Capability]) -> None:
     before = status()
     bits = sum(1 << each for each in keep)
     assert with_only(keep, status) == {
-        "CapInh": 0, "CapAmb": 0, "NoNewPrivs": 1,
-        "CapPrm": before["CapEff"] & bits, "CapEff": before["CapEff"] & bits,
+        "CapInh": 0,
+        "CapAmb": 0,
+        "NoNewPrivs": 1,
+        "CapPrm": before["CapEff"] & bits,
+        "CapEff": before["CapEff"] & bits,
         # Only who has CAP_SETPCAP can bind what it is yet to get.
         "CapBnd": before["CapBnd"] & bits if before["CapEff"] >> 8 & 1 else before["CapBnd"],
     }
@@ -83,13 +89,14 @@ def names(rights_: tuple[rights.Right, ...]) -> set[str]:
 
 @pytest.mark.parametrize(
     ("condition", "capability"),
-    [({"programs": True}, "CAP_BPF"),
-     ({"namespace": True}, "CAP_SYS_ADMIN"), ({"low_port": True}, "CAP_NET_BIND_SERVICE")],
+    [
+        ({"programs": True}, "CAP_BPF"),
+        ({"namespace": True}, "CAP_SYS_ADMIN"),
+        ({"low_port": True}, "CAP_NET_BIND_SERVICE"),
+    ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_kept_only_where_it_is_needed(
-    condition: dict[str, bool], capability: str
-) -> None:
+def test_what_is_kept_only_where_it_is_needed(condition: dict[str, bool], capability: str) -> None:
     always = {
         "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH", "CAP_CHECKPOINT_RESTORE", "CAP_NET_ADMIN",
     }  # fmt: skip
@@ -128,10 +135,13 @@ def test_a_thread_that_kept_more_is_seen() -> None:
 
 def test_nothing_is_gained_by_starting_a_program() -> None:
     """Root's programs have all rights, were it not for that."""
+
     def spawn() -> str:
         read, write = os.pipe()
         pid = os.posix_spawn(
-            "/bin/grep", ["grep", "CapEff", "/proc/self/status"], os.environ,
+            "/bin/grep",
+            ["grep", "CapEff", "/proc/self/status"],
+            os.environ,
             file_actions=[(os.POSIX_SPAWN_DUP2, write, 1)],
         )
         os.close(write)

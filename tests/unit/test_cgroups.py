@@ -77,8 +77,10 @@ def test_containers(path: str, container: str) -> None:
         ("9:pids:/x\n1:name=systemd:/shop.service\n0::/\n", Paths("/", "/shop.service")),
         ("9:pids:/x\n1:name=systemd:/shop.service\n", Paths("", "/shop.service")),
         # It has both.
-        ("1:name=systemd:/shop.service\n0::/shop.service\n",
-         Paths("/shop.service", "/shop.service")),
+        (
+            "1:name=systemd:/shop.service\n0::/shop.service\n",
+            Paths("/shop.service", "/shop.service"),
+        ),
         ("9:pids:/x\n0::/\n", Paths("/", "/")),
         ("", Paths("", "")),
     ],

@@ -62,55 +62,87 @@ REFUSED = [
     (("run",), "the following arguments are required: --interface"),
     (("run", "--port", "80"), "the following arguments are required: --interface"),
     (("run", "--interface", "lo"), "nothing to measure: give a server's --port, or an --upstream"),
-    *(((*RUN, "--upstream", text), f"argument --upstream: {text!r} is no HOST:PORT")
-      for text in ("", "80", ":80", "[]:80", "::1:80", "fd00::1:80", "[::1:80")),
-    *(((*RUN, "--upstream", f"here:{port}"), f"argument --upstream: {port!r} is no TCP port")
-      for port in ("", "0", "65536", "http")),
+    *(
+        ((*RUN, "--upstream", text), f"argument --upstream: {text!r} is no HOST:PORT")
+        for text in ("", "80", ":80", "[]:80", "::1:80", "fd00::1:80", "[::1:80")
+    ),
+    *(
+        ((*RUN, "--upstream", f"here:{port}"), f"argument --upstream: {port!r} is no TCP port")
+        for port in ("", "0", "65536", "http")
+    ),
     ((*RUN, "--client-port", "0"), "argument --client-port: '0' is no TCP port"),
     ((*RUN, "--interface"), "argument --interface: expected one argument"),
     ((*RUN, "--dur", "1"), "unrecognized arguments: --dur 1"),  # no abbreviations
     ((*RUN, "more"), "unrecognized arguments: more"),
-    *(((*RUN, "--port", port), "argument --port: ")
-      for port in ("0", "65536", "-1", "http", "80.0", "", "²", "1e3", "9" * 5000)),
+    *(
+        ((*RUN, "--port", port), "argument --port: ")
+        for port in ("0", "65536", "-1", "http", "80.0", "", "²", "1e3", "9" * 5000)
+    ),
     ((*RUN, "--port", "0"), "'0' is no TCP port: it is a number from 1 to 65535; see `otelbpf run"),
-    *(((*RUN, option, seconds), f"argument {option}: {seconds!r} is no number of seconds above 0")
-      for option in ("--duration", "--idle-timeout")
-      for seconds in ("0", "nan", "inf", "1e9", "soon", "")),
+    *(
+        ((*RUN, option, seconds), f"argument {option}: {seconds!r} is no number of seconds above 0")
+        for option in ("--duration", "--idle-timeout")
+        for seconds in ("0", "nan", "inf", "1e9", "soon", "")
+    ),
     ((*RUN, "--duration=-1"), "argument --duration: '-1' is no number of seconds above 0"),
-    *(((*RUN, option, n), f"argument {option}: {n!r} is no number from 16 to {most}")
-      for option, most in (("--connections", 524_288), ("--ring", 65_536))
-      for n in ("15", f"{most + 1}", "1.5", "many", "")),
+    *(
+        ((*RUN, option, n), f"argument {option}: {n!r} is no number from 16 to {most}")
+        for option, most in (("--connections", 524_288), ("--ring", 65_536))
+        for n in ("15", f"{most + 1}", "1.5", "many", "")
+    ),
     ((*RUN, "--stages", "events"), "argument --stages: invalid choice: 'events'"),
     ((*RUN, "--xdp", "native"), "argument --xdp: invalid choice: 'native'"),
-    *(((*RUN, option, path), f"argument {option}: {path!r} cannot be written")
-      for option in ("--ready-file", "--sums-file")
-      for path in ("/missing/file", "/", ".")),
-    *(((*RUN, "--health", port), f"argument --health: {port!r} is no TCP port")
-      for port in ("", "0", "65536", "here", "[]")),
-    *(((*RUN, "--health", f"here:{port}"), f"argument --health: {port!r} is no TCP port")
-      for port in ("", "0", "65536", "http")),
-    *(((*RUN, "--health", text), f"argument --health: {text!r} is no HOST:PORT")
-      for text in (":80", "[]:80", "::1", "::1:80", "[::1", "[::1]")),
-    *(((*RUN, "--sample", n), f"argument --sample: {n!r} is no share: one in a hundred is 1/100")
-      for n in ("0", "1", "0.1", "2/3", "1/0", "1/", "1/x", "1/-1", "1/9999999999", "10%", "")),
-    *(((*RUN, "--slow", time), f"argument --slow: {time!r} is no time, or no route and time")
-      for time in ("5", "ms", "5m", "1e3ms", "5 ms", "=5ms", "/a=", "/a=5", "", "²ms")),
-    *(((*RUN, option, value), f"argument {option}: 'users' is no route: it begins with a slash")
-      for option, value in (("--slow", "users=5ms"), ("--route", "users"))),
+    *(
+        ((*RUN, option, path), f"argument {option}: {path!r} cannot be written")
+        for option in ("--ready-file", "--sums-file")
+        for path in ("/missing/file", "/", ".")
+    ),
+    *(
+        ((*RUN, "--health", port), f"argument --health: {port!r} is no TCP port")
+        for port in ("", "0", "65536", "here", "[]")
+    ),
+    *(
+        ((*RUN, "--health", f"here:{port}"), f"argument --health: {port!r} is no TCP port")
+        for port in ("", "0", "65536", "http")
+    ),
+    *(
+        ((*RUN, "--health", text), f"argument --health: {text!r} is no HOST:PORT")
+        for text in (":80", "[]:80", "::1", "::1:80", "[::1", "[::1]")
+    ),
+    *(
+        ((*RUN, "--sample", n), f"argument --sample: {n!r} is no share: one in a hundred is 1/100")
+        for n in ("0", "1", "0.1", "2/3", "1/0", "1/", "1/x", "1/-1", "1/9999999999", "10%", "")
+    ),
+    *(
+        ((*RUN, "--slow", time), f"argument --slow: {time!r} is no time, or no route and time")
+        for time in ("5", "ms", "5m", "1e3ms", "5 ms", "=5ms", "/a=", "/a=5", "", "²ms")
+    ),
+    *(
+        ((*RUN, option, value), f"argument {option}: 'users' is no route: it begins with a slash")
+        for option, value in (("--slow", "users=5ms"), ("--route", "users"))
+    ),
     ((*RUN, "--route", "/{}"), "argument --route: '/{}' is no route"),
-    *(((*RUN, "--series", n), f"argument --series: {n!r} is no number from 8 to 4096")
-      for n in ("7", "4097", "many", "")),
-    *(((command, *RUN[1:], option, "1"), f"unrecognized arguments: {option} 1; {whose}see `otelbpf "
-       f"{command} --help`")
-      for command, option, whose in (
-          ("top", "--output", "--output is an option of `otelbpf run`; "),
-          ("run", "--sort", "--sort is an option of `otelbpf top`; "),
-          ("top", "--nonsense", ""),
-      )),
+    *(
+        ((*RUN, "--series", n), f"argument --series: {n!r} is no number from 8 to 4096")
+        for n in ("7", "4097", "many", "")
+    ),
+    *(
+        (
+            (command, *RUN[1:], option, "1"),
+            f"unrecognized arguments: {option} 1; {whose}see `otelbpf {command} --help`",
+        )
+        for command, option, whose in (
+            ("top", "--output", "--output is an option of `otelbpf run`; "),
+            ("run", "--sort", "--sort is an option of `otelbpf top`; "),
+            ("top", "--nonsense", ""),
+        )
+    ),
     ((*RUN, "--interval=1"), "unrecognized arguments: --interval=1; --interval is an option of"),
-    (("check", "--port", "80"),
-     "unrecognized arguments: --port 80; --port is an option of `otelbpf run` and `otelbpf top`; "
-     "see `otelbpf check --help`"),
+    (
+        ("check", "--port", "80"),
+        "unrecognized arguments: --port 80; --port is an option of `otelbpf run` and "
+        "`otelbpf top`; see `otelbpf check --help`",
+    ),
     (("--output", "x", "run"), "argument command: invalid choice: 'x' (choose from "),
 ]
 
@@ -137,15 +169,21 @@ def test_refused(
     ("arguments", "upstreams", "client_ports"),
     [
         (("--upstream", "10.0.0.1:80"), (("10.0.0.1", 80),), ()),
-        (("--upstream", "[fd00::1]:80", "--upstream", "here.example:81"),
-         (("fd00::1", 80), ("here.example", 81)), ()),
+        (
+            ("--upstream", "[fd00::1]:80", "--upstream", "here.example:81"),
+            (("fd00::1", 80), ("here.example", 81)),
+            (),
+        ),
         (("--upstream", "here:80", "--upstream", "here:80"), (("here", 80),), ()),
         (("--client-port", "80", "--client-port", "81"), (), (80, 81)),
     ],
 )
 def test_upstreams_need_no_port_of_a_server(
-    arguments: tuple[str, ...], upstreams: tuple[tuple[str, int], ...],
-    client_ports: tuple[int, ...], ran: list[Config], monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    upstreams: tuple[tuple[str, int], ...],
+    client_ports: tuple[int, ...],
+    ran: list[Config],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert call(monkeypatch, "run", "--interface", "lo", *arguments) == 0
     assert (ran[0].ports, ran[0].upstreams, ran[0].client_ports) == ((), upstreams, client_ports)
@@ -153,8 +191,12 @@ def test_upstreams_need_no_port_of_a_server(
 
 @pytest.mark.parametrize(
     ("text", "address"),
-    [("13134", ("127.0.0.1", 13_134)), ("0.0.0.0:80", ("0.0.0.0", 80)),
-     ("here.example:81", ("here.example", 81)), ("[::1]:82", ("::1", 82))],
+    [
+        ("13134", ("127.0.0.1", 13_134)),
+        ("0.0.0.0:80", ("0.0.0.0", 80)),
+        ("here.example:81", ("here.example", 81)),
+        ("[::1]:82", ("::1", 82)),
+    ],
 )
 def test_where_probes_are_answered(
     text: str, address: tuple[str, int], ran: list[Config], monkeypatch: pytest.MonkeyPatch
@@ -165,12 +207,18 @@ def test_where_probes_are_answered(
 
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
-    [("OTEL_BSP_MAX_QUEUE_SIZE", "0", "OTEL_BSP_MAX_QUEUE_SIZE=0 is no whole number from 1"),
-     ("OTEL_BSP_EXPORT_TIMEOUT", "²", "OTEL_BSP_EXPORT_TIMEOUT=² is no whole number from 1")],
+    [
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "0", "OTEL_BSP_MAX_QUEUE_SIZE=0 is no whole number from 1"),
+        ("OTEL_BSP_EXPORT_TIMEOUT", "²", "OTEL_BSP_EXPORT_TIMEOUT=² is no whole number from 1"),
+    ],
 )
 def test_refused_variables(
-    variable: str, value: str, said: str, ran: list[Config],
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    variable: str,
+    value: str,
+    said: str,
+    ran: list[Config],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv(variable, value)
     assert call(monkeypatch, *RUN) == 2
@@ -180,12 +228,17 @@ def test_refused_variables(
 
 @pytest.mark.parametrize(
     "variables",
-    [{"OTEL_TRACES_EXPORTER": "otlp,console"}, {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"},
-     {"OTEL_TRACES_SAMPLER": "xray"},
-     {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "2"}],
+    [
+        {"OTEL_TRACES_EXPORTER": "otlp,console"},
+        {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"},
+        {"OTEL_TRACES_SAMPLER": "xray"},
+        {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "2"},
+    ],
 )
 def test_variables_are_refused_before_anything_is_loaded(
-    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    variables: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def load(*_: object) -> None:
         pytest.fail("loaded")
@@ -204,8 +257,10 @@ def test_variables_are_refused_before_anything_is_loaded(
 
 @pytest.mark.parametrize("error", [UsageError, KernelError])
 def test_the_agents_refusal(
-    error: type, ran: list[Config],
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    error: type,
+    ran: list[Config],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def run(*_: object) -> None:
         raise error("cannot do it: try another way")
@@ -253,24 +308,73 @@ def test_every_option_arrives(
 ) -> None:
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "77")
     arguments = (
-        "--interface", "eth1", "--interface", "lo", "--port", "65535", "--port", "80",
-        "--netns", "blue", "--duration", "1.5", "--stages", "attributes", "--capture-query",
-        "--service-name", "shop", "--xdp", "off", "--idle-timeout", "0.5", "--connections", "16",
-        "--ring", "1000", "--output", "spans.jsonl", "--ready-file", str(tmp_path / "ready"),
-        "--sums-file", str(tmp_path / "sums"), "--sample", "1/4", "--slow", "5ms", "--slow",
-        "/up=1.5s", "--route", "/a/{b}", "--series", "8", "--keep-4xx", "--health", "81",
+        "--interface",
+        "eth1",
+        "--interface",
+        "lo",
+        "--port",
+        "65535",
+        "--port",
+        "80",
+        "--netns",
+        "blue",
+        "--duration",
+        "1.5",
+        "--stages",
+        "attributes",
+        "--capture-query",
+        "--service-name",
+        "shop",
+        "--xdp",
+        "off",
+        "--idle-timeout",
+        "0.5",
+        "--connections",
+        "16",
+        "--ring",
+        "1000",
+        "--output",
+        "spans.jsonl",
+        "--ready-file",
+        str(tmp_path / "ready"),
+        "--sums-file",
+        str(tmp_path / "sums"),
+        "--sample",
+        "1/4",
+        "--slow",
+        "5ms",
+        "--slow",
+        "/up=1.5s",
+        "--route",
+        "/a/{b}",
+        "--series",
+        "8",
+        "--keep-4xx",
+        "--health",
+        "81",
     )
     assert call(monkeypatch, *RUN, *arguments) == 0
     assert ran == [
         Config(
-            interfaces=("lo", "eth1"), ports=(80, 65_535), netns="blue", duration_s=1.5,
+            interfaces=("lo", "eth1"),
+            ports=(80, 65_535),
+            netns="blue",
+            duration_s=1.5,
             xdp=Xdp.OFF,
-            stages=StageStyle.ATTRIBUTES, capture_query=True, idle_timeout_s=0.5,
-            service_name="shop", output="spans.jsonl", ready_file=tmp_path / "ready",
+            stages=StageStyle.ATTRIBUTES,
+            capture_query=True,
+            idle_timeout_s=0.5,
+            service_name="shop",
+            output="spans.jsonl",
+            ready_file=tmp_path / "ready",
             health=("127.0.0.1", 81),
-            sums_file=tmp_path / "sums", limits=Limits(16, 1000, series=8),
-            sampler=Sampler(1 << 62, keep_errors=True), routes=("/a/{b}",),
-            found_routes=8, slow=Slow(5_000_000, (("/up", 1_500_000_000),)), keep_4xx=True,
+            sums_file=tmp_path / "sums",
+            limits=Limits(16, 1000, series=8),
+            sampler=Sampler(1 << 62, keep_errors=True),
+            routes=("/a/{b}",),
+            found_routes=8,
+            slow=Slow(5_000_000, (("/up", 1_500_000_000),)),
+            keep_4xx=True,
             queue=QueueLimits(requests=77),
         )
     ]

@@ -65,9 +65,7 @@ def test_the_first_of_equals_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("width", range(6))
-def test_the_truth_lies_within_the_uncertainty(
-    monkeypatch: pytest.MonkeyPatch, width: int
-) -> None:
+def test_the_truth_lies_within_the_uncertainty(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     """Wherever in the bracket the Unix clock was really read."""
     for read_at in range(width + 1):
         true_offset = UNIX_NS

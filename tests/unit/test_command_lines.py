@@ -71,8 +71,11 @@ TITLES = ("nginx: ", "php-fpm: ", "gunicorn: ", "puma ", "starman ")
         ("php", "php -r 'serve();'", ""),
         ("java", "java -Xmx1g -cp a.jar:b.jar -Dx=y com.example.Shop 80", "com.example.Shop"),
         ("java", "java -javaagent:otel.jar -jar /srv/shop-1.2.jar -jar other.jar", "shop-1.2.jar"),
-        ("java", "java --module-path mods --add-opens a/b=c -m shop/com.example.Main",
-         "com.example.Main"),
+        (
+            "java",
+            "java --module-path mods --add-opens a/b=c -m shop/com.example.Main",
+            "com.example.Main",
+        ),
         ("java", "java --module-path=mods --add-modules ALL-SYSTEM --module=shop", "shop"),
         ("java", "java -version", ""),
         ("dotnet", "dotnet /srv/shop.dll --urls http://*:80", "shop.dll"),

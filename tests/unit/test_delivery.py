@@ -16,9 +16,7 @@ from otelbpf.ledger.tally import Lost
 
 TAKEN, LATER, TOO_LARGE, REFUSED = (Answer(verdict, "why") for verdict in Verdict)
 WELL = Answer(Verdict.TAKEN)
-WORDING = Wording(
-    "the collector", "spans", "spans", "a single one", "they wait", "they are lost"
-)
+WORDING = Wording("the collector", "spans", "spans", "a single one", "they wait", "they are lost")
 NOW_TO_LATER = "the collector does not take spans now (why); they wait"
 AGAIN = "the collector takes spans again"
 
@@ -138,11 +136,10 @@ def test_a_window_that_is_shorter_than_a_pause_is_one_try(hours: Hours) -> None:
     assert (door.sent, hours.waits) == (["a"], [])
 
 
-@pytest.mark.parametrize(("asked_s", "waited_s"),
-                         [(7.5, 7.5), (0.05, 0.1), (240, 240), (300, 300), (86_400, 300)])
-def test_what_the_collector_asks_for_is_kept(
-    hours: Hours, asked_s: float, waited_s: float
-) -> None:
+@pytest.mark.parametrize(
+    ("asked_s", "waited_s"), [(7.5, 7.5), (0.05, 0.1), (240, 240), (300, 300), (86_400, 300)]
+)
+def test_what_the_collector_asks_for_is_kept(hours: Hours, asked_s: float, waited_s: float) -> None:
     """Beyond the minute, too, but not for ever."""
     door = Door(Answer(Verdict.LATER, "busy", after_s=asked_s))
     assert deliver(door, "a") == [Fate(1)]
@@ -155,7 +152,7 @@ def test_nothing_asked_for_is_no_wish_to_be_asked_without_pause(hours: Hours) ->
 
 
 def test_one_that_always_asks_for_time_is_given_up_after_the_minute_and_the_next_batch_waits(
-    hours: Hours
+    hours: Hours,
 ) -> None:
     door = Door(*[Answer(Verdict.LATER, "busy", after_s=25)] * 4)
     sender = made(door)
@@ -166,9 +163,7 @@ def test_one_that_always_asks_for_time_is_given_up_after_the_minute_and_the_next
     assert door.sent == ["a"] * 4 + ["b"]
 
 
-def test_a_batch_that_has_to_wait_for_its_first_try_has_its_minute_after_that(
-    hours: Hours
-) -> None:
+def test_a_batch_that_has_to_wait_for_its_first_try_has_its_minute_after_that(hours: Hours) -> None:
     busy = [Answer(Verdict.LATER, "busy", after_s=seconds) for seconds in (200, 100)]
     door = Door(*busy, LATER, LATER)
     sender = made(door)
@@ -192,10 +187,12 @@ def test_a_refusal_is_final_and_told_once(hours: Hours, caplog: pytest.LogCaptur
 
 
 def test_another_reason_is_told_too_but_not_another_number(
-    caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    answers = [Answer(Verdict.REFUSED, reason) for reason in ("no token", "request 17: quota",
-                                                              "request 18: quota", "no token")]
+    answers = [
+        Answer(Verdict.REFUSED, reason)
+        for reason in ("no token", "request 17: quota", "request 18: quota", "no token")
+    ]
     deliver_each = made(Door(*answers))
     for _ in answers:
         list(deliver_each.deliver("a"))
@@ -206,7 +203,7 @@ def test_another_reason_is_told_too_but_not_another_number(
 
 
 def test_one_that_says_something_else_each_time_does_not_fill_the_log(
-    caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     words = ("".join(letters) for letters in itertools.product("abcdefgh", repeat=2))
     sender = made(Door(*[Answer(Verdict.REFUSED, each) for each in words]))
@@ -240,9 +237,7 @@ def test_what_is_too_large_is_parted_until_it_is_taken(
     assert told(caplog) == []
 
 
-def test_one_that_is_too_large_alone_is_lost_and_no_other(
-    caplog: pytest.LogCaptureFixture
-) -> None:
+def test_one_that_is_too_large_alone_is_lost_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
     door = Door()
     door.send = lambda payload, _: TOO_LARGE if "d" in payload else WELL  # type: ignore[method-assign]
     fates = deliver(door, "abcdefg")
@@ -325,7 +320,8 @@ def test_rejections_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(4):
         list(sender.deliver("c"))
     assert told(caplog) == [
-        "the collector has rejected 3 of 3 spans, which are lost (it does not say why)", AGAIN,
+        "the collector has rejected 3 of 3 spans, which are lost (it does not say why)",
+        AGAIN,
     ]
 
 
@@ -351,9 +347,7 @@ def test_what_has_no_form_is_lost_alone(caplog: pytest.LogCaptureFixture) -> Non
     assert second.getMessage() == AGAIN
 
 
-def test_a_door_that_raises_is_tried_again(
-    hours: Hours, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_door_that_raises_is_tried_again(hours: Hours, caplog: pytest.LogCaptureFixture) -> None:
     door = Door(RuntimeError("a bug"), RuntimeError("a bug"))
     assert deliver(door, "abc") == [Fate(3)]
     assert hours.waits == [1, 2]

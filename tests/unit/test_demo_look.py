@@ -38,8 +38,9 @@ def test_on_paper_it_is_plain_and_on_a_terminal_it_is_tops() -> None:
 
 
 def vars_of(look: Look) -> list[str]:
-    return [value for name in look.__dataclass_fields__
-            if isinstance(value := getattr(look, name), str)]
+    return [
+        value for name in look.__dataclass_fields__ if isinstance(value := getattr(look, name), str)
+    ]
 
 
 def test_stages_and_times_in_ascii() -> None:
@@ -57,7 +58,10 @@ def test_shares_in_percent(part: int, whole: int, text: str) -> None:
 
 def test_one_and_more() -> None:
     assert [counted(number, "span") for number in (0, 1, 2_420)] == [
-        "0 spans", "1 span", "2,420 spans"]
+        "0 spans",
+        "1 span",
+        "2,420 spans",
+    ]
 
 
 @pytest.mark.parametrize(

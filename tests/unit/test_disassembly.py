@@ -114,8 +114,13 @@ def returns(instructions: list[Instruction]) -> tuple[int, ...]:
 
 @pytest.mark.parametrize(
     ("function", "at_least"),
-    [("main.(*shop).handle", 3), ("main.(*shop).price", 1), ("main.sum", 1), ("main.large", 1),
-     ("main.forever", 0)],
+    [
+        ("main.(*shop).handle", 3),
+        ("main.(*shop).price", 1),
+        ("main.sum", 1),
+        ("main.large", 1),
+        ("main.forever", 0),
+    ],
 )
 def test_ends_of_go_are_its_returns(go_program: Path, function: str, at_least: int) -> None:
     expected = returns(disassemble(go_program, function))
@@ -154,8 +159,7 @@ def test_go_starts_after_its_stack_is_large_enough(go_program: Path, function: s
 def test_a_large_go_frame_has_two_checks(go_program: Path) -> None:
     instructions = disassemble(go_program, "main.large")
     start = start_of_go(code_of(go_program, "main.large"))
-    jumps = [each for each in instructions
-             if each.address < start and each.text.startswith("jb")]
+    jumps = [each for each in instructions if each.address < start and each.text.startswith("jb")]
     assert len(jumps) == 2
 
 
@@ -223,14 +227,20 @@ int main(int argc, char **argv)
 
 @pytest.fixture(scope="module")
 def cpp_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_c(tmp_path_factory.mktemp("cpp") / "page.cc.out", CPP, "-O2", "-pie", "-fPIE",
-                     "-fno-if-conversion", "-fno-tree-switch-conversion")
+    return compile_c(
+        tmp_path_factory.mktemp("cpp") / "page.cc.out",
+        CPP,
+        "-O2",
+        "-pie",
+        "-fPIE",
+        "-fno-if-conversion",
+        "-fno-tree-switch-conversion",
+    )
 
 
 def test_ends_of_cpp(cpp_program: Path) -> None:
     instructions = disassemble(cpp_program, "handle")
-    (call,) = [each.address for each in instructions
-               if re.match(r"jmp .*<other>", each.text)]
+    (call,) = [each.address for each in instructions if re.match(r"jmp .*<other>", each.text)]
     with Elf(cpp_program) as elf:
         rare = [elf.code_of(each) for each in elf.symbols("handle.cold*")]
     assert len(rare) == 1
@@ -250,15 +260,14 @@ def test_a_switch_in_cpp_is_no_end(cpp_program: Path) -> None:
 
 
 def test_a_call_of_a_method_at_the_end_is_one(cpp_program: Path) -> None:
-    (jump,) = [each.address for each in disassemble(cpp_program, "show")
-               if re.match(r"jmp +\*", each.text)]
+    (jump,) = [
+        each.address for each in disassemble(cpp_program, "show") if re.match(r"jmp +\*", each.text)
+    ]
     assert ends_of(code_of(cpp_program, "show"), is_go=False) == (jump,)
 
 
 @pytest.mark.parametrize("function", ["call", "call_it"])
-def test_a_jump_that_may_be_a_switch_or_a_call_is_refused(
-    cpp_program: Path, function: str
-) -> None:
+def test_a_jump_that_may_be_a_switch_or_a_call_is_refused(cpp_program: Path, function: str) -> None:
     with pytest.raises(UnclearCodeError, match="to where only a register says"):
         ends_of(code_of(cpp_program, function), is_go=False)
 
@@ -296,7 +305,8 @@ def test_a_loop_to_the_first_instruction_is_no_check_of_the_stack() -> None:
 
 
 @pytest.mark.parametrize(
-    ("jump", "is_table"), [(b"\xff\xe0", True), (b"\xff\xe1", False)]  # *%rax, *%rcx
+    ("jump", "is_table"),
+    [(b"\xff\xe0", True), (b"\xff\xe1", False)],  # *%rax, *%rcx
 )
 def test_a_tables_distance_is_added_to_what_is_jumped_by(jump: bytes, is_table: bool) -> None:
     # movslq (%rdi,%rax,4),%rax; add %rdi,%rax

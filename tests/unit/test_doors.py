@@ -63,8 +63,18 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("", "_TRACES", "_METRICS"):
         for what in ("ENDPOINT", "HEADERS", "COMPRESSION", "CERTIFICATE", "TIMEOUT", "INSECURE"):
             monkeypatch.delenv(f"OTEL_EXPORTER_OTLP{name}_{what}", raising=False)
-    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
-                 "http_proxy", "https_proxy", "no_proxy", "grpc_proxy", "no_grpc_proxy"):
+    for name in (
+        "REQUESTS_CA_BUNDLE",
+        "CURL_CA_BUNDLE",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "NO_PROXY",
+        "http_proxy",
+        "https_proxy",
+        "no_proxy",
+        "grpc_proxy",
+        "no_grpc_proxy",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -79,7 +89,8 @@ def door(
     protocol: str, port: int, scheme: str = "http", host: str = "127.0.0.1"
 ) -> GrpcDoor | HttpDoor:
     exporter = (
-        GrpcSpanExporter(f"{scheme}://{host}:{port}") if protocol == GRPC
+        GrpcSpanExporter(f"{scheme}://{host}:{port}")
+        if protocol == GRPC
         else HttpSpanExporter(f"{scheme}://{host}:{port}/v1/traces")
     )
     found = door_of(exporter, Signal.TRACES)
@@ -192,11 +203,18 @@ RPC_ANSWERS: list[tuple[Rpc, Answer]] = [
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "deflate"])
-@pytest.mark.parametrize(("answer", "expected"), WEB_ANSWERS,
-                         ids=[f"{n}-{web.status}" for n, (web, _) in enumerate(WEB_ANSWERS)])
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    WEB_ANSWERS,
+    ids=[f"{n}-{web.status}" for n, (web, _) in enumerate(WEB_ANSWERS)],
+)
 def test_http(
-    web: Receiver, monkeypatch: pytest.MonkeyPatch, message: bytes, compression: str,
-    answer: Web, expected: Answer,
+    web: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+    message: bytes,
+    compression: str,
+    answer: Web,
+    expected: Answer,
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", compression)
     web.otherwise = answer
@@ -217,11 +235,18 @@ def test_a_date_to_come_again_at(web: Receiver, message: bytes) -> None:
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip"])
-@pytest.mark.parametrize(("answer", "expected"), RPC_ANSWERS,
-                         ids=[f"{n}-{rpc.code.name}" for n, (rpc, _) in enumerate(RPC_ANSWERS)])
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    RPC_ANSWERS,
+    ids=[f"{n}-{rpc.code.name}" for n, (rpc, _) in enumerate(RPC_ANSWERS)],
+)
 def test_grpc(
-    rpc: Receiver, monkeypatch: pytest.MonkeyPatch, message: bytes, compression: str,
-    answer: Rpc, expected: Answer,
+    rpc: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+    message: bytes,
+    compression: str,
+    answer: Rpc,
+    expected: Answer,
 ) -> None:
     if compression == "gzip":
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", compression)
@@ -416,8 +441,15 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Certific
     ],
 )  # fmt: skip
 def test_tls(
-    certificates: dict[str, Certificate], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-    message: bytes, of_server: str, trusted: str, protocol: str, words: str, bundle: str | None,
+    certificates: dict[str, Certificate],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    message: bytes,
+    of_server: str,
+    trusted: str,
+    protocol: str,
+    words: str,
+    bundle: str | None,
 ) -> None:
     """Whatever other programs are told to trust."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(certificates[trusted].certificate))
@@ -450,8 +482,11 @@ def test_the_bundle_of_other_programs_holds_where_no_certificate_is_named(
 @pytest.mark.parametrize("protocol", [GRPC, HTTP])
 @pytest.mark.parametrize("tls_where", ["here", "there"])
 def test_tls_on_one_side_only(
-    certificates: dict[str, Certificate], monkeypatch: pytest.MonkeyPatch, message: bytes,
-    protocol: str, tls_where: str,
+    certificates: dict[str, Certificate],
+    monkeypatch: pytest.MonkeyPatch,
+    message: bytes,
+    protocol: str,
+    tls_where: str,
 ) -> None:
     made = certificates["localhost"]
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(made.certificate))
@@ -476,7 +511,8 @@ def test_a_proxy(monkeypatch: pytest.MonkeyPatch, message: bytes, protocol: str)
         assert ask(protocol, receiver.port, message, host="localhost") == Answer(TAKEN)
     assert receiver.kept == [message]
     assert asked == [
-        f"CONNECT localhost:{receiver.port}" if protocol == GRPC
+        f"CONNECT localhost:{receiver.port}"
+        if protocol == GRPC
         else f"POST http://localhost:{receiver.port}/v1/traces"
     ]
 
@@ -529,11 +565,12 @@ class Without:
         return Without(getattr(self._whole, name), self._rest)
 
 
-@pytest.mark.parametrize(("exporter", "protocol", "name"), PRIVATE,
-                         ids=[f"{protocol}{name}" for _, protocol, name in PRIVATE])
-def test_without_one_of_them_there_is_no_door(
-    exporter: type, protocol: str, name: str
-) -> None:
+@pytest.mark.parametrize(
+    ("exporter", "protocol", "name"),
+    PRIVATE,
+    ids=[f"{protocol}{name}" for _, protocol, name in PRIVATE],
+)
+def test_without_one_of_them_there_is_no_door(exporter: type, protocol: str, name: str) -> None:
     """So that a new version of an exporter is used as it was before there were doors."""
     made = exporter()
     assert door_of(made, Signal.TRACES) is not None

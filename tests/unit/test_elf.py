@@ -36,8 +36,10 @@ FLAVOURS = {
 @pytest.fixture(scope="module")
 def flavours(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     directory = tmp_path_factory.mktemp("elf")
-    return {name: compile_c(directory / name, SOURCE, "-O1", *options)
-            for name, options in FLAVOURS.items()}
+    return {
+        name: compile_c(directory / name, SOURCE, "-O1", *options)
+        for name, options in FLAVOURS.items()
+    }
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -66,10 +68,17 @@ def test_functions_are_where_binutils_find_them(
 
 def test_patterns(flavours: dict[str, Path]) -> None:
     with Elf(flavours["library"]) as elf:
-        names = [[each.name for each in elf.symbols(pattern)]
-                 for pattern in ("handle", "handle*", "h?dd*", "*ndle_m*", "nothing", "handle?")]
+        names = [
+            [each.name for each in elf.symbols(pattern)]
+            for pattern in ("handle", "handle*", "h?dd*", "*ndle_m*", "nothing", "handle?")
+        ]
     assert [sorted(each) for each in names] == [
-        ["handle"], ["handle", "handle_more"], ["hidden"], ["handle_more"], [], []
+        ["handle"],
+        ["handle", "handle_more"],
+        ["hidden"],
+        ["handle_more"],
+        [],
+        [],
     ]
 
 
@@ -102,8 +111,13 @@ def test_versions_of_a_librarys_function(tmp_path: Path) -> None:
     int new_get(void) { return 2; }
     __asm__(".symver old_get, get@OLD_1\\n.symver new_get, get@@NEW_2");
     """
-    library = compile_c(tmp_path / "versions.so", source, "-shared", "-fPIC",
-                        f"-Wl,--version-script={tmp_path / 'map'}")
+    library = compile_c(
+        tmp_path / "versions.so",
+        source,
+        "-shared",
+        "-fPIC",
+        f"-Wl,--version-script={tmp_path / 'map'}",
+    )
     run("strip", library, cwd=tmp_path)
     with Elf(library) as elf:
         assert {str(each) for each in elf.symbols("get")} == {"get@OLD_1", "get@NEW_2"}
@@ -114,8 +128,13 @@ def test_versions_of_a_librarys_function(tmp_path: Path) -> None:
 
 def test_all_symbols_name_versions_too(tmp_path: Path) -> None:
     (tmp_path / "map").write_text("ONE_1 { global: get; local: *; };")
-    library = compile_c(tmp_path / "one.so", "int get(void) { return 1; }", "-shared", "-fPIC",
-                        f"-Wl,--version-script={tmp_path / 'map'}")
+    library = compile_c(
+        tmp_path / "one.so",
+        "int get(void) { return 1; }",
+        "-shared",
+        "-fPIC",
+        f"-Wl,--version-script={tmp_path / 'map'}",
+    )
     with Elf(library) as elf:
         assert [str(each) for each in elf.symbols("get")] == ["get@ONE_1"]
 
@@ -164,7 +183,9 @@ def test_exceptions_may_pass_through_cpp(tmp_path: Path, options: list[str]) -> 
         assert elf.has_exceptions
 
 
-PROBES = USDT + """
+PROBES = (
+    USDT
+    + """
 __extension__ unsigned short raised __attribute__((section(".probes"))) = 0;
 static inline __attribute__((always_inline)) void pass(void)
 {
@@ -174,20 +195,30 @@ __attribute__((noinline)) void one(void) { pass(); }
 __attribute__((noinline)) void two(void) { pass(); USDT("shop", "quiet", "0", "MOVED", ""); }
 int main(void) { one(); two(); return 0; }
 """
+)
 
 
 def readelf_notes(path: Path) -> list[tuple[str, ...]]:
     """Provider, name, location, semaphore, arguments of each note, as readelf has them."""
     return re.findall(
         r"Provider: (\S+)\s+Name: (\S+)\s+Location: (\w+), Base: \w+, Semaphore: (\w+)\s+"
-        r"Arguments: ?(.*)", run("readelf", "--wide", "--notes", path)
+        r"Arguments: ?(.*)",
+        run("readelf", "--wide", "--notes", path),
     )
 
 
 def read_notes(path: Path) -> list[tuple[str, ...]]:
     with Elf(path) as elf:
-        return [(note.provider, note.name, f"{note.address:#018x}", f"{note.semaphore:#018x}",
-                 note.arguments) for note in elf.usdt_notes]
+        return [
+            (
+                note.provider,
+                note.name,
+                f"{note.address:#018x}",
+                f"{note.semaphore:#018x}",
+                note.arguments,
+            )
+            for note in elf.usdt_notes
+        ]
 
 
 @pytest.mark.parametrize("option", ["-no-pie", "-pie"])
@@ -202,8 +233,9 @@ def test_usdt_notes_with_several_locations(tmp_path: Path, option: str) -> None:
         assert {note.semaphore for note in passed} == {raised.address}
         assert len({note.address for note in passed}) == 2
         for note, function in zip(passed, ("one", "two"), strict=True):
-            (inside,) = [each for each in disassemble(path, function)
-                         if each.address == note.address]
+            (inside,) = [
+                each for each in disassemble(path, function) if each.address == note.address
+            ]
             assert inside.text == "nop"
 
 

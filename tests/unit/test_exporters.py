@@ -23,8 +23,11 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("exporter", "traces", "general"),
-    list(itertools.product((None, "", "otlp", " otlp "), (None, "", *PROTOCOLS),
-                           (None, " ", *PROTOCOLS))),
+    list(
+        itertools.product(
+            (None, "", "otlp", " otlp "), (None, "", *PROTOCOLS), (None, " ", *PROTOCOLS)
+        )
+    ),
 )
 def test_protocols(exporter: str | None, traces: str | None, general: str | None) -> None:
     """The variable for traces goes before the one for all; gRPC is the default."""
@@ -44,8 +47,9 @@ def test_other_exporters_by_their_names(name: str) -> None:
     assert exporter_name(environment) == name
 
 
-@pytest.mark.parametrize("variable", ["OTEL_EXPORTER_OTLP_PROTOCOL",
-                                      "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"])
+@pytest.mark.parametrize(
+    "variable", ["OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"]
+)
 @pytest.mark.parametrize("protocol", ["http/json", "http", "GRPC ", "thrift"])
 def test_unknown_protocols_are_refused(variable: str, protocol: str) -> None:
     with pytest.raises(UsageError) as refusal:
@@ -67,9 +71,14 @@ def test_several_exporters_are_refused() -> None:
         ({}, "otlp_proto_grpc", "http://localhost:4317 (grpc)"),
         ({}, "otlp_proto_http", "http://localhost:4318 (http/protobuf)"),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:1"}, "otlp_proto_grpc", "http://a:1 (grpc)"),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:1",
-          "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://b:2/v1"},
-         "otlp_proto_http", "http://b:2/v1 (http/protobuf)"),
+        (
+            {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:1",
+                "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://b:2/v1",
+            },
+            "otlp_proto_http",
+            "http://b:2/v1 (http/protobuf)",
+        ),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:1"}, "console", "console"),
     ],
 )
@@ -80,8 +89,12 @@ def test_destination(environment: dict[str, str], name: str, text: str) -> None:
 def test_queue_limits_from_the_variables() -> None:
     assert QueueLimits.from_environment({}) == QueueLimits()
     assert QueueLimits.from_environment(
-        {"OTEL_BSP_MAX_QUEUE_SIZE": "7", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": " 8 ",
-         "OTEL_BSP_SCHEDULE_DELAY": "250", "OTEL_BSP_EXPORT_TIMEOUT": "1500"}
+        {
+            "OTEL_BSP_MAX_QUEUE_SIZE": "7",
+            "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": " 8 ",
+            "OTEL_BSP_SCHEDULE_DELAY": "250",
+            "OTEL_BSP_EXPORT_TIMEOUT": "1500",
+        }
     ) == QueueLimits(requests=7, batch_spans=8, delay_s=0.25, flush_s=1.5)
     assert QueueLimits.from_environment({"OTEL_BSP_MAX_QUEUE_SIZE": "  "}) == QueueLimits()
 
@@ -91,8 +104,12 @@ def test_queue_limits_from_the_variables() -> None:
 )
 @pytest.mark.parametrize(
     "name",
-    ["OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "OTEL_BSP_SCHEDULE_DELAY",
-     "OTEL_BSP_EXPORT_TIMEOUT"],
+    [
+        "OTEL_BSP_MAX_QUEUE_SIZE",
+        "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
+        "OTEL_BSP_SCHEDULE_DELAY",
+        "OTEL_BSP_EXPORT_TIMEOUT",
+    ],
 )
 def test_bad_queue_limits_are_refused(name: str, text: str) -> None:
     with pytest.raises(UsageError) as refusal:
@@ -103,7 +120,11 @@ def test_bad_queue_limits_are_refused(name: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("environment", "name", "remedy"),
     [
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "localhost:4317"}, "otlp_proto_grpc", "http://localhost:4317"),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "localhost:4317"},
+            "otlp_proto_grpc",
+            "http://localhost:4317",
+        ),
         ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "ftp://x"}, "otlp_proto_http", "http://x"),
     ],
 )
@@ -120,8 +141,10 @@ def test_an_endpoint_must_say_whether_to_use_tls(
         ({}, "otlp_proto_grpc"),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector:4317"}, "otlp_proto_grpc"),
         (
-            {"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317",
-             "OTEL_EXPORTER_OTLP_INSECURE": "true"},
+            {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317",
+                "OTEL_EXPORTER_OTLP_INSECURE": "true",
+            },
             "otlp_proto_grpc",
         ),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "localhost:4317"}, "console"),

@@ -65,8 +65,14 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(directory: Path) -> Path:
     """A program, and a library that it has loaded."""
     library = compile_c(directory / "libserve.so", LIBRARY, "-O1", "-shared", "-fPIC")
-    return compile_c(directory / "server", SERVER, "-O1", "-Wl,--no-as-needed", library,
-                     f"-Wl,-rpath,{directory}")
+    return compile_c(
+        directory / "server",
+        SERVER,
+        "-O1",
+        "-Wl,--no-as-needed",
+        library,
+        f"-Wl,-rpath,{directory}",
+    )
 
 
 @contextlib.contextmanager
@@ -100,13 +106,13 @@ def test_a_function_of_c(server: Path) -> None:
 
 def test_functions_by_a_pattern(server: Path) -> None:
     assert sorted(each.name for each in find_handlers(f"{server}:h?*d*")) == [
-        "server:handle", "server:handle_more", "server:hidden"
+        "server:handle",
+        "server:handle_more",
+        "server:hidden",
     ]
 
 
-def test_by_a_relative_path_and_as_a_command(
-    server: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_by_a_relative_path_and_as_a_command(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = find_handlers(f"{server}:handle")
     monkeypatch.chdir(server.parent)
     assert find_handlers("./server:handle") == expected
@@ -150,9 +156,7 @@ def test_nginx_of_the_distribution() -> None:
         ("4194305:handle", "there is no process 4194305; `pgrep"),  # PID_MAX_LIMIT is 4194304
     ],
 )
-def test_refusals(
-    server: Path, monkeypatch: pytest.MonkeyPatch, words: str, reason: str
-) -> None:
+def test_refusals(server: Path, monkeypatch: pytest.MonkeyPatch, words: str, reason: str) -> None:
     (server.parent / "script").write_text("#!/bin/sh\n")
     (server.parent / "script").chmod(0o755)
     monkeypatch.setenv("PATH", str(server.parent))
@@ -229,8 +233,9 @@ def test_a_process_whose_executable_was_deleted(
 
 def test_a_library_of_a_process_that_was_deleted(tmp_path: Path, server: Path) -> None:
     library = compile_c(tmp_path / "libgone.so", LIBRARY, "-O1", "-shared", "-fPIC")
-    path = compile_c(tmp_path / "server", SERVER, "-O1", "-Wl,--no-as-needed", library,
-                     f"-Wl,-rpath,{tmp_path}")
+    path = compile_c(
+        tmp_path / "server", SERVER, "-O1", "-Wl,--no-as-needed", library, f"-Wl,-rpath,{tmp_path}"
+    )
     data, offset = library.read_bytes(), start_of(library, "serve")
     with running(path) as pid:
         library.unlink()
@@ -255,8 +260,13 @@ def test_an_old_version_does_not_stand_in_for_what_is_chosen_later(tmp_path: Pat
     int new_get(void) __attribute__((ifunc("choose")));
     __asm__(".symver old_get, get@OLD_1\\n.symver new_get, get@@NEW_2");
     """
-    library = compile_c(tmp_path / "versions.so", source, "-shared", "-fPIC",
-                        f"-Wl,--version-script={tmp_path / 'map'}")
+    library = compile_c(
+        tmp_path / "versions.so",
+        source,
+        "-shared",
+        "-fPIC",
+        f"-Wl,--version-script={tmp_path / 'map'}",
+    )
     with pytest.raises(UsageError, match=r"get@NEW_2 in .* only chooses"):
         find_handlers(f"{library}:get")
     assert len(find_handlers(f"{library}:get@OLD_1")) == 1
@@ -329,7 +339,9 @@ def test_go_without_symbols(tmp_path: Path) -> None:
         find_handlers(f"{program}:main.handle")
 
 
-PROBES = USDT + """
+PROBES = (
+    USDT
+    + """
 __extension__ unsigned short raised __attribute__((section(".probes"))) = 0;
 __extension__ unsigned short lowered __attribute__((section(".probes"))) = 0;
 #define SHOP(name) USDT("shop", name, "0", "+ 0", "8@%rbp")
@@ -346,6 +358,7 @@ int main(int argc, char **argv)
     return 0;
 }
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -368,9 +381,7 @@ def locations(path: Path, name: str) -> list[int]:
         ("shop:opened,closed", "opened", "closed", 1),
     ],
 )
-def test_a_pair_of_usdt_probes(
-    probes: Path, words: str, start: str, end: str, copies: int
-) -> None:
+def test_a_pair_of_usdt_probes(probes: Path, words: str, start: str, end: str, copies: int) -> None:
     (handler,) = find_handlers(f"{probes}:{words}")
     assert len(handler.starts) == copies
     assert handler.starts == tuple(ProbeSite(probes, each) for each in locations(probes, start))
@@ -404,8 +415,10 @@ def test_a_function_of_python(probes: Path) -> None:
         UsdtArgument(8, False, ArgumentKind.MEMORY, "bp", -24),
     )
     assert [each.register for each in end.arguments] == ["bp", "r12"]
-    symbols = {name: int(address, 16) for address, name in
-               re.findall(r"^(\w+) \w (\w+)$", run("nm", probes), re.MULTILINE)}
+    symbols = {
+        name: int(address, 16)
+        for address, name in re.findall(r"^(\w+) \w (\w+)$", run("nm", probes), re.MULTILINE)
+    }
     assert start.semaphore == offset_in_file(probes, symbols["raised"])
     assert end.semaphore == offset_in_file(probes, symbols["lowered"])
 
@@ -419,7 +432,10 @@ def test_python_arguments_that_cannot_be_read(directory: Path) -> None:
 
 @pytest.mark.skipif(sys.version_info >= (3, 15), reason="3.15 has the probes again")
 def test_the_distributions_python_has_no_probes_that_work() -> None:
-    reason = ("is Python 3.11, where no call passes" if sys.version_info < (3, 12)
-              else "has no USDT probe function__entry")
+    reason = (
+        "is Python 3.11, where no call passes"
+        if sys.version_info < (3, 12)
+        else "has no USDT probe function__entry"
+    )
     with pytest.raises(UsageError, match=reason):
         find_handlers(f"{os.getpid()}:python:get")

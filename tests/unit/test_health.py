@@ -131,7 +131,8 @@ def test_the_port_answers_for_the_moment(
         told.turns(two_gone, now_s)
         assert get(where, "/livez") == (200, "ok\n")
         assert get(where, "/readyz") == (
-            503, "interface eth0: gone for 5.0 s\ninterface eth1: gone for 5.0 s\n"
+            503,
+            "interface eth0: gone for 5.0 s\ninterface eth1: gone for 5.0 s\n",
         )
         now_s += 10.0
         status, text = get(where, "/livez")

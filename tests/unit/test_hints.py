@@ -126,15 +126,24 @@ def test_no_more_are_remembered_than_there_is_room_for() -> None:
     [
         ({}, "", "nobody listens on port 80 here"),
         ({8080: "nginx"}, "", "nobody listens on port 80 here; nginx listens on 8080"),
-        ({8443: "nginx", 22: "sshd", 8080: "nginx"}, "shop",
-         "nobody listens on port 80 in network namespace shop; sshd listens on 22; nginx listens "
-         "on 8080, 8443"),
+        (
+            {8443: "nginx", 22: "sshd", 8080: "nginx"},
+            "shop",
+            "nobody listens on port 80 in network namespace shop; sshd listens on 22; nginx "
+            "listens on 8080, 8443",
+        ),
         ({8080: ""}, "", "nobody listens on port 80 here; somebody listens on 8080"),
-        ({port: "python3" for port in range(1, 8)}, "",
-         "nobody listens on port 80 here; python3 listens on 1, 2, 3, 4 and 3 more"),
-        ({port: f"p{port}" for port in range(1, 8)}, "",
-         "nobody listens on port 80 here; p1 listens on 1; p2 listens on 2; p3 listens on 3; p4 "
-         "listens on 4"),
+        (
+            {port: "python3" for port in range(1, 8)},
+            "",
+            "nobody listens on port 80 here; python3 listens on 1, 2, 3, 4 and 3 more",
+        ),
+        (
+            {port: f"p{port}" for port in range(1, 8)},
+            "",
+            "nobody listens on port 80 here; p1 listens on 1; p2 listens on 2; p3 listens on 3; p4 "
+            "listens on 4",
+        ),
     ],
 )
 def test_nobody_listens(listeners: dict[int, str], where: str, sentence: str) -> None:

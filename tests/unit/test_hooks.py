@@ -112,8 +112,10 @@ def test_a_kernel_that_takes_no_fentry_programs_says_why(kernel: MadeUp, log: st
     [
         ([], "has no function sock_def_readable, or it was inlined everywhere"),
         (["sock_def_readable.isra.0"], "left only sock_def_readable.isra.0"),
-        (["sock_def_readable", "sock_def_readable.constprop.0"],
-         "some callers of sock_def_readable use sock_def_readable.constprop.0"),
+        (
+            ["sock_def_readable", "sock_def_readable.constprop.0"],
+            "some callers of sock_def_readable use sock_def_readable.constprop.0",
+        ),
     ],
 )
 def test_a_function_that_the_compiler_took_apart_is_passed_over(

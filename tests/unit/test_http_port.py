@@ -191,8 +191,11 @@ def test_who_does_not_close(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("accepted", ["gzip", "identity"])
-@pytest.mark.parametrize("text", [b"", bytes(40_000_000), random.Random(7).randbytes(1_000_000)],
-                         ids=["empty", "zeros", "noise"])
+@pytest.mark.parametrize(
+    "text",
+    [b"", bytes(40_000_000), random.Random(7).randbytes(1_000_000)],
+    ids=["empty", "zeros", "noise"],
+)
 def test_the_text_is_whole(accepted: str, text: bytes) -> None:
     with serving(text) as port:
         status, content = port.get(**{"Accept-Encoding": accepted, "Accept": "text/this"})

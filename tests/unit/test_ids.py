@@ -29,10 +29,16 @@ def test_the_hash_is_the_one_that_python_has_for_bytes() -> None:
         pytest.skip(f"this Python hashes by {sys.hash_info.algorithm}")
     messages = np.arange(46, dtype=np.uint64).reshape(23, 2) * np.uint64(0x9E3779B97F4A7C15)
     by_python = subprocess.run(
-        [sys.executable, "-c", "import sys; [print(hash(bytes.fromhex(m))) for m in sys.argv[1:]]",
-         *(message.tobytes().hex() for message in messages)],
+        [
+            sys.executable,
+            "-c",
+            "import sys; [print(hash(bytes.fromhex(m))) for m in sys.argv[1:]]",
+            *(message.tobytes().hex() for message in messages),
+        ],
         env={**os.environ, "PYTHONHASHSEED": "0"},  # a key of zeros
-        capture_output=True, text=True, check=True,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     found = siphash_end(siphash_state((0, 0), messages[:, 0], messages[:, 1]))
     expected = [int(line) % (1 << 64) for line in by_python.stdout.split()]

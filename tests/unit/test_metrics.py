@@ -104,16 +104,29 @@ STATUS = "http.response.status_code"
     [
         (key(), {"http.route": "/items/{id}", "server.port": 8080, STATUS: 200}),
         (key(route=""), {"server.port": 8080, STATUS: 200}),
-        (key(Kind.CLIENT, route=""),
-         {"server.address": "models", "server.port": 9000, STATUS: 200}),
+        (
+            key(Kind.CLIENT, route=""),
+            {"server.address": "models", "server.port": 9000, STATUS: 200},
+        ),
         (key(status=429), {"http.route": "/items/{id}", "server.port": 8080, STATUS: 429}),
-        (key(status=503), {"http.route": "/items/{id}", "server.port": 8080, STATUS: 503,
-                           "error.type": "503"}),
-        (key(status=0, ended_by="client_closed"),
-         {"http.route": "/items/{id}", "server.port": 8080, "error.type": "client_closed"}),
-        (key(Kind.CLIENT, status=401),
-         {"url.template": "/items/{id}", "server.address": "models", "server.port": 9000,
-          STATUS: 401, "error.type": "401"}),
+        (
+            key(status=503),
+            {"http.route": "/items/{id}", "server.port": 8080, STATUS: 503, "error.type": "503"},
+        ),
+        (
+            key(status=0, ended_by="client_closed"),
+            {"http.route": "/items/{id}", "server.port": 8080, "error.type": "client_closed"},
+        ),
+        (
+            key(Kind.CLIENT, status=401),
+            {
+                "url.template": "/items/{id}",
+                "server.address": "models",
+                "server.port": 9000,
+                STATUS: 401,
+                "error.type": "401",
+            },
+        ),
     ],
 )
 def test_attributes(of: SeriesKey, expected: dict[str, object]) -> None:
@@ -146,7 +159,9 @@ def test_overflow() -> None:
     data = metrics_of(snapshot(series(), series(of)))
     assert points(data, SERVER_DURATION)[1].attributes == {"otel.metric.overflow": True}
     assert points(data, "otelbpf.stage.duration")[2].attributes == {
-        "otel.metric.overflow": True, "otelbpf.kind": "server", "otelbpf.stage": "nic_to_read",
+        "otel.metric.overflow": True,
+        "otelbpf.kind": "server",
+        "otelbpf.stage": "nic_to_read",
     }
 
 
@@ -175,16 +190,17 @@ def test_the_agents_own_counters() -> None:
     assert values(data, "otelbpf.hooks.missed", "otelbpf.hook") == {"tracepoint tcp_probe": 5}
     assert values(data, "otelbpf.metrics.exports.failed") == 2
     assert values(data, "otelbpf.metrics.points.lost", "otelbpf.reason") == {
-        "rejected": 3, "refused": 0, "too_large": 0, "export_failed": 0,
+        "rejected": 3,
+        "refused": 0,
+        "too_large": 0,
+        "export_failed": 0,
     }
 
 
 def test_what_can_fall_is_no_counter() -> None:
     metrics = by_name(metrics_of(snapshot()))
     assert [
-        name
-        for name, metric in metrics.items()
-        if not getattr(metric.data, "is_monotonic", True)
+        name for name, metric in metrics.items() if not getattr(metric.data, "is_monotonic", True)
     ] == ["otelbpf.requests.in_flight", "otelbpf.interfaces.unmeasured"]
 
 
@@ -207,9 +223,7 @@ def test_temporalities(temporality: Temporality, recent: set[str]) -> None:
         "otelbpf.http.request.size": 300,
         "otelbpf.requests.in_flight": 1,
     }
-    since_last = {
-        SERVER_DURATION: 2, "otelbpf.requests.seen": 7, "otelbpf.http.request.size": 200
-    }
+    since_last = {SERVER_DURATION: 2, "otelbpf.requests.seen": 7, "otelbpf.http.request.size": 200}
     for name, of_all in since_start.items():
         metric = by_name(data)[name]
         (point,) = metric.data.data_points
@@ -297,7 +311,8 @@ def test_how_long_it_was_not_since_the_last_export() -> None:
     now = replace(sums(), interfaces={"eth0": Coverage(None, {Gap.GONE: 4.0})})
     earlier = replace(sums(), interfaces={"eth0": Coverage(Gap.GONE, {Gap.GONE: 1.5})})
     data = metrics_of(
-        snapshot(sums=now), Receiver(snapshot(sums=earlier, seconds=5)),
+        snapshot(sums=now),
+        Receiver(snapshot(sums=earlier, seconds=5)),
         MetricStyle(temporality=DELTA),
     )
     times = values(data, "otelbpf.interfaces.unmeasured.time", "otelbpf.reason")

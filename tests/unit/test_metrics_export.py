@@ -125,13 +125,25 @@ def counts(exporter: Exporter) -> list[tuple[int, int]]:
     ("environment", "kind", "destination"),
     [
         ({}, GrpcMetricExporter, "http://localhost:4317 (grpc)"),
-        ({"OTEL_METRICS_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
-          "OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:1"},
-         HttpMetricExporter, "http://a:1 (http/protobuf)"),
-        ({"OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": "http/protobuf",
-          "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://b:2/v1/metrics",
-          "OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:1", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
-         HttpMetricExporter, "http://b:2/v1/metrics (http/protobuf)"),
+        (
+            {
+                "OTEL_METRICS_EXPORTER": "otlp",
+                "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+                "OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:1",
+            },
+            HttpMetricExporter,
+            "http://a:1 (http/protobuf)",
+        ),
+        (
+            {
+                "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": "http/protobuf",
+                "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://b:2/v1/metrics",
+                "OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:1",
+                "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+            },
+            HttpMetricExporter,
+            "http://b:2/v1/metrics (http/protobuf)",
+        ),
     ],
 )
 def test_exporters_are_the_official_ones(
@@ -154,8 +166,10 @@ def test_none() -> None:
     ("environment", "destination"),
     [
         ({}, "http://localhost:9464/metrics (Prometheus)"),
-        ({"OTEL_EXPORTER_PROMETHEUS_HOST": "::", "OTEL_EXPORTER_PROMETHEUS_PORT": "99"},
-         "http://[::]:99/metrics (Prometheus)"),
+        (
+            {"OTEL_EXPORTER_PROMETHEUS_HOST": "::", "OTEL_EXPORTER_PROMETHEUS_PORT": "99"},
+            "http://[::]:99/metrics (Prometheus)",
+        ),
     ],
 )
 def test_prometheus(environment: dict[str, str], destination: str) -> None:
@@ -167,31 +181,51 @@ def test_prometheus(environment: dict[str, str], destination: str) -> None:
 @pytest.mark.parametrize(
     ("environment", "sentence"),
     [
-        ({"OTEL_METRICS_EXPORTER": "otlp,console"},
-         "OTEL_METRICS_EXPORTER=otlp,console names several exporters: otelbpf sends to one; let an "
-         "OpenTelemetry collector send on to others"),
-        ({"OTEL_METRICS_EXPORTER": "statsd"},
-         "OTEL_METRICS_EXPORTER=statsd is not installed: there are otlp, prometheus, none, "
-         "console, otlp_json_file, otlp_proto_grpc, otlp_proto_http"),
-        ({"OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": "thrift"},
-         "OTEL_EXPORTER_OTLP_PROTOCOL=thrift is not supported: it is one of grpc, http/protobuf"),
-        ({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "collector:4317"},
-         "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT=collector:4317 does not say whether to use TLS: "
-         "write http://collector:4317, or https:// for TLS"),
-        ({"OTEL_METRIC_EXPORT_INTERVAL": "1s"},
-         "OTEL_METRIC_EXPORT_INTERVAL=1s is no whole number from 1 to 999999999"),
-        ({"OTEL_METRIC_EXPORT_TIMEOUT": "0"},
-         "OTEL_METRIC_EXPORT_TIMEOUT=0 is no whole number from 1 to 999999999"),
-        ({"OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": "absolute"},
-         "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE=absolute is not supported: it is one "
-         "of cumulative, delta, lowmemory"),
-        ({"OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION": "summary"},
-         "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION=summary is not supported: it is "
-         "one of explicit_bucket_histogram, base2_exponential_bucket_histogram"),
-        ({"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": "65536"},
-         "OTEL_EXPORTER_PROMETHEUS_PORT=65536 is no TCP port: it is a number from 1 to 65535"),
-        ({"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": "http"},
-         "OTEL_EXPORTER_PROMETHEUS_PORT=http is no whole number from 1 to 999999999"),
+        (
+            {"OTEL_METRICS_EXPORTER": "otlp,console"},
+            "OTEL_METRICS_EXPORTER=otlp,console names several exporters: otelbpf sends to one; let "
+            "an OpenTelemetry collector send on to others",
+        ),
+        (
+            {"OTEL_METRICS_EXPORTER": "statsd"},
+            "OTEL_METRICS_EXPORTER=statsd is not installed: there are otlp, prometheus, none, "
+            "console, otlp_json_file, otlp_proto_grpc, otlp_proto_http",
+        ),
+        (
+            {"OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": "thrift"},
+            "OTEL_EXPORTER_OTLP_PROTOCOL=thrift is not supported: it is one of grpc, http/protobuf",
+        ),
+        (
+            {"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "collector:4317"},
+            "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT=collector:4317 does not say whether to use TLS: "
+            "write http://collector:4317, or https:// for TLS",
+        ),
+        (
+            {"OTEL_METRIC_EXPORT_INTERVAL": "1s"},
+            "OTEL_METRIC_EXPORT_INTERVAL=1s is no whole number from 1 to 999999999",
+        ),
+        (
+            {"OTEL_METRIC_EXPORT_TIMEOUT": "0"},
+            "OTEL_METRIC_EXPORT_TIMEOUT=0 is no whole number from 1 to 999999999",
+        ),
+        (
+            {"OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": "absolute"},
+            "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE=absolute is not supported: it is "
+            "one of cumulative, delta, lowmemory",
+        ),
+        (
+            {"OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION": "summary"},
+            "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION=summary is not supported: it "
+            "is one of explicit_bucket_histogram, base2_exponential_bucket_histogram",
+        ),
+        (
+            {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": "65536"},
+            "OTEL_EXPORTER_PROMETHEUS_PORT=65536 is no TCP port: it is a number from 1 to 65535",
+        ),
+        (
+            {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": "http"},
+            "OTEL_EXPORTER_PROMETHEUS_PORT=http is no whole number from 1 to 999999999",
+        ),
     ],
 )
 def test_refusals(environment: dict[str, str], sentence: str) -> None:
@@ -202,14 +236,17 @@ def test_refusals(environment: dict[str, str], sentence: str) -> None:
 
 def test_settings() -> None:
     assert Schedule.from_environment({}) == Schedule(60.0, 30.0)
-    export = metrics_export({
-        "OTEL_METRICS_EXPORTER": "console",
-        "OTEL_METRIC_EXPORT_INTERVAL": "250",
-        "OTEL_METRIC_EXPORT_TIMEOUT": "1500",
-        "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": "Delta",
-        "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION":
-            "base2_exponential_bucket_histogram",
-    })
+    export = metrics_export(
+        {
+            "OTEL_METRICS_EXPORTER": "console",
+            "OTEL_METRIC_EXPORT_INTERVAL": "250",
+            "OTEL_METRIC_EXPORT_TIMEOUT": "1500",
+            "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": "Delta",
+            "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION": (
+                "base2_exponential_bucket_histogram"
+            ),
+        }
+    )
     assert isinstance(export, Periodic)
     assert export._schedule == Schedule(0.25, 1.5)
     assert export._style == MetricStyle(HistogramStyle.EXPONENTIAL, Temporality.DELTA)
@@ -265,11 +302,13 @@ def test_deltas_make_up_for_exports_that_failed(
 def test_a_series_that_ends_while_exports_fail_is_told_in_the_overflow() -> None:
     """Whoever takes an export for the first time was never told of it under its own name."""
     of_overflow = SeriesKey(Kind.SERVER, SHOP, overflow=True)
-    moments = iter([
-        snapshot(series(durations_ns=[1_000] * 5), seconds=1),
-        snapshot(series(of_overflow, [1_000] * 5), seconds=2),
-        snapshot(series(of_overflow, [1_000] * 6), seconds=3),
-    ])
+    moments = iter(
+        [
+            snapshot(series(durations_ns=[1_000] * 5), seconds=1),
+            snapshot(series(of_overflow, [1_000] * 5), seconds=2),
+            snapshot(series(of_overflow, [1_000] * 6), seconds=3),
+        ]
+    )
     exporter = Exporter(MetricExportResult.FAILURE)
     exports = periodic(exporter, OFTEN)
     last = snapshot(series(of_overflow, [1_000] * 6), seconds=4)
@@ -390,9 +429,7 @@ def test_otlp(
     (scope,) = shop.scope_metrics
     assert scope.scope.name == "otelbpf"
     (metric,) = (metric for metric in scope.metrics if metric.name == DURATION)
-    data = (
-        metric.histogram if style is HistogramStyle.EXPLICIT else metric.exponential_histogram
-    )
+    data = metric.histogram if style is HistogramStyle.EXPLICIT else metric.exponential_histogram
     assert data.data_points[0].count == 1
     assert data.data_points[0].start_time_unix_nano == START_UNIX_NS
 
@@ -434,10 +471,13 @@ def test_a_collector_that_refuses_is_complained_of_once(
     endpoint = receiver.grpc_endpoint if protocol == "grpc" else receiver.http_endpoint
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
     receiver.behave(Behaviour(refuse=True, retryable=False))
-    export = metrics_export({
-        "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
-        "OTEL_METRIC_EXPORT_INTERVAL": "1",
-    })
+    export = metrics_export(
+        {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+            "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+            "OTEL_METRIC_EXPORT_INTERVAL": "1",
+        }
+    )
     tries = threading.Semaphore(0)
     moments = Moments()
 
@@ -513,7 +553,9 @@ def durations(message: ExportMetricsServiceRequest) -> int:
 @pytest.mark.parametrize("temporality", ["cumulative", "delta"])
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 def test_rejected_points_are_counted(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, protocol: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    protocol: str,
     temporality: str,
 ) -> None:
     """Since the start, or since the last export; and told once."""
@@ -615,7 +657,8 @@ def test_points_are_put_together_again(size: int) -> None:
     every = points_of(whole)
     pieces = [metrics_with(every[n : n + size]) for n in range(0, len(every), size)]
     assert [each for piece in pieces for each in map(told, points_of(piece))] == list(
-        map(told, every))
+        map(told, every)
+    )
     assert metrics_with(every) == whole
 
 

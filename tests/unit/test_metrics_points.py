@@ -110,7 +110,8 @@ def test_since_is_what_is_new() -> None:
     assert (gets.request_bytes, gets.response_bytes) == (200, 2_000)
     assert (gets.retransmits, gets.out_of_order) == (1, 1)
     assert {name: stage.count for name, stage in gets.stages.items()} == {
-        "nic_to_read": 2, "read_to_tc_out": 2
+        "nic_to_read": 2,
+        "read_to_tc_out": 2,
     }
     assert (gets.acked.count, gets.acked.sum_ns) == (2, 14_000)
     assert gets.exemplars == (newer,)

@@ -99,10 +99,15 @@ def test_labels() -> None:
     (sample, *_) = of(snapshot())["otelbpf_http_request_size_bytes"].samples
     assert sample.name == "otelbpf_http_request_size_bytes_total"
     assert sample.labels == {
-        "job": "shop", "instance": "shop-1",
-        "otel_scope_name": "otelbpf", "otel_scope_version": __version__,
-        "http_request_method": "GET", "http_route": "/items/{id}", "server_port": "8080",
-        "http_response_status_code": "200", "otelbpf_kind": "server",
+        "job": "shop",
+        "instance": "shop-1",
+        "otel_scope_name": "otelbpf",
+        "otel_scope_version": __version__,
+        "http_request_method": "GET",
+        "http_route": "/items/{id}",
+        "server_port": "8080",
+        "http_response_status_code": "200",
+        "otelbpf_kind": "server",
     }
     overflow = snapshot(series(SeriesKey(Kind.SERVER, key().resource, overflow=True)))
     (sample, *_) = of(overflow)["otelbpf_http_request_size_bytes"].samples
@@ -113,8 +118,14 @@ def test_histograms_add_up_from_bucket_to_bucket() -> None:
     durations_ns = [1_000, 3_000_000, 3_500_000, 20_000_000, 100_000_000_000]
     family = of(snapshot(series(durations_ns=durations_ns)))["http_server_request_duration_seconds"]
     name = family.name
-    for bound, count in (("1.9073486328125e-06", 1), ("0.001953125", 1), ("0.00390625", 3),
-                         ("0.03125", 4), ("64.0", 4), ("+Inf", 5)):
+    for bound, count in (
+        ("1.9073486328125e-06", 1),
+        ("0.001953125", 1),
+        ("0.00390625", 3),
+        ("0.03125", 4),
+        ("64.0", 4),
+        ("+Inf", 5),
+    ):
         assert value(family, f"{name}_bucket", le=bound) == count, bound
     assert value(family, f"{name}_count") == 5
     assert value(family, f"{name}_sum") == pytest.approx(sum(durations_ns) / 1e9)
@@ -165,7 +176,8 @@ def test_a_scrape(endpoint: tuple[PrometheusEndpoint, int], clock: list[float]) 
         assert kind.startswith("text/plain; version=0.0.4")
         assert "trace_id" not in text
         (line,) = (
-            line for line in text.splitlines()
+            line
+            for line in text.splitlines()
             if line.startswith("http_server_request_duration_seconds_count{")
         )
         assert line.endswith(f"}} {count}.0")
@@ -227,7 +239,7 @@ def test_a_crowd_of_scrapers_is_told_the_same(endpoint: tuple[PrometheusEndpoint
         with each, each.makefile("rb") as file:
             answers.add(file.read())
     (answer,) = answers
-    assert b'\nhttp_server_request_duration_seconds_count{' in answer
+    assert b"\nhttp_server_request_duration_seconds_count{" in answer
     assert len(collected) == 1
 
 

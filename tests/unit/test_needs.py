@@ -109,8 +109,12 @@ def test_limits_are_raised_as_far_as_may_be(
 
 @pytest.mark.parametrize(
     ("what", "hint"),
-    [("open files", "`ulimit -n 256`"), ("address space in KiB", "`ulimit -v "),
-     ("data in KiB", "`ulimit -d "), ("stack in KiB", "`ulimit -s 1024`")],
+    [
+        ("open files", "`ulimit -n 256`"),
+        ("address space in KiB", "`ulimit -v "),
+        ("data in KiB", "`ulimit -d "),
+        ("stack in KiB", "`ulimit -s 1024`"),
+    ],
 )
 def test_limits_that_may_not_be_raised(
     monkeypatch: pytest.MonkeyPatch, what: str, hint: str
@@ -125,9 +129,7 @@ def test_limits_that_may_not_be_raised(
 class Kernel:
     """One that takes programs, or says why not; and that runs them, or asks for a right."""
 
-    def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, loading: int = 0, running: int = 0
-    ) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, loading: int = 0, running: int = 0) -> None:
         self._loading, self._running = loading, running
         monkeypatch.setattr(libbpf, "load_program", self._load)
         monkeypatch.setattr(libbpf, "run_once", self._run)

@@ -16,8 +16,16 @@ from otelbpf_plugin import marker
 
 HEADER = Path(__file__).resolve().parents[2] / "bpf/abi/mark.h"
 # In the order of marker.MARK.
-FIELDS = ("trace_id", "span_id", "parent_span_id", "peer_address", "local_address", "peer_port",
-          "local_port", "trace_flags")
+FIELDS = (
+    "trace_id",
+    "span_id",
+    "parent_span_id",
+    "peer_address",
+    "local_address",
+    "peer_port",
+    "local_port",
+    "trace_flags",
+)
 
 
 @pytest.fixture

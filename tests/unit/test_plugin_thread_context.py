@@ -150,8 +150,11 @@ def environment(installed: Path) -> dict[str, str]:
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
 def test_what_a_thread_says_of_itself(installed: Path, scenario: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PREAMBLE + scenario], env=environment(installed),
-        capture_output=True, text=True, timeout=60,
+        [sys.executable, "-c", PREAMBLE + scenario],
+        env=environment(installed),
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
 
@@ -159,7 +162,8 @@ def test_what_a_thread_says_of_itself(installed: Path, scenario: str) -> None:
 def test_its_variable_is_a_descriptor_that_others_can_find(installed: Path) -> None:
     library = installed / "otelbpf_thread_context/record.so"
     (symbol,) = [
-        line for line in run("readelf", "-W", "--dyn-syms", library).splitlines()
+        line
+        for line in run("readelf", "-W", "--dyn-syms", library).splitlines()
         if VARIABLE in line
     ]
     assert {"TLS", "GLOBAL", "DEFAULT"} <= set(symbol.split())
@@ -171,8 +175,11 @@ def test_its_variable_is_a_descriptor_that_others_can_find(installed: Path) -> N
 
 def test_it_is_read_from_outside(installed: Path) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", PREAMBLE + LIVE], env=environment(installed),
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", PREAMBLE + LIVE],
+        env=environment(installed),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         try:
             assert process.stdout is not None
@@ -181,8 +188,10 @@ def test_it_is_read_from_outside(installed: Path) -> None:
             assert found is not None and len(rows) == 3
             for thread_pointer, (trace_id, span_id, flags) in rows:
                 pointer = word_at(process.pid, address_in(process.pid, found, thread_pointer))
-                words = [word_at(process.pid, pointer + at).to_bytes(8, "little")
-                         for at in (0, 8, 16, 24)]
+                words = [
+                    word_at(process.pid, pointer + at).to_bytes(8, "little")
+                    for at in (0, 8, 16, 24)
+                ]
                 record = b"".join(words)[:28]
                 assert record == bytes.fromhex(trace_id + span_id) + bytes((1, flags, 0, 0))
         finally:

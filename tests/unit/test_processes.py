@@ -77,9 +77,7 @@ def test_who_has_ended_is_nobody(proc: Proc, state: str) -> None:
 def test_another_process_with_the_same_pid(proc: Proc) -> None:
     first = proc.add(11, "/shop", start_boottime_ns=50_000_000_000)
     assert is_still(first)
-    second = proc.add(
-        11, "/shop", start_boottime_ns=50_010_000_000, stack=first.stack
-    )
+    second = proc.add(11, "/shop", start_boottime_ns=50_010_000_000, stack=first.stack)
     assert is_still(second)
     assert not is_still(first)
 
@@ -144,7 +142,9 @@ os.wait()
 def test_this_kernel_hands_a_stack_on_at_fork_and_draws_another_at_exec() -> None:
     said = subprocess.run(
         [sys.executable, "-c", _TELL_STACKS, _TELL_STACK],
-        capture_output=True, text=True, check=True,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.split()
     parent, child, other = map(int, said)
     assert parent == child != other
@@ -163,9 +163,7 @@ def test_a_process_that_runs() -> None:
             running = look_at(child.pid, ("OTEL_SERVICE_NAME",))
         assert running.variables == {"OTEL_SERVICE_NAME": "shop"}
         assert running.start_ticks == start_time(child.pid)
-        process = Process(
-            child.pid, running.start_ticks * _TICK_NS, 0, running.stack, running.comm
-        )
+        process = Process(child.pid, running.start_ticks * _TICK_NS, 0, running.stack, running.comm)
         assert is_still(process)
         assert child.stdin is not None
         child.stdin.write(b"\n")

@@ -138,8 +138,12 @@ def test_what_was_read_is_a_copy(kernel: Kernel, reader: RingReader) -> None:
 
 @pytest.mark.parametrize(
     ("section", "name", "room"),
-    [("http1", "request_line", 192), ("http1", "host", 64), ("http1", "user_agent", 96),
-     ("join", "traceparent", 56)],
+    [
+        ("http1", "request_line", 192),
+        ("http1", "host", 64),
+        ("http1", "user_agent", 96),
+        ("join", "traceparent", 56),
+    ],
 )
 def test_texts_end_where_their_lengths_say(
     kernel: Kernel, reader: RingReader, section: str, name: str, room: int

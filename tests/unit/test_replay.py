@@ -85,9 +85,14 @@ def test_curl_saw_the_same(ring: bytes, seen_by_curl: list[Seen]) -> None:
         body = has["http.response.body.size"]
         ours.append(
             Seen(
-                has["http.request.method"], has["url.path"], has["client.port"],
-                has["http.request.size"], has["http.request.body.size"],
-                has["http.response.status_code"], has["http.response.size"] - body, body,
+                has["http.request.method"],
+                has["url.path"],
+                has["client.port"],
+                has["http.request.size"],
+                has["http.request.body.size"],
+                has["http.response.status_code"],
+                has["http.response.size"] - body,
+                body,
             )
         )
     assert ours == seen_by_curl
@@ -108,8 +113,12 @@ def test_stages_tile_and_are_made_of_the_stamps(ring: bytes) -> None:
 def test_every_way_that_the_recording_is_to_show(ring: bytes) -> None:
     requests = [span for span, _ in by_request(spans_of(ring))]
     assert [span.name for span in requests] == [
-        "GET /hello.txt", "POST /orders", "HEAD /hello.txt", "GET /nothing/here",
-        *["GET /hello.txt"] * 3, "GET /large.bin",
+        "GET /hello.txt",
+        "POST /orders",
+        "HEAD /hello.txt",
+        "GET /nothing/here",
+        *["GET /hello.txt"] * 3,
+        "GET /large.bin",
     ]
     parents = [f"{s.parent.trace_id:032x}-{s.parent.span_id:016x}" for s in requests if s.parent]
     assert parents == ["4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7"]

@@ -49,8 +49,11 @@ class Page(HTMLParser):
             self.texts[-1] += data
 
     def of(self, tag: str) -> list[tuple[dict[str, str | None], str]]:
-        return [(attributes, text) for (name, attributes), text
-                in zip(self.elements, self.texts, strict=True) if name == tag]
+        return [
+            (attributes, text)
+            for (name, attributes), text in zip(self.elements, self.texts, strict=True)
+            if name == tag
+        ]
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
@@ -88,8 +91,11 @@ def test_only_its_own_script_and_style_may_run_and_nothing_be_fetched(spans: Pat
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
     (_, style), (_, script) = made.of("style")[0], made.of("script")[1]
-    (policy,) = [attributes["content"] for attributes, _ in made.of("meta")
-                 if attributes.get("http-equiv") == "Content-Security-Policy"]
+    (policy,) = [
+        attributes["content"]
+        for attributes, _ in made.of("meta")
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    ]
     assert policy == (
         f"default-src 'none'; style-src {hash_of(style)}; script-src {hash_of(script)}; "
         "base-uri 'none'; form-action 'none'"
@@ -188,12 +194,23 @@ def test_a_full_disk_leaves_no_part_behind(
 
 @pytest.mark.parametrize(
     "change",
-    [{"seen": "23"}, {"seen": -1}, {"seen": True}, {"lost": 3}, {"lost": {"parser": None}},
-     {"joins": None}, {"missed": []}],
+    [
+        {"seen": "23"},
+        {"seen": -1},
+        {"seen": True},
+        {"lost": 3},
+        {"lost": {"parser": None}},
+        {"joins": None},
+        {"missed": []},
+    ],
 )
-def test_sums_of_another_shape(change: dict[str, Any], spans: Path, tmp_path: Path,
-                               monkeypatch: pytest.MonkeyPatch,
-                               capsys: pytest.CaptureFixture[str]) -> None:
+def test_sums_of_another_shape(
+    change: dict[str, Any],
+    spans: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     (sums := tmp_path / "sums").write_text(json.dumps({**SUMS, **change}))
     out = tmp_path / "page.html"
     assert "has no sums" in refused(monkeypatch, capsys, out, "--spans", spans, "--sums", sums)
@@ -201,8 +218,9 @@ def test_sums_of_another_shape(change: dict[str, Any], spans: Path, tmp_path: Pa
     assert "has no sums" in refused(monkeypatch, capsys, out, "--spans", spans, "--sums", sums)
 
 
-def test_the_same_file_twice_is_read_once(spans: Path, tmp_path: Path,
-                                          monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_file_twice_is_read_once(
+    spans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "page.html"
     assert call(monkeypatch, out, "--spans", spans, "--spans", spans) == 0
     held = json.loads(Page(out.read_text()).of("script")[0][1])
@@ -218,7 +236,10 @@ def test_as_a_command(spans: Path, tmp_path: Path) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", program, "report", "page.html", "--spans", spans],
-        cwd=tmp_path, env={"LC_ALL": "C", "PYTHONUTF8": "0"}, capture_output=True, text=True,
+        cwd=tmp_path,
+        env={"LC_ALL": "C", "PYTHONUTF8": "0"},
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (tmp_path / "page.html").read_bytes().isascii()

@@ -15,8 +15,18 @@ from otelbpf.report.sums import REASONS
 
 @pytest.mark.parametrize(
     ("n", "median", "p90", "p99"),
-    [(1, 1, 1, 1), (2, 1, 2, 2), (3, 2, 3, 3), (10, 5, 9, 10), (11, 6, 10, 11), (99, 50, 90, 99),
-     (100, 50, 90, 99), (101, 51, 91, 100), (200, 100, 180, 198), (1000, 500, 900, 990)],
+    [
+        (1, 1, 1, 1),
+        (2, 1, 2, 2),
+        (3, 2, 3, 3),
+        (10, 5, 9, 10),
+        (11, 6, 10, 11),
+        (99, 50, 90, 99),
+        (100, 50, 90, 99),
+        (101, 51, 91, 100),
+        (200, 100, 180, 198),
+        (1000, 500, 900, 990),
+    ],
 )
 def test_percentiles_of_the_first_numbers(n: int, median: int, p90: int, p99: int) -> None:
     """The smallest that so many of 100 do not exceed, which is a measured one."""
@@ -33,8 +43,9 @@ def test_percentiles_by_their_definition() -> None:
     for _ in range(200):
         values = sorted(rng.randrange(50) for _ in range(rng.randrange(1, 40)))
         for percent in (1, 50, 90, 99, 100):
-            smallest = min(v for v in values
-                           if 100 * sum(w <= v for w in values) >= percent * len(values))
+            smallest = min(
+                v for v in values if 100 * sum(w <= v for w in values) >= percent * len(values)
+            )
             assert nearest_rank(np.array(values), percent) == smallest
 
 

@@ -21,13 +21,19 @@ from otelbpf.report.recording import read
 
 def test_every_field_of_a_span(tmp_path: Path) -> None:
     attributes = {"text": "a", "number": 7, "yes": True, "half": 0.5, "list": ["a", 1], "none": []}
-    made = recorded.span("GET", 0xABC, 1_000, 17, trace=5, parent=0xDEF, kind=2,
-                         attributes=attributes, failed=True)
-    made["attributes"] += [{"key": "empty", "value": {}}, {"key": "missing"},
-                           {"key": "bytes", "value": {"bytesValue": "Zm9v"}},
-                           {"key": "map", "value": {"kvlistValue": {"values": [
-                               {"key": "a", "value": {"intValue": 1}}]}}},
-                           {"key": "nothing", "value": {"arrayValue": {}}}]
+    made = recorded.span(
+        "GET", 0xABC, 1_000, 17, trace=5, parent=0xDEF, kind=2, attributes=attributes, failed=True
+    )
+    made["attributes"] += [
+        {"key": "empty", "value": {}},
+        {"key": "missing"},
+        {"key": "bytes", "value": {"bytesValue": "Zm9v"}},
+        {
+            "key": "map",
+            "value": {"kvlistValue": {"values": [{"key": "a", "value": {"intValue": 1}}]}},
+        },
+        {"key": "nothing", "value": {"arrayValue": {}}},
+    ]
     made["traceId"] = made["traceId"].upper()
     path = recorded.write(tmp_path / "spans", recorded.export([made], service="till", scope="lib"))
     ((line,),) = [line.spans for line in lines(path)]
@@ -42,10 +48,16 @@ def test_every_field_of_a_span(tmp_path: Path) -> None:
 
 def test_what_protobuf_leaves_out_is_its_default(tmp_path: Path) -> None:
     """Collectors leave out what is zero or empty, and write integers as numbers or as text."""
-    bare = {"traceId": recorded.TRACE.format(1), "spanId": "0000000000000001",
-            "startTimeUnixNano": 5, "endTimeUnixNano": "7"}
-    path = recorded.write(tmp_path / "spans", {"resourceSpans": [{"scopeSpans": [
-        {"spans": [bare]}, {"scope": {}}]}, {}]})
+    bare = {
+        "traceId": recorded.TRACE.format(1),
+        "spanId": "0000000000000001",
+        "startTimeUnixNano": 5,
+        "endTimeUnixNano": "7",
+    }
+    path = recorded.write(
+        tmp_path / "spans",
+        {"resourceSpans": [{"scopeSpans": [{"spans": [bare]}, {"scope": {}}]}, {}]},
+    )
     ((span,),) = [line.spans for line in lines(path)]
     assert span == otlp_json.Span(
         recorded.TRACE.format(1), "0000000000000001", "", "", 0, 5, 7, False, {}, {}, ""
@@ -116,8 +128,10 @@ OTHER_SHAPES = [
     (setting(attributes=[{"value": {}}]), "'key' is missing"),
     (setting(attributes=[{"key": "a", "value": {"intValue": "x"}}]), "invalid literal for int"),
     (setting(attributes=[{"key": "a", "value": {"colour": 1}}]), "no kind of value is called"),
-    (setting(attributes=[{"key": "a", "value": {"intValue": 1, "boolValue": 1}}]),
-     "too many values to unpack"),
+    (
+        setting(attributes=[{"key": "a", "value": {"intValue": 1, "boolValue": 1}}]),
+        "too many values to unpack",
+    ),
 ]
 
 
@@ -137,8 +151,10 @@ def test_json_that_is_not_otlp(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (b"GET / HTTP/1.1\n", "line 1 of {} is no JSON, and no other is: --spans takes what "
-         "OTEL_TRACES_EXPORTER="),
+        (
+            b"GET / HTTP/1.1\n",
+            "line 1 of {} is no JSON, and no other is: --spans takes what OTEL_TRACES_EXPORTER=",
+        ),
         (bytes(range(256)) * 100, "line 1 of {} is no JSON"),
         (b"[]\n", "line 1 of {} is JSON, but not OTLP's: it is no object"),
         (b"7\n", "line 1 of {} is JSON, but not OTLP's: it is no object"),
@@ -235,9 +251,13 @@ def test_a_stage_attribute_that_is_no_time(value: object, tmp_path: Path) -> Non
 def test_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
-    for name, said in (("pipe", "it is no ordinary file, and is read twice"), ("", "no ordinary"),
-                       ("missing", "No such file or directory"), ("loop", "Too many levels"),
-                       ("x" * 300, "File name too long")):
+    for name, said in (
+        ("pipe", "it is no ordinary file, and is read twice"),
+        ("", "no ordinary"),
+        ("missing", "No such file or directory"),
+        ("loop", "Too many levels"),
+        ("x" * 300, "File name too long"),
+    ):
         with pytest.raises(UsageError, match=f"^cannot read {tmp_path / name}: .*{said}"):
             read([tmp_path / name])
     with pytest.raises(UsageError, match=r"^cannot read a\0b: "):

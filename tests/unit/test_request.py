@@ -42,10 +42,14 @@ def read_line(line: bytes, length: int | None = None) -> tuple[str, str, str]:
         (b"GET http://shop.example:8080 HTTP/1.1", ("GET", "/", "")),
         (b"GET http://shop.example?c=d HTTP/1.1", ("GET", "/", "c=d")),
         (b"GET http://shop.example?next=/secret HTTP/1.1", ("GET", "/", "next=/secret")),
-        (b"GET /login?next=http://shop.example/a HTTP/1.1",
-         ("GET", "/login", "next=http://shop.example/a")),
-        (b"GET a?next=http://shop.example/secret HTTP/1.1",
-         ("GET", "a", "next=http://shop.example/secret")),
+        (
+            b"GET /login?next=http://shop.example/a HTTP/1.1",
+            ("GET", "/login", "next=http://shop.example/a"),
+        ),
+        (
+            b"GET a?next=http://shop.example/secret HTTP/1.1",
+            ("GET", "a", "next=http://shop.example/secret"),
+        ),
         (b"brew /pot HTTP/1.1", ("brew", "/pot", "")),
         (b"GET /with space HTTP/1.1", ("GET", "/with space", "")),
         (b"GET /", ("GET", "", "")),  # HTTP/0.9: no request line of HTTP/1
@@ -58,7 +62,7 @@ def test_request_lines(line: bytes, expected: tuple[str, str, str]) -> None:
 
 
 def test_odd_bytes_do_no_harm() -> None:
-    odd = bytes(range(1, 256)).replace(b" ", b"").replace(b"?", b"")[:LINE_MAX - 20]
+    odd = bytes(range(1, 256)).replace(b" ", b"").replace(b"?", b"")[: LINE_MAX - 20]
     method, path, query = read_line(b"GET /" + odd + b" HTTP/1.1")
     assert (method, query) == ("GET", "")
     # UTF-8 comes out as text, any other byte as an escape.
@@ -97,9 +101,7 @@ def test_a_line_cut_behind_its_path(kept_of_version: int) -> None:
 
 def test_a_line_cut_in_its_query_has_its_whole_path() -> None:
     line = b"GET /a/b?" + b"c" * 500 + b" HTTP/1.1"
-    made = request(
-        capture_query=True, request_line=line[:LINE_MAX], request_line_length=len(line)
-    )
+    made = request(capture_query=True, request_line=line[:LINE_MAX], request_line_length=len(line))
     assert (made.path, made.path_cut) == ("/a/b", False)
     assert made.query == "c" * (LINE_MAX - 9)
 
@@ -130,10 +132,24 @@ def test_addresses(raw: bytes, text: str) -> None:
 
 def test_everything_else_is_carried_over() -> None:
     made = request(
-        http_minor=0, status=503, pid=3, process=(5, 6, 7, b"shop"), tid=4, ordinal=22,
-        request_bytes=1 << 40, response_bytes=6, request_body_bytes=7, response_body_bytes=8,
-        request_retransmits=9, response_retransmits=10, out_of_order=11, peer_port=65_535,
-        local_port=1, flags=WHOLE | RequestFlag.UPGRADED, parent=0xDEF, parent_flags=3,
+        http_minor=0,
+        status=503,
+        pid=3,
+        process=(5, 6, 7, b"shop"),
+        tid=4,
+        ordinal=22,
+        request_bytes=1 << 40,
+        response_bytes=6,
+        request_body_bytes=7,
+        response_body_bytes=8,
+        request_retransmits=9,
+        response_retransmits=10,
+        out_of_order=11,
+        peer_port=65_535,
+        local_port=1,
+        flags=WHOLE | RequestFlag.UPGRADED,
+        parent=0xDEF,
+        parent_flags=3,
     )
     assert (made.trace_id, made.span_id, made.parent_span_id) == (1 << 64, 0xABC, 0xDEF)
     assert (made.trace_flags, made.http_version, made.status) == (3, "1.0", 503)
@@ -225,7 +241,9 @@ def test_last_stamps_are_never_missed() -> None:
     made = request({**SMALL, Stamp.READ_LAST: 30_000})
     assert made.absent == ()
     assert [s.name for s in made.stages[5:8]] == [
-        "running_to_read", "read_to_read_last", "read_last_to_write",
+        "running_to_read",
+        "read_to_read_last",
+        "read_last_to_write",
     ]
 
 

@@ -134,9 +134,7 @@ def test_what_a_process_says_of_itself_is_what_its_sdk_says(
 
 
 def test_a_container_has_an_id_and_gives_no_name(proc: Proc) -> None:
-    process = proc.add(
-        11, "/srv/shop", cgroup=f"0::/docker/{ID}/system.slice/inner.service\n"
-    )
+    process = proc.add(11, "/srv/shop", cgroup=f"0::/docker/{ID}/system.slice/inner.service\n")
     found = Resources(None).of(process).resource.attributes
     assert (found[NAME], found[CONTAINER]) == ("shop", ID)
     process = proc.add(12, "/srv/shop", cgroup=f"3:pids:/docker/{ID}\n1:name=systemd:/x\n0::/\n")
@@ -165,9 +163,7 @@ def test_a_process_is_looked_at_once(proc: Proc) -> None:
 def test_this_process() -> None:
     running = look_at(os.getpid(), ())
     assert running is not None
-    process = Process(
-        os.getpid(), running.start_ticks * 10_000_000, 0, running.stack, running.comm
-    )
+    process = Process(os.getpid(), running.start_ticks * 10_000_000, 0, running.stack, running.comm)
     found = Resources(None).of(process).resource.attributes
     assert found[EXECUTABLE] == Path(f"/proc/{os.getpid()}/exe").resolve().name
     assert NAME in found
@@ -178,9 +174,15 @@ def test_this_process() -> None:
 
 @pytest.mark.parametrize(
     ("comm", "name"),
-    [(b"shop", "shop"), (b"serve.py", "serve.py"), (b"python3", "unknown_service"),
-     (b"MainThread", "unknown_service"), (b"java", "unknown_service"), (b"", "unknown_service"),
-     (b"\xff", "\\xff")],
+    [
+        (b"shop", "shop"),
+        (b"serve.py", "serve.py"),
+        (b"python3", "unknown_service"),
+        (b"MainThread", "unknown_service"),
+        (b"java", "unknown_service"),
+        (b"", "unknown_service"),
+        (b"\xff", "\\xff"),
+    ],
 )
 def test_who_is_gone_has_what_the_kernel_knew(proc: Proc, comm: bytes, name: str) -> None:
     """Whoever was looked at before, and whoever has its pid now."""
@@ -265,9 +267,7 @@ def test_a_fork_of_who_listens_is_known_before_that_one_has_read_anything(proc: 
     assert resources.of(child).resource.attributes[NAME] == "serve.py"
 
 
-def test_what_is_remembered_has_an_end(
-    proc: Proc, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_remembered_has_an_end(proc: Proc, monkeypatch: pytest.MonkeyPatch) -> None:
     for limit in ("_PROCESSES_MOST", "_PROGRAMS_MOST", "_SERVICES_MOST"):
         monkeypatch.setattr(resource, limit, 8)
     resources = Resources(None)
@@ -288,9 +288,7 @@ def test_a_pid_that_is_used_again() -> None:
         running = look_at(first.pid, ())
         while running is None or running.executable != "sleep":
             running = look_at(first.pid, ())
-        sleep = Process(
-            first.pid, running.start_ticks * 10_000_000, 0, running.stack, running.comm
-        )
+        sleep = Process(first.pid, running.start_ticks * 10_000_000, 0, running.stack, running.comm)
         named = resources.of(sleep)
         assert named.resource.attributes[EXECUTABLE] == "sleep"
         first.kill()
@@ -316,9 +314,11 @@ def test_nobody(proc: Proc, port: int) -> None:
 
 def test_what_nobody_has_read_is_of_the_one_service_that_listens(proc: Proc) -> None:
     for pid in (11, 12):
-        proc.add(pid, "/usr/sbin/nginx", environment={
-            "OTEL_RESOURCE_ATTRIBUTES": f"service.namespace=web,worker={pid}"
-        })
+        proc.add(
+            pid,
+            "/usr/sbin/nginx",
+            environment={"OTEL_RESOURCE_ATTRIBUTES": f"service.namespace=web,worker={pid}"},
+        )
     listeners = Listeners(11, 12)
     resources = Resources(None, listeners=listeners)
     found = resources.of(NOBODY, PORT).resource
@@ -339,9 +339,7 @@ def test_what_nobody_has_read_is_of_the_one_service_that_listens(proc: Proc) -> 
 # ---- what is common to all ----
 
 
-def test_the_agents_own_name_is_the_agents(
-    environment: pytest.MonkeyPatch, proc: Proc
-) -> None:
+def test_the_agents_own_name_is_the_agents(environment: pytest.MonkeyPatch, proc: Proc) -> None:
     process = proc.add(11, "/usr/sbin/nginx")
     assert Resources(None).of_agent().attributes[NAME] == "otelbpf"
     environment.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.name=by-attributes,zone=a,rack=7")
@@ -433,9 +431,9 @@ def test_services_of_one_name_in_two_namespaces_are_two(proc: Proc) -> None:
         resources.of_service(resources.of(process).resource)
         for process in (
             proc.add(11, "/srv/cart"),
-            proc.add(12, "/srv/cart", environment={
-                "OTEL_RESOURCE_ATTRIBUTES": "service.namespace=bank"
-            }),
+            proc.add(
+                12, "/srv/cart", environment={"OTEL_RESOURCE_ATTRIBUTES": "service.namespace=bank"}
+            ),
             proc.add(13, "/srv/cart"),
         )
     ]

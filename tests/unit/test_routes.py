@@ -86,8 +86,10 @@ FULL = (
 @pytest.mark.parametrize(
     ("paths", "way"),
     [
-        (("/product/red-shoes", "/product/blue-shoes", "/cart", "/about"),
-         "`--route '/product/*'` makes 2 of them one"),
+        (
+            ("/product/red-shoes", "/product/blue-shoes", "/cart", "/about"),
+            "`--route '/product/*'` makes 2 of them one",
+        ),
         (("/product/a", "/a/b", "/cart", "/about"), "`--route` makes many of them one"),
         (("/red-shoes", "/blue-shoes", "/cart", "/about"), "`--route` makes many of them one"),
         # A template of what stands for an id would be of all paths.

@@ -28,8 +28,7 @@ def of_noise(dtype: np.dtype) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("kind", "dtype"),
-    [(ProcessRow, PROCESS), (JoinRow, JOIN), (Http1Row, HTTP1),
-     (RequestRecordRow, REQUEST_RECORD)],
+    [(ProcessRow, PROCESS), (JoinRow, JOIN), (Http1Row, HTTP1), (RequestRecordRow, REQUEST_RECORD)],
 )
 def test_a_row_has_all_fields_as_they_are_annotated(kind: type[Row], dtype: np.dtype) -> None:
     (told,) = of_noise(dtype).tolist()

@@ -17,16 +17,12 @@ def environment(name: str, argument: str = "") -> dict[str, str]:
 
 
 CASES = [
-    (name, argument)
-    for name in _SAMPLERS
-    for argument in (RATIOS if "ratio" in name else ("",))
+    (name, argument) for name in _SAMPLERS for argument in (RATIOS if "ratio" in name else ("",))
 ]
 
 
 @pytest.mark.parametrize(("name", "argument"), CASES)
-def test_the_bound_is_the_sdks(
-    name: str, argument: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_bound_is_the_sdks(name: str, argument: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of new traces the same are kept; what the kernel does of it is tested with the kernel."""
     for key, value in environment(name, argument).items():
         monkeypatch.setenv(key, value)

@@ -289,7 +289,7 @@ def test_an_export_that_hangs_ends_with_the_shut_down(result: SpanExportResult) 
 
 
 def test_what_comes_of_an_export_after_it_was_given_up_counts_no_more(
-    monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It was counted as lost, and so it stays."""
     monkeypatch.setattr(sender, "_LAST_EXPORT_S", 0.01)

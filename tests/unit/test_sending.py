@@ -48,7 +48,10 @@ class Line:
     """A sender to a receiver; requests become three spans each, in batches of five requests."""
 
     def __init__(
-        self, protocol: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch,
+        self,
+        protocol: str,
+        receiver: Receiver,
+        monkeypatch: pytest.MonkeyPatch,
         limits: QueueLimits = QUICK,
     ) -> None:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{receiver.port}")
@@ -107,8 +110,10 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def receivers() -> Iterator[dict[str, Receiver]]:
     with ExitStack() as stack:
-        yield {GRPC: stack.enter_context(grpc_receiver()),
-               HTTP: stack.enter_context(http_receiver())}
+        yield {
+            GRPC: stack.enter_context(grpc_receiver()),
+            HTTP: stack.enter_context(http_receiver()),
+        }
 
 
 REFUSALS = [
@@ -133,8 +138,12 @@ def _id(value: object) -> str | None:
 @pytest.mark.parametrize("compression", ["", "gzip"])
 @pytest.mark.parametrize(("protocol", "answer"), REFUSALS, ids=_id)
 def test_what_is_refused_is_lost_at_once(
-    receivers: dict[str, Receiver], monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture, protocol: str, answer: Web | Rpc, compression: str,
+    receivers: dict[str, Receiver],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    protocol: str,
+    answer: Web | Rpc,
+    compression: str,
 ) -> None:
     """Nothing is asked twice, and it is told once, with the collector's words."""
     if compression:
@@ -163,8 +172,11 @@ PASSING = [
 
 @pytest.mark.parametrize(("protocol", "answer"), PASSING, ids=_id)
 def test_what_is_not_taken_for_a_while_arrives_once(
-    receivers: dict[str, Receiver], monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture, protocol: str, answer: Web | Rpc,
+    receivers: dict[str, Receiver],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    protocol: str,
+    answer: Web | Rpc,
 ) -> None:
     hours = passing(monkeypatch)
     line = Line(protocol, receivers[protocol], monkeypatch)
@@ -180,8 +192,10 @@ def test_what_is_not_taken_for_a_while_arrives_once(
 
 @pytest.mark.parametrize("protocol", [GRPC, HTTP])
 def test_what_is_rejected_in_part_is_lost_in_part(
-    receivers: dict[str, Receiver], monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture, protocol: str,
+    receivers: dict[str, Receiver],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    protocol: str,
 ) -> None:
     """4 spans are two requests at the least."""
     line = Line(protocol, receivers[protocol], monkeypatch)
@@ -216,8 +230,10 @@ def test_a_grpc_server_that_takes_little_gets_it_in_parts(
     "answer", [Web(413), Web(400, {}, b"http: request body too large")], ids=_id
 )
 def test_an_http_server_that_takes_little_gets_it_in_parts(
-    receivers: dict[str, Receiver], monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture, answer: Web,
+    receivers: dict[str, Receiver],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    answer: Web,
 ) -> None:
     receiver = receivers[HTTP]
     plain = receiver.answer
@@ -236,8 +252,10 @@ def test_an_http_server_that_takes_little_gets_it_in_parts(
 
 @pytest.mark.parametrize("protocol", [GRPC, HTTP])
 def test_what_is_too_large_alone_is_lost(
-    receivers: dict[str, Receiver], monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture, protocol: str,
+    receivers: dict[str, Receiver],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    protocol: str,
 ) -> None:
     line = Line(protocol, receivers[protocol], monkeypatch)
     line.receiver.otherwise = (

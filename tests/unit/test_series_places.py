@@ -37,7 +37,10 @@ class Machine:
         self.clock = clock
         self.kernel = Kernel()
         self.table = SeriesTable(
-            self.kernel, Routes(), Resources("tested"), Slow(SLOW_NS)  # type: ignore[arg-type]
+            self.kernel,
+            Routes(),
+            Resources("tested"),
+            Slow(SLOW_NS),  # type: ignore[arg-type]
         )
         self.asked: Multiset[str] = Multiset()
 

@@ -118,7 +118,7 @@ def test_more_keys_than_there_are_ways(kernel: Kernel, table: SeriesTable) -> No
 
 def test_the_kernels_sums_and_ours_are_one(kernel: Kernel, table: SeriesTable) -> None:
     table.add(one("/a", 11, request_bytes=5))
-    (_, place), = kernel.told
+    ((_, place),) = kernel.told
     kernel.adds(int(place["place"]), "request_bytes", 100)
     (series,) = table.snapshot()
     assert series.request_bytes == 105
@@ -207,9 +207,7 @@ def test_of_what_nobody_has_read_the_kernel_is_told_nothing(
     assert counts(own_names) == {"unknown_service": 3}
 
 
-def test_those_without_a_place_are_of_no_service(
-    kernel: Kernel, own_names: SeriesTable
-) -> None:
+def test_those_without_a_place_are_of_no_service(kernel: Kernel, own_names: SeriesTable) -> None:
     """They may be of several."""
     for number in range(MOST + 3):
         own_names.add(one("/" + "x" * number, 100 + number))
@@ -349,7 +347,7 @@ def test_an_order_of_all_stamps(kernel: Kernel, table: SeriesTable) -> None:
 def test_more_orders_than_there_is_room_for(kernel: Kernel, table: SeriesTable) -> None:
     """Those that were told stay as they were."""
     names = list(Stamp)[: Stamp.ACKED]
-    for number in range(2 ** 10):
+    for number in range(2**10):
         times = {stamp: 1 + i for i, stamp in enumerate(names) if i > 9 or number >> i & 1}
         table.add(record(times, flags=WHOLE, status=200))
         if number == 20:

@@ -35,8 +35,14 @@ from otelbpf.traces.spans import StageStyle, attributes_of, spans_of
 CLOCK = ClockReading(offset_ns=1_785_000_000_000_000_001, uncertainty_ns=37)
 RESOURCE = Resource({"service.name": "shop"})
 CONVENTIONS = (
-    client_attributes, error_attributes, http_attributes, network_attributes,
-    server_attributes, thread_attributes, url_attributes, user_agent_attributes,
+    client_attributes,
+    error_attributes,
+    http_attributes,
+    network_attributes,
+    server_attributes,
+    thread_attributes,
+    url_attributes,
+    user_agent_attributes,
 )
 KNOWN_NAMES = {
     value
@@ -60,9 +66,13 @@ def make(made: Request, style: StageStyle = StageStyle.SPANS) -> list[ReadableSp
 def everything() -> Request:
     """A request with every attribute that there can be at once."""
     return request(
-        capture_query=True, request_line=b"BREW /" + b"a" * 186, request_line_length=500,
-        status=503, flags=RequestFlag.REQUEST_RECEIVED | RequestFlag.IDLE_TIMEOUT,
-        request_retransmits=1, out_of_order=2,
+        capture_query=True,
+        request_line=b"BREW /" + b"a" * 186,
+        request_line_length=500,
+        status=503,
+        flags=RequestFlag.REQUEST_RECEIVED | RequestFlag.IDLE_TIMEOUT,
+        request_retransmits=1,
+        out_of_order=2,
     )
 
 
@@ -104,8 +114,10 @@ def test_every_name_is_the_conventions_or_ours(style: StageStyle) -> None:
         assert names <= KNOWN_NAMES
 
 
-@pytest.mark.parametrize("method", sorted(m.value for m in
-                         http_attributes.HttpRequestMethodValues if m.value != "_OTHER"))
+@pytest.mark.parametrize(
+    "method",
+    sorted(m.value for m in http_attributes.HttpRequestMethodValues if m.value != "_OTHER"),
+)
 def test_every_method_of_the_conventions_is_known(method: str) -> None:
     made = request(request_line=f"{method} / HTTP/1.1".encode())
     assert attributes_of(made, CLOCK, StageStyle.SPANS)["http.request.method"] == method
@@ -126,10 +138,16 @@ def test_a_known_method_has_no_original() -> None:
 
 @pytest.mark.parametrize(
     ("status", "code", "error"),
-    [(200, StatusCode.UNSET, None), (101, StatusCode.UNSET, None), (304, StatusCode.UNSET, None),
-     (404, StatusCode.UNSET, None), (499, StatusCode.UNSET, None),
-     (500, StatusCode.ERROR, "500"), (503, StatusCode.ERROR, "503"),
-     (599, StatusCode.ERROR, "599")],
+    [
+        (200, StatusCode.UNSET, None),
+        (101, StatusCode.UNSET, None),
+        (304, StatusCode.UNSET, None),
+        (404, StatusCode.UNSET, None),
+        (499, StatusCode.UNSET, None),
+        (500, StatusCode.ERROR, "500"),
+        (503, StatusCode.ERROR, "503"),
+        (599, StatusCode.ERROR, "599"),
+    ],
 )
 def test_status(status: int, code: StatusCode, error: str | None) -> None:
     (span,) = make(request(status=status), StageStyle.ATTRIBUTES)
@@ -142,9 +160,14 @@ def test_status(status: int, code: StatusCode, error: str | None) -> None:
 
 @pytest.mark.parametrize(
     ("flag", "error"),
-    [(RequestFlag.PEER_RESET, "client_reset"), (RequestFlag.LOCAL_RESET, "server_reset"),
-     (RequestFlag.PEER_CLOSED, "client_closed"), (RequestFlag.LOCAL_CLOSED, "server_closed"),
-     (RequestFlag.IDLE_TIMEOUT, "idle_timeout"), (0, "connection_lost")],
+    [
+        (RequestFlag.PEER_RESET, "client_reset"),
+        (RequestFlag.LOCAL_RESET, "server_reset"),
+        (RequestFlag.PEER_CLOSED, "client_closed"),
+        (RequestFlag.LOCAL_CLOSED, "server_closed"),
+        (RequestFlag.IDLE_TIMEOUT, "idle_timeout"),
+        (0, "connection_lost"),
+    ],
 )
 @pytest.mark.parametrize("status", [0, 200, 503])
 def test_cut_short(flag: int, error: str, status: int) -> None:
@@ -219,16 +242,26 @@ def test_the_query_only_when_captured() -> None:
 
 def test_what_is_not_there_is_left_out() -> None:
     found = attributes(status=0, user_agent=b"", tid=0)
-    for name in ("http.response.status_code", "user_agent.original", "thread.id",
-                 "otelbpf.url.path.cut", "otelbpf.tcp.retransmits", "otelbpf.tcp.out_of_order",
-                 "otelbpf.ended_by", "url.query"):
+    for name in (
+        "http.response.status_code",
+        "user_agent.original",
+        "thread.id",
+        "otelbpf.url.path.cut",
+        "otelbpf.tcp.retransmits",
+        "otelbpf.tcp.out_of_order",
+        "otelbpf.ended_by",
+        "url.query",
+    ):
         assert name not in found
 
 
 def test_ours() -> None:
     found = attributes(
         stamps={s: at for s, at in SMALL.items() if s not in (Stamp.TCP, Stamp.RUNNING)},
-        ordinal=22, request_retransmits=2, response_retransmits=3, out_of_order=4,
+        ordinal=22,
+        request_retransmits=2,
+        response_retransmits=3,
+        out_of_order=4,
     )
     assert found["otelbpf.ledger.complete"] is False
     assert found["otelbpf.ledger.absent"] == ("tcp", "running")
@@ -239,9 +272,7 @@ def test_ours() -> None:
 
 
 @pytest.mark.parametrize(("request_", "response"), [(1, 0), (0, 1), (7, 8)])
-def test_segments_sent_again_are_told_whichever_way_they_went(
-    request_: int, response: int
-) -> None:
+def test_segments_sent_again_are_told_whichever_way_they_went(request_: int, response: int) -> None:
     found = attributes(request_retransmits=request_, response_retransmits=response)
     assert found["otelbpf.tcp.retransmits"] == request_ + response
     assert "otelbpf.tcp.out_of_order" not in found
@@ -324,8 +355,13 @@ def test_stages_as_attributes() -> None:
         if name.startswith("otelbpf.stage.")
     }
     assert lengths == {
-        "nic_to_tc": 700, "tc_to_tcp": 1_301, "tcp_to_queued": 899, "queued_to_woken": 433,
-        "woken_to_running": 11_667, "running_to_read": 6_007, "read_to_write": 378_993,
+        "nic_to_tc": 700,
+        "tc_to_tcp": 1_301,
+        "tcp_to_queued": 899,
+        "queued_to_woken": 433,
+        "woken_to_running": 11_667,
+        "running_to_read": 6_007,
+        "read_to_write": 378_993,
         "write_to_tc_out": 12_345,
     }
     assert sum(lengths.values()) == span.end_time - span.start_time
@@ -347,9 +383,7 @@ OUTGOING = {
 def outgoing(stamps: dict[Stamp, int] = OUTGOING, **fields: object) -> Request:
     """A request to an upstream at 198.51.100.7."""
     flags = fields.pop("flags", WHOLE) | RequestFlag.CLIENT  # type: ignore[operator]
-    return request(
-        stamps, **{"peer_port": 9090, "local_port": 40_001, "flags": flags, **fields}
-    )  # type: ignore[arg-type]
+    return request(stamps, **{"peer_port": 9090, "local_port": 40_001, "flags": flags, **fields})  # type: ignore[arg-type]
 
 
 def test_a_small_get_to_an_upstream() -> None:
@@ -469,8 +503,9 @@ def test_cut_short_by_an_upstream(flag: RequestFlag, error: str) -> None:
 
 def test_an_upstreams_response_is_not_acknowledged_but_read() -> None:
     assert outgoing().complete
-    assert not outgoing({stamp: at for stamp, at in OUTGOING.items() if stamp is not Stamp.READ}
-                        ).complete
+    assert not outgoing(
+        {stamp: at for stamp, at in OUTGOING.items() if stamp is not Stamp.READ}
+    ).complete
 
 
 def test_a_cause_is_a_parent_on_this_machine() -> None:
@@ -488,8 +523,9 @@ def test_all_of_it_can_be_encoded() -> None:
 
 def published(**fields: object) -> Request:
     trace_id, span_id = bytes(range(1, 17)), bytes(range(21, 29))
-    made = record(marked=Said.BY_THREAD, trace_id=trace_id, span_id=span_id, trace_flags=1,
-                  **fields)
+    made = record(
+        marked=Said.BY_THREAD, trace_id=trace_id, span_id=span_id, trace_flags=1, **fields
+    )
     (request_,) = requests_of(
         made, contexts_of(made, Ids(bytes(16))), Routes(), capture_query=False
     )

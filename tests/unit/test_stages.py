@@ -134,8 +134,11 @@ def test_what_comes_after_a_request_was_cut_short_bounds_no_stage() -> None:
         {Stamp.NIC: 0, Stamp.READ: 10, Stamp.ENDED: 30, Stamp.READ_LAST: 30, Stamp.HANDLER_END: 31},
         flags=RequestFlag.REQUEST_RECEIVED,
     )  # fmt: skip
-    assert [s.name for s in made.stages] == ["nic_to_read", "read_to_read_last",
-                                             "read_last_to_ended"]
+    assert [s.name for s in made.stages] == [
+        "nic_to_read",
+        "read_to_read_last",
+        "read_last_to_ended",
+    ]
 
 
 @pytest.mark.parametrize(("acked_ns", "after_ns"), [(30, 21), (9, 0), (8, 0)])

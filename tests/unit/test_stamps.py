@@ -131,7 +131,10 @@ def test_every_stamp_has_its_place_and_its_meaning() -> None:
     assert WAY[Kind.SERVER] == tuple(Stamp)
     # What a client does first a server does last; a handler, and an acknowledgement, it has none.
     assert set(WAY[Kind.CLIENT]) == set(Stamp) - {
-        Stamp.HANDLER_START, Stamp.HANDLER_END, Stamp.ACKED}
+        Stamp.HANDLER_START,
+        Stamp.HANDLER_END,
+        Stamp.ACKED,
+    }
     assert len(set(WAY[Kind.CLIENT])) == len(WAY[Kind.CLIENT])
     assert (WAY[Kind.CLIENT][0], WAY[Kind.CLIENT][-1]) == (Stamp.WRITE, Stamp.ENDED)
     meanings = {meaning_of(stamp.name.lower()) for stamp in Stamp}
@@ -144,18 +147,30 @@ def test_stamps_along_the_way(kind: Kind) -> None:
     """Those that are not known come last."""
     names = [stamp.name.lower() for stamp in WAY[kind]]
     assert sorted([*reversed(names), "y", "x"], key=lambda name: place_of_stamp(name, kind)) == [
-        *names, "x", "y"]
+        *names,
+        "x",
+        "y",
+    ]
 
 
 def test_stages_of_many_requests_are_sorted_by_owner() -> None:
     stages = ["write_to_tc_out", "nic_to_tc", "tc_out_to_tc_out_last", "read_to_write", "other",
               "tc_to_read"]  # fmt: skip
     assert sorted(stages, key=lambda stage: place_of_stage(stage, Kind.SERVER)) == [
-        "nic_to_tc", "tc_to_read", "read_to_write", "write_to_tc_out", "tc_out_to_tc_out_last",
-        "other"]
+        "nic_to_tc",
+        "tc_to_read",
+        "read_to_write",
+        "write_to_tc_out",
+        "tc_out_to_tc_out_last",
+        "other",
+    ]
     client = ["queued_to_read", "tc_out_to_tc", "tc_to_queued", "write_to_tc_out"]
     assert sorted(client, key=lambda stage: place_of_stage(stage, Kind.CLIENT)) == [
-        "write_to_tc_out", "tc_out_to_tc", "tc_to_queued", "queued_to_read"]
+        "write_to_tc_out",
+        "tc_out_to_tc",
+        "tc_to_queued",
+        "queued_to_read",
+    ]
 
 
 @pytest.mark.parametrize(

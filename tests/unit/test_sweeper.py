@@ -37,7 +37,10 @@ class Kernel(KernelMaps):
         self.orders.append((slot, waited_ktime_ns, idle_ktime_ns, stopped))
 
     def put(
-        self, slot: int, flags: RequestFlag, silent_ns: int,
+        self,
+        slot: int,
+        flags: RequestFlag,
+        silent_ns: int,
         state: int = ExchangeState.IN_FLIGHT + 0xC0FFEE,
     ) -> None:
         self.table["state"][slot] = state

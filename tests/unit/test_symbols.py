@@ -50,11 +50,16 @@ def test_what_can_be_probed(function: str) -> None:
     ("function", "reason"),
     [
         ("gone", "this kernel has no function gone, or it was inlined everywhere"),
-        ("changed", "the compiler left only changed.isra.0 of changed, whose arguments "
-                    "may be others"),
+        (
+            "changed",
+            "the compiler left only changed.isra.0 of changed, whose arguments may be others",
+        ),
         ("specialised", "some callers of specialised use specialised.constprop.0 instead"),
-        ("thin_lto", "the compiler left only thin_lto.llvm.1234567 of thin_lto, whose arguments "
-                     "may be others"),
+        (
+            "thin_lto",
+            "the compiler left only thin_lto.llvm.1234567 of thin_lto, whose arguments "
+            "may be others",
+        ),
         ("split", "some callers of split use split.part.0 instead"),
     ],
 )

@@ -46,7 +46,9 @@ def test_both_sides_add_up() -> None:
     sums = tally.sums(counts(SEEN=150, SUBMITTED=140, LOST_PARSER=6))
     assert (sums.seen, sums.exported, sums.sampled_out) == (150, 101, 20)
     assert {r: n for r, n in sums.lost.items() if n} == {
-        Lost.PARSER: 6, Lost.QUEUE_FULL: 7, Lost.EXPORT_FAILED: 5,
+        Lost.PARSER: 6,
+        Lost.QUEUE_FULL: 7,
+        Lost.EXPORT_FAILED: 5,
     }
     assert sums.in_flight == 150 - 101 - 20 - 6 - 7 - 5 == 11
 
@@ -54,8 +56,15 @@ def test_both_sides_add_up() -> None:
 def test_connections_by_their_short_names() -> None:
     sums = Tally().sums(counts(CONNECTIONS_OPENED=3, CONNECTIONS_NOT_HTTP=1, PACKETS_UNPARSED=9))
     assert sums.connections == {
-        "opened": 3, "adopted": 0, "closed": 0, "evicted": 0, "not_http": 1, "own": 0,
-        "tls": 0, "http2": 0, "unseen": 0,
+        "opened": 3,
+        "adopted": 0,
+        "closed": 0,
+        "evicted": 0,
+        "not_http": 1,
+        "own": 0,
+        "tls": 0,
+        "http2": 0,
+        "unseen": 0,
     }
 
 
@@ -83,8 +92,12 @@ def test_json_has_all_that_counts() -> None:
     }  # fmt: skip
     sums = Sums(23, 15, 4, lost, {"opened": 5}, missed, {"marks_joined": 3}, interfaces)
     assert json.loads(sums.as_json()) == {
-        "seen": 23, "exported": 15, "sampled_out": 4, "in_flight": 1,
-        "lost": {"parser": 2, "export_failed": 1}, "connections": {"opened": 5},
+        "seen": 23,
+        "exported": 15,
+        "sampled_out": 4,
+        "in_flight": 1,
+        "lost": {"parser": 2, "export_failed": 1},
+        "connections": {"opened": 5},
         "missed": {"kprobe tcp_sendmsg_locked": 2},
         "joins": {"marks_joined": 3},
         "interfaces": {
@@ -98,8 +111,10 @@ def test_json_has_all_that_counts() -> None:
     ("sums", "text"),
     [
         (Sums(0, 0, 0, {}), "seen 0 = exported 0 + sampled out 0 + lost 0"),
-        (Sums(9, 4, 2, {Lost.PARSER: 1, Lost.QUEUE_FULL: 2, Lost.CLOSED: 0}),
-         "seen 9 = exported 4 + sampled out 2 + lost 3 (parser 1, queue_full 2)"),
+        (
+            Sums(9, 4, 2, {Lost.PARSER: 1, Lost.QUEUE_FULL: 2, Lost.CLOSED: 0}),
+            "seen 9 = exported 4 + sampled out 2 + lost 3 (parser 1, queue_full 2)",
+        ),
         (Sums(9, 4, 2, {}), "seen 9 = exported 4 + sampled out 2 + lost 0 + in flight 3"),
     ],
 )
@@ -109,8 +124,18 @@ def test_in_words(sums: Sums, text: str) -> None:
 
 def test_names_are_unique_and_stable() -> None:
     assert sorted(Lost) == [
-        "closed_before_head", "evicted", "export_failed", "parser", "pipeline_full", "queue_full",
-        "refused", "rejected", "ring_full", "table_full", "too_large", "unanswered_at_stop",
+        "closed_before_head",
+        "evicted",
+        "export_failed",
+        "parser",
+        "pipeline_full",
+        "queue_full",
+        "refused",
+        "rejected",
+        "ring_full",
+        "table_full",
+        "too_large",
+        "unanswered_at_stop",
         "unread_at_stop",
     ]
 

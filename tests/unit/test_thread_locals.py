@@ -149,8 +149,13 @@ def assert_found(pid: int, said: list[Said]) -> ThreadLocal:
 
 def library(directory: Path, *options: str, visibility: str = "default") -> Path:
     return compile_c(
-        directory / "libvariable.so", DYNAMIC + VARIABLE, "-shared", "-fPIC", "-O1",
-        f'-DVISIBILITY="{visibility}"', *options,
+        directory / "libvariable.so",
+        DYNAMIC + VARIABLE,
+        "-shared",
+        "-fPIC",
+        "-O1",
+        f'-DVISIBILITY="{visibility}"',
+        *options,
     )
 
 
@@ -165,7 +170,11 @@ EXECUTABLES = {
 @pytest.mark.parametrize("options", EXECUTABLES.values(), ids=EXECUTABLES)
 def test_in_the_executable(tmp_path: Path, options: list[str]) -> None:
     program = compile_c(
-        tmp_path / "program", PROGRAM + VARIABLE, '-DVISIBILITY="default"', "-O1", "-pthread",
+        tmp_path / "program",
+        PROGRAM + VARIABLE,
+        '-DVISIBILITY="default"',
+        "-O1",
+        "-pthread",
         *options,
     )
     with running(program) as (pid, said):
@@ -194,7 +203,12 @@ def test_in_a_library_that_is_there_from_the_start(
 def test_in_a_library_whose_variable_the_executable_uses(tmp_path: Path) -> None:
     made = library(tmp_path, "-mtls-dialect=gnu")
     program = compile_c(
-        tmp_path / "program", PROGRAM, "-DUSED_HERE", made, f"-Wl,-rpath,{tmp_path}", "-pthread",
+        tmp_path / "program",
+        PROGRAM,
+        "-DUSED_HERE",
+        made,
+        f"-Wl,-rpath,{tmp_path}",
+        "-pthread",
     )
     with running(program) as (pid, said):
         assert assert_found(pid, said).module == 0
@@ -244,7 +258,9 @@ def test_a_variable_that_nothing_uses_is_not_guessed(tmp_path: Path) -> None:
     made = compile_c(
         tmp_path / "libvariable.so",
         "__thread void *otel_thread_ctx_v1; void *address(void) { return 0; }"
-        "void publish(void *record) {}", "-shared", "-fPIC",
+        "void publish(void *record) {}",
+        "-shared",
+        "-fPIC",
     )
     program = compile_c(tmp_path / "program", PROGRAM, made, f"-Wl,-rpath,{tmp_path}", "-pthread")
     with running(program) as (pid, _), pytest.raises(UnresolvedError, match="none of its files"):

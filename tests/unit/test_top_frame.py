@@ -97,7 +97,7 @@ def test_a_routes_line(width: int) -> None:
     line = line_with(lines, "GET /items/{id}")
     words = line.split()
     quantiles = [upper(3 * MS)] * (2 if width == 80 else 4)
-    assert words[2:4 + len(quantiles)] == ["11.5", "4.3%", *quantiles]
+    assert words[2 : 4 + len(quantiles)] == ["11.5", "4.3%", *quantiles]
     # All but a thousandth after the read: the application's.
     assert "waaaa" in line
     assert line.endswith("read→tc_out 3.00ms")
@@ -128,8 +128,9 @@ def test_it_fits_and_the_foot_is_the_last(
     shown = many(60)
     selected = shown.sorted(Sort.RATE)[33].key if is_selected else None
     notes = (("attached: " + "tracepoint x, " * 50, False),)
-    lines = lines_of(shown, view(selected, notes=notes, keys=True), width, height,
-                     terminal=terminal)
+    lines = lines_of(
+        shown, view(selected, notes=notes, keys=True), width, height, terminal=terminal
+    )
     assert len(lines) == height
     assert all(len(line) <= width for line in lines), lines
     assert lines[0].startswith("otelbpf top  port 8080 on eth0")
@@ -151,7 +152,7 @@ def test_the_selected_route_is_in_sight_and_has_its_stages_below() -> None:
         name = "others, of servers" if row.key.overflow else f"GET {row.key.route}"
         assert shortened(name, 12, PLAIN).partition("…")[0] in pointed
         line_with(lines, f", {row.ever:,} requests so far")
-        stage = line_with(lines[lines.index(pointed) + 1:], "nic→read ")
+        stage = line_with(lines[lines.index(pointed) + 1 :], "nic→read ")
         assert stage.split()[1] == per_second(row.rate)
         assert line_with(lines, "read→tc_out  ").rstrip().endswith("a")
         assert lines.index(line_with(lines, "end→acked  ")) > lines.index(stage)
@@ -173,8 +174,13 @@ def test_the_acknowledgement_is_a_line_of_its_own() -> None:
     acked = line_with(lines, "end→acked")
     assert lines[lines.index(line_with(lines, "read→tc_out  ")) + 1] == acked
     assert acked.split(maxsplit=5) == [
-        "end→acked", "1.0", "7.00µs", upper(7_000), "–",  # noqa: RUF001
-        "after the request's end"]
+        "end→acked",
+        "1.0",
+        "7.00µs",
+        upper(7_000),
+        "–",  # noqa: RUF001
+        "after the request's end",
+    ]
     none = replace(series(), acked=no_durations())
     assert not any("acked" in line for line in lines_of(table(none), view(row.key), 160))
 
@@ -186,12 +192,17 @@ def test_the_acknowledgement_has_its_place_where_lines_are_few(height: int) -> N
     lines = lines_of(table(series()), view(row.key, keys=True), 160, height)
     assert len(lines) == height
     shown = [line.split()[0] for line in lines if "→" in line.split(" ")[0]]
-    assert shown in ([], ["read→tc_out"], ["read→tc_out", "end→acked"],
-                     ["nic→read", "read→tc_out", "end→acked"])
+    assert shown in (
+        [],
+        ["read→tc_out"],
+        ["read→tc_out", "end→acked"],
+        ["nic→read", "read→tc_out", "end→acked"],
+    )
 
 
-@pytest.mark.parametrize(("width", "text"), [
-    (80, "peer + network"), (160, "peer + network: elsewhere")])
+@pytest.mark.parametrize(
+    ("width", "text"), [(80, "peer + network"), (160, "peer + network: elsewhere")]
+)
 def test_the_legend_has_every_owner(width: int, text: str) -> None:
     legend = lines_of(table(series()), view(), width)[1]
     assert f"p {text}  " in legend

@@ -64,8 +64,7 @@ def test_quantiles_are_those_of_the_requests() -> None:
 def test_statuses_of_a_route_are_one_row_and_errors_are_the_conventions() -> None:
     statuses = {200: 10, 404: 3, 503: 2, 0: 1}
     for kind, failed in ((Kind.SERVER, 2 + 1), (Kind.CLIENT, 3 + 2 + 1)):
-        all_series = [series(key(kind, status=status), [MS] * n)
-                      for status, n in statuses.items()]
+        all_series = [series(key(kind, status=status), [MS] * n) for status, n in statuses.items()]
         (row,) = table_of(snapshot(*all_series), None, 1.0).rows
         assert (row.count, row.errors, row.error_share) == (16, failed, failed / 16)
 
@@ -82,14 +81,17 @@ def test_a_row_for_each_method_route_kind_service_and_upstream() -> None:
         None, 1.0,
     )  # fmt: skip
     server = Kind.SERVER, shop, "GET", "/items/{id}"
-    assert {row.key: row.count for row in table.rows} == {
-        RouteKey(*server): 4,  # On two ports.
-        RouteKey(Kind.SERVER, shop, "POST", "/items/{id}"): 2,
-        RouteKey(Kind.SERVER, shop, "GET", "/b"): 2,
-        RouteKey(Kind.SERVER, "other", "GET", "/items/{id}"): 2,
-        RouteKey(Kind.CLIENT, *server[1:], "models:9000"): 2,
-        RouteKey(Kind.CLIENT, *server[1:], "[fd00::1]:9000"): 2,
-    }
+    assert (
+        {row.key: row.count for row in table.rows}
+        == {
+            RouteKey(*server): 4,  # On two ports.
+            RouteKey(Kind.SERVER, shop, "POST", "/items/{id}"): 2,
+            RouteKey(Kind.SERVER, shop, "GET", "/b"): 2,
+            RouteKey(Kind.SERVER, "other", "GET", "/items/{id}"): 2,
+            RouteKey(Kind.CLIENT, *server[1:], "models:9000"): 2,
+            RouteKey(Kind.CLIENT, *server[1:], "[fd00::1]:9000"): 2,
+        }
+    )
     assert [(row.key.kind, row.count) for row in table.totals] == [
         (Kind.SERVER, 10), (Kind.CLIENT, 4)
     ]  # fmt: skip
@@ -132,8 +134,11 @@ def test_stages_are_in_the_order_of_the_way_and_their_shares_are_of_all_time() -
 
 def test_whose_a_stage_is_depends_on_the_side() -> None:
     """Without XDP an upstream's answer begins with traffic control."""
-    stages = {"tc_out_to_tc": histogram(7 * MS), "tc_to_queued": histogram(MS),
-              "queued_to_ended": histogram(2 * MS)}
+    stages = {
+        "tc_out_to_tc": histogram(7 * MS),
+        "tc_to_queued": histogram(MS),
+        "queued_to_ended": histogram(2 * MS),
+    }
     for kind, shares in (
         (Kind.CLIENT, {Owner.PEER: 0.9, Owner.RECEIVE: 0.1}),
         (Kind.SERVER, {Owner.PEER: 0.7, Owner.RECEIVE: 0.1, Owner.WAITING: 0.2}),
@@ -148,7 +153,9 @@ def test_the_acknowledgement_is_no_part_of_the_request() -> None:
     table = table_of(after, before, 2.0)
     rows = rows_of(table)
     assert {route: (row.acked.count, row.acked.mean_ns) for route, row in rows.items()} == {
-        "/a": (3, 7_000), "/b": (1, 7_000)}
+        "/a": (3, 7_000),
+        "/b": (1, 7_000),
+    }
     assert rows["/a"].durations.sum_ns == 3 * MS
     assert sum(rows["/a"].shares().values()) == pytest.approx(1.0)
     (total,) = table.totals

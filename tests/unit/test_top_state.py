@@ -149,7 +149,9 @@ def test_at_the_end_it_is_of_all_requests() -> None:
 
 def test_others_pay_nothing_for_it() -> None:
     """`otelbpf run` imports none of it."""
-    code = ("import sys, otelbpf.cli, otelbpf.agent\n"
-            "sys.exit(str([m for m in sys.modules if m.startswith(('rich', 'otelbpf.top'))]))")
+    code = (
+        "import sys, otelbpf.cli, otelbpf.agent\n"
+        "sys.exit(str([m for m in sys.modules if m.startswith(('rich', 'otelbpf.top'))]))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.strip() == "[]"

@@ -182,8 +182,12 @@ def test_a_cause_that_the_application_spoke_of_is_called_as_it_said() -> None:
     assert found.span_id[1] == IDS.span_ids(np.array([8]), np.array([3]))[0]
 
 
-PUBLISHED = {"marked": Said.BY_THREAD, "trace_id": bytes(range(1, 17)),
-             "span_id": bytes(range(21, 29)), "trace_flags": 1}
+PUBLISHED = {
+    "marked": Said.BY_THREAD,
+    "trace_id": bytes(range(1, 17)),
+    "span_id": bytes(range(21, 29)),
+    "trace_flags": 1,
+}
 PUBLISHED_TRACE = int.from_bytes(bytes(range(1, 17)), "big")
 PUBLISHED_SPAN = int.from_bytes(bytes(range(21, 29)), "big")
 
@@ -201,8 +205,11 @@ def test_what_a_thread_published_is_the_trace_of_a_request_without_one() -> None
 def test_what_a_thread_published_is_linked_only_within_the_caller_s_trace() -> None:
     other = {**PUBLISHED, "trace_id": TRACE_ID.to_bytes(16, "big")}
     found = contexts_of(
-        np.concatenate([record(traceparent=VALID, **PUBLISHED),
-                        record(traceparent=VALID, **other)]), IDS)
+        np.concatenate(
+            [record(traceparent=VALID, **PUBLISHED), record(traceparent=VALID, **other)]
+        ),
+        IDS,
+    )
     assert rows(found) == [(TRACE_ID, PARENT, 1)] * 2
     assert found.linked_span_id.tolist() == [0, PUBLISHED_SPAN]
     assert found.elsewhere.tolist() == [True, False]

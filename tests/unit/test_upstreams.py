@@ -41,9 +41,7 @@ def test_a_name_is_all_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 70, "."])
-def test_a_name_that_means_nothing_is_refused(
-    host: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_that_means_nothing_is_refused(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -56,7 +54,9 @@ def test_a_name_that_means_nothing_is_refused(
 def test_without_upstreams_there_are_none() -> None:
     assert not Upstreams()
     assert Upstreams().macros() == {
-        "CLIENTS": 0, "IS_UPSTREAM_PORT(p)": "(0)", "IS_UPSTREAM(p,a)": "(0)",
+        "CLIENTS": 0,
+        "IS_UPSTREAM_PORT(p)": "(0)",
+        "IS_UPSTREAM(p,a)": "(0)",
     }
 
 
@@ -87,7 +87,10 @@ def test_what_the_programs_are_told(tmp_path: Path) -> None:
         if getattr(told, "is")(port, ctypes.create_string_buffer(packed(text), 16))
     }
     assert found == {
-        ("192.0.2.7", 80), ("fd00::7", 80), ("fd00::8", 81), *((text, 9090) for text in texts)
+        ("192.0.2.7", 80),
+        ("fd00::7", 80),
+        ("fd00::8", 81),
+        *((text, 9090) for text in texts),
     }
 
 

@@ -42,8 +42,17 @@ def test_several_arguments_keep_their_order() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["8@%ah", "8f@%xmm0", "4@counter(%rip)", "8@-8(%rbp,%rax,8)", "3@%eax", "%rax", "8@", "8@5",
-     "8@%fs:0"],
+    [
+        "8@%ah",
+        "8f@%xmm0",
+        "4@counter(%rip)",
+        "8@-8(%rbp,%rax,8)",
+        "3@%eax",
+        "%rax",
+        "8@",
+        "8@5",
+        "8@%fs:0",
+    ],
 )
 def test_what_is_not_understood_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(text)):
@@ -54,7 +63,14 @@ def test_registers_are_fields_of_the_programs_struct() -> None:
     body = re.search(r"struct pt_regs \{(.*?)\};", REGISTERS_H.read_text(), re.DOTALL)
     fields = set(re.findall(r"\w+(?=[,;])", body[1]))
     general = {f"r{number}" for number in range(8, 16)} | {
-        "ax", "bx", "cx", "dx", "si", "di", "bp", "sp"
+        "ax",
+        "bx",
+        "cx",
+        "dx",
+        "si",
+        "di",
+        "bp",
+        "sp",
     }
     assert set(usdt._REGISTERS.values()) == general | {"ip"}
     assert general | {"ip"} <= fields

@@ -18,31 +18,60 @@ from otelbpf.errors import UsageError
 from otelbpf.export.variables import require_otlp, settle
 
 OF_OTLP = (
-    "ENDPOINT", "PROTOCOL", "HEADERS", "TIMEOUT", "COMPRESSION", "CERTIFICATE", "CLIENT_KEY",
-    "CLIENT_CERTIFICATE", "INSECURE",
+    "ENDPOINT",
+    "PROTOCOL",
+    "HEADERS",
+    "TIMEOUT",
+    "COMPRESSION",
+    "CERTIFICATE",
+    "CLIENT_KEY",
+    "CLIENT_CERTIFICATE",
+    "INSECURE",
 )
 KNOWN = (
     *(f"OTEL_EXPORTER_OTLP_{what}" for what in OF_OTLP),
     *(f"OTEL_EXPORTER_OTLP_TRACES_{what}" for what in OF_OTLP),
     "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE",
     "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION",
-    "OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES", "OTEL_TRACES_EXPORTER",
-    "OTEL_METRICS_EXPORTER", "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG",
-    "OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "OTEL_BSP_SCHEDULE_DELAY",
-    "OTEL_METRIC_EXPORT_INTERVAL", "OTEL_METRIC_EXPORT_TIMEOUT",
+    "OTEL_SERVICE_NAME",
+    "OTEL_RESOURCE_ATTRIBUTES",
+    "OTEL_TRACES_EXPORTER",
+    "OTEL_METRICS_EXPORTER",
+    "OTEL_TRACES_SAMPLER",
+    "OTEL_TRACES_SAMPLER_ARG",
+    "OTEL_BSP_MAX_QUEUE_SIZE",
+    "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
+    "OTEL_BSP_SCHEDULE_DELAY",
+    "OTEL_METRIC_EXPORT_INTERVAL",
+    "OTEL_METRIC_EXPORT_TIMEOUT",
 )
 #: What an SDK would read; and one that nothing does.
 OTHERS = (
-    "OTEL_ATTRIBUTE_COUNT_LIMIT", "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT",
-    "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS", "OTEL_LOG_LEVEL", "OTEL_PROPAGATORS",
-    "OTEL_PYTHON_CONTEXT", "OTEL_PYTHON_ID_GENERATOR", "OTEL_PYTHON_TRACER_PROVIDER",
-    "OTEL_SDK_DISABLED", "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT",
-    "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", "OTEL_SPAN_EVENT_COUNT_LIMIT",
-    "OTEL_SPAN_LINK_COUNT_LIMIT", "OTEL_NO_SUCH_THING",
+    "OTEL_ATTRIBUTE_COUNT_LIMIT",
+    "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT",
+    "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS",
+    "OTEL_LOG_LEVEL",
+    "OTEL_PROPAGATORS",
+    "OTEL_PYTHON_CONTEXT",
+    "OTEL_PYTHON_ID_GENERATOR",
+    "OTEL_PYTHON_TRACER_PROVIDER",
+    "OTEL_SDK_DISABLED",
+    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT",
+    "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT",
+    "OTEL_SPAN_EVENT_COUNT_LIMIT",
+    "OTEL_SPAN_LINK_COUNT_LIMIT",
+    "OTEL_NO_SUCH_THING",
 )
 #: Numbers that are none or too many, text that is none or too long, addresses that are none.
-HOSTILE = ("-1", "9" * 400, "nan", "a" * 100_000, "\udcff", "é=\u2028\x1b[31m,;%zz%00\nX: y",
-           "http://[::1")
+HOSTILE = (
+    "-1",
+    "9" * 400,
+    "nan",
+    "a" * 100_000,
+    "\udcff",
+    "é=\u2028\x1b[31m,;%zz%00\nX: y",
+    "http://[::1",
+)
 
 Run = Callable[..., list[tuple[int, str]]]
 
@@ -51,10 +80,16 @@ Run = Callable[..., list[tuple[int, str]]]
 def run() -> Iterator[Run]:
     """Runs agents without a kernel, one for each of several environments, side by side."""
     environment = {name: value for name, value in os.environ.items() if name[:5] != "OTEL_"}
-    with Receiver() as receiver, subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("kernelless.py")], env=environment,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    ) as server:
+    with (
+        Receiver() as receiver,
+        subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("kernelless.py")],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as server,
+    ):
         base = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.grpc_endpoint,
             "OTEL_BSP_EXPORT_TIMEOUT": "200",
@@ -75,7 +110,8 @@ PATIENT = {"OTEL_BSP_EXPORT_TIMEOUT": "20000"}
 
 def assert_exported(code: int, said: str) -> None:
     assert (code, said.splitlines()[-1]) == (
-        0, "otelbpf: seen 1 = exported 1 + sampled out 0 + lost 0"
+        0,
+        "otelbpf: seen 1 = exported 1 + sampled out 0 + lost 0",
     ), said
 
 
@@ -202,8 +238,14 @@ def test_no_time_to_export_in_is_refused(text: str) -> None:
 @pytest.mark.parametrize("grpc", [True, False])
 @pytest.mark.parametrize(
     "headers",
-    ["no-value", "=value", "ключ=value", "a=b,two words=c", "authorization=Bearer%20%D0%BA",
-     "a=line%0D%0Abreak"],
+    [
+        "no-value",
+        "=value",
+        "ключ=value",
+        "a=b,two words=c",
+        "authorization=Bearer%20%D0%BA",
+        "a=line%0D%0Abreak",
+    ],
 )
 def test_headers_that_cannot_be_sent_are_refused(headers: str, grpc: bool) -> None:
     name = "OTEL_EXPORTER_OTLP_HEADERS"
@@ -234,13 +276,19 @@ def test_an_endpoint_that_is_no_url_is_refused(endpoint: str) -> None:
 def test_two_words_about_tls_are_refused() -> None:
     """The exporter over gRPC would heed the wrong one."""
     endpoint, insecure = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_INSECURE"
-    for variables in ({insecure: "False"}, {insecure: "false", endpoint: "http://here:4317"},
-                      {insecure: "true", "OTEL_EXPORTER_OTLP_TRACES_INSECURE": "false"}):
+    for variables in (
+        {insecure: "False"},
+        {insecure: "false", endpoint: "http://here:4317"},
+        {insecure: "true", "OTEL_EXPORTER_OTLP_TRACES_INSECURE": "false"},
+    ):
         with pytest.raises(UsageError, match="=false asks for TLS"):
             require_otlp(variables, "traces", grpc=True)
         require_otlp(variables, "traces", grpc=False)
     with pytest.raises(UsageError, match="OTEL_EXPORTER_OTLP_INSECURE=yes is neither true nor"):
         require_otlp({insecure: "yes"}, "traces", grpc=False)
-    for variables in ({insecure: "false", endpoint: "https://here:4317"}, {insecure: "true"},
-                      {insecure: "true", endpoint: "here:4317"}):
+    for variables in (
+        {insecure: "false", endpoint: "https://here:4317"},
+        {insecure: "true"},
+        {insecure: "true", endpoint: "here:4317"},
+    ):
         require_otlp(variables, "traces", grpc=True)

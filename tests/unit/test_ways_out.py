@@ -35,8 +35,10 @@ def spans() -> list[ReadableSpan]:
 
 @pytest.mark.parametrize(
     ("name", "kind", "door"),
-    [("otlp_proto_grpc", GrpcSpanExporter, GrpcDoor),
-     ("otlp_proto_http", HttpSpanExporter, HttpDoor)],
+    [
+        ("otlp_proto_grpc", GrpcSpanExporter, GrpcDoor),
+        ("otlp_proto_http", HttpSpanExporter, HttpDoor),
+    ],
 )
 def test_exporters_are_the_official_ones(
     name: str, kind: type, door: type, spans: list[ReadableSpan]
@@ -51,7 +53,9 @@ def test_exporters_are_the_official_ones(
 
 @pytest.mark.parametrize("name", ["otlp_proto_grpc", "otlp_proto_http"])
 def test_one_without_a_known_door_is_asked_by_its_export(
-    name: str, monkeypatch: pytest.MonkeyPatch, spans: list[ReadableSpan],
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    spans: list[ReadableSpan],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(ways_out, "door_of", lambda exporter, signal: None)
@@ -115,8 +119,12 @@ def test_the_json_file(tmp_path: Path, spans: list[ReadableSpan]) -> None:
         assert made.door.send(made.form(some), 1.0) == Answer(Verdict.TAKEN)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     names = [
-        [span["name"] for one in line["resourceSpans"] for scope in one["scopeSpans"]
-         for span in scope["spans"]]
+        [
+            span["name"]
+            for one in line["resourceSpans"]
+            for scope in one["scopeSpans"]
+            for span in scope["spans"]
+        ]
         for line in lines
     ]
     assert names == [[span.name for span in spans], ["GET /items/{id}"]]

@@ -117,7 +117,7 @@ def test_a_pipe_that_does_not_block_is_waited_for() -> None:
 
 
 def test_a_line_that_breaks_off_in_a_pipe_is_ended_before_the_next(
-    monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What has left cannot be taken back."""
     reading, writing = os.pipe()

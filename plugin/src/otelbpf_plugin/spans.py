@@ -56,11 +56,30 @@ def marking(start_span: Callable[..., Span]) -> Callable[..., Span]:
         **later: Any,
     ) -> Span:
         if later:
-            span = start_span(self, name, context, kind, attributes, links, start_time,
-                              record_exception, set_status_on_exception, **later)
+            span = start_span(
+                self,
+                name,
+                context,
+                kind,
+                attributes,
+                links,
+                start_time,
+                record_exception,
+                set_status_on_exception,
+                **later,
+            )
         else:  # is what costs least, and always the case so far
-            span = start_span(self, name, context, kind, attributes, links, start_time,
-                              record_exception, set_status_on_exception)
+            span = start_span(
+                self,
+                name,
+                context,
+                kind,
+                attributes,
+                links,
+                start_time,
+                record_exception,
+                set_status_on_exception,
+            )
         if kind is _SERVER:
             # Of a Context's values nothing is known; only our propagator has this one's key.
             around = get_current() if context is None else context

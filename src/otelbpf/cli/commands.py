@@ -29,8 +29,16 @@ if TYPE_CHECKING:
 _EXIT_REFUSED = 2
 _LONGEST_LINE = 4_000
 # Files, memory, threads, disk.
-_WANTING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT,
-            errno.EFBIG, errno.EROFS}
+_WANTING = {
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EAGAIN,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+}
 _OBJECTS_BETWEEN_COLLECTIONS = 100_000
 
 
@@ -102,9 +110,7 @@ def _config(arguments: argparse.Namespace, series: int) -> Config:
         service_name=arguments.service_name,
         routes=tuple(dict.fromkeys(arguments.route)),
         found_routes=arguments.series if arguments.routes == "found" else 0,
-        limits=Limits(
-            connections=arguments.connections, ring=arguments.ring, series=series
-        ),
+        limits=Limits(connections=arguments.connections, ring=arguments.ring, series=series),
     )
 
 
@@ -128,14 +134,20 @@ def _tell_sums(sums: Sums) -> None:
     unseen = sums.connections.get("unseen", 0)
     if unseen:
         what = "connection" if unseen == 1 else "connections"
-        print(f"otelbpf: {unseen} {what} had bytes that were not seen on a measured interface as "
-              "theirs; why is said above", file=sys.stderr)
+        print(
+            f"otelbpf: {unseen} {what} had bytes that were not seen on a measured interface as "
+            "theirs; why is said above",
+            file=sys.stderr,
+        )
     print(f"otelbpf: {sums}", file=sys.stderr)
     for hook, count in sums.missed.items():
         if not count:
             continue
-        print(f"otelbpf: {hook} missed {count} calls: another program was running on that "
-              "processor; their stamps are absent", file=sys.stderr)
+        print(
+            f"otelbpf: {hook} missed {count} calls: another program was running on that "
+            "processor; their stamps are absent",
+            file=sys.stderr,
+        )
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -177,12 +189,21 @@ def _run(arguments: argparse.Namespace) -> int:
         gc.freeze()
         gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
         spans_to, metrics_to = running.destination, running.metrics_destination
-        print(f"otelbpf: measuring {_measured(config)}; "
-              + (f"spans and metrics go to {spans_to}" if spans_to == metrics_to
-                 else f"spans go to {spans_to}, metrics to {metrics_to}"), file=sys.stderr)
+        print(
+            f"otelbpf: measuring {_measured(config)}; "
+            + (
+                f"spans and metrics go to {spans_to}"
+                if spans_to == metrics_to
+                else f"spans go to {spans_to}, metrics to {metrics_to}"
+            ),
+            file=sys.stderr,
+        )
         _tell_attached(running)
-        print(f"otelbpf: keeps {', '.join(map(str, running.rights)) or 'no rights'}",
-              file=sys.stderr, flush=True)
+        print(
+            f"otelbpf: keeps {', '.join(map(str, running.rights)) or 'no rights'}",
+            file=sys.stderr,
+            flush=True,
+        )
         if config.duration_s is not None:
             timer = threading.Timer(config.duration_s, stop.set)
             timer.daemon = True
@@ -190,8 +211,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
     def on_loading() -> None:
         where = ", ".join(config.interfaces)
-        print(f"otelbpf: loading, to measure {_measured(config)} on {where}; that takes some "
-              "seconds", file=sys.stderr, flush=True)
+        print(
+            f"otelbpf: loading, to measure {_measured(config)} on {where}; that takes some seconds",
+            file=sys.stderr,
+            flush=True,
+        )
 
     sums = run(config, os.environ, stop, on_ready, on_loading)
     for name, meaning in NOT_JOINED.items():
@@ -282,7 +306,7 @@ def _give_up_what_is_not_written() -> None:
 def _in_one_line(text: str) -> str:
     """What an error quotes may hold anything, and be of any length."""
     if len(text) > _LONGEST_LINE:
-        text = f"{text[:_LONGEST_LINE // 2]} ... {text[-_LONGEST_LINE // 2:]}"
+        text = f"{text[: _LONGEST_LINE // 2]} ... {text[-_LONGEST_LINE // 2 :]}"
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
@@ -352,9 +376,10 @@ def main() -> int:
     except (OSError, MemoryError, RuntimeError) as error:
         if not _is_for_want_of_something(error):
             raise
-        print(f"otelbpf: the system has no more of what this takes ({error or 'memory'}): see what "
-              "limits this process (`ulimit -a`), and whether disk and memory are full",
-              file=sys.stderr)
+        print(
+            f"otelbpf: the system has no more of what this takes ({error or 'memory'}): see what "
+            "limits this process (`ulimit -a`), and whether disk and memory are full",
+            file=sys.stderr,
+        )
         _give_up_what_is_not_written()
         return _EXIT_REFUSED
-

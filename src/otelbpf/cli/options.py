@@ -137,9 +137,7 @@ def _writable_path(text: str) -> Path:
     try:
         fits = path.absolute().parent.is_dir() and (path.is_file() or not path.exists())
     except OSError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} cannot be written: {error.strerror}"
-        ) from error
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written: {error.strerror}") from error
     if not fits:
         raise argparse.ArgumentTypeError(
             f"{text!r} cannot be written: its directory does not exist, or it is no ordinary file"
@@ -151,50 +149,123 @@ def _measuring() -> _Command:
     """What is measured, and how: the options of all commands that run an agent."""
     parser = _Command(add_help=False, allow_abbrev=False)
     add = parser.add_argument
-    add("--interface", action="append", required=True, metavar="IF",
+    add(
+        "--interface",
+        action="append",
+        required=True,
+        metavar="IF",
         help="network interface that requests come in on, or leave by to upstreams; may be "
-        "repeated")
-    add("--port", action="append", default=[], type=_port, metavar="P",
-        help="TCP port the server listens on; may be repeated")
-    add("--upstream", action="append", default=[], type=_host_and_port, metavar="HOST:PORT",
+        "repeated",
+    )
+    add(
+        "--port",
+        action="append",
+        default=[],
+        type=_port,
+        metavar="P",
+        help="TCP port the server listens on; may be repeated",
+    )
+    add(
+        "--upstream",
+        action="append",
+        default=[],
+        type=_host_and_port,
+        metavar="HOST:PORT",
         help="also measure the requests that are sent to there, as CLIENT spans; a "
-        "name is looked up once, at the start; may be repeated")
-    add("--client-port", action="append", default=[], type=_port, metavar="P",
-        help="the same, for this TCP port at whatever address; may be repeated")
-    add("--netns", metavar="NAME|PATH",
-        help="network namespace of the interfaces and the server (default: this one)")
+        "name is looked up once, at the start; may be repeated",
+    )
+    add(
+        "--client-port",
+        action="append",
+        default=[],
+        type=_port,
+        metavar="P",
+        help="the same, for this TCP port at whatever address; may be repeated",
+    )
+    add(
+        "--netns",
+        metavar="NAME|PATH",
+        help="network namespace of the interfaces and the server (default: this one)",
+    )
     add("--duration", type=_seconds, metavar="S", help="stop by itself after S seconds")
-    add("--service-name", type=_text, metavar="NAME",
+    add(
+        "--service-name",
+        type=_text,
+        metavar="NAME",
         help="service.name of all that is measured (default: each process's own: its "
-        "OTEL_SERVICE_NAME, else its systemd service, else what it runs)")
-    add("--hooks", choices=("auto", "tracepoint", "fentry", "kprobe"), default="auto",
+        "OTEL_SERVICE_NAME, else its systemd service, else what it runs)",
+    )
+    add(
+        "--hooks",
+        choices=("auto", "tracepoint", "fentry", "kprobe"),
+        default="auto",
         help="how to attach where the kernel offers several ways (default: the one "
-        "that costs least); stamps that have no such way will be absent")
-    add("--handler", action="append", default=[], metavar="TARGET:FUNCTION",
+        "that costs least); stamps that have no such way will be absent",
+    )
+    add(
+        "--handler",
+        action="append",
+        default=[],
+        metavar="TARGET:FUNCTION",
         help="also stamp this function as the requests' handler; TARGET is an "
         "executable, a library or a process's number, FUNCTION may be a pattern "
         "(nginx:ngx_http_process_request, 1234:main.handle) or a pair of USDT probes "
-        "(PROVIDER:START,END); may be repeated")
-    add("--xdp", choices=("auto", "on", "off"), default="auto",
+        "(PROVIDER:START,END); may be repeated",
+    )
+    add(
+        "--xdp",
+        choices=("auto", "on", "off"),
+        default="auto",
         help="where to attach to XDP, which the nic stamp comes from. auto (default): where the "
         "driver has it, its slot is free and it slows nothing down, so not on a veth; on: on all "
-        "interfaces, if need be in the kernel's generic way; off: nowhere")
-    add("--route", action="append", default=[], type=_route, metavar="TEMPLATE",
+        "interfaces, if need be in the kernel's generic way; off: nowhere",
+    )
+    add(
+        "--route",
+        action="append",
+        default=[],
+        type=_route,
+        metavar="TEMPLATE",
         help="a route that metrics, `top` and spans tell apart (/users/{name}, /static/*); may be "
-        "repeated")
-    add("--routes", choices=("found", "given"), default="found",
+        "repeated",
+    )
+    add(
+        "--routes",
+        choices=("found", "given"),
+        default="found",
         help="what the routes of paths are that fit no --route. found (default): the path with "
-        "{id} for each part that looks like one; given: none")
-    add("--series", type=_number(8, MOST.series), default=256, metavar="N",
+        "{id} for each part that looks like one; given: none",
+    )
+    add(
+        "--series",
+        type=_number(8, MOST.series),
+        default=256,
+        metavar="N",
         help="how many combinations of service, route, method and status metrics and `top` tell "
-        "apart; and how many found routes are in spans (default: 256)")
-    add("--idle-timeout", type=_seconds, default=120.0, metavar="S",
+        "apart; and how many found routes are in spans (default: 256)",
+    )
+    add(
+        "--idle-timeout",
+        type=_seconds,
+        default=120.0,
+        metavar="S",
         help="end an unanswered request after S silent seconds if its socket is not known to be "
-        "open: while that is open the request is kept, however long it waits (default: 120)")
-    add("--connections", type=_number(16, MOST.connections), default=65_536, metavar="N",
-        help="connections remembered at once (default: 65536)")
-    add("--ring", type=_number(16, MOST.ring), default=49_152, metavar="N",
-        help="finished requests that may wait for the agent to read them (default: 49152)")
+        "open: while that is open the request is kept, however long it waits (default: 120)",
+    )
+    add(
+        "--connections",
+        type=_number(16, MOST.connections),
+        default=65_536,
+        metavar="N",
+        help="connections remembered at once (default: 65536)",
+    )
+    add(
+        "--ring",
+        type=_number(16, MOST.ring),
+        default=49_152,
+        metavar="N",
+        help="finished requests that may wait for the agent to read them (default: 49152)",
+    )
     return parser
 
 
@@ -218,31 +289,62 @@ def build_parser() -> argparse.ArgumentParser:
         "Where they go is set by the standard OTEL_* variables.",
         allow_abbrev=False,
     )
-    run.add_argument("--stages", choices=("spans", "attributes"), default="spans",
-                     help="stages as child spans, or as attributes of the request's span")
-    run.add_argument("--capture-query", action="store_true",
-                     help="keep the part of the URL after `?`, which may hold secrets")
-    run.add_argument("--sample", type=_one_in, metavar="1/N",
-                     help="keep one in N traces that no caller has decided about, and all errors "
-                     "(default: as OTEL_TRACES_SAMPLER says); metrics are of all requests")
-    run.add_argument("--slow", action="append", default=[], type=_slow, metavar="[ROUTE=]TIME",
-                     help="also keep requests that took this long (5ms, 1.5s), of this route or of "
-                     "all others, and all errors; may be repeated")
-    run.add_argument("--keep-4xx", action="store_true",
-                     help="--sample and --slow also keep what servers answer with 4xx, like an "
-                     "upstream's 4xx")
-    run.add_argument("--output", metavar="FILE",
-                     help="where OTEL_TRACES_EXPORTER=otlp_json_file appends (default: stdout)")
-    run.add_argument("--ready-file", type=_writable_path, metavar="PATH",
-                     help="is there while all is measured that was asked for, and renewed each "
-                     "second: one that is older than some seconds was left by an agent that was "
-                     "killed or hangs")
-    run.add_argument("--health", type=_own_address, metavar="[HOST:]PORT",
-                     help="answer probes there: GET /livez says 200 unless only a restart helps, "
-                     "GET /readyz while all is measured that was asked for, else both say 503 and "
-                     "why (default host: 127.0.0.1)")
-    run.add_argument("--sums-file", type=_writable_path, metavar="PATH",
-                     help="gets the final sums as JSON")
+    run.add_argument(
+        "--stages",
+        choices=("spans", "attributes"),
+        default="spans",
+        help="stages as child spans, or as attributes of the request's span",
+    )
+    run.add_argument(
+        "--capture-query",
+        action="store_true",
+        help="keep the part of the URL after `?`, which may hold secrets",
+    )
+    run.add_argument(
+        "--sample",
+        type=_one_in,
+        metavar="1/N",
+        help="keep one in N traces that no caller has decided about, and all errors "
+        "(default: as OTEL_TRACES_SAMPLER says); metrics are of all requests",
+    )
+    run.add_argument(
+        "--slow",
+        action="append",
+        default=[],
+        type=_slow,
+        metavar="[ROUTE=]TIME",
+        help="also keep requests that took this long (5ms, 1.5s), of this route or of "
+        "all others, and all errors; may be repeated",
+    )
+    run.add_argument(
+        "--keep-4xx",
+        action="store_true",
+        help="--sample and --slow also keep what servers answer with 4xx, like an upstream's 4xx",
+    )
+    run.add_argument(
+        "--output",
+        metavar="FILE",
+        help="where OTEL_TRACES_EXPORTER=otlp_json_file appends (default: stdout)",
+    )
+    run.add_argument(
+        "--ready-file",
+        type=_writable_path,
+        metavar="PATH",
+        help="is there while all is measured that was asked for, and renewed each "
+        "second: one that is older than some seconds was left by an agent that was "
+        "killed or hangs",
+    )
+    run.add_argument(
+        "--health",
+        type=_own_address,
+        metavar="[HOST:]PORT",
+        help="answer probes there: GET /livez says 200 unless only a restart helps, "
+        "GET /readyz while all is measured that was asked for, else both say 503 and "
+        "why (default host: 127.0.0.1)",
+    )
+    run.add_argument(
+        "--sums-file", type=_writable_path, metavar="PATH", help="gets the final sums as JSON"
+    )
 
     top = commands.add_parser(
         "top",
@@ -255,10 +357,19 @@ def build_parser() -> argparse.ArgumentParser:
         "requests.",
         allow_abbrev=False,
     )
-    top.add_argument("--interval", type=_seconds, default=1.0, metavar="S",
-                     help="what each table is of, in seconds (default: 1)")
-    top.add_argument("--sort", choices=("rate", "p99", "errors", "time"), default="rate",
-                     help="what comes first (default: rate); time: what took the most of it in all")
+    top.add_argument(
+        "--interval",
+        type=_seconds,
+        default=1.0,
+        metavar="S",
+        help="what each table is of, in seconds (default: 1)",
+    )
+    top.add_argument(
+        "--sort",
+        choices=("rate", "p99", "errors", "time"),
+        default="rate",
+        help="what comes first (default: rate); time: what took the most of it in all",
+    )
 
     check = commands.add_parser(
         "check",
@@ -267,8 +378,13 @@ def build_parser() -> argparse.ArgumentParser:
         "Attaches nothing. Exit status 0: otelbpf can run; 1: it cannot.",
         allow_abbrev=False,
     )
-    check.add_argument("--interface", action="append", default=[], metavar="IF",
-                       help="also look at this interface; may be repeated")
+    check.add_argument(
+        "--interface",
+        action="append",
+        default=[],
+        metavar="IF",
+        help="also look at this interface; may be repeated",
+    )
     check.add_argument("--netns", metavar="NAME|PATH", help="network namespace of the interfaces")
     check.add_argument("--json", action="store_true", help="as JSON")
 
@@ -280,13 +396,22 @@ def build_parser() -> argparse.ArgumentParser:
         "The page fetches nothing. Needs no root.",
         allow_abbrev=False,
     )
-    report.add_argument("page", type=_writable_path, metavar="FILE.html",
-                        help="the page to write")
-    report.add_argument("--spans", action="append", required=True, type=Path, metavar="SPANS",
-                        help="what OTEL_TRACES_EXPORTER=otlp_json_file or the collector's file "
-                        "exporter wrote (OTLP JSON, one export a line); may be repeated")
-    report.add_argument("--sums", type=Path, metavar="SUMS",
-                        help="what `otelbpf run --sums-file` wrote of the same run")
+    report.add_argument("page", type=_writable_path, metavar="FILE.html", help="the page to write")
+    report.add_argument(
+        "--spans",
+        action="append",
+        required=True,
+        type=Path,
+        metavar="SPANS",
+        help="what OTEL_TRACES_EXPORTER=otlp_json_file or the collector's file "
+        "exporter wrote (OTLP JSON, one export a line); may be repeated",
+    )
+    report.add_argument(
+        "--sums",
+        type=Path,
+        metavar="SUMS",
+        help="what `otelbpf run --sums-file` wrote of the same run",
+    )
     for command in commands.choices.values():
         command.all = commands.choices.values()
     return parser

@@ -105,9 +105,7 @@ def of_http_status(
 def of_response(message: bytes, signal: Signal, *, is_json: bool = False) -> Answer:
     """The answer of a receiver that has taken a message, perhaps but for a part of it."""
     response = (
-        ExportTraceServiceResponse()
-        if signal is Signal.TRACES
-        else ExportMetricsServiceResponse()
+        ExportTraceServiceResponse() if signal is Signal.TRACES else ExportMetricsServiceResponse()
     )
     try:
         if is_json:

@@ -13,6 +13,7 @@ from otelbpf.export.variables import require_otlp
 
 _BY_PROTOCOL = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
 
+
 class Signal(StrEnum):
     """What is exported, as it is called in the names of variables and of entry points."""
 
@@ -108,9 +109,7 @@ def asked_for(environment: Mapping[str, str], signal: Signal) -> str:
     return name
 
 
-def destination(
-    environment: Mapping[str, str], name: str, signal: Signal = Signal.TRACES
-) -> str:
+def destination(environment: Mapping[str, str], name: str, signal: Signal = Signal.TRACES) -> str:
     """Where the spans or the metrics go, for people."""
     if not is_otlp(name):
         return name

@@ -121,9 +121,7 @@ class HttpPort:
         OSError, UnicodeError: it cannot listen there.
     """
 
-    def __init__(
-        self, host: str, port: int, pages: Mapping[str, MakePage], purpose: str
-    ) -> None:
+    def __init__(self, host: str, port: int, pages: Mapping[str, MakePage], purpose: str) -> None:
         self._pages = pages
         self._purpose = purpose
         family, _, _, _, address = socket.getaddrinfo(
@@ -307,9 +305,7 @@ class HttpPort:
             length, pieces = len(page.gzipped), iter((page.gzipped,))
         else:
             length, pieces = page.length, _unpacked(page.gzipped)
-        self._begin(
-            client, page.status, fields, length, iter(()) if request.is_head else pieces
-        )
+        self._begin(client, page.status, fields, length, iter(()) if request.is_head else pieces)
 
     def _begin(
         self,

@@ -64,18 +64,27 @@ TO_START = (
 )
 #: What looking at other processes takes. Without these they are measured, but not known.
 TO_LOOK = (
-    Right(Capability.CAP_SYS_PTRACE,
-          "which program a process runs, its environment, where it keeps its thread contexts"),
-    Right(Capability.CAP_DAC_READ_SEARCH,
-          "the environment and the private files of other users' processes"),
-    Right(Capability.CAP_CHECKPOINT_RESTORE,
-          "files that processes run and that were deleted or replaced since"),
+    Right(
+        Capability.CAP_SYS_PTRACE,
+        "which program a process runs, its environment, where it keeps its thread contexts",
+    ),
+    Right(
+        Capability.CAP_DAC_READ_SEARCH,
+        "the environment and the private files of other users' processes",
+    ),
+    Right(
+        Capability.CAP_CHECKPOINT_RESTORE,
+        "files that processes run and that were deleted or replaced since",
+    ),
 )
 _TO_RUN_PROGRAMS = Right(Capability.CAP_BPF, "ending requests that have gone silent")
-_TO_FILTER = Right(Capability.CAP_NET_ADMIN,
-                   "TC filters on interfaces that come back, and taking them off at the end")
-_TO_SEE_LINES = Right(Capability.CAP_NET_ADMIN,
-                      "seeing whose programs come before otelbpf's at traffic control")
+_TO_FILTER = Right(
+    Capability.CAP_NET_ADMIN,
+    "TC filters on interfaces that come back, and taking them off at the end",
+)
+_TO_SEE_LINES = Right(
+    Capability.CAP_NET_ADMIN, "seeing whose programs come before otelbpf's at traffic control"
+)
 _TO_ENTER = Right(Capability.CAP_SYS_ADMIN, "entering the measured network namespace")
 _TO_WRITE = Right(Capability.CAP_DAC_OVERRIDE, "writing files in other users' directories")
 _TO_LISTEN = Right(Capability.CAP_NET_BIND_SERVICE, "listening on a port below 1024")

@@ -97,8 +97,9 @@ class Report:
             lines += ["", f"  {'stamp':<26} {'hook':<38} passed over"]
         for choice in self.choices:
             gives = ", ".join(choice.hook.gives) or f"({choice.hook.name})"
-            lines.append(f"  {gives:<26} {_describe(choice) or _nothing(choice):<38} "
-                         + _passed_over(choice))
+            lines.append(
+                f"  {gives:<26} {_describe(choice) or _nothing(choice):<38} " + _passed_over(choice)
+            )
         lines += ["", "  once attached it gives up all rights but"]
         lines += [f"  {right.capability.name:<26} {right.purpose}" for right in self.keeps]
         lines += ["", "otelbpf can run here." if self.can_run else "otelbpf cannot run here."]
@@ -142,8 +143,9 @@ def examine(
     choices: tuple[Choice, ...] = ()
     with contextlib.suppress(KernelError), Btf.of_kernel() as btf:
         choices = choose(btf, metrics=True)
-        findings.append(_find(Need("hooks", "all that otelbpf cannot do without",
-                                   lambda: require(choices))))
+        findings.append(
+            _find(Need("hooks", "all that otelbpf cannot do without", lambda: require(choices)))
+        )
     if all(finding.ok or finding.optional for finding in findings):
         findings += [_find(need) for need in others]
     if netns_name is not None:
@@ -151,7 +153,8 @@ def examine(
     if interfaces:
         findings += _interface_findings(interfaces, netns_name)
     keeps = rights.kept(
-        programs=_programs_need_rights(), filters=takes_filters(choices),
+        programs=_programs_need_rights(),
+        filters=takes_filters(choices),
         namespace=netns_name is not None,
     )
     return Report(os.uname().release, tuple(findings), choices, keeps)

@@ -72,8 +72,15 @@ def _filters(route: IPRoute, ifindex: int, parent: int) -> list[_Filter]:
 
 
 def _delete(route: IPRoute, ifindex: int, parent: int, filter_: _Filter) -> None:
-    route.tc("del-filter", "bpf", ifindex, filter_.handle, parent=parent, prio=filter_.priority,
-             protocol=_ETH_P_ALL)
+    route.tc(
+        "del-filter",
+        "bpf",
+        ifindex,
+        filter_.handle,
+        parent=parent,
+        prio=filter_.priority,
+        protocol=_ETH_P_ALL,
+    )
 
 
 def _attach(ifindex: int, program_fd: int, direction: str) -> bool:
@@ -97,8 +104,18 @@ def _attach(ifindex: int, program_fd: int, direction: str) -> bool:
         taken = {filter_.handle for filter_ in present}
         handle = next(number for number in range(1, 1 << 16) if number not in taken)
         try:
-            route.tc("add-filter", "bpf", ifindex, handle, fd=program_fd, name=_name(os.getpid()),
-                     parent=parent, prio=_PRIORITY, protocol=_ETH_P_ALL, direct_action=True)
+            route.tc(
+                "add-filter",
+                "bpf",
+                ifindex,
+                handle,
+                fd=program_fd,
+                name=_name(os.getpid()),
+                parent=parent,
+                prio=_PRIORITY,
+                protocol=_ETH_P_ALL,
+                direct_action=True,
+            )
         except NetlinkError as error:
             if added:
                 route.tc("del", "clsact", ifindex)

@@ -124,23 +124,29 @@ HOOKS: tuple[Hook, ...] = (
         "arrival",
         ("nic", "nic_last"),
         "the driver hands over a packet",
-        (Candidate(Mechanism.XDP, "native", "xdp_arrival"),
-         Candidate(Mechanism.XDP, "generic", "xdp_arrival")),
+        (
+            Candidate(Mechanism.XDP, "native", "xdp_arrival"),
+            Candidate(Mechanism.XDP, "generic", "xdp_arrival"),
+        ),
     ),
     Hook(
         "ingress",
         ("tc", "tc_last", "acked"),
         "traffic control, inbound: requests and acknowledgements",
-        (Candidate(Mechanism.TC, "tcx", "tc_ingress"),
-         Candidate(Mechanism.TC, "clsact", "tc_ingress")),
+        (
+            Candidate(Mechanism.TC, "tcx", "tc_ingress"),
+            Candidate(Mechanism.TC, "clsact", "tc_ingress"),
+        ),
         required=True,
     ),
     Hook(
         "egress",
         ("tc_out", "tc_out_last"),
         "traffic control, outbound: responses",
-        (Candidate(Mechanism.TC, "tcx", "tc_egress"),
-         Candidate(Mechanism.TC, "clsact", "tc_egress")),
+        (
+            Candidate(Mechanism.TC, "tcx", "tc_egress"),
+            Candidate(Mechanism.TC, "clsact", "tc_egress"),
+        ),
         required=True,
     ),
     Hook(
@@ -159,10 +165,19 @@ HOOKS: tuple[Hook, ...] = (
         ("sock",),
         passed_by_all=True,
     ),
-    Hook("waking", ("woken",), "a task is woken", (_tracepoint("sched_waking", "waking"),),
-         ("task_struct",)),
-    Hook("softirq", (), "bounds what a wake-up is put down to",
-         (_tracepoint("softirq_exit", "softirq_exit"),)),
+    Hook(
+        "waking",
+        ("woken",),
+        "a task is woken",
+        (_tracepoint("sched_waking", "waking"),),
+        ("task_struct",),
+    ),
+    Hook(
+        "softirq",
+        (),
+        "bounds what a wake-up is put down to",
+        (_tracepoint("softirq_exit", "softirq_exit"),),
+    ),
     Hook("switch", ("running",), "a task gets a CPU", (_tracepoint("sched_switch", "switch"),)),
     # Not the return of tcp_recvmsg(): a reader waits inside that function, and a kretprobe can
     # follow no more calls at once than it was given instances; it misses the other returns.
@@ -290,7 +305,8 @@ class Choice:
         return replace(
             self,
             verdicts=tuple(
-                v if v.candidate.mechanism is mechanism or not v.available
+                v
+                if v.candidate.mechanism is mechanism or not v.available
                 else Verdict(v.candidate, False, f"only {mechanism} was asked for")
                 for v in self.verdicts
             ),
@@ -342,16 +358,12 @@ class Kernel:
         found = self._btf.tracepoint_arguments(target)
         return self._compare(f"tracepoint {target}", found, arguments)
 
-    def _look_at_kprobe(
-        self, candidate: Candidate, arguments: tuple[str, ...]
-    ) -> tuple[bool, str]:
+    def _look_at_kprobe(self, candidate: Candidate, arguments: tuple[str, ...]) -> tuple[bool, str]:
         if not libbpf.KPROBE_EVENTS.exists():
             return False, "this kernel has no kprobes (CONFIG_KPROBE_EVENTS)"
         return self._look_at_function(candidate.target, arguments)
 
-    def _look_at_fentry(
-        self, candidate: Candidate, arguments: tuple[str, ...]
-    ) -> tuple[bool, str]:
+    def _look_at_fentry(self, candidate: Candidate, arguments: tuple[str, ...]) -> tuple[bool, str]:
         target = candidate.target
         available, reason = self._look_at_function(target, arguments)
         if not available:
@@ -388,15 +400,17 @@ class Kernel:
         try:
             os.close(
                 libbpf.load_program(
-                    "otelbpf_try", libbpf.RETURN_0, libbpf.BPF_PROG_TYPE_TRACING,
-                    libbpf.BPF_TRACE_FENTRY, target_id,
+                    "otelbpf_try",
+                    libbpf.RETURN_0,
+                    libbpf.BPF_PROG_TYPE_TRACING,
+                    libbpf.BPF_TRACE_FENTRY,
+                    target_id,
                 )
             )
         except libbpf.VerifierError as error:
             if error.errno == errno.EPERM and rights.missing():
                 return (
-                    "only who has the rights to load programs is told if it takes fentry "
-                    "programs"
+                    "only who has the rights to load programs is told if it takes fentry programs"
                 )
             last = error.log.strip().splitlines()
             words = f" ({last[0]})" if last and not last[0].startswith("processed ") else ""
@@ -404,9 +418,7 @@ class Kernel:
         return None
 
 
-def choose(
-    btf: Btf, only: Mechanism | None = None, *, metrics: bool = False
-) -> tuple[Choice, ...]:
+def choose(btf: Btf, only: Mechanism | None = None, *, metrics: bool = False) -> tuple[Choice, ...]:
     """What each hook gets on the kernel that `btf` describes. Attaches nothing.
 
     Args:
@@ -442,8 +454,11 @@ def takes_filters(choices: tuple[Choice, ...]) -> bool:
 def without(choices: tuple[Choice, ...], name: str, reason: str) -> tuple[Choice, ...]:
     """The same choices, but nothing for the hook called `name`."""
     return tuple(
-        replace(choice, verdicts=tuple(replace(v, available=False, reason=reason)
-                                       for v in choice.verdicts))
-        if choice.hook.name == name else choice
+        replace(
+            choice,
+            verdicts=tuple(replace(v, available=False, reason=reason) for v in choice.verdicts),
+        )
+        if choice.hook.name == name
+        else choice
         for choice in choices
     )

@@ -288,9 +288,7 @@ def link_create(program_fd: int, ifindex: int, attach_type: int, flags: int = 0)
         OSError: the kernel's refusal.
     """
     opts = _LinkCreateOpts(sz=ctypes.sizeof(_LinkCreateOpts), flags=flags)
-    return checked(
-        library().bpf_link_create(program_fd, ifindex, attach_type, ctypes.byref(opts))
-    )
+    return checked(library().bpf_link_create(program_fd, ifindex, attach_type, ctypes.byref(opts)))
 
 
 def link_update(link_fd: int, program_fd: int) -> None:
@@ -386,9 +384,7 @@ def attach_cgroup(directory: Path, program_fd: int) -> int:
     """
     cgroup = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        return checked(
-            library().bpf_link_create(program_fd, cgroup, BPF_CGROUP_SETSOCKOPT, None)
-        )
+        return checked(library().bpf_link_create(program_fd, cgroup, BPF_CGROUP_SETSOCKOPT, None))
     finally:
         os.close(cgroup)
 

@@ -51,8 +51,10 @@ def _words_of(name: str) -> str:
 
 def _hash_factors() -> str:
     """C for the odd number that word `i` of a connection's addresses is multiplied by."""
-    return "(" + ":".join(f"(i)=={i}?{secrets.randbits(64) | 1}ull" for i in range(4)) + (
-        f":{secrets.randbits(64) | 1}ull)"
+    return (
+        "("
+        + ":".join(f"(i)=={i}?{secrets.randbits(64) | 1}ull" for i in range(4))
+        + (f":{secrets.randbits(64) | 1}ull)")
     )
 
 

@@ -50,10 +50,16 @@ def needs() -> tuple[Need, ...]:
         Need("processor", "x86-64", _require_processor),
         Need("preemption", "no PREEMPT_RT", _require_no_realtime),
         Need("rights", "all capabilities that it takes to start", rights.require),
-        Need("other processes", "all capabilities that it takes to look at them",
-             rights.require_to_look, optional=True),
-        *(Need(f"limit of {limit.what}", f"at least {limit.least // limit.unit}", limit.require)
-          for limit in _limits()),
+        Need(
+            "other processes",
+            "all capabilities that it takes to look at them",
+            rights.require_to_look,
+            optional=True,
+        ),
+        *(
+            Need(f"limit of {limit.what}", f"at least {limit.least // limit.unit}", limit.require)
+            for limit in _limits()
+        ),
         Need("namespaces", "network namespaces have cookies", current_cookie),
         Need("bcc", "the BPF Compiler Collection", import_bcc),
         Need("/sys", "it is mounted", libbpf.possible_cpus),
@@ -148,10 +154,14 @@ def _limits() -> tuple[_Limit, ...]:
     threads = (os.cpu_count() or 1) + 4
     return (
         _Limit("open files", resource.RLIMIT_NOFILE, "ulimit -n", 256),
-        _Limit("address space in KiB", resource.RLIMIT_AS, "ulimit -v",
-               (2048 + 128 * threads) * _MIB, _KIB),
-        _Limit("data in KiB", resource.RLIMIT_DATA, "ulimit -d",
-               (512 + 32 * threads) * _MIB, _KIB),
+        _Limit(
+            "address space in KiB",
+            resource.RLIMIT_AS,
+            "ulimit -v",
+            (2048 + 128 * threads) * _MIB,
+            _KIB,
+        ),
+        _Limit("data in KiB", resource.RLIMIT_DATA, "ulimit -d", (512 + 32 * threads) * _MIB, _KIB),
         _Limit("stack in KiB", resource.RLIMIT_STACK, "ulimit -s", _MIB, _KIB),
     )
 

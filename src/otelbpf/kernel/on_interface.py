@@ -109,9 +109,7 @@ class OnInterface:
         for mode, flags in modes.items():
             try:
                 link = self._ways.netns.run(
-                    functools.partial(
-                        libbpf.link_create, fd, self.ifindex, libbpf.BPF_XDP, flags
-                    )
+                    functools.partial(libbpf.link_create, fd, self.ifindex, libbpf.BPF_XDP, flags)
                 )
             except OSError as error:
                 if error.errno in (errno.EBUSY, errno.EEXIST):

@@ -846,31 +846,11 @@ SCRATCH = np.dtype(
     }
 )
 
-#: struct connection, 664 bytes.
-CONNECTION = np.dtype(
-    {
-        "names": [
-        ],
-        "formats": [
-        ],
-        "offsets": [
-        ],
-        "itemsize": 664,
-    }
-)
+#: struct connection.
+CONNECTION = np.dtype("V664")
 
-#: struct reader, 88 bytes.
-READER = np.dtype(
-    {
-        "names": [
-        ],
-        "formats": [
-        ],
-        "offsets": [
-        ],
-        "itemsize": 88,
-    }
-)
+#: struct reader.
+READER = np.dtype("V88")
 
 #: The maps that are looked up or called, by their names.
 MAPS = {

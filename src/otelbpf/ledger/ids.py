@@ -75,9 +75,7 @@ def _ids(state: list[np.ndarray], use: _Use) -> np.ndarray:
     return ids
 
 
-def siphash_state(
-    key: tuple[int, int], first: np.ndarray, second: np.ndarray
-) -> list[np.ndarray]:
+def siphash_state(key: tuple[int, int], first: np.ndarray, second: np.ndarray) -> list[np.ndarray]:
     """The state of SipHash-1-3 that has taken n messages of two words, 16 bytes, each.
 
     Args:

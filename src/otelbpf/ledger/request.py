@@ -34,7 +34,13 @@ _CLIENT = int(RequestFlag.CLIENT)
 #: whenever the reader was running already, and last stamps whenever the first byte
 #: was the last one too.
 _EXPECTED_OF_EITHER = (
-    Stamp.NIC, Stamp.TC, Stamp.TCP, Stamp.QUEUED, Stamp.READ, Stamp.WRITE, Stamp.TC_OUT,
+    Stamp.NIC,
+    Stamp.TC,
+    Stamp.TCP,
+    Stamp.QUEUED,
+    Stamp.READ,
+    Stamp.WRITE,
+    Stamp.TC_OUT,
 )
 _MAY_BE_ABSENT = (Stamp.WOKEN, Stamp.RUNNING)
 
@@ -199,9 +205,7 @@ def stage_name(first: int, second: int) -> str:
 
 
 _STAGE_NAMES: dict[tuple[int, int], str] = {
-    (first, second): f"{first.name}_to_{second.name}".lower()
-    for first in Stamp
-    for second in Stamp
+    (first, second): f"{first.name}_to_{second.name}".lower() for first in Stamp for second in Stamp
 }
 
 

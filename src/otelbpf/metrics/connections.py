@@ -26,9 +26,7 @@ class ConnectionSums:
 
     def __init__(self, programs: Programs, kinds: Sequence[Kind]) -> None:
         self._kinds = kinds
-        self._mapped = MappedArray(
-            programs.map_fd("connection_sums"), CONNECTION_SUMS, len(KINDS)
-        )
+        self._mapped = MappedArray(programs.map_fd("connection_sums"), CONNECTION_SUMS, len(KINDS))
         self._kernels = self._mapped.values
 
     def snapshot(self) -> tuple[Connections, ...]:

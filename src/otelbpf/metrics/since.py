@@ -205,9 +205,7 @@ def _sums_since(now: Sums, earlier: Sums) -> Sums:
 
 def _coverage_since(now: Coverage, earlier: Coverage) -> Coverage:
     before = earlier.unmeasured_s
-    return Coverage(
-        now.gap, {gap: s - before.get(gap, 0.0) for gap, s in now.unmeasured_s.items()}
-    )
+    return Coverage(now.gap, {gap: s - before.get(gap, 0.0) for gap, s in now.unmeasured_s.items()})
 
 
 def _counts_since(now: Mapping[_Key, int], earlier: Mapping[_Key, int]) -> dict[_Key, int]:

@@ -112,8 +112,13 @@ def _notes(table: Table) -> list[tuple[str, bool]]:
     notes = [(str(table.sums), any(table.sums.lost.values()))]
     others = sum(row.ever for row in table.rows if row.key.overflow)
     if others:
-        notes.append((f"{others:,} requests so far are among others: `--series` is how many "
-                      "routes can be told apart, `--route` folds many into one", True))
+        notes.append(
+            (
+                f"{others:,} requests so far are among others: `--series` is how many "
+                "routes can be told apart, `--route` folds many into one",
+                True,
+            )
+        )
     if not table.rows:
         notes.append(("no requests yet", False))
     return notes
@@ -205,11 +210,16 @@ def _routes(
     for name in figures:
         columns.add_column(name, justify="right", min_width=5, no_wrap=True)
     if not narrow:
-        columns.add_column("whose the time is" if wide else "time", ratio=2 if wide else None,
-                           min_width=20 if wide else 10, max_width=None if wide else 10,
-                           no_wrap=True)
-        columns.add_column("most of it in, mean" if wide else "most in, mean", width=longest,
-                           no_wrap=True)
+        columns.add_column(
+            "whose the time is" if wide else "time",
+            ratio=2 if wide else None,
+            min_width=20 if wide else 10,
+            max_width=None if wide else 10,
+            no_wrap=True,
+        )
+        columns.add_column(
+            "most of it in, mean" if wide else "most in, mean", width=longest, no_wrap=True
+        )
 
     def add(row: Row, route: Cut | Text, style: str) -> None:
         service = [Cut(_service(row.key, wide, look), look)] if services else []

@@ -144,9 +144,7 @@ class Table:
         return tuple(
             sorted(
                 self.rows,
-                key=lambda row: (
-                    not row.count, -_BY[by](row), -row.count, -row.ever, str(row.key)
-                ),
+                key=lambda row: (not row.count, -_BY[by](row), -row.count, -row.ever, str(row.key)),
             )
         )
 
@@ -167,8 +165,9 @@ def table_of(now: Snapshot, earlier: Snapshot | None, seconds: float) -> Table:
     rows = tuple(sum_.row(key, seconds) for key, sum_ in routes.items())
     kinds = [kind for kind in Kind if any(row.key.kind is kind for row in rows)]
     totals = tuple(
-        _together(sum_ for key, sum_ in routes.items() if key.kind is kind)
-        .row(RouteKey(kind, ""), seconds)
+        _together(sum_ for key, sum_ in routes.items() if key.kind is kind).row(
+            RouteKey(kind, ""), seconds
+        )
         for kind in kinds
     )
     return Table(seconds, rows, totals, now.sums)
@@ -215,9 +214,7 @@ class _Sum:
             self.errors += other.errors
         self._add(other.durations, other.stages, other.acked)
 
-    def _add(
-        self, durations: Histogram, stages: dict[str, Histogram], acked: Histogram
-    ) -> None:
+    def _add(self, durations: Histogram, stages: dict[str, Histogram], acked: Histogram) -> None:
         self.durations = _add_up(self.durations, durations)
         self.acked = _add_up(self.acked, acked)
         for name, stage in stages.items():
@@ -236,9 +233,7 @@ class _Sum:
             for name in sorted(self.stages, key=lambda name: place_of_stage(name, key.kind))
             if self.stages[name].count
         )
-        return Row(
-            key, seconds, self.errors, self.durations, tuple(stages), self.acked, self.ever
-        )
+        return Row(key, seconds, self.errors, self.durations, tuple(stages), self.acked, self.ever)
 
 
 def _together(sums: Iterable[_Sum]) -> _Sum:

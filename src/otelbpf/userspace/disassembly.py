@@ -21,7 +21,11 @@ _CHECK = 10
 _TABLE = 6
 #: After these, or a call of what never returns, nothing follows.
 _LAST_INSTRUCTIONS = (
-    x86.X86_INS_UD2, x86.X86_INS_HLT, x86.X86_INS_INT3, x86.X86_INS_NOP, x86.X86_INS_CALL
+    x86.X86_INS_UD2,
+    x86.X86_INS_HLT,
+    x86.X86_INS_INT3,
+    x86.X86_INS_NOP,
+    x86.X86_INS_CALL,
 )
 
 
@@ -57,7 +61,8 @@ def ends_of(function: Code, rare: Sequence[Code] = (), *, is_go: bool) -> tuple[
             parts.append(part)
             instructions += _decode(part)
     return tuple(
-        each.address for index, each in enumerate(instructions)
+        each.address
+        for index, each in enumerate(instructions)
         if each.group(capstone.CS_GRP_RET)
         or (_is_jump(each) and _leaves(instructions, index, parts, is_go))
     )
@@ -76,8 +81,14 @@ def start_of_go(function: Code) -> int:
     """
     instructions = _decode(function)
     start = function.address
-    again = next((each.address for each in reversed(instructions)
-                  if each.id == x86.X86_INS_JMP and _target(each) == start), None)
+    again = next(
+        (
+            each.address
+            for each in reversed(instructions)
+            if each.id == x86.X86_INS_JMP and _target(each) == start
+        ),
+        None,
+    )
     if again is None:
         return start
     # A large frame's check has two jumps.
@@ -145,11 +156,16 @@ def _reads_table(instructions: list[CsInsn], index: int, is_go: bool) -> bool:
     has_index = operand.type == x86.X86_OP_MEM and operand.mem.index
     if is_go or (operand.type == x86.X86_OP_MEM and not has_index):
         return bool(has_index)
-    before = instructions[max(index - _TABLE, 0):index]
-    reads = any(each.id == x86.X86_INS_MOVSXD and each.operands[1].type == x86.X86_OP_MEM
-                and each.operands[1].mem.index for each in before)
-    adds = any(each.id == x86.X86_INS_ADD and each.operands[0].reg == operand.reg
-               for each in before)
+    before = instructions[max(index - _TABLE, 0) : index]
+    reads = any(
+        each.id == x86.X86_INS_MOVSXD
+        and each.operands[1].type == x86.X86_OP_MEM
+        and each.operands[1].mem.index
+        for each in before
+    )
+    adds = any(
+        each.id == x86.X86_INS_ADD and each.operands[0].reg == operand.reg for each in before
+    )
     if not has_index and reads and adds:
         return True
     raise UnclearCodeError(f"goes on at {jump.address:#x} to where only a register says")

@@ -47,8 +47,14 @@ _DF_1_PIE = 0x08000000
 _RELOCATION = np.dtype([("place", "<u8"), ("kind", "<u4"), ("symbol", "<u4"), ("addend", "<i8")])
 # Elf64_Sym, elf.h
 _SYMBOL = np.dtype(
-    [("name", "<u4"), ("info", "u1"), ("other", "u1"), ("section", "<u2"), ("address", "<u8"),
-     ("size", "<u8")]
+    [
+        ("name", "<u4"),
+        ("info", "u1"),
+        ("other", "u1"),
+        ("section", "<u2"),
+        ("address", "<u8"),
+        ("size", "<u8"),
+    ]
 )
 
 
@@ -361,14 +367,17 @@ class Elf:
             row = rows[index]
             kind = int(row["info"]) & 0xF
             version = (match["version"] or b"").decode(errors="replace")
-            yield index, Symbol(
-                name=match["name"].decode(errors="replace"),
-                version=versions[index] if versions else version,
-                address=int(row["address"]),
-                size=int(row["size"]),
-                is_function=kind in (_STT_FUNC, _STT_GNU_IFUNC),
-                is_resolver=kind == _STT_GNU_IFUNC,
-                is_defined=int(row["section"]) != _SHN_UNDEF,
+            yield (
+                index,
+                Symbol(
+                    name=match["name"].decode(errors="replace"),
+                    version=versions[index] if versions else version,
+                    address=int(row["address"]),
+                    size=int(row["size"]),
+                    is_function=kind in (_STT_FUNC, _STT_GNU_IFUNC),
+                    is_resolver=kind == _STT_GNU_IFUNC,
+                    is_defined=int(row["section"]) != _SHN_UNDEF,
+                ),
             )
 
     def _versions(self, count: int) -> list[str]:

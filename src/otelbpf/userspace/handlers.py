@@ -44,8 +44,12 @@ _GRAMMAR = (
 )
 #: How the names of a pair of probes end.
 _PAIRS = (
-    ("__entry", "__return"), ("__start", "__done"), ("__start", "__end"), ("__start", "__stop"),
-    ("__begin", "__end"), ("__startup", "__shutdown"),
+    ("__entry", "__return"),
+    ("__start", "__done"),
+    ("__start", "__end"),
+    ("__start", "__stop"),
+    ("__begin", "__end"),
+    ("__startup", "__shutdown"),
 )
 # The interpreter's probes, whose first arguments are the file's and the function's name:
 # Include/pydtrace.d in CPython.

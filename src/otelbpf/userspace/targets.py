@@ -65,8 +65,11 @@ def _files_of_process(pid: int) -> list[TargetFile]:
         raise UsageError(
             f"cannot see what process {pid} runs: {error.strerror}; do it as root"
         ) from error
-    files = [TargetFile(each.path, each.openable, pid) for each in mapped
-             if each.openable and each.openable.is_file() and is_elf(each.openable)]
+    files = [
+        TargetFile(each.path, each.openable, pid)
+        for each in mapped
+        if each.openable and each.openable.is_file() and is_elf(each.openable)
+    ]
     if not files:
         raise UsageError(
             f"process {pid} ({executable_name(pid) or 'of the kernel'}) runs no file that could be "

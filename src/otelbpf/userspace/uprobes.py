@@ -30,9 +30,7 @@ _PYTHON_NAME_MAX, _PYTHON_FILE_MAX = (
 
 
 @contextlib.contextmanager
-def attached_to_handlers(
-    programs: Programs, handlers: tuple[Handler, ...]
-) -> Iterator[list[str]]:
+def attached_to_handlers(programs: Programs, handlers: tuple[Handler, ...]) -> Iterator[list[str]]:
     """Attached to all handlers' starts and ends for the length of a `with` block.
 
     Gives, for people, what was attached where.
@@ -46,9 +44,7 @@ def attached_to_handlers(
         yield [f"uprobe {handler.name}" for handler in handlers]
 
 
-def _attach(
-    stack: contextlib.ExitStack, programs: Programs, handlers: tuple[Handler, ...]
-) -> None:
+def _attach(stack: contextlib.ExitStack, programs: Programs, handlers: tuple[Handler, ...]) -> None:
     python_sites = 0
     for handler in handlers:
         for site, program, at_return in _sites(handler):

@@ -38,8 +38,9 @@ def _registers() -> dict[str, str]:
     """The assembler's names, of all sizes, to those of struct pt_regs."""
     names = {"rip": "ip"}
     for letter in "abcd":
-        names |= dict.fromkeys((f"r{letter}x", f"e{letter}x", f"{letter}x", f"{letter}l"),
-                               f"{letter}x")
+        names |= dict.fromkeys(
+            (f"r{letter}x", f"e{letter}x", f"{letter}x", f"{letter}l"), f"{letter}x"
+        )
     for pair in ("si", "di", "bp", "sp"):
         names |= dict.fromkeys((f"r{pair}", f"e{pair}", pair, f"{pair}l"), pair)
     for number in range(8, 16):
