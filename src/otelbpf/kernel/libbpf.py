@@ -8,6 +8,7 @@ kernel takes down itself when the process ends, however it ends.
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import os
 from pathlib import Path
@@ -135,8 +136,8 @@ _SEMAPHORE_SHIFT = 32
 _PERF_EVENT_OPEN = 298  # the number of the system call on x86-64
 _PERF_FLAG_FD_CLOEXEC = 8
 _INSTRUCTION_BYTES = 8
-# What the verifier may say of a program of tens of thousands of instructions.
-_LOG_BYTES = 16 << 20
+# For what the verifier says: most of it is short, of tens of thousands of instructions it is not.
+_LOG_BYTES = (1 << 20, 16 << 20)
 #: The instructions of a program that does nothing.
 RETURN_0 = bytes([0xB7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0])
 
@@ -327,21 +328,29 @@ def load_program(
 
     def load() -> int:
         fd: int = library().bpf_prog_load(
-            program_type, name.encode()[:15], b"GPL", instructions,
-            ctypes.c_size_t(len(instructions) // _INSTRUCTION_BYTES), ctypes.byref(opts),
-        )  # fmt: skip
-        return fd
+            program_type,
+            name.encode()[:15],
+            b"GPL",
+            instructions,
+            ctypes.c_size_t(len(instructions) // _INSTRUCTION_BYTES),
+            ctypes.byref(opts),
+        )
+        return -ctypes.get_errno() if fd == -1 else fd
 
-    fd = load()
-    if fd < 0:
-        number = -fd if fd != -1 else ctypes.get_errno()
-        # Once more, with a log this time: writing one slows the verifier down.
-        log = ctypes.create_string_buffer(_LOG_BYTES)
-        opts.log_level, opts.log_size = 1, len(log)
+    refusal = fd = load()
+    # Again, with a log this time: writing one slows the verifier down. Before Linux 6.4 the answer
+    # is another one where it does not fit.
+    for size in _LOG_BYTES:
+        if fd >= 0:
+            break
+        log = ctypes.create_string_buffer(size)
+        opts.log_level, opts.log_size = 1, size
         opts.log_buf = ctypes.cast(log, ctypes.c_void_p)
         fd = load()
-        if fd < 0:
-            raise VerifierError(number, log.value.decode(errors="replace"))
+        if fd < 0 and fd != -errno.ENOSPC:
+            raise VerifierError(-refusal, log.value.decode(errors="replace"))
+    if fd < 0:
+        raise VerifierError(-refusal, "")
     return fd
 
 
