@@ -25,7 +25,7 @@ from otelbpf.ledger.trace_contexts import Contexts
 from otelbpf.policy.routes import Routes
 from otelbpf.protocols.urls import RequestLine, Server, server_asked, split_request_line
 
-_LINE_MAX = HTTP1["request_line"].itemsize
+_LINE_MAX, _HOST_MAX = HTTP1["request_line"].itemsize, HTTP1["host"].itemsize
 _STAMP_BITS = 1 << np.arange(REQUEST_RECORD["stamp_ktime_ns"].shape[0])
 _ADDRESSES_KEPT = 4_096
 _CLIENT = int(RequestFlag.CLIENT)
@@ -212,7 +212,7 @@ _STAGE_NAMES: dict[tuple[int, int], str] = {
 def line_of(http1: Http1Row) -> RequestLine:
     """A record's request line, in its parts."""
     length = http1.request_line_length
-    return split_request_line(_text(http1.request_line, length), is_cut=length > _LINE_MAX)
+    return split_request_line(text_of(http1.request_line, length), is_cut=length > _LINE_MAX)
 
 
 def server_of(record: RequestRecordRow, http1: Http1Row, line: RequestLine) -> Server:
@@ -221,7 +221,7 @@ def server_of(record: RequestRecordRow, http1: Http1Row, line: RequestLine) -> S
     return server_asked(
         line.scheme,
         line.authority,
-        _whole(http1.host, http1.host_length),
+        whole_text_of(http1.host, http1.host_length, _HOST_MAX),
         address_of(record.peer_address if is_client else record.local_address),
         record.peer_port if is_client else record.local_port,
     )
@@ -246,18 +246,22 @@ def address_of(raw: bytes) -> str:
     return str(address.ipv4_mapped or address)
 
 
-def _whole(raw: bytes, length: int) -> str:
-    """A text of which a part would mean something else; empty where it was cut."""
-    return _text(raw, length) if length <= HTTP1["host"].itemsize else ""
+def whole_text_of(raw: bytes, length: int, most: int) -> str:
+    """A text of which a part would mean something else; empty where it was cut.
+
+    Args:
+        most: as long as the kernel keeps it.
+    """
+    return text_of(raw, length) if length <= most else ""
 
 
-def _text(raw: bytes, length: int) -> str:
+def text_of(raw: bytes, length: int) -> str:
     """What the client sent, which ought to be ASCII and may be UTF-8 or anything."""
     return raw[:length].decode("utf-8", "backslashreplace")
 
 
 @functools.cache
-def _absent(present: int, kind: Kind) -> tuple[tuple[str, ...], bool]:
+def absent_of(present: int, kind: Kind) -> tuple[tuple[str, ...], bool]:
     """What is absent where the stamps of these bits were made; and is the ledger complete?"""
     missing, not_needed = (
         tuple(stamp.name.lower() for stamp in stamps if not present & 1 << stamp)
@@ -320,7 +324,7 @@ def requests_of(
         line = line_of(http1)
         flags = RequestFlag(record.flags)
         kind = Kind.CLIENT if record.flags & _CLIENT else Kind.SERVER
-        absent, complete = _absent(present[i], kind)
+        absent, complete = absent_of(present[i], kind)
         stages = stages_of(bounds[i])
         requests.append(
             Request(
@@ -343,7 +347,7 @@ def requests_of(
                 path_cut=line.path_cut,
                 http_version=f"1.{http1.http_minor}",
                 server=server_of(record, http1, line),
-                user_agent=_text(http1.user_agent, http1.user_agent_length),
+                user_agent=text_of(http1.user_agent, http1.user_agent_length),
                 status=record.status,
                 flags=flags,
                 ended_by=ended_by(flags, kind),

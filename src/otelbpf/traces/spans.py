@@ -1,200 +1,125 @@
 # SPDX-License-Identifier: Apache-2.0
-"""request -> span: OpenTelemetry's HTTP server or client span, and the stages below it.
+"""requests -> the SDK's spans, of the same description, for exporters that take those.
 
-Source:
-    OpenTelemetry semantic conventions for HTTP spans. What is ours starts with
-    `otelbpf.`.
+For the console, files and any other exporter of OpenTelemetry's: one object for each span.
 """
 
 from __future__ import annotations
 
-import random
-from enum import StrEnum
-
-from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.status import Status, StatusCode
 
 from otelbpf.host.clock import ClockReading
-from otelbpf.kernel.records import RequestFlag
-from otelbpf.ledger.request import Kind, Request
-from otelbpf.version import __version__
+from otelbpf.ledger.batch import STAGE_NAMES, Batch, Requests, batches_of
+from otelbpf.traces.description import SCOPE, Attributes, Description, StageStyle, columns_of
 
-SCOPE = InstrumentationScope("otelbpf", __version__)
-#: That the conventions know.
-METHODS = frozenset(
-    ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY")
-)
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _UNSET = Status(StatusCode.UNSET)
-_SPAN_KINDS = {Kind.SERVER: SpanKind.SERVER, Kind.CLIENT: SpanKind.CLIENT}
-#: What a server answers with 4xx was the client's error.
-LEAST_ERROR = {Kind.SERVER: 500, Kind.CLIENT: 400}
-
-Attributes = dict[str, str | int | bool | tuple[str, ...]]
 
 
-class StageStyle(StrEnum):
-    """How the stages of a request are told."""
-
-    SPANS = "spans"
-    ATTRIBUTES = "attributes"
-
-
-def attributes_of(request: Request, clock: ClockReading, style: StageStyle) -> Attributes:
-    """The attributes of the request's own span."""
-    known = request.method in METHODS
-    attributes: Attributes = {
-        "http.request.method": request.method if known else "_OTHER",
-        "url.scheme": request.scheme,
-        "network.protocol.name": "http",
-        "network.protocol.version": request.http_version,
-        "network.peer.address": request.peer_address,
-        "network.peer.port": request.peer_port,
-        "network.local.address": request.local_address,
-        "network.local.port": request.local_port,
-        "server.address": request.server.address,
-        "server.port": request.server.port,
-        "http.request.size": request.request_bytes,
-        "http.response.size": request.response_bytes,
-        "otelbpf.ledger.complete": request.complete,
-        "otelbpf.ledger.absent": request.absent,
-        "otelbpf.clock.uncertainty_ns": clock.uncertainty_ns,
-        "otelbpf.connection.request": request.ordinal,
-    }
-    attributes |= _of_server(request) if request.kind is Kind.SERVER else _of_client(request)
-    # Of a body that was cut short only its announced size is known, so none is given.
-    if request.flags & RequestFlag.REQUEST_RECEIVED:
-        attributes["http.request.body.size"] = request.request_body_bytes
-    if request.flags & RequestFlag.REQUEST_ANSWERED:
-        attributes["http.response.body.size"] = request.response_body_bytes
-    if not known:
-        attributes["http.request.method_original"] = request.method
-    if request.path_cut:
-        attributes["otelbpf.url.path.cut"] = True
-    if request.user_agent:
-        attributes["user_agent.original"] = request.user_agent
-    if request.status:
-        attributes["http.response.status_code"] = request.status
-    if request.tid:
-        attributes["thread.id"] = request.tid
-    error = error_type(request.status, request.ended_by, request.kind)
-    if error:
-        attributes["error.type"] = error
-    if request.flags & RequestFlag.IDLE_TIMEOUT:
-        attributes["otelbpf.ended_by"] = "idle_timeout"
-    if request.request_retransmits or request.response_retransmits:
-        attributes["otelbpf.tcp.retransmits"] = (
-            request.request_retransmits + request.response_retransmits
-        )
-    if request.acked_ns:
-        attributes["otelbpf.tcp.ack.duration_ns"] = request.acked_ns
-    if request.out_of_order:
-        attributes["otelbpf.tcp.out_of_order"] = request.out_of_order
-    if request.elsewhere_trace_id:
-        attributes["otelbpf.thread_context.trace_id"] = f"{request.elsewhere_trace_id:032x}"
-    if style is StageStyle.ATTRIBUTES:
-        for stage in request.stages:
-            attributes[f"otelbpf.stage.{stage.name}"] = stage.end_ktime_ns - stage.start_ktime_ns
-    return attributes
-
-
-def _of_server(request: Request) -> Attributes:
-    """What a server span says of the client and of the URL."""
-    attributes: Attributes = {
-        "url.path": request.path,
-        "client.address": request.peer_address,
-        "client.port": request.peer_port,
-    }
-    if request.query:
-        attributes["url.query"] = request.query
-    if request.route:
-        attributes["http.route"] = request.route
-    return attributes
-
-
-def _of_client(request: Request) -> Attributes:
-    """What a client span says of the URL."""
-    query = f"?{request.query}" if request.query else ""
-    # `*`, or the host that CONNECT asks for, is no path.
-    path = request.path if request.path.startswith("/") else ""
-    attributes: Attributes = {
-        "url.full": f"{request.scheme}://{request.server.authority}{path}{query}",
-    }
-    if request.route:
-        attributes["url.template"] = request.route
-    return attributes
-
-
-def error_type(status: int, ended_by: str, kind: Kind) -> str:
-    """The conventions' error.type: how a request was cut short, or its status; empty: no error."""
-    return ended_by or (str(status) if status >= LEAST_ERROR[kind] else "")
-
-
-def _links_of(request: Request) -> tuple[Link, ...]:
-    """To the application's own span of the request, where it has told which that is."""
-    if not request.linked_span_id:
-        return ()
-    flags = TraceFlags(request.linked_flags)
-    return (Link(SpanContext(request.trace_id, request.linked_span_id, True, flags)),)
-
-
-def _span_id() -> int:
-    return random.getrandbits(64) or 1
-
-
-def spans_of(
-    request: Request, clock: ClockReading, resource: Resource, style: StageStyle
+def readable_spans(
+    description: Description, requests: Requests, clock: ClockReading
 ) -> list[ReadableSpan]:
-    """The request's span and, for StageStyle.SPANS, one below it for each stage.
+    """The requests' spans and, for StageStyle.SPANS, those of their stages.
 
-    Times are Unix ns, all converted with the one `clock`, so that the stages tile
-    the request's span exactly.
+    Times are Unix ns, all converted with the one `clock`, so that the stages tile the request's
+    span exactly.
     """
-    context = SpanContext(request.trace_id, request.span_id, is_remote=False, trace_flags=_SAMPLED)
-    parent = None
-    if request.parent_span_id:
-        parent = SpanContext(
-            request.trace_id,
-            request.parent_span_id,
-            is_remote=not request.parent_is_local,
-            trace_flags=TraceFlags(request.trace_flags),
-        )
-    failed = error_type(request.status, request.ended_by, request.kind)
-    method = request.method if request.method in METHODS else "HTTP"
-    spans = [
-        ReadableSpan(
-            name=f"{method} {request.route}" if request.route else method,
-            context=context,
-            parent=parent,
-            resource=resource,
-            attributes=attributes_of(request, clock, style),
-            links=_links_of(request),
-            kind=_SPAN_KINDS[request.kind],
-            status=Status(StatusCode.ERROR) if failed else _UNSET,
-            start_time=clock.unix_ns(request.start_ktime_ns),
-            end_time=clock.unix_ns(request.end_ktime_ns),
-            instrumentation_scope=SCOPE,
-        )
+    spans = []
+    for batch in batches_of(requests, clock):
+        own = _own_spans(description, batch)
+        spans += own
+        if description.stages is StageStyle.SPANS:
+            spans += _stage_spans(batch, own)
+    return spans
+
+
+def _own_spans(description: Description, batch: Batch) -> list[ReadableSpan]:
+    sections = [
+        (section, list(zip(*(batch.values(name) for name in columns_of(section)), strict=True)))
+        for section in description.sections[batch.kind]
     ]
-    if style is StageStyle.SPANS:
-        spans += [
+    numbers = [
+        (
+            number.key,
+            number.of(batch).tolist(),
+            [True] * len(batch) if number.where is None else number.where(batch).tolist(),
+        )
+        for number in description.numbers_of(batch)
+    ]
+    contexts = batch.contexts
+    high, low = contexts.trace_id_high.tolist(), contexts.trace_id_low.tolist()
+    own, parents = contexts.span_id.tolist(), contexts.parent_span_id.tolist()
+    caused, flags = contexts.caused.tolist(), contexts.flags.tolist()
+    linked, linked_flags = contexts.linked_span_id.tolist(), batch.values("linked_flags")
+    starts, ends = (
+        batch.unix_ns(each).tolist() for each in (batch.start_ktime_ns, batch.end_ktime_ns)
+    )
+    spans = []
+    for i, resource in enumerate(batch.resources):
+        attributes: Attributes = {}
+        name, kind, failed = "", SpanKind.INTERNAL, False
+        for section, values in sections:
+            said = section(*values[i])
+            attributes |= said.attributes
+            name = said.name if said.name is not None else name
+            kind = said.kind if said.kind is not None else kind
+            failed = said.failed if said.failed is not None else failed
+        attributes |= {key: values[i] for key, values, has in numbers if has[i]}
+        trace_id = high[i] << 64 | low[i]
+        parent = links = None
+        if parents[i]:
+            parent = SpanContext(trace_id, parents[i], not caused[i], TraceFlags(flags[i]))
+        if linked[i]:
+            link = SpanContext(trace_id, linked[i], True, TraceFlags(linked_flags[i]))
+            links = (Link(link),)
+        spans.append(
             ReadableSpan(
-                name=stage.name,
+                name=name,
+                context=SpanContext(trace_id, own[i], is_remote=False, trace_flags=_SAMPLED),
+                parent=parent,
+                resource=resource,
+                attributes=attributes,
+                links=links or (),
+                kind=kind,
+                status=Status(StatusCode.ERROR) if failed else _UNSET,
+                start_time=starts[i],
+                end_time=ends[i],
+                instrumentation_scope=SCOPE,
+            )
+        )
+    return spans
+
+
+def _stage_spans(batch: Batch, own: list[ReadableSpan]) -> list[ReadableSpan]:
+    stages = batch.stages
+    columns = (
+        stages.row,
+        stages.number,
+        batch.stage_span_ids(),
+        batch.unix_ns(stages.start_ktime_ns),
+        batch.unix_ns(stages.end_ktime_ns),
+    )
+    spans = []
+    for row, number, span_id, start, end in zip(*(c.tolist() for c in columns), strict=True):
+        request = own[row]
+        context = request.get_span_context()
+        assert context is not None
+        spans.append(
+            ReadableSpan(
+                name=STAGE_NAMES[number],
                 context=SpanContext(
-                    request.trace_id, _span_id(), is_remote=False, trace_flags=_SAMPLED
+                    context.trace_id, span_id, is_remote=False, trace_flags=_SAMPLED
                 ),
                 parent=context,
-                resource=resource,
+                resource=request.resource,
                 attributes={},
                 kind=SpanKind.INTERNAL,
                 status=_UNSET,
-                start_time=clock.unix_ns(stage.start_ktime_ns),
-                end_time=clock.unix_ns(stage.end_ktime_ns),
+                start_time=start,
+                end_time=end,
                 instrumentation_scope=SCOPE,
             )
-            for stage in request.stages
-        ]
+        )
     return spans

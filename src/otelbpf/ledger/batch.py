@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""reader -> requests: finished requests in columns, and what follows from them.
+
+Nothing is made for each request here: whoever needs Python's own values asks for a column of them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from opentelemetry.sdk.resources import Resource
+
+from otelbpf.host.clock import ClockReading
+from otelbpf.kernel.records import HTTP1, JOIN, REQUEST_RECORD, RequestFlag, Stamp
+from otelbpf.ledger.request import ENDINGS, Kind, bounds_of, stage_name
+from otelbpf.ledger.trace_contexts import Contexts
+
+#: Stamps that bound stages.
+_STAMPS = int(Stamp.ACKED)
+# Below a stamp's time in one word; times of nine years since the machine's start leave room for it.
+_STAMP_BITS = _STAMPS.bit_length()
+_STAMP_MASK = np.uint64((1 << _STAMP_BITS) - 1)
+# A stage is numbered by its two stamps; the only stamp of a ledger comes after these.
+_PAIRS = _STAMPS * _STAMPS
+#: By a stage's number.
+STAGE_NAMES = (
+    *(stage_name(first, second) for first in range(_STAMPS) for second in range(_STAMPS)),
+    *(Stamp(stamp).name.lower() for stamp in range(_STAMPS)),
+)
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_ENDING = np.uint32(RequestFlag.REQUEST_ANSWERED | ENDINGS)
+
+
+def _sections() -> dict[str, str | None]:
+    sections: dict[str, str | None] = dict.fromkeys(REQUEST_RECORD.names or ())
+    for section, dtype in (("http1", HTTP1), ("join", JOIN)):
+        sections |= dict.fromkeys(dtype.names or (), section)
+    return sections
+
+
+# In which section of a record a field is; None: it is the record's own.
+_SECTION_OF = _sections()
+
+
+@dataclass(frozen=True, eq=False)
+class Requests:
+    """n finished requests, in any order; a part of them is of the same type.
+
+    Attributes:
+        records: (n,) REQUEST_RECORD.
+        contexts: of the same requests.
+        resources: (n,) of Resource: of their processes, as these were when the records were read.
+    """
+
+    records: np.ndarray
+    contexts: Contexts
+    resources: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> Requests:
+        return Requests(self.records[rows], _taken(self.contexts, rows), self.resources[rows])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Requests]) -> Requests:
+        """All of several, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            np.concatenate([part.records for part in parts]),
+            Contexts(
+                *(
+                    np.concatenate([getattr(part.contexts, field.name) for part in parts])
+                    for field in fields(Contexts)
+                )
+            ),
+            np.concatenate([part.resources for part in parts]),
+        )
+
+
+def _taken(contexts: Contexts, rows: slice | np.ndarray) -> Contexts:
+    return Contexts(*(getattr(contexts, field.name)[rows] for field in fields(Contexts)))
+
+
+@dataclass(frozen=True)
+class Stages:
+    """All stages of all requests of a batch, in no order.
+
+    Attributes:
+        row: (m,) of which request.
+        number: (m,) by which STAGE_NAMES names it.
+        start_ktime_ns, end_ktime_ns: (m,) uint64, CLOCK_MONOTONIC.
+    """
+
+    row: np.ndarray
+    number: np.ndarray
+    start_ktime_ns: np.ndarray
+    end_ktime_ns: np.ndarray
+
+
+class Batch:
+    """n finished requests of one kind, those of a resource together.
+
+    A column is asked for by the name of a field of struct request_record or of its sections, or of
+    one of the properties here.
+
+    Args:
+        clock: converts all times, so that stages tile their request's span.
+    """
+
+    def __init__(self, requests: Requests, clock: ClockReading) -> None:
+        self.records = requests.records
+        self.contexts = requests.contexts
+        self.resources = requests.resources
+        self.clock = clock
+        self._values: dict[str, list[Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @functools.cached_property
+    def kind(self) -> Kind:
+        """Of all of them."""
+        return Kind.CLIENT if self.records["flags"][0] & RequestFlag.CLIENT else Kind.SERVER
+
+    def column(self, name: str) -> np.ndarray:
+        """(n, …)"""
+        if name not in _SECTION_OF:
+            column: np.ndarray = getattr(self, name)
+            return column
+        section = _SECTION_OF[name]
+        return self.records[name] if section is None else self.records[section][name]
+
+    def values(self, name: str) -> list[Any]:
+        """A column as Python's own values, made once."""
+        if name not in self._values:
+            self._values[name] = self.column(name).tolist()
+        return self._values[name]
+
+    @functools.cached_property
+    def present(self) -> np.ndarray:
+        """(n,) the bits of the stamps that were made."""
+        stamps = self.records["stamp_ktime_ns"]
+        return (stamps != 0) @ (1 << np.arange(stamps.shape[1]))
+
+    @functools.cached_property
+    def ending(self) -> np.ndarray:
+        """(n,) the flags that say how they ended."""
+        return self.records["flags"] & _ENDING
+
+    @functools.cached_property
+    def retransmits(self) -> np.ndarray:
+        """(n,) of requests and responses together."""
+        return self.records["request_retransmits"] + self.records["response_retransmits"]
+
+    @functools.cached_property
+    def _names_server(self) -> np.ndarray:
+        """(n,) bool: the request line may say which server is asked.
+
+        Nearly all have a target that begins with a slash, and leave that to the Host header.
+        """
+        lines = self.records["http1"]["request_line"]
+        octets = np.ascontiguousarray(lines).view(np.uint8).reshape(len(lines), -1)
+        target = np.minimum((octets == ord(" ")).argmax(axis=1) + 1, octets.shape[1] - 1)
+        names: np.ndarray = octets[np.arange(len(lines)), target] != ord("/")
+        return names
+
+    @functools.cached_property
+    def naming_line(self) -> np.ndarray:
+        """(n,) the request lines that may say which server is asked; empty where they do not."""
+        if not self._names_server.any():
+            return np.zeros(len(self), "S1")
+        return np.where(self._names_server, self.records["http1"]["request_line"], b"")
+
+    @functools.cached_property
+    def naming_line_length(self) -> np.ndarray:
+        """(n,) of these."""
+        lengths = self.records["http1"]["request_line_length"]
+        return np.where(self._names_server, lengths, np.uint16(0))
+
+    @functools.cached_property
+    def elsewhere_trace_id(self) -> np.ndarray:
+        """(n,) V16: of the application's own trace, where that is another one; else zeros."""
+        found = np.zeros(len(self), "V16")
+        rows = self.contexts.elsewhere
+        found[rows] = self.records["join"]["trace_id"][rows]
+        return found
+
+    @functools.cached_property
+    def linked_flags(self) -> np.ndarray:
+        """(n,) the trace flags of the application's own span; 0: none is known in this trace."""
+        return np.where(
+            self.contexts.linked_span_id != 0, self.records["join"]["trace_flags"], np.uint8(0)
+        )
+
+    @functools.cached_property
+    def _sorted(self) -> np.ndarray:
+        """(n, stamps) in order of time, each stamp's number below its time; absent ones, 0, first.
+
+        Stamps of the same nanosecond keep the order of the way.
+        """
+        times = bounds_of(self.records)
+        numbered = times << np.uint64(_STAMP_BITS) | np.arange(_STAMPS, dtype=np.uint64)
+        return np.sort(np.where(times != 0, numbered, np.uint64(0)), axis=1)
+
+    @functools.cached_property
+    def start_ktime_ns(self) -> np.ndarray:
+        """(n,) when the first stamp was made."""
+        first = np.argmax(self._sorted != 0, axis=1)
+        return self._sorted[np.arange(len(self)), first] >> np.uint64(_STAMP_BITS)
+
+    @functools.cached_property
+    def end_ktime_ns(self) -> np.ndarray:
+        """(n,) when the last stamp that bounds a stage was made."""
+        return self._sorted[:, -1] >> np.uint64(_STAMP_BITS)
+
+    @functools.cached_property
+    def acked_ns(self) -> np.ndarray:
+        """(n,) from the end until the peer's TCP acknowledged the response; 0: not seen."""
+        acked = self.records["stamp_ktime_ns"][:, Stamp.ACKED]
+        return np.where(acked > self.end_ktime_ns, acked - self.end_ktime_ns, np.uint64(0))
+
+    @functools.cached_property
+    def stages(self) -> Stages:
+        """Neighbouring stamps bound a stage; a single one is a stage without length."""
+        keys = self._sorted
+        row, at = np.nonzero(keys[:, :-1])
+        first, second = keys[row, at], keys[row, at + 1]
+        number = (first & _STAMP_MASK) * np.uint64(_STAMPS) + (second & _STAMP_MASK)
+        alone = np.flatnonzero((keys[:, -2] == 0) & (keys[:, -1] != 0))
+        if alone.size:
+            last = keys[alone, -1]
+            row = np.concatenate((row, alone))
+            number = np.concatenate((number, np.uint64(_PAIRS) + (last & _STAMP_MASK)))
+            first, second = np.concatenate((first, last)), np.concatenate((second, last))
+        start, end = (each >> np.uint64(_STAMP_BITS) for each in (first, second))
+        return Stages(row, number.astype(np.int64), start, end)
+
+    def unix_ns(self, ktime_ns: np.ndarray) -> np.ndarray:
+        """CLOCK_MONOTONIC ns to ns since the Unix epoch."""
+        return ktime_ns + np.uint64(self.clock.offset_ns)
+
+    def stage_span_ids(self) -> np.ndarray:
+        """(m,) uint64 of all stages: each follows from its request's and its number; none is 0.
+
+        Source:
+            the finalizer of SplitMix64.
+        """
+        stages = self.stages
+        word = self.contexts.span_id[stages.row] + _GOLDEN * (stages.number + 1).astype(np.uint64)
+        word = (word ^ word >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+        word = (word ^ word >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+        word ^= word >> np.uint64(31)
+        word[word == 0] = 1
+        return word
+
+    def runs(self) -> list[tuple[Resource, int, int]]:
+        """(resource, begin, end) of each resource's requests, which stand together."""
+        ids = _identities(self.resources)
+        begins = [0, *(np.flatnonzero(np.diff(ids)) + 1).tolist()]
+        return [
+            (self.resources[begin], begin, end)
+            for begin, end in zip(begins, [*begins[1:], len(self)], strict=True)
+        ]
+
+
+def batches_of(requests: Requests, clock: ClockReading) -> list[Batch]:
+    """Servers' and clients' requests apart, and within each those of a resource together."""
+    is_client = requests.records["flags"] & np.uint32(RequestFlag.CLIENT)
+    order = np.lexsort((_identities(requests.resources), is_client))
+    if (np.diff(order) != 1).any():
+        requests, is_client = requests[order], is_client[order]
+    first = int(np.searchsorted(is_client, 1))
+    return [
+        Batch(requests[part], clock)
+        for part in (slice(first), slice(first, None))
+        if len(requests.records[part])
+    ]
+
+
+def _identities(resources: np.ndarray) -> np.ndarray:
+    return np.fromiter(map(id, resources), np.uint64, len(resources))

@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""requests -> OTLP: what the description says of them, as bytes of an ExportTraceServiceRequest.
+
+A request's own span is a few texts, of which each is encoded once and kept, and a row of bytes that
+is filled column by column for all requests at once. The spans of one stage are a rectangle: copies
+of a template, with ids and times filled in. So a span costs a few copies, and no object.
+
+In a resource's spans those of a stage stand together, before the requests' own: OTLP promises no
+order.
+
+Source:
+    opentelemetry-proto's trace.proto.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.trace import SpanKind
+
+from otelbpf.host.clock import ClockReading
+from otelbpf.ledger.batch import STAGE_NAMES, Batch, Requests, batches_of
+from otelbpf.traces.description import (
+    SCOPE,
+    Description,
+    Said,
+    Section,
+    StageStyle,
+    columns_of,
+)
+from otelbpf.traces.wire import (
+    Heads,
+    attributes,
+    before_number,
+    block,
+    head,
+    integer,
+    padded_varints,
+    text,
+    width_of,
+)
+
+# Fields of Span, of Status, and of the messages around a span.
+_NAME, _KIND, _ATTRIBUTES, _LINKS, _STATUS = 5, 6, 9, 13, 15
+_CODE, _ERROR = 3, 2
+_RESOURCE_SPANS, _SCOPE_SPANS, _SPANS = 1, 2, 2
+_RESOURCE, _SCOPE, _SCHEMA_URL = 1, 1, 3
+_KINDS = {SpanKind.INTERNAL: 1, SpanKind.SERVER: 2, SpanKind.CLIENT: 3}
+# Tags, and lengths where these are always the same.
+_TRACE_ID, _SPAN_ID, _PARENT_SPAN_ID = b"\x0a\x10", b"\x12\x08", b"\x22\x08"
+_START, _END, _FLAGS, _LINK_FLAGS = b"\x39", b"\x41", b"\x85\x01", b"\x35"
+_HAS_IS_REMOTE, _IS_REMOTE = 0x100, 0x200
+_TEXTS_KEPT, _RESOURCES_KEPT = 4_096, 4_096
+_UNSET, _FAILED = block(_STATUS, b""), block(_STATUS, integer(_CODE, _ERROR))
+
+# What can be joined.
+_Octets = bytes | np.ndarray
+
+
+def _octets(words: np.ndarray, dtype: str) -> np.ndarray:
+    """(n, bytes) uint8 of n numbers."""
+    octets: np.ndarray = np.ascontiguousarray(words.astype(dtype)).view(np.uint8)
+    return octets.reshape(len(words), -1)
+
+
+class _Rows:
+    """n rows of bytes, made of cells of which not all need be in each row."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._template = bytearray()
+        self._fills: list[tuple[int, np.ndarray]] = []
+        self._holes: list[tuple[int, int, np.ndarray]] = []
+
+    def cell(self, before: bytes, fill: np.ndarray, where: np.ndarray | None = None) -> None:
+        """Adds `before` and then each row's own bytes.
+
+        Args:
+            fill: (n, bytes) uint8.
+            where: (n,) bool: which rows have it; None: all.
+        """
+        begin = len(self._template)
+        self._template += before
+        self._fills.append((len(self._template), fill))
+        self._template += bytes(fill.shape[1])
+        if where is not None and not where.all():
+            self._holes.append((begin, len(self._template), where))
+
+    def octets(self) -> list[bytes]:
+        """Each row's."""
+        width = len(self._template)
+        octets = np.empty((self._count, width), np.uint8)
+        octets[:] = np.frombuffer(self._template, np.uint8)
+        for begin, fill in self._fills:
+            octets[:, begin : begin + fill.shape[1]] = fill
+        if not self._holes:
+            whole: list[bytes] = octets.view(f"V{width}")[:, 0].tolist()
+            return whole
+        kept = np.ones((self._count, width), bool)
+        lengths = np.full(self._count, width)
+        for begin, end, where in self._holes:
+            kept[:, begin:end] = where[:, np.newaxis]
+            lengths -= np.where(where, 0, end - begin)
+        ends = np.cumsum(lengths).tolist()
+        joined = octets[kept].tobytes()
+        return [joined[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+class _Texts:
+    """What a section says, encoded: once for each of the values of its columns."""
+
+    def __init__(self, section: Section) -> None:
+        self._section = section
+        self._columns = columns_of(section)
+        self._known: dict[Any, bytes] = {}
+
+    def of(self, batch: Batch) -> list[bytes]:
+        """For each request."""
+        if len(self._known) > _TEXTS_KEPT:
+            self._known.clear()
+        keys = list(zip(*(batch.values(name) for name in self._columns), strict=True))
+        found = list(map(self._known.get, keys))
+        if None not in found:
+            return found  # type: ignore[return-value]  # as was just asked
+        return [
+            self._made(key) if octets is None else octets
+            for key, octets in zip(keys, found, strict=True)
+        ]
+
+    def _made(self, key: tuple[Any, ...]) -> bytes:
+        made = self._known.get(key)
+        if made is None:
+            made = self._known[key] = _encoded(self._section(*key))
+        return made
+
+
+def _encoded(said: Said) -> bytes:
+    """A part of Span."""
+    parts = [attributes(_ATTRIBUTES, said.attributes)]
+    if said.name is not None:
+        parts.append(text(_NAME, said.name))
+    if said.kind is not None:
+        parts.append(integer(_KIND, _KINDS[said.kind]))
+    if said.failed is not None:
+        parts.append(_FAILED if said.failed else _UNSET)
+    return b"".join(parts)
+
+
+# What of a stage's span is its own, each after its tag.
+_OWN_OF_STAGE = (
+    (_TRACE_ID, 16),
+    (_SPAN_ID, 8),
+    (_PARENT_SPAN_ID, 8),
+    (_START, 8),
+    (_END, 8),
+)
+
+
+@functools.cache
+def _stage_template(number: int) -> tuple[np.ndarray, tuple[int, ...]]:
+    """A span of this stage with its tag and length, and where its own values are to be."""
+    own = b"".join(tag + bytes(width) for tag, width in _OWN_OF_STAGE)
+    span = block(
+        _SPANS,
+        text(_NAME, STAGE_NAMES[number])
+        + integer(_KIND, _KINDS[SpanKind.INTERNAL])
+        + _UNSET
+        + _FLAGS
+        + _HAS_IS_REMOTE.to_bytes(4, "little")
+        + own,
+    )
+    places, at = [], len(span) - len(own)
+    for tag, width in _OWN_OF_STAGE:
+        places.append(at + len(tag))
+        at += len(tag) + width
+    return np.frombuffer(span, np.uint8), tuple(places)
+
+
+@dataclass
+class _Pieces:
+    """Of one resource's spans, and how long they are together."""
+
+    octets: list[_Octets] = field(default_factory=list)
+    size: int = 0
+
+
+class Encoder:
+    """Makes OTLP of requests, each time one ExportTraceServiceRequest."""
+
+    def __init__(self, description: Description) -> None:
+        self._description = description
+        self._texts = {
+            kind: tuple(map(_Texts, sections)) for kind, sections in description.sections.items()
+        }
+        self._heads = Heads(_SPANS)
+        # By its id; it is held, so that no other one has that.
+        self._resources: dict[int, tuple[Resource, bytes]] = {}
+        self._scope = block(_SCOPE, text(1, SCOPE.name) + text(2, SCOPE.version or ""))
+
+    def encode(self, requests: Requests, clock: ClockReading) -> bytes:
+        """The spans of requests.
+
+        Args:
+            clock: converts all times, so that stages tile their request's span.
+        """
+        by_resource: dict[int, tuple[Resource, _Pieces]] = {}
+        for batch in batches_of(requests, clock):
+            self._add(batch, by_resource)
+        message: list[_Octets] = []
+        for resource, pieces in by_resource.values():
+            own = self._resource(resource)
+            scope_spans = head(_SCOPE_SPANS, len(self._scope) + pieces.size) + self._scope
+            schema = text(_SCHEMA_URL, resource.schema_url) if resource.schema_url else b""
+            size = len(own) + len(scope_spans) + pieces.size + len(schema)
+            message += (head(_RESOURCE_SPANS, size), own, scope_spans, *pieces.octets, schema)
+        return b"".join(message)
+
+    def _resource(self, resource: Resource) -> bytes:
+        known = self._resources.get(id(resource))
+        if known is None:
+            if len(self._resources) >= _RESOURCES_KEPT:
+                self._resources.clear()
+            own = block(_RESOURCE, attributes(1, resource.attributes))  # type: ignore[arg-type]
+            known = self._resources[id(resource)] = resource, own
+        return known[1]
+
+    def _add(self, batch: Batch, by_resource: dict[int, tuple[Resource, _Pieces]]) -> None:
+        """Adds a batch's spans to those of their resources."""
+        runs = batch.runs()
+        parts = [
+            by_resource.setdefault(id(resource), (resource, _Pieces()))[1]
+            for resource, _, _ in runs
+        ]
+        ends = [end for _, _, end in runs]
+        if self._description.stages is StageStyle.SPANS:
+            for row, octets in self._stages(batch):
+                cuts = np.searchsorted(row, ends).tolist()
+                for pieces, first, last in zip(parts, [0, *cuts[:-1]], cuts, strict=True):
+                    if last > first:
+                        pieces.octets.append(octets[first:last])
+                        pieces.size += octets[first:last].size
+        columns, lengths = self._own_spans(batch)
+        for pieces, (_, begin, end) in zip(parts, runs, strict=True):
+            flat: list[_Octets] = [b""] * (len(columns) * (end - begin))
+            for i, column in enumerate(columns):
+                flat[i :: len(columns)] = column[begin:end]
+            pieces.octets += flat
+            pieces.size += int(lengths[begin:end].sum())
+
+    def _stages(self, batch: Batch) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """For each stage that there is the requests that have it, and (m, bytes) their spans."""
+        stages, contexts = batch.stages, batch.contexts
+        # One after the other, each in the order of the requests.
+        order = np.argsort(stages.number.astype(np.int16), kind="stable")
+        numbers, row = stages.number[order], stages.row[order]
+        own = (
+            _trace_ids(batch)[row],
+            _octets(batch.stage_span_ids()[order], ">u8"),
+            _octets(contexts.span_id, ">u8")[row],
+            _octets(batch.unix_ns(stages.start_ktime_ns[order]), "<u8"),
+            _octets(batch.unix_ns(stages.end_ktime_ns[order]), "<u8"),
+        )
+        begins = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist()]
+        for begin, end in zip(begins, [*begins[1:], len(order)], strict=True):
+            template, places = _stage_template(int(numbers[begin]))
+            octets = np.empty((end - begin, len(template)), np.uint8)
+            octets[:] = template
+            for place, column in zip(places, own, strict=True):
+                octets[:, place : place + column.shape[1]] = column[begin:end]
+            yield row[begin:end], octets
+
+    def _own_spans(self, batch: Batch) -> tuple[list[Sequence[bytes]], np.ndarray]:
+        """The requests' own spans, as columns of pieces, and (n,) how long each is in all."""
+        columns = [texts.of(batch) for texts in self._texts[batch.kind]]
+        columns.append(self._rows(batch))
+        lengths = np.zeros(len(batch), np.int64)
+        for column in columns:
+            lengths += np.fromiter(map(len, column), np.int64, len(column))
+        heads = list(map(self._heads.__getitem__, lengths.tolist()))
+        lengths += np.fromiter(map(len, heads), np.int64, len(heads))
+        return [heads, *columns], lengths
+
+    def _rows(self, batch: Batch) -> list[bytes]:
+        """What is each request's own in its span."""
+        contexts = batch.contexts
+        trace_id = _trace_ids(batch)
+        rows = _Rows(len(batch))
+        rows.cell(_TRACE_ID, trace_id)
+        rows.cell(_SPAN_ID, _octets(contexts.span_id, ">u8"))
+        has_parent = contexts.parent_span_id != 0
+        if has_parent.any():
+            rows.cell(_PARENT_SPAN_ID, _octets(contexts.parent_span_id, ">u8"), has_parent)
+        rows.cell(_START, _octets(batch.unix_ns(batch.start_ktime_ns), "<u8"))
+        rows.cell(_END, _octets(batch.unix_ns(batch.end_ktime_ns), "<u8"))
+        remote = np.where(has_parent & ~contexts.caused, _IS_REMOTE, 0)
+        rows.cell(_FLAGS, _octets(_HAS_IS_REMOTE | remote, "<u4"))
+        linked = contexts.linked_span_id != 0
+        if linked.any():
+            self._add_links(batch, rows, trace_id, linked)
+        self._add_numbers(batch, rows)
+        return rows.octets()
+
+    @staticmethod
+    def _add_links(batch: Batch, rows: _Rows, trace_id: np.ndarray, linked: np.ndarray) -> None:
+        tag = np.tile(np.frombuffer(_SPAN_ID, np.uint8), (len(batch), 1))
+        link = np.hstack((trace_id, tag, _octets(batch.contexts.linked_span_id, ">u8")))
+        flags = _LINK_FLAGS + (_HAS_IS_REMOTE | _IS_REMOTE).to_bytes(4, "little")
+        before = head(_LINKS, len(flags) + len(_TRACE_ID) + link.shape[1]) + flags + _TRACE_ID
+        rows.cell(before, link, linked)
+
+    def _add_numbers(self, batch: Batch, rows: _Rows) -> None:
+        told, values = [], []
+        for number in self._description.numbers_of(batch):
+            where = None if number.where is None else number.where(batch)
+            if where is None or where.any():
+                told.append((number.key, where))
+                value = number.of(batch)
+                values.append(value if where is None else np.where(where, value, 0))
+        table = np.array(values, np.uint64)
+        widths = [width_of(largest) for largest in table.max(axis=1).tolist()]
+        varints = padded_varints(table, widths)
+        begin = 0
+        for (key, where), width in zip(told, widths, strict=True):
+            fill = varints[:, begin : begin + width]
+            rows.cell(before_number(_ATTRIBUTES, key, width), fill, where)
+            begin += width
+
+
+def _trace_ids(batch: Batch) -> np.ndarray:
+    """(n, 16) uint8."""
+    contexts = batch.contexts
+    return np.hstack(
+        (_octets(contexts.trace_id_high, ">u8"), _octets(contexts.trace_id_low, ">u8"))
+    )
