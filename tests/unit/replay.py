@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from pathlib import Path
-from unittest import mock
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -20,7 +18,7 @@ from otelbpf.kernel.records import REQUEST_RECORD
 from otelbpf.ledger.ids import Ids
 from otelbpf.ledger.reader import decode
 from otelbpf.policy.routes import Routes
-from otelbpf.traces import spans
+from otelbpf.traces.description import Description
 
 RECORDS = Path(__file__).resolve().parents[1] / "records"
 RING = RECORDS / "requests.ring"
@@ -37,18 +35,19 @@ def layout() -> str:
 def replay(ring: bytes, config: Config) -> tuple[Pipeline, list[ReadableSpan]]:
     """The spans of the records in `ring`, in the order in which they were exported."""
     exporter = InMemorySpanExporter()
-    with mock.patch.object(spans, "_span_id", itertools.count(0xC000).__next__):
-        pipeline = Pipeline(
-            config,
-            Ids(bytes(16)),
-            Resources(config.service_name),
-            Routes(config.routes),
-            by_export(exporter, "there"),
-        )
-        pipeline.clock = CLOCK
-        pipeline.take(decode(ring))
-        pipeline.sender.start()
-        pipeline.sender.stop()
+    description = Description(
+        Routes(config.routes), capture_query=config.capture_query, stages=config.stages
+    )
+    pipeline = Pipeline(
+        config,
+        Ids(bytes(16)),
+        Resources(config.service_name),
+        by_export(exporter, description, "there"),
+    )
+    pipeline.clock = CLOCK
+    pipeline.take(decode(ring))
+    pipeline.sender.start()
+    pipeline.sender.stop()
     return pipeline, list(exporter.get_finished_spans())
 
 

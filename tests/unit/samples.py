@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import ipaddress
 
 import numpy as np
+from opentelemetry.sdk.resources import Resource
 
+from otelbpf.host.clock import ClockReading
 from otelbpf.kernel.records import REQUEST_RECORD, RequestFlag, Stamp
-from otelbpf.ledger.request import Request, requests_of
+from otelbpf.ledger.batch import Requests
 from otelbpf.ledger.trace_contexts import Contexts
 from otelbpf.policy.routes import Routes
+from otelbpf.traces.description import Description, StageStyle
 
 WHOLE = RequestFlag.REQUEST_RECEIVED | RequestFlag.REQUEST_ANSWERED
 #: CLOCK_MONOTONIC ns of the first stamp.
@@ -29,6 +31,9 @@ SMALL: dict[Stamp, int] = {
     Stamp.TC_OUT: 412_345,
     Stamp.ACKED: 450_001,
 }
+#: Unix time in the tests, and whose the requests are.
+CLOCK = ClockReading(offset_ns=1_790_000_000_000_000_000, uncertainty_ns=50)
+RESOURCE = Resource({"service.name": "shop"})
 TEXTS = ("request_line", "host", "user_agent", "traceparent")
 
 
@@ -95,26 +100,36 @@ def contexts(n: int = 1, *, parent: int = 0, flags: int = 0) -> Contexts:
     )
 
 
-def request(
+def requests(
     stamps: dict[Stamp, int] | None = None,
     *,
-    capture_query: bool = False,
-    routes: Routes | None = None,
     parent: int = 0,
     parent_flags: int = 0,
+    resource: Resource = RESOURCE,
+    clock: ClockReading = CLOCK,
     **fields: object,
-) -> Request:
-    """The request that record() becomes; its span id is 0xabc."""
-    (made,) = requests_of(
+) -> Requests:
+    """The one that record() becomes; its span id is 0xabc."""
+    return Requests(
         record(stamps, **fields),
         contexts(parent=parent, flags=parent_flags),
-        routes or Routes(),
-        capture_query=capture_query,
+        np.array([resource], object),
+        clock,
     )
+
+
+def numbered(n: int) -> Requests:
+    """n requests with span ids 1..n."""
+    made = Requests.joined([requests()] * n)
+    made.contexts.span_id[:] = np.arange(1, n + 1)
     return made
 
 
-def numbered(n: int) -> list[Request]:
-    """n requests with span ids 1..n."""
-    first = request()
-    return [dataclasses.replace(first, span_id=number) for number in range(1, n + 1)]
+def description(
+    *,
+    routes: Routes | None = None,
+    capture_query: bool = False,
+    stages: StageStyle = StageStyle.SPANS,
+) -> Description:
+    """What spans say where nothing else is asked for."""
+    return Description(routes or Routes(), capture_query=capture_query, stages=stages)

@@ -12,7 +12,7 @@ from otelbpf.kernel.hooks import Mechanism
 from otelbpf.kernel.limits import Limits
 from otelbpf.policy.routes import FOUND_MOST
 from otelbpf.policy.sampler import Sampler, Slow
-from otelbpf.traces.spans import StageStyle
+from otelbpf.traces.description import StageStyle
 
 
 @dataclass(frozen=True)

@@ -3,27 +3,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan
 
 from otelbpf.agent.config import Config
 from otelbpf.export.sender import Sender
 from otelbpf.export.ways_out import WayOut
 from otelbpf.host.clock import ClockReading, read_clock
+from otelbpf.host.processes import NOBODY, Process
 from otelbpf.host.resource import Resources
-from otelbpf.kernel.records import RequestFlag, Stamp
+from otelbpf.kernel.records import PROCESS, RequestFlag
+from otelbpf.ledger.batch import SPANS_MOST, Requests
 from otelbpf.ledger.ids import Ids
-from otelbpf.ledger.request import Kind, Request, requests_of
 from otelbpf.ledger.tally import Tally
 from otelbpf.ledger.trace_contexts import contexts_of
 from otelbpf.metrics.series import SeriesTable
-from otelbpf.policy.routes import Routes
-from otelbpf.traces.spans import StageStyle, spans_of
+from otelbpf.traces.description import StageStyle
 
-_STAGES_MOST = len(Stamp) - 1
+# Whose a request is, and by which port: 0 is a client's.
+_WHOSE = np.dtype([("process", PROCESS), ("pid", np.uint32), ("port", np.uint32)])
 
 
 class Pipeline:
@@ -39,19 +37,16 @@ class Pipeline:
         config: Config,
         ids: Ids,
         resources: Resources,
-        routes: Routes,
-        way_out: WayOut[Sequence[ReadableSpan]] | None,
+        way_out: WayOut[Requests] | None,
         series: SeriesTable | None = None,
     ) -> None:
-        self._config = config
         self._ids = ids
         self.resources = resources
-        self._routes = routes
         self._series = series
         self.tally = Tally()
         self.clock: ClockReading = read_clock()
-        spans_each = 1 + (_STAGES_MOST if config.stages is StageStyle.SPANS else 0)
-        self.sender = Sender(way_out, self._to_spans, spans_each, self.tally, config.queue)
+        spans_most = SPANS_MOST if config.stages is StageStyle.SPANS else 1
+        self.sender = Sender(way_out, spans_most, self.tally, config.queue)
 
     def refresh(self) -> None:
         """Once a second: compares the clocks again, and looks what became of services."""
@@ -68,23 +63,29 @@ class Pipeline:
         self._queue(records[kept])
 
     def _queue(self, records: np.ndarray) -> None:
-        # What will not fit is dropped before the dear work is done on it.
+        # What will not fit is dropped before any work is done on it.
         records = records[: self.sender.admit(len(records))]
         if not len(records):
             return
-        contexts = contexts_of(records, self._ids)
-        requests = requests_of(
-            records, contexts, self._routes, capture_query=self._config.capture_query
+        requests = Requests(
+            records, contexts_of(records, self._ids), self._resources_of(records), self.clock
         )
         if self._series is not None:
-            self._series.exemplify(records, requests, self.clock.offset_ns)
-        # Now, as the process may be gone when the spans are made.
-        self.sender.put([(request, self._resource_of(request)) for request in requests])
+            self._series.exemplify(requests)
+        self.sender.put(requests)
 
-    def _resource_of(self, request: Request) -> Resource:
-        port = request.local_port if request.kind is Kind.SERVER else 0
-        return self.resources.of(request.process, port).resource
+    def _resources_of(self, records: np.ndarray) -> np.ndarray:
+        """(n,) of Resource. Now, as the processes may be gone when spans are made."""
+        whose = np.zeros(len(records), _WHOSE)
+        whose["process"], whose["pid"] = records["process"], records["pid"]
+        is_client = records["flags"] & np.uint32(RequestFlag.CLIENT) != 0
+        whose["port"] = np.where(is_client, 0, records["local_port"])
+        keys = whose.view(f"V{_WHOSE.itemsize}").tolist()
+        a_row = dict(zip(keys, range(len(keys)), strict=True))
+        known = {key: self._resource_of(*whose[row].item()) for key, row in a_row.items()}
+        resources = np.empty(len(records), object)
+        resources[:] = [known[key] for key in keys]
+        return resources
 
-    def _to_spans(self, of: tuple[Request, Resource]) -> list[ReadableSpan]:
-        request, resource = of
-        return spans_of(request, self.clock, resource, self._config.stages)
+    def _resource_of(self, process: tuple[int, int, int, bytes], pid: int, port: int) -> Resource:
+        return self.resources.of(Process(pid, *process) if pid else NOBODY, port).resource

@@ -6,11 +6,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from opentelemetry.sdk.trace import ReadableSpan
 
 from otelbpf.agent.agent import Agent, Stop
 from otelbpf.agent.config import Config
@@ -39,6 +37,7 @@ from otelbpf.kernel.btf import Btf
 from otelbpf.kernel.hooks import Choice, choose, require, takes_filters, without
 from otelbpf.kernel.loader import Programs
 from otelbpf.kernel.needs import programs_need_rights
+from otelbpf.ledger.batch import Requests
 from otelbpf.ledger.ids import Ids
 from otelbpf.ledger.request import Kind
 from otelbpf.ledger.tally import Sums
@@ -48,6 +47,7 @@ from otelbpf.metrics.snapshot import Snapshot
 from otelbpf.policy.routes import Routes
 from otelbpf.policy.sampler import Sampler
 from otelbpf.policy.upstreams import Upstreams, resolve
+from otelbpf.traces.description import Description, StageStyle
 from otelbpf.userspace.handlers import Handler, HandlerKind, find_handlers
 from otelbpf.userspace.uprobes import attached_to_handlers
 
@@ -88,7 +88,7 @@ class _Exports:
         destination: of the spans, for people.
     """
 
-    spans: WayOut[Sequence[ReadableSpan]] | None
+    spans: WayOut[Requests] | None
     destination: str
     metrics: MetricsExport
 
@@ -123,7 +123,9 @@ def run(
     Raises:
         OtelbpfError: what failed, and what to do; nothing is left attached.
     """
-    exports = _exports(config.output, environment)
+    routes = _routes_of(config)
+    description = Description(routes, capture_query=config.capture_query, stages=config.stages)
+    exports = _exports(config.output, description, environment)
     sampler = _sampler_of(config, environment)
     for path in (config.ready_file, config.sums_file):
         _prepare(path)
@@ -136,7 +138,7 @@ def run(
             choices = _choose(config, btf, exports)
             programs = _load(config, btf, choices, target, sampler, ids)
         stack.enter_context(contextlib.closing(programs))
-        agent = _wire(stack, config, programs, target, exports, ids)
+        agent = _wire(stack, config, programs, target, routes, exports, ids)
         kept = _rights_kept(config, choices, exports)
         rights.with_only(_capabilities(kept), agent.pipeline.sender.start)
         agent.know(target.listeners.of_all_ports())
@@ -171,19 +173,27 @@ def run(
 def require_variables(environment: MutableMapping[str, str]) -> None:
     """Raises UsageError for OTEL_* variables that run() would refuse."""
     settle(environment)
-    _exports(None, environment)
+    nothing = Description(Routes(()), capture_query=False, stages=StageStyle.SPANS)
+    _exports(None, nothing, environment)
     Sampler.from_environment(environment)
     QueueLimits.from_environment(environment)
 
 
-def _exports(output: str | None, environment: Mapping[str, str]) -> _Exports:
+def _routes_of(config: Config) -> Routes:
+    templates = (*config.routes, *(route for route, _ in config.slow.by_route))
+    return Routes(templates, config.found_routes)
+
+
+def _exports(
+    output: str | None, description: Description, environment: Mapping[str, str]
+) -> _Exports:
     """Where spans and metrics go, as the variables say."""
     name = asked_for(environment, Signal.TRACES)
     metrics = rights.with_only(_TO_EXPORT, lambda: metrics_export(environment))
     if output is None:
-        spans = rights.with_only(_TO_EXPORT, lambda: spans_way_out(name))
+        spans = rights.with_only(_TO_EXPORT, lambda: spans_way_out(name, description))
     else:
-        spans = spans_way_out(name, output)
+        spans = spans_way_out(name, description, output)
     return _Exports(spans, destination(environment, name), metrics)
 
 
@@ -271,13 +281,12 @@ def _wire(
     config: Config,
     programs: Programs,
     target: _Target,
+    routes: Routes,
     exports: _Exports,
     ids: Ids,
 ) -> Agent:
     """The agent and what it works with, all to be closed with `stack`."""
     resources = Resources(config.service_name, str(target.cookie), target.listeners)
-    templates = (*config.routes, *(route for route, _ in config.slow.by_route))
-    routes = Routes(templates, config.found_routes)
     series = connections = None
     if config.limits.series:
         series = SeriesTable(programs, routes, resources, config.slow)
@@ -285,7 +294,7 @@ def _wire(
         kinds = (Kind.SERVER,) * bool(config.ports) + (Kind.CLIENT,) * bool(target.upstreams)
         connections = ConnectionSums(programs, kinds)
         stack.enter_context(contextlib.closing(connections))
-    pipeline = Pipeline(config, ids, resources, routes, exports.spans, series)
+    pipeline = Pipeline(config, ids, resources, exports.spans, series)
     agent = Agent(programs, pipeline, series, connections, config)
     return stack.enter_context(contextlib.closing(agent))
 

@@ -158,7 +158,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from otelbpf.export.sender import QueueLimits
     from otelbpf.ledger.tally import NOT_JOINED
     from otelbpf.policy.sampler import Sampler, Slow
-    from otelbpf.traces.spans import StageStyle
+    from otelbpf.traces.description import StageStyle
 
     slow = Slow.of_times(arguments.slow)
     if arguments.keep_4xx and not (arguments.sample or slow):

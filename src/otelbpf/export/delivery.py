@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from otelbpf.export.answers import Answer, Verdict
 from otelbpf.export.doors import Door
@@ -37,7 +37,15 @@ QUIET_S = 60.0
 # Things that differ in more than numbers: a receiver that says another each time is not repeated.
 _MOST_TOLD = 8
 
-Unit = TypeVar("Unit")
+
+class Parted(Protocol):
+    """Units that can be counted and parted: a sequence, or what is one in columns."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, part: slice, /) -> Self: ...
+
+
+Units = TypeVar("Units", bound=Parted)
 
 
 class Formed(NamedTuple):
@@ -45,11 +53,11 @@ class Formed(NamedTuple):
 
     Attributes:
         payload: for the door.
-        items: how many spans or data points each unit is.
+        items: tells how many spans or data points each unit is.
     """
 
     payload: Any
-    items: Sequence[int]
+    items: Callable[[], Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ class Wording:
     refused: str = "what is refused is counted as lost"
 
 
-class Delivery(Generic[Unit]):
+class Delivery(Generic[Units]):
     """Hands batches to a door. For one thread, but for stop().
 
     Args:
@@ -103,7 +111,7 @@ class Delivery(Generic[Unit]):
     def __init__(
         self,
         door: Door[Any],
-        form: Callable[[Sequence[Unit]], Formed],
+        form: Callable[[Units], Formed],
         wording: Wording,
         retry_s: float,
         most: int | None = None,
@@ -127,7 +135,7 @@ class Delivery(Generic[Unit]):
         self._stop_at = time.monotonic() + within_s
         self._stopping.set()
 
-    def deliver(self, units: Sequence[Unit]) -> Iterator[Fate]:
+    def deliver(self, units: Units) -> Iterator[Fate]:
         """Sends a batch; yields what became of each part of it as soon as that is known."""
         give_up_at: float | None = None
         most = self._most_at_once(len(units))
@@ -162,7 +170,7 @@ class Delivery(Generic[Unit]):
             self._fitting = None
         return min(filter(None, (self._most, self._fitting, count)), default=1)
 
-    def _formed(self, part: Sequence[Unit]) -> Formed | None:
+    def _formed(self, part: Units) -> Formed | None:
         """None: something in there has no form; its batch is parted until that is alone."""
         try:
             return self._form(part)
@@ -174,17 +182,17 @@ class Delivery(Generic[Unit]):
                 )
             return None
 
-    def _fate(self, part: Sequence[Unit], formed: Formed | None, answer: Answer) -> Fate:
+    def _fate(self, part: Units, formed: Formed | None, answer: Answer) -> Fate:
         wording = self._wording
         match answer.verdict:
             case _ if formed is None:
                 return Fate(0, {Lost.EXPORT_FAILED: len(part)})
             case Verdict.TAKEN if answer.rejected:
                 self._news.bad(
-                    f"{wording.whose} has rejected {answer.rejected} of {sum(formed.items)} "
+                    f"{wording.whose} has rejected {answer.rejected} of {sum(formed.items())} "
                     f"{wording.items}, which are lost ({answer.reason or 'it does not say why'})"
                 )
-                rejected = _fewest(formed.items, answer.rejected)
+                rejected = _fewest(formed.items(), answer.rejected)
                 return Fate(len(part) - rejected, {Lost.REJECTED: rejected})
             case Verdict.TAKEN:
                 if answer.reason:

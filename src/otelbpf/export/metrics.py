@@ -270,4 +270,4 @@ class Periodic:
         return lost if arrived or not points else None
 
     def _formed(self, points: Sequence[PointOf]) -> Formed:
-        return Formed(self._way_out.form(metrics_with(points)), [1] * len(points))
+        return Formed(self._way_out.form(metrics_with(points)), lambda: [1] * len(points))

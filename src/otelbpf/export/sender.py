@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""request -> span -> exporter: a bounded queue in front of a way out, and a thread that empties it.
+"""requests -> a way out: a bounded queue in front of it, and a thread that empties it.
 
 The queue holds requests, not spans: they are small, and become spans only when
 their turn to be sent has come. What does not fit, or is not taken, is counted as
@@ -12,24 +12,19 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
-
-from opentelemetry.sdk.trace import ReadableSpan
 
 from otelbpf.export.delivery import QUIET_S, UNSAID_S, Delivery, Fate, Formed, Wording
 from otelbpf.export.exporters import whole_number
 from otelbpf.export.ways_out import WayOut
+from otelbpf.ledger.batch import Requests, spans_each
 from otelbpf.ledger.tally import Lost, Tally
 
 _log = logging.getLogger(__name__)
 
 # How long an export under way is waited for once its door was closed.
 _LAST_EXPORT_S = 2.0
-
-# What stands for a request while it waits.
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -38,14 +33,17 @@ class QueueLimits:
 
     Attributes:
         requests: in the queue (OTEL_BSP_MAX_QUEUE_SIZE).
-        batch_spans: sent at once (OTEL_BSP_MAX_EXPORT_BATCH_SIZE).
+        batch: of requests, sent at once.
+        batch_spans: as many requests as become so many spans at the most, instead
+            (OTEL_BSP_MAX_EXPORT_BATCH_SIZE); None: `batch` counts.
         delay_s: the longest that a request waits for others (OTEL_BSP_SCHEDULE_DELAY).
         flush_s: the longest that stopping waits for what takes the spans (OTEL_BSP_EXPORT_TIMEOUT).
         retry_s: for how long a batch that is not taken is tried again.
     """
 
     requests: int = 16_384
-    batch_spans: int = 512
+    batch: int = 1_024
+    batch_spans: int | None = None
     delay_s: float = 1.0
     flush_s: float = 10.0
     retry_s: float = 60.0
@@ -63,35 +61,36 @@ class QueueLimits:
 
         return cls(
             requests=int(number("OTEL_BSP_MAX_QUEUE_SIZE", cls.requests)),
-            batch_spans=int(number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", cls.batch_spans)),
+            batch_spans=int(number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 0)) or None,
             delay_s=number("OTEL_BSP_SCHEDULE_DELAY", cls.delay_s * 1000) / 1000,
             flush_s=number("OTEL_BSP_EXPORT_TIMEOUT", cls.flush_s * 1000) / 1000,
         )
 
 
-class Sender(Generic[Item]):
+class Sender:
     """Sends requests in a thread of its own.
 
     Args:
         way_out: None drops everything, counted as exported to nowhere.
-        to_spans: makes a request's spans.
-        spans_each: how many spans a request becomes, about.
+        spans_most: how many spans a request becomes at the most.
     """
 
     def __init__(
         self,
-        way_out: WayOut[Sequence[ReadableSpan]] | None,
-        to_spans: Callable[[Item], list[ReadableSpan]],
-        spans_each: int,
+        way_out: WayOut[Requests] | None,
+        spans_most: int,
         tally: Tally,
         limits: QueueLimits,
     ) -> None:
         self._way_out = way_out
-        self._to_spans = to_spans
+        self._spans_most = spans_most
         self._tally = tally
         self._limits = limits
-        self._batch = max(1, limits.batch_spans // spans_each)
-        self._queue: deque[Item] = deque()
+        self._batch = limits.batch
+        if limits.batch_spans is not None:
+            self._batch = max(1, limits.batch_spans // spans_most)
+        self._queue: deque[Requests] = deque()
+        self._waiting = 0
         self._changed = threading.Condition()
         self._stopping = False
         self._quiet_until = float("-inf")
@@ -100,11 +99,9 @@ class Sender(Generic[Item]):
         self._delivery = None if way_out is None else self._delivery_by(way_out)
         self._thread = threading.Thread(target=self._run, name="otelbpf-sender", daemon=True)
 
-    def _delivery_by(self, way_out: WayOut[Sequence[ReadableSpan]]) -> Delivery[Item]:
-        def form(requests: Sequence[Item]) -> Formed:
-            spans = [self._to_spans(request) for request in requests]
-            payload = way_out.form([span for of_one in spans for span in of_one])
-            return Formed(payload, [len(of_one) for of_one in spans])
+    def _delivery_by(self, way_out: WayOut[Requests]) -> Delivery[Requests]:
+        def form(requests: Requests) -> Formed:
+            return Formed(way_out.form(requests), lambda: self._spans_of(requests))
 
         wording = Wording(
             way_out.whose, "spans", "spans", "the spans of a single request",
@@ -113,13 +110,20 @@ class Sender(Generic[Item]):
         )  # fmt: skip
         return Delivery(way_out.door, form, wording, self._limits.retry_s)
 
+    def _spans_of(self, requests: Requests) -> list[int]:
+        """How many spans each of them is."""
+        if self._spans_most == 1:
+            return [1] * len(requests)
+        spans: list[int] = spans_each(requests.records).tolist()
+        return spans
+
     def start(self) -> None:
         """Starts sending."""
         self._thread.start()
 
     def admit(self, count: int) -> int:
         """How many of `count` requests fit into the queue; the rest is counted as lost."""
-        room = max(0, self._limits.requests - len(self._queue))
+        room = max(0, self._limits.requests - self._waiting)
         if count > room:
             self._tally.lose(Lost.QUEUE_FULL, count - room)
             self._tell_overflow()
@@ -135,12 +139,15 @@ class Sender(Generic[Item]):
             "does not fit is counted as lost", self._limits.requests,
         )  # fmt: skip
 
-    def put(self, requests: Sequence[Item]) -> None:
+    def put(self, requests: Requests) -> None:
         """Queues requests; those that do not fit are counted as lost. Never waits."""
         requests = requests[: self.admit(len(requests))]
+        if not len(requests):
+            return
         with self._changed:
-            self._queue.extend(requests)
-            if len(self._queue) >= self._batch:
+            self._queue.append(requests)
+            self._waiting += len(requests)
+            if self._waiting >= self._batch:
                 self._changed.notify()
 
     def stop(self) -> None:
@@ -157,7 +164,7 @@ class Sender(Generic[Item]):
         self._thread.join(min(UNSAID_S, self._limits.flush_s))
         rest_s = stop_at - time.monotonic()
         if self._thread.is_alive() and rest_s > 0:
-            waiting = len(self._queue) + self._sending
+            waiting = self._waiting + self._sending
             _log.warning(
                 "stopping: %s for %s, for %g s at most",
                 "1 request waits" if waiting == 1 else f"{waiting} requests wait",
@@ -171,7 +178,7 @@ class Sender(Generic[Item]):
         with self._changed:
             # What a thread that still hangs does from here on counts no more.
             self._abandoned = True
-            self._tally.lose(Lost.EXPORT_FAILED, len(self._queue) + self._sending)
+            self._tally.lose(Lost.EXPORT_FAILED, self._waiting + self._sending)
 
     def _run(self) -> None:
         while (batch := self._next_batch()) is not None:
@@ -185,12 +192,27 @@ class Sender(Generic[Item]):
                     for reason, count in fate.lost.items():
                         self._tally.lose(reason, count)
 
-    def _next_batch(self) -> list[Item] | None:
-        """The next requests to send; empty after a wait in vain, None when all is done."""
+    def _next_batch(self) -> Requests | None:
+        """The next requests to send; None when all is done."""
         with self._changed:
-            if len(self._queue) < self._batch and not self._stopping:
-                self._changed.wait(self._limits.delay_s)
-            if not self._queue and self._stopping:
-                return None
-            self._sending = min(self._batch, len(self._queue))
-            return [self._queue.popleft() for _ in range(self._sending)]
+            while True:
+                if self._waiting < self._batch and not self._stopping:
+                    self._changed.wait(self._limits.delay_s)
+                if self._queue:
+                    return self._taken()
+                if self._stopping:
+                    return None
+
+    def _taken(self) -> Requests:
+        parts: list[Requests] = []
+        self._sending = 0
+        while self._queue and self._sending < self._batch:
+            part = self._queue.popleft()
+            room = self._batch - self._sending
+            if len(part) > room:
+                self._queue.appendleft(part[room:])
+                part = part[:room]
+            parts.append(part)
+            self._sending += len(part)
+        self._waiting -= self._sending
+        return Requests.joined(parts)

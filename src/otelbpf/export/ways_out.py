@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -18,6 +18,10 @@ from otelbpf.export.answers import Answer, Verdict
 from otelbpf.export.doors import Door, door_of
 from otelbpf.export.exporters import Signal, is_otlp, load_exporter
 from otelbpf.export.whole_lines import WholeLines, open_lines, standard_output
+from otelbpf.ledger.batch import Requests
+from otelbpf.traces.description import Description
+from otelbpf.traces.encode import Encoder
+from otelbpf.traces.spans import readable_spans
 
 _log = logging.getLogger(__name__)
 
@@ -67,10 +71,13 @@ class ExportDoor(Generic[Told]):
         self._exporter.shutdown()
 
 
-def spans_way_out(name: str, output: str | None = None) -> WayOut[Sequence[ReadableSpan]] | None:
+def spans_way_out(
+    name: str, description: Description, output: str | None = None
+) -> WayOut[Requests] | None:
     """The way out for spans by the exporter that is called `name`; None for "none".
 
     Args:
+        description: what the spans say.
         output: the file that otlp_json_file appends to; None: standard output.
     Raises:
         UsageError: no such exporter, or it refuses its configuration.
@@ -79,23 +86,31 @@ def spans_way_out(name: str, output: str | None = None) -> WayOut[Sequence[Reada
         raise UsageError(f"--output goes with OTEL_TRACES_EXPORTER={_FILE} only")
     if name == "none":
         return None
+
+    def spans_of(requests: Requests) -> list[ReadableSpan]:
+        return readable_spans(description, requests)
+
     if name == _FILE:
         from opentelemetry.exporter.otlp.json.common.trace_encoder import encode_spans as as_json
 
-        return _to_lines(lambda spans: _json_line(as_json(spans)), output)
+        return _to_lines(lambda requests: _json_line(as_json(spans_of(requests))), output)
     exporter = load_exporter(name, Signal.TRACES, ("otlp", "none"), {})
     if name == "console":
-        return _to_lines(lambda spans: "".join(map(exporter.formatter, spans)))
+        return _to_lines(lambda requests: "".join(map(exporter.formatter, spans_of(requests))))
     if is_otlp(name) and (door := _known_door(exporter, Signal.TRACES)) is not None:
-        from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+        return WayOut(Encoder(description).encode, door)
+    return by_export(
+        exporter, description, "the collector" if is_otlp(name) else f"exporter {name}"
+    )
 
-        return WayOut(lambda spans: encode_spans(spans).SerializeToString(), door)
-    return by_export(exporter, "the collector" if is_otlp(name) else f"exporter {name}")
 
-
-def by_export(exporter: SpanExporter, whose: str) -> WayOut[Sequence[ReadableSpan]]:
+def by_export(exporter: SpanExporter, description: Description, whose: str) -> WayOut[Requests]:
     """The way out of any exporter of spans."""
-    return WayOut(_as_it_is, ExportDoor(exporter, exporter.export), whose)
+    return WayOut(
+        lambda requests: readable_spans(description, requests),
+        ExportDoor(exporter, exporter.export),
+        whose,
+    )
 
 
 def metrics_way_out(

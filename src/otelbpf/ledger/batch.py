@@ -21,9 +21,11 @@ from otelbpf.ledger.trace_contexts import Contexts
 
 #: Stamps that bound stages.
 _STAMPS = int(Stamp.ACKED)
+#: That a request becomes at the most.
+SPANS_MOST = 1 + (_STAMPS - 1)
 # Below a stamp's time in one word; times of nine years since the machine's start leave room for it.
 _STAMP_BITS = _STAMPS.bit_length()
-_STAMP_MASK = np.uint64((1 << _STAMP_BITS) - 1)
+_STAMP_MASK = (1 << _STAMP_BITS) - 1
 # A stage is numbered by its two stamps; the only stamp of a ledger comes after these.
 _PAIRS = _STAMPS * _STAMPS
 #: By a stage's number.
@@ -54,21 +56,25 @@ class Requests:
         records: (n,) REQUEST_RECORD.
         contexts: of the same requests.
         resources: (n,) of Resource: of their processes, as these were when the records were read.
+        clock: converts all times, so that stages tile their request's span.
     """
 
     records: np.ndarray
     contexts: Contexts
     resources: np.ndarray
+    clock: ClockReading
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, rows: slice | np.ndarray) -> Requests:
-        return Requests(self.records[rows], _taken(self.contexts, rows), self.resources[rows])
+        return Requests(
+            self.records[rows], _taken(self.contexts, rows), self.resources[rows], self.clock
+        )
 
     @classmethod
     def joined(cls, parts: Sequence[Requests]) -> Requests:
-        """All of several, one after the other."""
+        """All of several, one after the other, by the clock of the last ones."""
         if len(parts) == 1:
             return parts[0]
         return cls(
@@ -80,7 +86,35 @@ class Requests:
                 )
             ),
             np.concatenate([part.resources for part in parts]),
+            parts[-1].clock,
         )
+
+
+def sorted_stamps(records: np.ndarray) -> np.ndarray:
+    """Those that bound stages; stamps of the same nanosecond keep the order of the way.
+
+    Args:
+        records: (n,) REQUEST_RECORD.
+    Returns:
+        (n, …) int64: in order of time, each one's number below its time; the absent ones, 0, first.
+    """
+    times = bounds_of(records).astype(np.int64)
+    return np.sort(np.where(times != 0, times << _STAMP_BITS | np.arange(_STAMPS), 0), axis=1)
+
+
+def times_of(stamps: np.ndarray) -> np.ndarray:
+    """When they were made, in ns."""
+    return stamps >> _STAMP_BITS
+
+
+def numbers_of(stamps: np.ndarray) -> np.ndarray:
+    """Which ones they are."""
+    return stamps & _STAMP_MASK
+
+
+def _ktime_ns(stamps: np.ndarray) -> np.ndarray:
+    ktime_ns: np.ndarray = times_of(stamps).astype(np.uint64)
+    return ktime_ns
 
 
 def _taken(contexts: Contexts, rows: slice | np.ndarray) -> Contexts:
@@ -108,16 +142,13 @@ class Batch:
 
     A column is asked for by the name of a field of struct request_record or of its sections, or of
     one of the properties here.
-
-    Args:
-        clock: converts all times, so that stages tile their request's span.
     """
 
-    def __init__(self, requests: Requests, clock: ClockReading) -> None:
+    def __init__(self, requests: Requests) -> None:
         self.records = requests.records
         self.contexts = requests.contexts
         self.resources = requests.resources
-        self.clock = clock
+        self.clock = requests.clock
         self._values: dict[str, list[Any]] = {}
 
     def __len__(self) -> int:
@@ -134,7 +165,8 @@ class Batch:
             column: np.ndarray = getattr(self, name)
             return column
         section = _SECTION_OF[name]
-        return self.records[name] if section is None else self.records[section][name]
+        of = self.records if section is None else self.records[section]
+        return of[name]
 
     def values(self, name: str) -> list[Any]:
         """A column as Python's own values, made once."""
@@ -146,7 +178,8 @@ class Batch:
     def present(self) -> np.ndarray:
         """(n,) the bits of the stamps that were made."""
         stamps = self.records["stamp_ktime_ns"]
-        return (stamps != 0) @ (1 << np.arange(stamps.shape[1]))
+        bits: np.ndarray = (stamps != 0) @ (1 << np.arange(stamps.shape[1]))
+        return bits
 
     @functools.cached_property
     def ending(self) -> np.ndarray:
@@ -156,7 +189,10 @@ class Batch:
     @functools.cached_property
     def retransmits(self) -> np.ndarray:
         """(n,) of requests and responses together."""
-        return self.records["request_retransmits"] + self.records["response_retransmits"]
+        both: np.ndarray = (
+            self.records["request_retransmits"] + self.records["response_retransmits"]
+        )
+        return both
 
     @functools.cached_property
     def _names_server(self) -> np.ndarray:
@@ -200,24 +236,18 @@ class Batch:
 
     @functools.cached_property
     def _sorted(self) -> np.ndarray:
-        """(n, stamps) in order of time, each stamp's number below its time; absent ones, 0, first.
-
-        Stamps of the same nanosecond keep the order of the way.
-        """
-        times = bounds_of(self.records)
-        numbered = times << np.uint64(_STAMP_BITS) | np.arange(_STAMPS, dtype=np.uint64)
-        return np.sort(np.where(times != 0, numbered, np.uint64(0)), axis=1)
+        return sorted_stamps(self.records)
 
     @functools.cached_property
     def start_ktime_ns(self) -> np.ndarray:
         """(n,) when the first stamp was made."""
         first = np.argmax(self._sorted != 0, axis=1)
-        return self._sorted[np.arange(len(self)), first] >> np.uint64(_STAMP_BITS)
+        return _ktime_ns(self._sorted[np.arange(len(self)), first])
 
     @functools.cached_property
     def end_ktime_ns(self) -> np.ndarray:
         """(n,) when the last stamp that bounds a stage was made."""
-        return self._sorted[:, -1] >> np.uint64(_STAMP_BITS)
+        return _ktime_ns(self._sorted[:, -1])
 
     @functools.cached_property
     def acked_ns(self) -> np.ndarray:
@@ -228,18 +258,17 @@ class Batch:
     @functools.cached_property
     def stages(self) -> Stages:
         """Neighbouring stamps bound a stage; a single one is a stage without length."""
-        keys = self._sorted
-        row, at = np.nonzero(keys[:, :-1])
-        first, second = keys[row, at], keys[row, at + 1]
-        number = (first & _STAMP_MASK) * np.uint64(_STAMPS) + (second & _STAMP_MASK)
-        alone = np.flatnonzero((keys[:, -2] == 0) & (keys[:, -1] != 0))
+        stamps = self._sorted
+        row, at = np.nonzero(stamps[:, :-1])
+        first, second = stamps[row, at], stamps[row, at + 1]
+        number = numbers_of(first) * _STAMPS + numbers_of(second)
+        alone = np.flatnonzero((stamps[:, -2] == 0) & (stamps[:, -1] != 0))
         if alone.size:
-            last = keys[alone, -1]
+            last = stamps[alone, -1]
             row = np.concatenate((row, alone))
-            number = np.concatenate((number, np.uint64(_PAIRS) + (last & _STAMP_MASK)))
+            number = np.concatenate((number, _PAIRS + numbers_of(last)))
             first, second = np.concatenate((first, last)), np.concatenate((second, last))
-        start, end = (each >> np.uint64(_STAMP_BITS) for each in (first, second))
-        return Stages(row, number.astype(np.int64), start, end)
+        return Stages(row, number, _ktime_ns(first), _ktime_ns(second))
 
     def unix_ns(self, ktime_ns: np.ndarray) -> np.ndarray:
         """CLOCK_MONOTONIC ns to ns since the Unix epoch."""
@@ -252,7 +281,9 @@ class Batch:
             the finalizer of SplitMix64.
         """
         stages = self.stages
-        word = self.contexts.span_id[stages.row] + _GOLDEN * (stages.number + 1).astype(np.uint64)
+        word: np.ndarray = self.contexts.span_id[stages.row] + _GOLDEN * (stages.number + 1).astype(
+            np.uint64
+        )
         word = (word ^ word >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
         word = (word ^ word >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
         word ^= word >> np.uint64(31)
@@ -269,7 +300,7 @@ class Batch:
         ]
 
 
-def batches_of(requests: Requests, clock: ClockReading) -> list[Batch]:
+def batches_of(requests: Requests) -> list[Batch]:
     """Servers' and clients' requests apart, and within each those of a resource together."""
     is_client = requests.records["flags"] & np.uint32(RequestFlag.CLIENT)
     order = np.lexsort((_identities(requests.resources), is_client))
@@ -277,7 +308,7 @@ def batches_of(requests: Requests, clock: ClockReading) -> list[Batch]:
         requests, is_client = requests[order], is_client[order]
     first = int(np.searchsorted(is_client, 1))
     return [
-        Batch(requests[part], clock)
+        Batch(requests[part])
         for part in (slice(first), slice(first, None))
         if len(requests.records[part])
     ]
@@ -285,3 +316,13 @@ def batches_of(requests: Requests, clock: ClockReading) -> list[Batch]:
 
 def _identities(resources: np.ndarray) -> np.ndarray:
     return np.fromiter(map(id, resources), np.uint64, len(resources))
+
+
+def spans_each(records: np.ndarray) -> np.ndarray:
+    """(n,) how many spans requests become where their stages are spans.
+
+    Args:
+        records: (n,) REQUEST_RECORD.
+    """
+    spans: np.ndarray = 1 + np.maximum(1, (bounds_of(records) != 0).sum(axis=1) - 1)
+    return spans

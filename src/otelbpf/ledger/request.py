@@ -6,7 +6,6 @@ from __future__ import annotations
 import functools
 import ipaddress
 import itertools
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -21,8 +20,6 @@ from otelbpf.kernel.records import (
     RequestRecordRow,
     Stamp,
 )
-from otelbpf.ledger.trace_contexts import Contexts
-from otelbpf.policy.routes import Routes
 from otelbpf.protocols.urls import RequestLine, Server, server_asked, split_request_line
 
 _LINE_MAX, _HOST_MAX = HTTP1["request_line"].itemsize, HTTP1["host"].itemsize
@@ -73,84 +70,6 @@ class Stage(NamedTuple):
     name: str
     start_ktime_ns: int
     end_ktime_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One request that a server handled or a client sent, from its first byte to its last.
-
-    Attributes:
-        kind: what this side was to it.
-        parent_is_local: its parent is another measured request, which caused it.
-        linked_span_id, linked_flags: a span of the application's, which it had in hand when it
-            began to answer; 0: none is known in this trace.
-        elsewhere_trace_id: of that span, where it is in another trace; 0: it is not.
-        stages: in order; each starts where the one before it ends.
-        absent: stamps of the way that were not seen.
-        complete: no stamp is absent that every request has.
-        scheme: of its URL, `http` if the request line does not say.
-        path: without the query; empty where the request line was no such thing.
-        route: the template of the path, given or found; empty: it has none.
-        path_cut: the path was longer than the kernel keeps.
-        server: which server was asked.
-        status: 0 where no response was seen.
-        ended_by: how the exchange was cut short; empty: it was not.
-        acked_ns: from its end until the client's TCP acknowledged the whole response; 0: that was
-            not seen.
-        process, tid: the server's reader, or the client's writer.
-        request_retransmits, response_retransmits: segments that repeated bytes.
-        out_of_order: segments that came before bytes that precede them.
-    """
-
-    kind: Kind
-    trace_id: int
-    span_id: int
-    parent_span_id: int
-    parent_is_local: bool
-    trace_flags: int
-    linked_span_id: int
-    linked_flags: int
-    elsewhere_trace_id: int
-    method: str
-    scheme: str
-    path: str
-    route: str
-    query: str
-    path_cut: bool
-    http_version: str
-    server: Server
-    user_agent: str
-    status: int
-    flags: RequestFlag
-    ended_by: str
-    acked_ns: int
-    peer_address: str
-    peer_port: int
-    local_address: str
-    local_port: int
-    process: Process
-    tid: int
-    ordinal: int
-    request_bytes: int
-    response_bytes: int
-    request_body_bytes: int
-    response_body_bytes: int
-    request_retransmits: int
-    response_retransmits: int
-    out_of_order: int
-    stages: tuple[Stage, ...]
-    absent: tuple[str, ...]
-    complete: bool
-
-    @property
-    def start_ktime_ns(self) -> int:
-        """When the first stamp was made."""
-        return self.stages[0].start_ktime_ns
-
-    @property
-    def end_ktime_ns(self) -> int:
-        """When the last stamp that bounds a stage was made."""
-        return self.stages[-1].end_ktime_ns
 
 
 def bounds_of(records: np.ndarray) -> np.ndarray:
@@ -299,76 +218,3 @@ def ended_by(flags: RequestFlag, kind: Kind) -> str:
         if flags & flag:
             return name
     return "connection_lost"
-
-
-def requests_of(
-    records: np.ndarray, contexts: Contexts, routes: Routes, *, capture_query: bool
-) -> list[Request]:
-    """Puts records into words.
-
-    Args:
-        records: (n,) REQUEST_RECORD.
-        contexts: of the same n requests.
-        routes: names the paths.
-        capture_query: keep the part of the target after `?`.
-    """
-    requests = []
-    bounds, acked = bounds_of(records).tolist(), records["stamp_ktime_ns"][:, Stamp.ACKED].tolist()
-    present = ((records["stamp_ktime_ns"] != 0) @ _STAMP_BITS).tolist()
-    high, low = contexts.trace_id_high.tolist(), contexts.trace_id_low.tolist()
-    span_ids, parents = contexts.span_id.tolist(), contexts.parent_span_id.tolist()
-    trace_flags, caused = contexts.flags.tolist(), contexts.caused.tolist()
-    linked, elsewhere = contexts.linked_span_id.tolist(), contexts.elsewhere.tolist()
-    for i, record in enumerate(map(RequestRecordRow, records.tolist())):
-        http1 = record.http1
-        line = line_of(http1)
-        flags = RequestFlag(record.flags)
-        kind = Kind.CLIENT if record.flags & _CLIENT else Kind.SERVER
-        absent, complete = absent_of(present[i], kind)
-        stages = stages_of(bounds[i])
-        requests.append(
-            Request(
-                kind=kind,
-                trace_id=high[i] << 64 | low[i],
-                span_id=span_ids[i],
-                parent_span_id=parents[i],
-                parent_is_local=caused[i],
-                trace_flags=trace_flags[i],
-                linked_span_id=linked[i],
-                linked_flags=record.join.trace_flags if linked[i] else 0,
-                elsewhere_trace_id=(
-                    int.from_bytes(record.join.trace_id, "big") if elsewhere[i] else 0
-                ),
-                method=line.method,
-                scheme=line.scheme,
-                path=line.path,
-                route="" if line.path_cut else routes.name(line.path),
-                query=line.query if capture_query else "",
-                path_cut=line.path_cut,
-                http_version=f"1.{http1.http_minor}",
-                server=server_of(record, http1, line),
-                user_agent=text_of(http1.user_agent, http1.user_agent_length),
-                status=record.status,
-                flags=flags,
-                ended_by=ended_by(flags, kind),
-                acked_ns=max(0, acked[i] - stages[-1].end_ktime_ns),
-                peer_address=address_of(record.peer_address),
-                peer_port=record.peer_port,
-                local_address=address_of(record.local_address),
-                local_port=record.local_port,
-                process=process_of(record),
-                tid=record.tid,
-                ordinal=record.ordinal,
-                request_bytes=record.request_bytes,
-                response_bytes=record.response_bytes,
-                request_body_bytes=record.request_body_bytes,
-                response_body_bytes=record.response_body_bytes,
-                request_retransmits=record.request_retransmits,
-                response_retransmits=record.response_retransmits,
-                out_of_order=record.out_of_order,
-                stages=stages,
-                absent=absent,
-                complete=complete,
-            )
-        )
-    return requests

@@ -30,7 +30,7 @@ from otelbpf.ledger.tally import Gap, Lost
 from otelbpf.metrics.points import Attributes, HistogramStyle, Point, histogram_point
 from otelbpf.metrics.since import Receiver, by_kind, since
 from otelbpf.metrics.snapshot import Exemplar, Histogram, SeriesKey, Snapshot
-from otelbpf.traces.spans import SCOPE, error_type
+from otelbpf.traces.description import SCOPE, error_type
 
 
 class Temporality(StrEnum):

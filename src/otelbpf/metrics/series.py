@@ -10,7 +10,7 @@ is told where its stages are. A snapshot is the sum of both.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -18,11 +18,11 @@ from otelbpf.host.resource import Resources
 from otelbpf.kernel.loader import Programs
 from otelbpf.kernel.mapped import MappedArray
 from otelbpf.kernel.records import SERIES, Stamp
-from otelbpf.ledger.request import Request
+from otelbpf.ledger.batch import Batch, Requests, numbers_of, sorted_stamps, times_of
 from otelbpf.metrics.series_places import SeriesPlaces
 from otelbpf.metrics.series_sets import keys_of
 from otelbpf.metrics.snapshot import Exemplar, Histogram, Series, buckets_of
-from otelbpf.metrics.stage_places import StagePlaces, numbers_of, sorted_stamps, times_of
+from otelbpf.metrics.stage_places import StagePlaces
 from otelbpf.policy.routes import Routes
 from otelbpf.policy.sampler import Slow
 
@@ -128,32 +128,19 @@ class SeriesTable:
         self._seen_bytes[place] = 0
         self._exemplars.pop(place, None)
 
-    def exemplify(self, records: np.ndarray, requests: Sequence[Request], offset_ns: int) -> None:
-        """Remembers, for each series, the last ones of these requests, which became spans.
-
-        Args:
-            records: (n,) REQUEST_RECORD of the n `requests`.
-            offset_ns: from CLOCK_MONOTONIC to Unix time.
-        """
+    def exemplify(self, requests: Requests) -> None:
+        """Remembers, for each series, the last ones of these requests, which become spans."""
         with self._lock:
-            self._exemplify(keys_of(records), requests, offset_ns)
+            self._exemplify(keys_of(requests.records), requests)
 
-    def _exemplify(self, keys: np.ndarray, requests: Sequence[Request], offset_ns: int) -> None:
-        newest: dict[int, list[Exemplar]] = {}
-        for key, request in zip(keys[::-1], reversed(requests), strict=True):
-            place = self._places.of_key(key)
-            if place is None or len(newest.setdefault(place, [])) == _EXEMPLARS_EACH:
-                continue
-            newest[place].append(
-                Exemplar(
-                    request.trace_id,
-                    request.span_id,
-                    request.end_ktime_ns - request.start_ktime_ns,
-                    request.end_ktime_ns + offset_ns,
-                )
-            )
-        for place, exemplars in newest.items():
-            exemplars += self._exemplars.get(place, ())
+    def _exemplify(self, keys: np.ndarray, requests: Requests) -> None:
+        newest: dict[int, list[int]] = {}
+        for row in range(len(keys) - 1, -1, -1):
+            place = self._places.of_key(keys[row])
+            if place is not None and len(rows := newest.setdefault(place, [])) < _EXEMPLARS_EACH:
+                rows.append(row)
+        for place, rows in newest.items():
+            exemplars = [*_exemplars(requests[np.array(rows)]), *self._exemplars.get(place, ())]
             self._exemplars[place] = exemplars[:_EXEMPLARS_EACH]
 
     def snapshot(self) -> tuple[Series, ...]:
@@ -189,6 +176,22 @@ class SeriesTable:
         self._mapped.close()
         self._stages.close()
         self._places.close()
+
+
+def _exemplars(requests: Requests) -> Iterator[Exemplar]:
+    batch, contexts = Batch(requests), requests.contexts
+    ends = batch.end_ktime_ns
+    columns = (
+        contexts.trace_id_high,
+        contexts.trace_id_low,
+        contexts.span_id,
+        ends - batch.start_ktime_ns,
+        batch.unix_ns(ends),
+    )
+    for high, low, span_id, duration_ns, unix_ns in zip(
+        *(c.tolist() for c in columns), strict=True
+    ):
+        yield Exemplar(high << 64 | low, span_id, duration_ns, unix_ns)
 
 
 def _numbers(series: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from otelbpf.metrics.series_sets import SeriesSets, keys_of
 from otelbpf.metrics.snapshot import SeriesKey
 from otelbpf.policy.routes import Routes
 from otelbpf.policy.sampler import Slow
-from otelbpf.traces.spans import METHODS
+from otelbpf.traces.description import METHODS
 
 # Keys whose place is remembered here; the kernel has ways for twice as many.
 _KEYS_MOST = 16_384

@@ -13,15 +13,11 @@ from otelbpf.kernel.arrays import STAGE_ORDERS
 from otelbpf.kernel.loader import Programs
 from otelbpf.kernel.mapped import MappedArray
 from otelbpf.kernel.records import SERIES, STAGE_ORDER, STAMP_ORDER, Stamp
-from otelbpf.ledger.request import bounds_of, stage_name
+from otelbpf.ledger.batch import numbers_of
+from otelbpf.ledger.request import stage_name
 from otelbpf.metrics.series_sets import PLACE_FACTOR, index_of
 
 _STAMPS = len(Stamp)
-# Of a stamp's number, below its time.
-_STAMP_BITS = 5
-_NUMBER = (1 << _STAMP_BITS) - 1
-#: Those that bound stages; the others come after the request's end.
-_BOUNDS = int(Stamp.ACKED)
 _PLACES = SERIES["stages"].shape[0]
 #: Where the stages are for which there was no place left.
 _OTHER_STAGES = 0
@@ -79,26 +75,6 @@ class StagePlaces:
         """Unmaps it."""
         del self._orders
         self._mapped.close()
-
-
-def sorted_stamps(records: np.ndarray) -> np.ndarray:
-    """Those that bound stages.
-
-    Returns:
-        (n, …) int64: in order of time, each one's number below its time; the absent ones, 0, first.
-    """
-    times = bounds_of(records).astype(np.int64)
-    return np.sort(np.where(times != 0, times << _STAMP_BITS | np.arange(_BOUNDS), 0), axis=1)
-
-
-def times_of(stamps: np.ndarray) -> np.ndarray:
-    """When they were made, in ns."""
-    return stamps >> _STAMP_BITS
-
-
-def numbers_of(stamps: np.ndarray) -> np.ndarray:
-    """Which ones they are."""
-    return stamps & _NUMBER
 
 
 def _index_of_order(words: list[int]) -> int:

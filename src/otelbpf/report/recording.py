@@ -21,7 +21,7 @@ from otelbpf.ledger.request import Kind
 from otelbpf.ledger.stamps import ends_of
 from otelbpf.policy.routes import fold
 from otelbpf.report.otlp_json import Span, Value, lines
-from otelbpf.traces.spans import SCOPE
+from otelbpf.traces.description import SCOPE
 
 _log = logging.getLogger(__name__)
 

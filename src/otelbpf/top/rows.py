@@ -13,7 +13,7 @@ from otelbpf.ledger.tally import Sums
 from otelbpf.metrics.since import since
 from otelbpf.metrics.snapshot import Histogram, Series, SeriesKey, Snapshot, no_durations
 from otelbpf.protocols.urls import authority_of
-from otelbpf.traces.spans import LEAST_ERROR
+from otelbpf.traces.description import LEAST_ERROR
 
 
 @dataclass(frozen=True)

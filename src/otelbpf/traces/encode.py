@@ -23,7 +23,6 @@ import numpy as np
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import SpanKind
 
-from otelbpf.host.clock import ClockReading
 from otelbpf.ledger.batch import STAGE_NAMES, Batch, Requests, batches_of
 from otelbpf.traces.description import (
     SCOPE,
@@ -202,14 +201,10 @@ class Encoder:
         self._resources: dict[int, tuple[Resource, bytes]] = {}
         self._scope = block(_SCOPE, text(1, SCOPE.name) + text(2, SCOPE.version or ""))
 
-    def encode(self, requests: Requests, clock: ClockReading) -> bytes:
-        """The spans of requests.
-
-        Args:
-            clock: converts all times, so that stages tile their request's span.
-        """
+    def encode(self, requests: Requests) -> bytes:
+        """The spans of requests."""
         by_resource: dict[int, tuple[Resource, _Pieces]] = {}
-        for batch in batches_of(requests, clock):
+        for batch in batches_of(requests):
             self._add(batch, by_resource)
         message: list[_Octets] = []
         for resource, pieces in by_resource.values():
@@ -218,7 +213,7 @@ class Encoder:
             schema = text(_SCHEMA_URL, resource.schema_url) if resource.schema_url else b""
             size = len(own) + len(scope_spans) + pieces.size + len(schema)
             message += (head(_RESOURCE_SPANS, size), own, scope_spans, *pieces.octets, schema)
-        return b"".join(message)
+        return b"".join(message)  # type: ignore[arg-type]  # arrays are buffers, too
 
     def _resource(self, resource: Resource) -> bytes:
         known = self._resources.get(id(resource))

@@ -10,7 +10,6 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.status import Status, StatusCode
 
-from otelbpf.host.clock import ClockReading
 from otelbpf.ledger.batch import STAGE_NAMES, Batch, Requests, batches_of
 from otelbpf.traces.description import SCOPE, Attributes, Description, StageStyle, columns_of
 
@@ -18,16 +17,10 @@ _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _UNSET = Status(StatusCode.UNSET)
 
 
-def readable_spans(
-    description: Description, requests: Requests, clock: ClockReading
-) -> list[ReadableSpan]:
-    """The requests' spans and, for StageStyle.SPANS, those of their stages.
-
-    Times are Unix ns, all converted with the one `clock`, so that the stages tile the request's
-    span exactly.
-    """
+def readable_spans(description: Description, requests: Requests) -> list[ReadableSpan]:
+    """The requests' spans and, for StageStyle.SPANS, those of their stages."""
     spans = []
-    for batch in batches_of(requests, clock):
+    for batch in batches_of(requests):
         own = _own_spans(description, batch)
         spans += own
         if description.stages is StageStyle.SPANS:

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a request says is the same in both forms: our bytes, and the SDK's spans as it encodes them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from replay import CLOCK, RING
+from varied_records import varied
+
+from otelbpf.agent.config import Config
+from otelbpf.agent.pipeline import Pipeline
+from otelbpf.host.resource import Resources
+from otelbpf.ledger.batch import Requests
+from otelbpf.ledger.ids import Ids
+from otelbpf.ledger.reader import decode
+from otelbpf.ledger.trace_contexts import contexts_of
+from otelbpf.policy.routes import Routes
+from otelbpf.traces.description import Description, StageStyle
+from otelbpf.traces.encode import Encoder
+from otelbpf.traces.spans import readable_spans
+
+CONFIG = Config(interfaces=("lo",), ports=(8080,))
+
+
+def requests_of(records: np.ndarray) -> Requests:
+    resources = Resources(None)
+    pipeline = Pipeline(CONFIG, Ids(bytes(16)), resources, None)
+    return Requests(
+        records, contexts_of(records, Ids(bytes(16))), pipeline._resources_of(records), CLOCK
+    )
+
+
+def by_id(export: ExportTraceServiceRequest) -> dict[bytes, tuple[bytes, ...]]:
+    """All that is said of each span, its attributes in the order of their keys."""
+    said = {}
+    for of_resource in export.resource_spans:
+        of_resource.resource.attributes.sort(key=lambda each: each.key)
+        for of_scope in of_resource.scope_spans:
+            for span in of_scope.spans:
+                span.attributes.sort(key=lambda each: each.key)
+                assert span.span_id not in said
+                said[span.span_id] = tuple(
+                    each.SerializeToString(deterministic=True)
+                    for each in (of_resource.resource, of_scope.scope, span)
+                )
+    return said
+
+
+def assert_same(requests: Requests, description: Description) -> None:
+    octets = Encoder(description).encode(requests)
+    ours = by_id(ExportTraceServiceRequest.FromString(octets))
+    sdks = by_id(encode_spans(readable_spans(description, requests)))
+    assert ours == sdks
+    assert len(ours) >= len(requests)
+
+
+@pytest.mark.parametrize("stages", StageStyle)
+@pytest.mark.parametrize("capture_query", [False, True])
+def test_recorded_requests_say_the_same(stages: StageStyle, capture_query: bool) -> None:
+    description = Description(Routes(), capture_query=capture_query, stages=stages)
+    assert_same(requests_of(decode(RING.read_bytes())), description)
+
+
+@pytest.mark.parametrize("stages", StageStyle)
+@pytest.mark.parametrize("seed", range(8))
+def test_requests_of_every_shape_say_the_same(stages: StageStyle, seed: int) -> None:
+    routes = Routes(("/items/{id}", "/users/{id}/files"))
+    description = Description(routes, capture_query=seed % 2 == 0, stages=stages)
+    assert_same(requests_of(varied(1_000, seed)), description)
