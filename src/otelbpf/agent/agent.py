@@ -25,8 +25,10 @@ from otelbpf.userspace.thread_contexts import ThreadContexts
 
 # How often the ring is looked at: a wake-up from the kernel for each record would cost the
 # measured server more than all programs together, and many small batches cost the agent more
-# than a few large ones.
-_POLL_S = 0.05
+# than a few large ones. As often as so many may have come, by what came lately; at the latest
+# after so long that 100,000 requests a second do not fill the ring.
+_SOONEST_S, _LATEST_S = 0.05, 0.25
+_WORTH_IT = 1_024
 # A part of the sender's queue: as much at once as fits into it would find it not quite empty.
 _BATCH = 4_096
 _HOUSEKEEPING_S = 1.0
@@ -81,11 +83,15 @@ class Agent:
             missed: tells how often each hook was passed and its program not run.
             health: is told of each turn, and that no more comes.
         """
-        housekeeping_at = time.monotonic() + _HOUSEKEEPING_S
+        looked_at = time.monotonic()
+        housekeeping_at = looked_at + _HOUSEKEEPING_S
         while not stop.is_set():
             health.turns(self._coverage, time.monotonic())
-            if self._read_batch() < _BATCH:
-                time.sleep(_POLL_S)
+            count = self._read_batch()
+            if count < _BATCH:
+                now = time.monotonic()
+                time.sleep(_pause_s(count, now - looked_at))
+                looked_at = now
             self._coverage = lookout.look(time.monotonic())
             if time.monotonic() >= housekeeping_at:
                 self.pipeline.refresh()
@@ -143,3 +149,12 @@ class Agent:
         """Unmaps what was mapped."""
         self._reader.close()
         self._sweeper.close()
+
+
+def _pause_s(count: int, in_s: float) -> float:
+    """How long to wait until it is worth it to look at the ring again.
+
+    Args:
+        count: of requests that came within `in_s`.
+    """
+    return min(max(_WORTH_IT * in_s / max(count, 1), _SOONEST_S), _LATEST_S)

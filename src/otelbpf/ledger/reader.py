@@ -16,6 +16,7 @@ from otelbpf.kernel.mapped import MappedArray
 from otelbpf.kernel.records import EXCHANGE, PROCESS, REQUEST_RECORD, RING_ENDS, ExchangeState
 
 _UNKNOWN = np.zeros((), PROCESS)
+_NONE = np.empty(0, REQUEST_RECORD)
 # Of what lies beyond its length, a text has whatever was there before.
 _TEXTS = {"join": ("traceparent",), "http1": ("request_line", "host", "user_agent")}
 
@@ -69,6 +70,8 @@ class RingReader:
         Returns:
             (n,) REQUEST_RECORD, a copy; n may be 0.
         """
+        if not self.pending:
+            return _NONE
         begin = int(self._ends["read"][0])
         places = (begin + np.arange(min(self.pending, limit))) % len(self._ring)
         told = self._ring[places]
@@ -77,7 +80,7 @@ class RingReader:
         if missing.size:
             places, told = places[: missing[0]], told[: missing[0]]
         if not told.size:
-            return np.empty(0, REQUEST_RECORD)
+            return _NONE
         with self._fence:  # orders the reads before and after it on weakly ordered machines
             pass
         slots = told - np.uint64(1)

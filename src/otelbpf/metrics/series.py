@@ -134,14 +134,12 @@ class SeriesTable:
             self._exemplify(keys_of(requests.records), requests)
 
     def _exemplify(self, keys: np.ndarray, requests: Requests) -> None:
-        newest: dict[int, list[int]] = {}
-        for row in range(len(keys) - 1, -1, -1):
-            place = self._places.of_key(keys[row])
-            if place is not None and len(rows := newest.setdefault(place, [])) < _EXEMPLARS_EACH:
-                rows.append(row)
-        for place, rows in newest.items():
-            exemplars = [*_exemplars(requests[np.array(rows)]), *self._exemplars.get(place, ())]
-            self._exemplars[place] = exemplars[:_EXEMPLARS_EACH]
+        for rows in _by_key(keys):
+            place = self._places.of_key(keys[rows[0]])
+            if place is not None:
+                newest = _exemplars(requests[rows[::-1][:_EXEMPLARS_EACH]])
+                exemplars = [*newest, *self._exemplars.get(place, ())]
+                self._exemplars[place] = exemplars[:_EXEMPLARS_EACH]
 
     def snapshot(self) -> tuple[Series, ...]:
         """All series that have requests; from any thread."""
@@ -176,6 +174,14 @@ class SeriesTable:
         self._mapped.close()
         self._stages.close()
         self._places.close()
+
+
+def _by_key(keys: np.ndarray) -> list[np.ndarray]:
+    """The rows of each key, in their order."""
+    words = keys.view(np.uint64).reshape(len(keys), -1)
+    order = np.lexsort(words.T)
+    changes = (np.diff(words[order], axis=0) != 0).any(axis=1)
+    return np.split(order, np.flatnonzero(changes) + 1)
 
 
 def _exemplars(requests: Requests) -> Iterator[Exemplar]:
