@@ -118,9 +118,9 @@ def requests(
     )
 
 
-def numbered(n: int) -> Requests:
-    """n requests with span ids 1..n."""
-    made = Requests.joined([requests()] * n)
+def numbered(n: int, stamps: dict[Stamp, int] | None = None) -> Requests:
+    """n requests with span ids 1..n, each with these stamps."""
+    made = Requests.joined([requests(stamps)] * n)
     made.contexts.span_id[:] = np.arange(1, n + 1)
     return made
 

@@ -53,7 +53,7 @@ def form(units: Sequence[str]) -> Formed:
     """Each letter is as many items as its place in the alphabet."""
     if "!" in units:
         raise ValueError("no form for that")
-    return Formed("".join(units), [ord(unit) - ord("a") + 1 for unit in units])
+    return Formed("".join(units), lambda: [ord(unit) - ord("a") + 1 for unit in units])
 
 
 def made(door: Door, retry_s: float = 60.0, most: int | None = None) -> Delivery[str]:

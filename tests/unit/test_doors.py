@@ -12,8 +12,8 @@ from pathlib import Path
 
 import grpc
 import pytest
+import samples
 from google.rpc.status_pb2 import Status
-from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import (
     OTLPMetricExporter as GrpcMetricExporter,
 )
@@ -26,8 +26,6 @@ from opentelemetry.exporter.otlp.proto.http.metric_exporter import (
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import (
     OTLPSpanExporter as HttpSpanExporter,
 )
-from opentelemetry.sdk.resources import Resource
-from samples import request
 from support.misbehaving import (
     PROTOBUF,
     Certificate,
@@ -49,8 +47,7 @@ from support.misbehaving import (
 from otelbpf.export.answers import Answer, Verdict
 from otelbpf.export.doors import MOST_OCTETS, GrpcDoor, HttpDoor, door_of
 from otelbpf.export.exporters import Signal
-from otelbpf.host.clock import ClockReading
-from otelbpf.traces.spans import StageStyle, spans_of
+from otelbpf.traces.encode import Encoder
 
 TAKEN, LATER, TOO_LARGE, REFUSED = Verdict
 LONG_S = 30.0
@@ -81,8 +78,7 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def message() -> bytes:
     """What a request's spans become."""
-    spans = spans_of(request(), ClockReading(10**18, 1), Resource({}), StageStyle.SPANS)
-    return encode_spans(spans).SerializeToString()
+    return Encoder(samples.description()).encode(samples.requests())
 
 
 def door(

@@ -13,20 +13,18 @@ import recorded
 from opentelemetry.exporter.otlp.json.file import FileSpanExporter
 from opentelemetry.sdk.resources import Resource
 from recorded import CLIENT, SERVER, STAGES, export, request, span, write
-from samples import SMALL, numbered
-from samples import request as sample
+from samples import SMALL, description, numbered, requests
 
-from otelbpf.host.clock import ClockReading
 from otelbpf.kernel.records import Stamp
 from otelbpf.report import content as content_module
 from otelbpf.report import selection
 from otelbpf.report.content import content
 from otelbpf.report.recording import read
-from otelbpf.traces.spans import StageStyle, spans_of
+from otelbpf.traces.description import StageStyle
+from otelbpf.traces.spans import readable_spans
 
 Json = dict[str, Any]
 RECORDS = Path(__file__).resolve().parents[1] / "records"
-CLOCK = ClockReading(1_790_000_000_000_000_000, 37)
 
 
 @pytest.fixture
@@ -122,10 +120,10 @@ def test_one_request_has_no_rate_when_it_took_no_time(made: Any) -> None:
 
 @pytest.mark.parametrize("style", StageStyle)
 def test_both_styles_of_stages_as_the_agent_writes_them(style: StageStyle, tmp_path: Path) -> None:
-    resource = Resource({"service.name": "shop"})
     exporter = FileSpanExporter(path=str(tmp_path / "spans"))
-    for each in numbered(23):
-        exporter.export(spans_of(each, CLOCK, resource, style))
+    told_by, sent = description(stages=style), numbered(23)
+    for row in range(len(sent)):
+        exporter.export(readable_spans(told_by, sent[row : row + 1]))
     exporter.shutdown()
     told = content(read([tmp_path / "spans"]), None)
     (route,) = told["routes"]
@@ -367,9 +365,10 @@ def test_a_real_clients_way(tmp_path: Path) -> None:
     from otelbpf.kernel.records import RequestFlag
 
     times = {Stamp.WRITE: 0, Stamp.TC_OUT: 7, Stamp.NIC: 100, Stamp.TC: 110, Stamp.READ: 150}
-    client = sample(times, flags=RequestFlag.CLIENT | RequestFlag.REQUEST_ANSWERED)
+    flags = RequestFlag.CLIENT | RequestFlag.REQUEST_ANSWERED
+    client = requests(times, flags=flags, resource=Resource({}))
     exporter = FileSpanExporter(path=str(tmp_path / "spans"))
-    exporter.export(spans_of(client, CLOCK, Resource({}), StageStyle.SPANS))
+    exporter.export(readable_spans(description(), client))
     exporter.shutdown()
     told = content(read([tmp_path / "spans"]), None)
     (route,), (one,) = told["routes"], told["requests"]
