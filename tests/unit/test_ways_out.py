@@ -4,33 +4,42 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (
     OTLPSpanExporter as GrpcSpanExporter,
 )
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import (
     OTLPSpanExporter as HttpSpanExporter,
 )
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from samples import request
+from samples import description, requests
 
 from otelbpf.errors import UsageError
 from otelbpf.export import ways_out
 from otelbpf.export.answers import Answer, Verdict
 from otelbpf.export.doors import GrpcDoor, HttpDoor
 from otelbpf.export.ways_out import ExportDoor, by_export, metrics_way_out, spans_way_out
-from otelbpf.host.clock import ClockReading
-from otelbpf.traces.spans import StageStyle, spans_of
+from otelbpf.ledger.batch import Requests
+from otelbpf.traces.encode import Encoder
+from otelbpf.traces.spans import readable_spans
+
+SAID = description()
 
 
 @pytest.fixture
 def spans() -> list[ReadableSpan]:
-    return spans_of(request(), ClockReading(10**18, 1), Resource({}), StageStyle.SPANS)
+    """What requests() become as the SDK's spans."""
+    return readable_spans(SAID, requests())
+
+
+def told(spans: Sequence[ReadableSpan]) -> list[str]:
+    """All that they say: two of these objects are never the same."""
+    return [span.to_json() for span in spans]
 
 
 @pytest.mark.parametrize(
@@ -43,11 +52,18 @@ def spans() -> list[ReadableSpan]:
 def test_exporters_are_the_official_ones(
     name: str, kind: type, door: type, spans: list[ReadableSpan]
 ) -> None:
-    made = spans_way_out(name)
+    """Their doors are given bytes of our own (test_encode.py: as the official encoder's)."""
+    made = spans_way_out(name, SAID)
     assert made is not None
     assert isinstance(made.door, door)
     assert type(made.door._exporter) is kind  # type: ignore[attr-defined]
-    assert made.form(spans) == encode_spans(spans).SerializeToString()
+    octets = made.form(requests())
+    assert octets == Encoder(SAID).encode(requests())
+    (of_resource,) = ExportTraceServiceRequest.FromString(octets).resource_spans
+    (of_scope,) = of_resource.scope_spans
+    assert {span.span_id: span.name for span in of_scope.spans} == {
+        span.context.span_id.to_bytes(8, "big"): span.name for span in spans
+    }
     made.door.close()
 
 
@@ -59,21 +75,21 @@ def test_one_without_a_known_door_is_asked_by_its_export(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(ways_out, "door_of", lambda exporter, signal: None)
-    made = spans_way_out(name)
+    made = spans_way_out(name, SAID)
     assert made is not None
     assert isinstance(made.door, ExportDoor)
-    assert made.form(spans) is spans
-    (told,) = caplog.messages
-    assert told.startswith("the exporter of traces is of a version that otelbpf does not know: ")
+    assert told(made.form(requests())) == told(spans)
+    (message,) = caplog.messages
+    assert message.startswith("the exporter of traces is of a version that otelbpf does not know: ")
     made.door.close()
 
 
 def test_by_export(spans: list[ReadableSpan]) -> None:
-    made = by_export(exporter := InMemorySpanExporter(), "there")
-    assert made.door.send(made.form(spans), 1.0) == Answer(Verdict.TAKEN)
-    assert list(exporter.get_finished_spans()) == spans
+    made = by_export(exporter := InMemorySpanExporter(), SAID, "there")
+    assert made.door.send(made.form(requests()), 1.0) == Answer(Verdict.TAKEN)
+    assert told(exporter.get_finished_spans()) == told(spans)
     made.door.close()
-    assert made.door.send(made.form(spans), 1.0) == Answer(
+    assert made.door.send(made.form(requests()), 1.0) == Answer(
         Verdict.LATER, "InMemorySpanExporter does not say why"
     )
 
@@ -89,7 +105,7 @@ def test_whom_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         ("otlp_json_file", None, "standard output"),
         ("zipkin", None, "exporter zipkin"),
     ):
-        made = spans_way_out(name, output)
+        made = spans_way_out(name, SAID, output)
         assert made is not None
         assert made.whose == whose
         made.door.close()
@@ -97,12 +113,12 @@ def test_whom_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 def test_none() -> None:
-    assert spans_way_out("none") is None
+    assert spans_way_out("none", SAID) is None
 
 
 def test_unknown_exporters_are_refused() -> None:
     with pytest.raises(UsageError) as refusal:
-        spans_way_out("jaeger")
+        spans_way_out("jaeger", SAID)
     text = str(refusal.value)
     assert text.startswith("OTEL_TRACES_EXPORTER=jaeger is not installed: there are otlp, none, ")
     for name in ("console", "otlp_json_file", "otlp_proto_grpc", "otlp_proto_http"):
@@ -112,10 +128,11 @@ def test_unknown_exporters_are_refused() -> None:
 
 def test_the_json_file(tmp_path: Path, spans: list[ReadableSpan]) -> None:
     """Each batch is a line of OTLP JSON."""
-    made = spans_way_out("otlp_json_file", str(path := tmp_path / "spans.jsonl"))
+    two = Requests.joined([requests(), requests(request_line=b"GET / HTTP/1.1")])
+    made = spans_way_out("otlp_json_file", SAID, str(path := tmp_path / "spans.jsonl"))
     assert made is not None
     assert made.whose == str(path)
-    for some in (spans, spans[:1]):
+    for some in (requests(), two):
         assert made.door.send(made.form(some), 1.0) == Answer(Verdict.TAKEN)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     names = [
@@ -127,17 +144,19 @@ def test_the_json_file(tmp_path: Path, spans: list[ReadableSpan]) -> None:
         ]
         for line in lines
     ]
-    assert names == [[span.name for span in spans], ["GET /items/{id}"]]
+    one, *stages = [span.name for span in spans]
+    assert one == "GET /items/{id}"
+    assert names == [[one, *stages], [one, "GET /", *stages, *stages]]
 
 
 @pytest.mark.parametrize("name", ["console", "otlp_json_file"])
 def test_standard_output(
     name: str, capfd: pytest.CaptureFixture[str], spans: list[ReadableSpan]
 ) -> None:
-    made = spans_way_out(name)
+    made = spans_way_out(name, SAID)
     assert made is not None
     assert made.whose == "standard output"
-    assert made.door.send(made.form(spans), 1.0) == Answer(Verdict.TAKEN)
+    assert made.door.send(made.form(requests()), 1.0) == Answer(Verdict.TAKEN)
     out, err = capfd.readouterr()
     assert err == ""
     if name == "console":
@@ -149,13 +168,13 @@ def test_standard_output(
 @pytest.mark.parametrize("name", ["console", "otlp_proto_grpc", "none"])
 def test_output_goes_with_the_json_file_only(name: str) -> None:
     with pytest.raises(UsageError, match=r"^--output goes with .*=otlp_json_file"):
-        spans_way_out(name, "spans.jsonl")
+        spans_way_out(name, SAID, "spans.jsonl")
 
 
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     path = tmp_path / "missing/spans.jsonl"
     with pytest.raises(UsageError) as refusal:
-        spans_way_out("otlp_json_file", str(path))
+        spans_way_out("otlp_json_file", SAID, str(path))
     assert str(refusal.value) == (
         f"cannot write {path} (No such file or directory): let --output name a file in a directory "
         "that is there"
