@@ -58,6 +58,9 @@ _PASS_EVERY_PACKET = bytes([0xB7, 0, 0, 0, 2, 0, 0, 0]) + libbpf.RETURN_0[8:]
 _READY_TIMEOUT_S = 300.0
 _STUCK_S = 1800.0
 
+#: The agent that is measured.
+COMMAND = ROOT / ".venv/bin/otelbpf"
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -300,7 +303,7 @@ def agent(net: Network, port: int, *options: str, **environment: str) -> Iterato
     with tempfile.TemporaryDirectory() as directory:
         ready, sums = Path(directory, "ready"), Path(directory, "sums")
         command = [
-            str(ROOT / ".venv/bin/otelbpf"),
+            str(COMMAND),
             "run",
             "--netns",
             net.server.netns,

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What sending spans costs the agent: processor time for each request, all of its threads together.
+
+    .venv/bin/python bench/export.py [--agent OTHER/.venv/bin/otelbpf]
+
+asks a server at a steady rate, or as fast as wrk does, while an agent sends every request to a
+receiver that throws away what it gets. With --agent, another checkout's agent does that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import platform
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent import futures
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import grpc
+import measure
+from cost import asyncio_server
+from measure import PORT, Network, agent, load, served
+
+_TICK_S = 0.01
+_WARM_UP_S = 2.0
+# A batch waits no longer for its requests, and then there is nothing left to do.
+_REST_S = 1.5
+_EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+_STYLES = ("spans", "attributes")
+
+
+class _Swallow(grpc.GenericRpcHandler):
+    def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        if call.method != _EXPORT:
+            return None
+        return grpc.unary_unary_rpc_method_handler(lambda octets, _: b"")
+
+
+class _Http(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        left = int(self.headers["Content-Length"])
+        while left:
+            left -= len(self.rfile.read(min(left, 1 << 16)))
+        self.send_response(200)
+        self.send_header("Content-Type", "application/x-protobuf")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def receiver(protocol: str) -> Iterator[dict[str, str]]:
+    """Gives the variables by which an agent sends to it."""
+    if protocol == "grpc":
+        server = grpc.server(futures.ThreadPoolExecutor(2), handlers=(_Swallow(),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        stop = lambda: server.stop(None)  # noqa: E731
+    else:
+        http = ThreadingHTTPServer(("127.0.0.1", 0), _Http)
+        port = http.server_address[1]
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        stop = http.shutdown
+    try:
+        yield {
+            "OTEL_TRACES_EXPORTER": "otlp",
+            "OTEL_EXPORTER_OTLP_PROTOCOL": protocol.removesuffix("+gzip"),
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
+            "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip" if protocol.endswith("+gzip") else "none",
+        }
+    finally:
+        stop()
+
+
+def ask(net: Network, rate: int, seconds: float, *, new_paths: bool = False) -> int:
+    """How many were answered: all."""
+    each_tick = max(1, round(rate * _TICK_S))
+    tick_s = each_tick / rate
+    with contextlib.ExitStack() as stack:
+        sockets = [
+            stack.enter_context(
+                net.client.call(lambda: socket.create_connection((net.server.ipv4, PORT)))
+            )
+            for _ in range(each_tick)
+        ]
+        count, due_s = 0, time.monotonic()
+        end_s = due_s + seconds
+        while due_s < end_s:
+            for sock in sockets:
+                count += 1
+                path = f"/item/{count}" if new_paths else f"/hello/{count % 8}"
+                sock.sendall(f"GET {path} HTTP/1.1\r\nHost: server\r\n\r\n".encode())
+            for sock in sockets:
+                if not sock.recv(4_096):
+                    raise ConnectionError("the server has closed the connection")
+            due_s += tick_s
+            time.sleep(max(0.0, due_s - time.monotonic()))
+    return count
+
+
+def run(
+    net: Network, rate: int, protocol: str, style: str, seconds: float, *, new_paths: bool = False
+) -> str:
+    """One row of the table."""
+    with (
+        receiver(protocol) as variables,
+        agent(net, PORT, "--stages", style, **variables) as running,
+    ):
+        if rate:
+            ask(net, rate, _WARM_UP_S, new_paths=new_paths)
+        else:
+            load(net, round(_WARM_UP_S))
+        running.catch_up()
+        before_s = running.processor_s()
+        if rate:
+            asked, per_s = ask(net, rate, seconds, new_paths=new_paths), float(rate)
+        else:
+            done = load(net, round(seconds))
+            asked, per_s = done.requests, done.per_second
+        time.sleep(_REST_S)
+        used_s = running.processor_s() - before_s
+        memory_mib = _resident_mib(running.pid)
+        sums = running.stop()
+    paths = ", new paths" if new_paths else ""
+    return (
+        f"{per_s:>7.0f}/s  {protocol + ', ' + style + paths:<38} {used_s / asked * 1e6:>7.1f} us"
+        f"  lost {sums['lost']}  {memory_mib} MiB"
+    )
+
+
+def _resident_mib(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * 4096 >> 20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--agent", type=Path, help="an agent's command, instead of this one's")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each load")
+    parser.add_argument("--rates", type=int, nargs="+", default=[400, 5_000, 0], help="0: wrk's")
+    parser.add_argument("--protocols", nargs="+", default=["grpc", "http/protobuf"])
+    parser.add_argument("--styles", nargs="+", default=list(_STYLES), choices=_STYLES)
+    parser.add_argument("--new-paths", action="store_true", help="no path is asked for twice")
+    given = parser.parse_args()
+    if given.agent is not None:
+        measure.COMMAND = given.agent
+    print(f"kernel {platform.release()}; {given.seconds:.0f} s a load; {measure.COMMAND}")
+    with served(asyncio_server) as net:
+        for rate in given.rates:
+            for protocol in given.protocols:
+                for style in given.styles:
+                    print(
+                        run(net, rate, protocol, style, given.seconds, new_paths=given.new_paths),
+                        flush=True,
+                    )
+
+
+if __name__ == "__main__":
+    main()
