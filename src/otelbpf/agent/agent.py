@@ -87,11 +87,16 @@ class Agent:
         housekeeping_at = looked_at + _HOUSEKEEPING_S
         while not stop.is_set():
             health.turns(self._coverage, time.monotonic())
-            count = self._read_batch()
-            if count < _BATCH:
-                now = time.monotonic()
+            # What the queue will soon have room for waits in the ring, which is longer.
+            room = self.pipeline.sender.room()
+            limit = _BATCH if room is None else min(room, _BATCH)
+            count = self._read_batch(limit) if limit else 0
+            now = time.monotonic()
+            if not limit:
+                time.sleep(_SOONEST_S / 5)
+            elif count < limit:
                 time.sleep(_pause_s(count, now - looked_at))
-                looked_at = now
+            looked_at = now
             self._coverage = lookout.look(time.monotonic())
             if time.monotonic() >= housekeeping_at:
                 self.pipeline.refresh()
@@ -119,8 +124,8 @@ class Agent:
             if self._read_batch():
                 give_up_at = time.monotonic() + _LAST_RECORD_S
 
-    def _read_batch(self) -> int:
-        records = self._reader.read(_BATCH)
+    def _read_batch(self, limit: int = _BATCH) -> int:
+        records = self._reader.read(limit)
         if len(records):
             self._thread_contexts.saw(np.unique(records["pid"]).tolist(), time.monotonic())
             self.pipeline.take(records)

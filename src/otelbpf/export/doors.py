@@ -11,6 +11,7 @@ each of them: without one of them door_of() finds no door, and export() is used,
 
 from __future__ import annotations
 
+import gzip
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -125,8 +126,9 @@ class HttpDoor:
         self._exporter = exporter
         self._signal = signal
         self._session: requests.Session = client._transport._session
-        self._compressed = client._compress
         self._endpoint, self._headers = client._endpoint, client._headers
+        encodings = [v for name, v in self._headers.items() if name.lower() == "content-encoding"]
+        self._compressed = _gzip if encodings == ["gzip"] else client._compress
         self._timeout_s = client._timeout
         self._has_kept_a_connection = False
         self._closed = False
@@ -182,6 +184,17 @@ class HttpDoor:
         """Closes connections that are not in use: a try that is under way goes on."""
         self._closed = True
         self._exporter.shutdown()
+
+
+def _gzip(octets: bytes) -> bytes:
+    """At the lowest level: the exporter's own, the highest, takes five times as long for spans, and
+    leaves 28% of them instead of 29%."""
+    try:
+        from isal import igzip
+    except ImportError:
+        return gzip.compress(octets, 1)
+    compressed: bytes = igzip.compress(octets, compresslevel=1)
+    return compressed
 
 
 def _was_cut_off(error: requests.exceptions.ConnectionError) -> bool:

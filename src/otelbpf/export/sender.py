@@ -23,6 +23,8 @@ from otelbpf.ledger.tally import Lost, Tally
 
 _log = logging.getLogger(__name__)
 
+# While some were taken so lately, those that wait will soon have gone.
+_LATELY_S = 1.0
 # How long an export under way is waited for once its door was closed.
 _LAST_EXPORT_S = 2.0
 
@@ -94,6 +96,8 @@ class Sender:
         self._changed = threading.Condition()
         self._stopping = False
         self._quiet_until = float("-inf")
+        # When some were taken last, or there were none.
+        self._moved_at = time.monotonic()
         self._sending = 0
         self._abandoned = False
         self._delivery = None if way_out is None else self._delivery_by(way_out)
@@ -120,6 +124,12 @@ class Sender:
     def start(self) -> None:
         """Starts sending."""
         self._thread.start()
+
+    def room(self) -> int | None:
+        """How many more fit, where it helps to wait for room; None: nothing was taken lately."""
+        if time.monotonic() - self._moved_at > _LATELY_S:
+            return None
+        return max(0, self._limits.requests - self._waiting)
 
     def admit(self, count: int) -> int:
         """How many of `count` requests fit into the queue; the rest is counted as lost."""
@@ -188,6 +198,8 @@ class Sender:
                     if self._abandoned:
                         return
                     self._sending -= fate.units
+                    if fate.taken:
+                        self._moved_at = time.monotonic()
                     self._tally.export(fate.taken)
                     for reason, count in fate.lost.items():
                         self._tally.lose(reason, count)
@@ -200,6 +212,7 @@ class Sender:
                     self._changed.wait(self._limits.delay_s)
                 if self._queue:
                     return self._taken()
+                self._moved_at = time.monotonic()
                 if self._stopping:
                     return None
 
