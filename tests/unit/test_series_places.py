@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import time
 from collections import Counter as Multiset
@@ -273,7 +274,8 @@ def test_a_series_that_begins_again(machine: Machine) -> None:
 
 def test_exemplars_end_with_their_series(machine: Machine) -> None:
     machine.ask("a")
-    machine.table.exemplify(one("/a", ord("a") << 40), numbered(1), offset_ns=0)
+    record = one("/a", ord("a") << 40)
+    machine.table.exemplify(dataclasses.replace(numbered(1), records=record))
     assert len(machine.series()["a"].exemplars) == 1
     full(machine)
     machine.look()

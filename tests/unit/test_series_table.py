@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from samples import SMALL, address, numbered, record
+from samples import BEGIN_KTIME_NS, SMALL, address, numbered, record
 from series_kernel import MOST, THIS, WHOLE, Kernel, one
 
+from otelbpf.host.clock import ClockReading
 from otelbpf.host.processes import NOBODY, Process
 from otelbpf.host.resource import Resources
 from otelbpf.kernel.records import (
@@ -282,25 +284,25 @@ def test_more_stages_than_there_are_places(table: SeriesTable) -> None:
 
 def test_the_last_of_those_that_became_spans_are_exemplars(table: SeriesTable) -> None:
     records = np.concatenate([one("/a", 11) for _ in range(6)])
-    requests = numbered(6)
+    requests = dataclasses.replace(numbered(6), records=records, clock=ClockReading(0, 0))
     table.add(records)
 
     def exemplars() -> list[int]:
         (series,) = table.snapshot()
         return [exemplar.span_id for exemplar in series.exemplars]
 
-    table.exemplify(records[:2], requests[:2], offset_ns=0)
+    table.exemplify(requests[:2])
     assert exemplars() == [2, 1]
-    table.exemplify(records[2:3], requests[2:3], offset_ns=7)
+    table.exemplify(dataclasses.replace(requests[2:3], clock=ClockReading(7, 0)))
     assert exemplars() == [3, 2, 1]
     latest = table.snapshot()[0].exemplars[0]
-    assert latest.trace_id == requests[2].trace_id
+    assert latest.trace_id == 1 << 64
     assert latest.duration_ns == LENGTH_NS
-    assert latest.unix_ns == requests[2].end_ktime_ns + 7
-    table.exemplify(records, requests, offset_ns=0)
+    assert latest.unix_ns == BEGIN_KTIME_NS + LENGTH_NS + 7
+    table.exemplify(requests)
     assert exemplars() == [6, 5, 4, 3]
     # A series that nobody has named has none.
-    table.exemplify(one("/b", 99), requests[:1], offset_ns=0)
+    table.exemplify(dataclasses.replace(requests[:1], records=one("/b", 99)))
     assert len(table.snapshot()) == 1
 
 
