@@ -22,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 
-from replay import CLOCK, ORIGIN, RING, SPANS, as_json, layout, replay
+from replay import CLOCK, ORIGIN, RING, SPANS, all_as_json, layout, replay
 from support.commands import run
 from support.namespaces import Network, network
 from support.waiting import wait_until
@@ -180,7 +180,7 @@ def main() -> int:
         print(span.name, span.end_time - span.start_time)
     if arguments.rewrite:
         RING.write_bytes(records.tobytes())
-        SPANS.write_text(json.dumps([as_json(span) for span in spans], indent=1) + "\n")
+        SPANS.write_text(json.dumps(all_as_json(spans), indent=1) + "\n")
         ORIGIN.write_text(origin)
     return 0
 

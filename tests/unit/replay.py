@@ -8,6 +8,7 @@ from pathlib import Path
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
 
 from otelbpf.agent.config import Config
 from otelbpf.agent.pipeline import Pipeline
@@ -49,6 +50,20 @@ def replay(ring: bytes, config: Config) -> tuple[Pipeline, list[ReadableSpan]]:
     pipeline.sender.start()
     pipeline.sender.stop()
     return pipeline, list(exporter.get_finished_spans())
+
+
+def by_request(spans: list[ReadableSpan]) -> list[tuple[ReadableSpan, list[ReadableSpan]]]:
+    """Each request's span with its stages, in whatever order they were exported."""
+    return [
+        (span, [s for s in spans if s.parent and s.parent.span_id == span.context.span_id])
+        for span in spans
+        if span.kind is SpanKind.SERVER
+    ]
+
+
+def all_as_json(spans: list[ReadableSpan]) -> list[dict[str, object]]:
+    """What all of them say, the stages of a request after it."""
+    return [as_json(each) for span, stages in by_request(spans) for each in (span, *stages)]
 
 
 def as_json(span: ReadableSpan) -> dict[str, object]:

@@ -11,15 +11,24 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.trace import SpanKind
-from replay import CLOCK, ORIGIN, RING, SPANS, as_json, layout, replay
+from replay import (
+    CLOCK,
+    ORIGIN,
+    RING,
+    SPANS,
+    all_as_json,
+    as_json,
+    by_request,
+    layout,
+    replay,
+)
 
 from otelbpf.agent.config import Config
 from otelbpf.export.sender import QueueLimits
 from otelbpf.kernel.records import Counter, RequestFlag, Stamp
 from otelbpf.ledger.reader import decode
 from otelbpf.ledger.tally import Lost, Sums
-from otelbpf.traces.spans import StageStyle
+from otelbpf.traces.description import StageStyle
 
 CONFIG = Config((), ())
 COUNT = 8
@@ -58,17 +67,11 @@ def spans_of(ring: bytes, config: Config = CONFIG) -> list[ReadableSpan]:
     return replay(ring, config)[1]
 
 
-def by_request(spans: list[ReadableSpan]) -> list[tuple[ReadableSpan, list[ReadableSpan]]]:
-    """Each request's span with its stages."""
-    return [
-        (span, [s for s in spans if s.parent and s.parent.span_id == span.context.span_id])
-        for span in spans
-        if span.kind is SpanKind.SERVER
-    ]
-
-
 def test_all_spans_are_as_expected(ring: bytes) -> None:
-    assert [as_json(span) for span in spans_of(ring)] == json.loads(SPANS.read_text())
+    spans = spans_of(ring)
+    expected = json.loads(SPANS.read_text())
+    assert all_as_json(spans) == expected
+    assert len(spans) == len(expected)
 
 
 def test_it_is_the_same_every_time(ring: bytes) -> None:
