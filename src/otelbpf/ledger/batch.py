@@ -198,13 +198,15 @@ class Batch:
     def _names_server(self) -> np.ndarray:
         """(n,) bool: the request line may say which server is asked.
 
-        Nearly all have a target that begins with a slash, and leave that to the Host header.
+        Nearly all have a target that begins with a slash, and leave that to the Host header; but
+        what CONNECT asks for is a server, whatever it begins with.
         """
         lines = self.records["http1"]["request_line"]
         octets = np.ascontiguousarray(lines).view(np.uint8).reshape(len(lines), -1)
         target = np.minimum((octets == ord(" ")).argmax(axis=1) + 1, octets.shape[1] - 1)
         names: np.ndarray = octets[np.arange(len(lines)), target] != ord("/")
-        return names
+        # No other method that is common begins so.
+        return names | (octets[:, 0] == ord("C"))
 
     @functools.cached_property
     def naming_line(self) -> np.ndarray:
