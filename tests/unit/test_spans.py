@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
-from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.semconv._incubating.attributes import (
     client_attributes,
@@ -21,19 +20,29 @@ from opentelemetry.semconv._incubating.attributes import (
     user_agent_attributes,
 )
 from opentelemetry.trace import SpanKind, StatusCode
-from samples import BEGIN_KTIME_NS, SMALL, WHOLE, address, record, request
+from samples import (
+    BEGIN_KTIME_NS,
+    RESOURCE,
+    SMALL,
+    WHOLE,
+    address,
+    description,
+    record,
+    requests,
+)
 
 from otelbpf.host.clock import ClockReading
-from otelbpf.kernel.records import RequestFlag, Said, Stamp
+from otelbpf.kernel.records import RequestFlag, RequestRecordRow, Said, Stamp
+from otelbpf.ledger.batch import Batch, Requests
 from otelbpf.ledger.ids import Ids
-from otelbpf.ledger.request import Request, address_of, requests_of
+from otelbpf.ledger.request import Stage, address_of, bounds_of, line_of, server_of, stages_of
 from otelbpf.ledger.trace_contexts import contexts_of
 from otelbpf.policy.routes import Routes
-from otelbpf.traces import spans
-from otelbpf.traces.spans import StageStyle, attributes_of, spans_of
+from otelbpf.traces.description import SCOPE, StageStyle
+from otelbpf.traces.encode import Encoder
+from otelbpf.traces.spans import readable_spans
 
 CLOCK = ClockReading(offset_ns=1_785_000_000_000_000_001, uncertainty_ns=37)
-RESOURCE = Resource({"service.name": "shop"})
 CONVENTIONS = (
     client_attributes,
     error_attributes,
@@ -55,18 +64,29 @@ OURS = "otelbpf."
 BOUNDS = tuple(stamp for stamp in SMALL if stamp is not Stamp.ACKED)
 
 
-def attributes(style: StageStyle = StageStyle.SPANS, **fields: object) -> dict[str, object]:
-    return dict(attributes_of(request(**fields), CLOCK, style))  # type: ignore[arg-type]
+def request(stamps: dict[Stamp, int] | None = None, **fields: object) -> Requests:
+    """One, by this file's clock."""
+    return requests(stamps, clock=CLOCK, **fields)  # type: ignore[arg-type]
 
 
-def make(made: Request, style: StageStyle = StageStyle.SPANS) -> list[ReadableSpan]:
-    return spans_of(made, CLOCK, RESOURCE, style)
+def make(
+    made: Requests, style: StageStyle = StageStyle.SPANS, **says: object
+) -> list[ReadableSpan]:
+    return readable_spans(description(stages=style, **says), made)  # type: ignore[arg-type]
 
 
-def everything() -> Request:
-    """A request with every attribute that there can be at once."""
+def told(made: Requests, style: StageStyle = StageStyle.SPANS, **says: object) -> dict[str, object]:
+    """The attributes of the request's own span."""
+    return dict(make(made, style, **says)[0].attributes or {})
+
+
+def attributes(*, capture_query: bool = False, **fields: object) -> dict[str, object]:
+    return told(request(**fields), capture_query=capture_query)  # type: ignore[arg-type]
+
+
+def everything() -> Requests:
+    """A request with every attribute that there can be at once, if the query is captured."""
     return request(
-        capture_query=True,
         request_line=b"BREW /" + b"a" * 186,
         request_line_length=500,
         status=503,
@@ -74,6 +94,11 @@ def everything() -> Request:
         request_retransmits=1,
         out_of_order=2,
     )
+
+
+def in_words(requests: Requests) -> list[tuple[Stage, ...]]:
+    """The stages of each, as plain Python tiles them."""
+    return [stages_of(stamps) for stamps in bounds_of(requests.records).tolist()]
 
 
 def test_a_small_get() -> None:
@@ -109,8 +134,8 @@ def test_a_small_get() -> None:
 
 @pytest.mark.parametrize("style", StageStyle)
 def test_every_name_is_the_conventions_or_ours(style: StageStyle) -> None:
-    for made in (request(capture_query=True), everything()):
-        names = {n for n in attributes_of(made, CLOCK, style) if not n.startswith(OURS)}
+    for made in (request(), everything(), outgoing()):
+        names = {n for n in told(made, style, capture_query=True) if not n.startswith(OURS)}
         assert names <= KNOWN_NAMES
 
 
@@ -120,7 +145,7 @@ def test_every_name_is_the_conventions_or_ours(style: StageStyle) -> None:
 )
 def test_every_method_of_the_conventions_is_known(method: str) -> None:
     made = request(request_line=f"{method} / HTTP/1.1".encode())
-    assert attributes_of(made, CLOCK, StageStyle.SPANS)["http.request.method"] == method
+    assert told(made)["http.request.method"] == method
     assert make(made)[0].name == f"{method} /"
 
 
@@ -238,6 +263,8 @@ def test_the_query_only_when_captured() -> None:
     assert attributes(capture_query=True)["url.query"] == "token=s3cret"
     assert "url.query" not in attributes(capture_query=True, request_line=b"GET /a? HTTP/1.1")
     assert "s3cret" not in repr([span.to_json() for span in make(request())])
+    assert b"s3cret" not in Encoder(description()).encode(request())
+    assert b"s3cret" in Encoder(description(capture_query=True)).encode(request())
 
 
 def test_what_is_not_there_is_left_out() -> None:
@@ -268,7 +295,7 @@ def test_ours() -> None:
     assert found["otelbpf.connection.request"] == 22
     assert found["otelbpf.tcp.retransmits"] == 5
     assert found["otelbpf.tcp.out_of_order"] == 4
-    assert attributes_of(everything(), CLOCK, StageStyle.SPANS)["otelbpf.url.path.cut"] is True
+    assert told(everything())["otelbpf.url.path.cut"] is True
 
 
 @pytest.mark.parametrize(("request_", "response"), [(1, 0), (0, 1), (7, 8)])
@@ -284,7 +311,7 @@ def test_the_requests_span() -> None:
     assert span.start_time == CLOCK.offset_ns + BEGIN_KTIME_NS
     assert span.end_time == CLOCK.offset_ns + BEGIN_KTIME_NS + SMALL[Stamp.TC_OUT]
     assert span.resource is RESOURCE
-    assert span.instrumentation_scope is spans.SCOPE
+    assert span.instrumentation_scope is SCOPE
     assert (span.context.trace_id, span.context.span_id) == (1 << 64, 0xABC)
     assert span.context.trace_flags == 1
     assert not span.context.is_remote
@@ -326,7 +353,8 @@ def test_a_callers_span_is_the_parent() -> None:
 def test_stage_spans_tile_the_requests_span(present: tuple[Stamp, ...]) -> None:
     made = request({s: SMALL[s] for s in present}, parent=0xDEF)
     span, *stages = make(made)
-    assert [s.name for s in stages] == [s.name for s in made.stages]
+    (expected,) = in_words(made)
+    assert [s.name for s in stages] == [s.name for s in expected]
     assert len(stages) == max(1, len(present) - 1)
     assert stages[0].start_time == span.start_time
     assert stages[-1].end_time == span.end_time
@@ -368,9 +396,14 @@ def test_stages_as_attributes() -> None:
     assert not any(n.startswith("otelbpf.stage.") for n in attributes())
 
 
-def test_a_span_id_is_never_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spans.random, "getrandbits", lambda bits: 0)
-    assert [s.context.span_id for s in make(request())[1:]] == [1] * 8
+def test_a_span_id_is_never_zero() -> None:
+    """The one request's whose first stage would have that id."""
+    made = request()
+    (first, *_) = Batch(made).stages.number.tolist()
+    made.contexts.span_id[:] = -0x9E3779B97F4A7C15 * (first + 1) % 2**64
+    ids = [span.context.span_id for span in make(made)[1:]]
+    assert ids[0] == 1
+    assert 0 not in ids
 
 
 #: What a request to an upstream is stamped with; ns after the first.
@@ -380,7 +413,7 @@ OUTGOING = {
 }  # fmt: skip
 
 
-def outgoing(stamps: dict[Stamp, int] = OUTGOING, **fields: object) -> Request:
+def outgoing(stamps: dict[Stamp, int] = OUTGOING, **fields: object) -> Requests:
     """A request to an upstream at 198.51.100.7."""
     flags = fields.pop("flags", WHOLE) | RequestFlag.CLIENT  # type: ignore[operator]
     return request(stamps, **{"peer_port": 9090, "local_port": 40_001, "flags": flags, **fields})  # type: ignore[arg-type]
@@ -388,7 +421,7 @@ def outgoing(stamps: dict[Stamp, int] = OUTGOING, **fields: object) -> Request:
 
 def test_a_small_get_to_an_upstream() -> None:
     made = outgoing(host=b"shop.internal:9090")
-    assert attributes_of(made, CLOCK, StageStyle.SPANS) == {
+    assert told(made) == {
         http_attributes.HTTP_REQUEST_METHOD: "GET",
         url_attributes.URL_FULL: "http://shop.internal:9090/items/7",
         url_attributes.URL_TEMPLATE: "/items/{id}",
@@ -452,31 +485,51 @@ def test_a_small_get_to_an_upstream() -> None:
 def test_where_an_upstream_is(
     fields: dict[str, object], full: str, server: tuple[str, int]
 ) -> None:
-    told = attributes_of(outgoing(**fields), CLOCK, StageStyle.SPANS)
-    assert told[url_attributes.URL_FULL] == full
+    found = told(outgoing(**fields))
+    assert found[url_attributes.URL_FULL] == full
     assert (
-        told[server_attributes.SERVER_ADDRESS], told[server_attributes.SERVER_PORT]
+        found[server_attributes.SERVER_ADDRESS], found[server_attributes.SERVER_PORT]
     ) == server  # fmt: skip
     # Where it went is another thing.
     peer = address_of(fields.get("peer_address", address("198.51.100.7")))  # type: ignore[arg-type]
-    assert told[network_attributes.NETWORK_PEER_ADDRESS] == peer
-    assert told[network_attributes.NETWORK_PEER_PORT] == 9090
+    assert found[network_attributes.NETWORK_PEER_ADDRESS] == peer
+    assert found[network_attributes.NETWORK_PEER_PORT] == 9090
 
 
 def test_a_server_is_asked_for_by_its_request_line_first() -> None:
     line = b"GET https://shop.example/items/7 HTTP/1.1"
-    told = attributes(request_line=line, host=b"other.example:81")
-    assert (told["server.address"], told["server.port"]) == ("shop.example", 443)
-    assert told[url_attributes.URL_SCHEME] == "https"
-    assert told[url_attributes.URL_PATH] == "/items/7"
-    assert told[http_attributes.HTTP_ROUTE] == "/items/{id}"
+    found = attributes(request_line=line, host=b"other.example:81")
+    assert (found["server.address"], found["server.port"]) == ("shop.example", 443)
+    assert found[url_attributes.URL_SCHEME] == "https"
+    assert found[url_attributes.URL_PATH] == "/items/7"
+    assert found[http_attributes.HTTP_ROUTE] == "/items/{id}"
+
+
+@pytest.mark.parametrize("flag", [RequestFlag(0), RequestFlag.CLIENT])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"", b"/", b"a/b", b" /a HTTP/1.1", b"  http://a/ HTTP/1.1", b"GET /a HTTP/1.1",
+        b"GET /http://a/ HTTP/1.1", b"GET http://a:81/ HTTP/1.1", b"GET HTTPS://a/ HTTP/1.1",
+        b"GET ftp://a/ HTTP/1.1", b"GET * HTTP/1.1", b"CONNECT a:443 HTTP/1.1",
+        b"CONNECT /a HTTP/1.1", b"CONNECT  HTTP/1.1", b"connect a:443 HTTP/1.1",
+        b"C" * 191 + b" ", b"C" * 192,
+    ],
+)  # fmt: skip
+def test_spans_and_series_say_the_same_of_a_server(line: bytes, flag: RequestFlag) -> None:
+    made = request(request_line=line, flags=WHOLE | flag)
+    (row,) = map(RequestRecordRow, made.records.tolist())
+    asked = line_of(row.http1)
+    server, found = server_of(row, row.http1, asked), told(made)
+    assert (found["server.address"], found["server.port"]) == (server.address, server.port)
+    assert found["url.scheme"] == asked.scheme
 
 
 def test_an_upstreams_query_only_when_captured() -> None:
     for capture, full in ((False, "/items/7"), (True, "/items/7?token=s3cret")):
-        told = attributes_of(outgoing(capture_query=capture), CLOCK, StageStyle.SPANS)
-        assert str(told[url_attributes.URL_FULL]).endswith(full)
-        assert url_attributes.URL_QUERY not in told
+        found = told(outgoing(), capture_query=capture)
+        assert str(found[url_attributes.URL_FULL]).endswith(full)
+        assert url_attributes.URL_QUERY not in found
 
 
 @pytest.mark.parametrize(
@@ -498,18 +551,19 @@ def test_an_upstreams_4xx_is_an_error_of_the_client(status: int, error: str | No
 )  # fmt: skip
 def test_cut_short_by_an_upstream(flag: RequestFlag, error: str) -> None:
     made = outgoing(flags=RequestFlag.REQUEST_RECEIVED | flag)
-    assert attributes_of(made, CLOCK, StageStyle.SPANS)[error_attributes.ERROR_TYPE] == error
+    assert told(made)[error_attributes.ERROR_TYPE] == error
 
 
 def test_an_upstreams_response_is_not_acknowledged_but_read() -> None:
-    assert outgoing().complete
-    assert not outgoing(
-        {stamp: at for stamp, at in OUTGOING.items() if stamp is not Stamp.READ}
-    ).complete
+    assert told(outgoing())["otelbpf.ledger.complete"] is True
+    unread = {stamp: at for stamp, at in OUTGOING.items() if stamp is not Stamp.READ}
+    assert told(outgoing(unread))["otelbpf.ledger.complete"] is False
 
 
 def test_a_cause_is_a_parent_on_this_machine() -> None:
-    span = make(dataclasses.replace(outgoing(parent=0xDEF), parent_is_local=True))[0]
+    made = outgoing(parent=0xDEF)
+    made.contexts.caused[:] = True
+    span = make(made)[0]
     assert span.parent is not None
     assert (span.parent.span_id, span.parent.is_remote) == (0xDEF, False)
 
@@ -517,19 +571,26 @@ def test_a_cause_is_a_parent_on_this_machine() -> None:
 def test_all_of_it_can_be_encoded() -> None:
     odd = bytes(range(128, 192))
     made = [request(), everything(), request(host=odd, user_agent=odd, request_line=odd)]
-    made.append(dataclasses.replace(request(), trace_id=(1 << 128) - 1, span_id=(1 << 64) - 1))
-    encode_spans([span for one in made for span in make(one)])
+    largest = request()
+    for words in (largest.contexts.trace_id_high, largest.contexts.trace_id_low):
+        words[:] = (1 << 64) - 1
+    largest.contexts.span_id[:] = (1 << 64) - 1
+    made.append(largest)
+    spans = [span for one in made for span in make(one)]
+    assert (spans[-9].context.trace_id, spans[-9].context.span_id) == (
+        (1 << 128) - 1,
+        (1 << 64) - 1,
+    )
+    encode_spans(spans)
+    Encoder(description()).encode(Requests.joined(made))
 
 
-def published(**fields: object) -> Request:
+def published(**fields: object) -> Requests:
     trace_id, span_id = bytes(range(1, 17)), bytes(range(21, 29))
     made = record(
         marked=Said.BY_THREAD, trace_id=trace_id, span_id=span_id, trace_flags=1, **fields
     )
-    (request_,) = requests_of(
-        made, contexts_of(made, Ids(bytes(16))), Routes(), capture_query=False
-    )
-    return request_
+    return Requests(made, contexts_of(made, Ids(bytes(16))), np.array([RESOURCE], object), CLOCK)
 
 
 def test_the_application_s_own_span_is_linked() -> None:
@@ -558,9 +619,9 @@ def test_an_application_that_is_in_another_trace_is_told_of() -> None:
 def test_a_route_that_was_given_is_in_the_name(flag: RequestFlag, key: str) -> None:
     whole = RequestFlag.REQUEST_RECEIVED | RequestFlag.REQUEST_ANSWERED | flag
     line = {"request_line": b"GET /users/bob?x=1 HTTP/1.1", "flags": whole}
-    span = make(request(routes=Routes(("/users/{name}",), found_most=0), **line))[0]
+    span = make(request(**line), routes=Routes(("/users/{name}",), found_most=0))[0]
     assert (span.name, span.attributes[key]) == ("GET /users/{name}", "/users/{name}")
-    span = make(request(routes=Routes(("/others/{name}",), found_most=0), **line))[0]
+    span = make(request(**line), routes=Routes(("/others/{name}",), found_most=0))[0]
     assert (span.name, key in span.attributes) == ("GET", False)
 
 
@@ -572,11 +633,11 @@ def test_a_route_that_was_found_is_in_the_name_if_it_was_among_the_first(
 ) -> None:
     whole = RequestFlag.REQUEST_RECEIVED | RequestFlag.REQUEST_ANSWERED | flag
     routes = Routes(found_most=2)
-    told = [
-        make(request(routes=routes, flags=whole, request_line=f"GET {target} HTTP/1.1".encode()))[0]
+    spans = [
+        make(request(flags=whole, request_line=f"GET {target} HTTP/1.1".encode()), routes=routes)[0]
         for target in ("/users/7", "http://shop.example/a?b", "/slug", "/users/8/", "/users/9", "*")
     ]
-    assert [(span.name, span.attributes.get(key)) for span in told] == [
+    assert [(span.name, span.attributes.get(key)) for span in spans] == [
         ("GET /users/{id}", "/users/{id}"), ("GET /a", "/a"), ("GET", None), ("GET", None),
         ("GET /users/{id}", "/users/{id}"), ("GET", None),
     ]  # fmt: skip
