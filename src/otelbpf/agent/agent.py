@@ -29,6 +29,8 @@ from otelbpf.userspace.thread_contexts import ThreadContexts
 # after so long that 100,000 requests a second do not fill the ring.
 _SOONEST_S, _LATEST_S = 0.05, 0.25
 _WORTH_IT = 1_024
+# Until a full queue has room again.
+_ROOM_S = 0.01
 # A part of the sender's queue: as much at once as fits into it would find it not quite empty.
 _BATCH = 4_096
 _HOUSEKEEPING_S = 1.0
@@ -87,14 +89,11 @@ class Agent:
         housekeeping_at = looked_at + _HOUSEKEEPING_S
         while not stop.is_set():
             health.turns(self._coverage, time.monotonic())
-            # What the queue will soon have room for waits in the ring, which is longer.
-            room = self.pipeline.sender.room()
-            limit = _BATCH if room is None else min(room, _BATCH)
-            count = self._read_batch(limit) if limit else 0
+            count = self._read_batch()
             now = time.monotonic()
-            if not limit:
-                time.sleep(_SOONEST_S / 5)
-            elif count < limit:
+            if count is None:
+                time.sleep(_ROOM_S)
+            elif count < _BATCH:
                 time.sleep(_pause_s(count, now - looked_at))
             looked_at = now
             self._coverage = lookout.look(time.monotonic())
@@ -121,11 +120,21 @@ class Agent:
         """Reads until nothing is left; a record that is being written is waited for."""
         give_up_at = time.monotonic() + _LAST_RECORD_S
         while self._reader.pending and time.monotonic() < give_up_at:
-            if self._read_batch():
+            count = self._read_batch()
+            if count is None:
+                time.sleep(_ROOM_S)
+            if count != 0:
                 give_up_at = time.monotonic() + _LAST_RECORD_S
 
-    def _read_batch(self, limit: int = _BATCH) -> int:
-        records = self._reader.read(limit)
+    def _read_batch(self) -> int | None:
+        """How many were read; None: there was no room for any, but soon there will be.
+
+        Until then they wait in the ring, which is longer than the queue.
+        """
+        room = self.pipeline.sender.room()
+        if room == 0:
+            return None
+        records = self._reader.read(_BATCH if room is None else min(room, _BATCH))
         if len(records):
             self._thread_contexts.saw(np.unique(records["pid"]).tolist(), time.monotonic())
             self.pipeline.take(records)
