@@ -206,7 +206,8 @@ class Batch:
         target = np.minimum((octets == ord(" ")).argmax(axis=1) + 1, octets.shape[1] - 1)
         names: np.ndarray = octets[np.arange(len(lines)), target] != ord("/")
         # No other method that is common begins so.
-        return names | (octets[:, 0] == ord("C"))
+        names |= octets[:, 0] == ord("C")
+        return names
 
     @functools.cached_property
     def naming_line(self) -> np.ndarray:
