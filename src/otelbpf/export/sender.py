@@ -91,6 +91,8 @@ class Sender:
         self._batch = limits.batch
         if limits.batch_spans is not None:
             self._batch = max(1, limits.batch_spans // spans_most)
+        # More than the queue holds would never come together.
+        self._batch = min(self._batch, limits.requests)
         self._queue: deque[Requests] = deque()
         self._waiting = 0
         self._changed = threading.Condition()
