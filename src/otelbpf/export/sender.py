@@ -114,7 +114,7 @@ class Sender:
             meanwhile=f"they wait in a queue of {self._limits.requests} requests, and what does "
             f"not fit, or is not taken for {self._limits.retry_s:.0f} s, is counted as lost",
         )  # fmt: skip
-        return Delivery(way_out.door, form, wording, self._limits.retry_s)
+        return Delivery(way_out.door, form, wording, self._limits.retry_s, way_out.most)
 
     def _spans_of(self, requests: Requests) -> list[int]:
         """How many spans each of them is."""

@@ -28,6 +28,9 @@ _log = logging.getLogger(__name__)
 _FILE = "otlp_json_file"
 # A point with 28 buckets takes 0.8 KiB, and all of them are to be below doors.MOST_OCTETS.
 _MOST_POINTS = 2_000
+# As objects of the SDK's so many requests are some 500 spans, which is what exporters are used to;
+# and a line in a file stays below the MiB that collectors read of one.
+_MOST_REQUESTS = 64
 
 Told = TypeVar("Told")
 
@@ -39,7 +42,7 @@ class WayOut(Generic[Told]):
     Attributes:
         form: makes what the door takes.
         whose: who takes it, for people.
-        most: so many spans or data points go at once; None: all.
+        most: so many requests or data points go at once; None: all.
     """
 
     form: Callable[[Told], Any]
@@ -93,10 +96,15 @@ def spans_way_out(
     if name == _FILE:
         from opentelemetry.exporter.otlp.json.common.trace_encoder import encode_spans as as_json
 
-        return _to_lines(lambda requests: _json_line(as_json(spans_of(requests))), output)
+        return _to_lines(
+            lambda requests: _json_line(as_json(spans_of(requests))), output, _MOST_REQUESTS
+        )
     exporter = load_exporter(name, Signal.TRACES, ("otlp", "none"), {})
     if name == "console":
-        return _to_lines(lambda requests: "".join(map(exporter.formatter, spans_of(requests))))
+        return _to_lines(
+            lambda requests: "".join(map(exporter.formatter, spans_of(requests))),
+            most=_MOST_REQUESTS,
+        )
     if is_otlp(name) and (door := _known_door(exporter, Signal.TRACES)) is not None:
         return WayOut(Encoder(description).encode, door)
     return by_export(
@@ -110,6 +118,7 @@ def by_export(exporter: SpanExporter, description: Description, whose: str) -> W
         lambda requests: readable_spans(description, requests),
         ExportDoor(exporter, exporter.export),
         whose,
+        _MOST_REQUESTS,
     )
 
 
@@ -165,9 +174,11 @@ def _metrics_door(exporter: MetricExporter, timeout_s: float) -> ExportDoor[Metr
     return ExportDoor(exporter, lambda metrics: exporter.export(metrics, timeout_s * 1000))
 
 
-def _to_lines(text_of: Callable[[Told], str], output: str | None = None) -> WayOut[Told]:
+def _to_lines(
+    text_of: Callable[[Told], str], output: str | None = None, most: int | None = None
+) -> WayOut[Told]:
     lines: WholeLines = standard_output() if output is None else open_lines(output)
-    return WayOut(lambda told: text_of(told).encode(), lines, output or "standard output")
+    return WayOut(lambda told: text_of(told).encode(), lines, output or "standard output", most)
 
 
 def _json_line(export: Any) -> str:
