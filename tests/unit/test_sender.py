@@ -8,6 +8,7 @@ import itertools
 import logging
 import threading
 import time
+from collections import Counter as Multiset
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind
 from samples import SMALL, description, numbered, requests
+from varied_records import varied
 
 from otelbpf.export import sender
 from otelbpf.export.answers import Answer, Verdict
@@ -26,8 +28,9 @@ from otelbpf.export.doors import Door
 from otelbpf.export.sender import QueueLimits, Sender
 from otelbpf.export.ways_out import by_export
 from otelbpf.kernel.records import Counter, Stamp
-from otelbpf.ledger.batch import SPANS_MOST, Requests
+from otelbpf.ledger.batch import SPANS_MOST, Requests, spans_each
 from otelbpf.ledger.tally import Lost, Sums, Tally
+from otelbpf.traces.spans import readable_spans
 
 DEADLINE_S = 10.0
 NEVER_S = 1_000.0
@@ -65,14 +68,14 @@ class Collector(SpanExporter):
 
 def number_of(span: ReadableSpan) -> int:
     """Of its request, by the id of that one's own span."""
-    context = span.context if span.kind is SpanKind.SERVER else span.parent
+    context = span.parent if span.kind is SpanKind.INTERNAL else span.context
     assert context is not None
     return int(context.span_id)
 
 
 def name_of(span: ReadableSpan) -> str:
     """The number of its request; `a` for the request's own span, `b` for its stage's."""
-    return f"{number_of(span)}{'a' if span.kind is SpanKind.SERVER else 'b'}"
+    return f"{number_of(span)}{'b' if span.kind is SpanKind.INTERNAL else 'a'}"
 
 
 class Line:
@@ -89,6 +92,7 @@ class Line:
         limits: QueueLimits = QUICK,
         *,
         door: Door[Any] | None = None,
+        most: int | None = None,
         spans_most: int = 2,
     ) -> None:
         self.tally = Tally()
@@ -99,7 +103,10 @@ class Line:
             way_out = by_export(collector, description(), "the collector")
             self._form = way_out.form
             way_out = dataclasses.replace(
-                way_out, form=self.to_spans, door=way_out.door if door is None else door
+                way_out,
+                form=self.to_spans,
+                door=way_out.door if door is None else door,
+                most=most,
             )
         self.sender = Sender(way_out, spans_most, self.tally, limits)
 
@@ -218,6 +225,17 @@ def test_the_variable_counts_the_spans_that_a_batch_may_become(
     assert collector.sizes == [2 * batch, 2 * batch, 2]
 
 
+@pytest.mark.parametrize("limits", [QueueLimits(requests=5), QueueLimits(5, batch_spans=1_000)])
+def test_a_full_queue_waits_for_no_others(limits: QueueLimits) -> None:
+    """Though it is no batch: none could come."""
+    line = Line(collector := Collector(), dataclasses.replace(limits, delay_s=NEVER_S))
+    line.sender.start()
+    line.sender.put(some(5))
+    line.wait_for_exported(5)
+    line.sender.stop()
+    assert collector.sizes == [2 * 5]
+
+
 def test_a_part_of_a_batch_waits_for_others_as_long_as_it_may() -> None:
     """Then all that have come in the meantime go together."""
     delay_s = 0.2
@@ -230,6 +248,14 @@ def test_a_part_of_a_batch_waits_for_others_as_long_as_it_may() -> None:
     assert time.monotonic() - begin >= delay_s
     assert collector.sizes == [2 * 5]
     line.sender.stop()
+
+
+def test_a_way_out_may_take_fewer_at_once() -> None:
+    collector = Collector()
+    line = Line(collector, QueueLimits(batch=10), most=4)
+    run_to_the_end(line, 13)
+    assert collector.offered == [names(1, 4), names(5, 8), names(9, 10), names(11, 13)]
+    assert line.sums().exported == 13
 
 
 def test_what_has_no_room_in_a_batch_goes_first_in_the_next() -> None:
@@ -345,6 +371,37 @@ def test_what_is_rejected_is_as_few_requests_as_it_can_be(rejected: int, lost: i
     line.sender.stop()
     assert line.sums(seen=4).exported == 4 - lost
     assert line.lost() == {Lost.REJECTED: lost}
+
+
+def test_as_many_spans_are_counted_as_there_are() -> None:
+    """Of requests of every shape."""
+    records = varied(1_000, seed=1)
+    made = dataclasses.replace(numbered(len(records)), records=records)
+    spans = Multiset(map(number_of, readable_spans(description(), made)))
+    assert spans_each(records).tolist() == [spans[number] for number in range(1, 1_001)]
+    assert max(spans.values()) <= SPANS_MOST
+
+
+def test_there_is_room_to_wait_for_while_some_were_taken_lately(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not when nobody takes any, though there is room: what comes then is lost, and counted."""
+    release = threading.Event()
+    collector = Collector(lambda n: SUCCESS if n < 1 or release.wait(DEADLINE_S) else FAILURE)
+    line = Line(collector, QueueLimits(requests=20, batch_spans=10, delay_s=NEVER_S))
+    assert line.sender.room() == 20
+    line.sender.put(some(23))
+    assert line.sender.room() == 0
+    line.sender.start()
+    line.wait_for_offered(collector, 2)
+    assert line.sender.room() == 10
+    monkeypatch.setattr(sender, "_LATELY_S", -1.0)
+    assert line.sender.room() is None
+    monkeypatch.undo()
+    release.set()
+    line.wait_for_exported(20)
+    line.sender.stop()
+    assert line.sender.room() == 20
 
 
 def test_a_whole_batch_does_not_wait() -> None:

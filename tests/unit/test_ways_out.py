@@ -24,6 +24,7 @@ from otelbpf.export import ways_out
 from otelbpf.export.answers import Answer, Verdict
 from otelbpf.export.doors import GrpcDoor, HttpDoor
 from otelbpf.export.ways_out import ExportDoor, by_export, metrics_way_out, spans_way_out
+from otelbpf.kernel.records import Stamp
 from otelbpf.ledger.batch import Requests
 from otelbpf.traces.encode import Encoder
 from otelbpf.traces.spans import readable_spans
@@ -110,6 +111,38 @@ def test_whom_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         assert made.whose == whose
         made.door.close()
     assert metrics_way_out("otlp_json_file", "there", 1.0, {}).whose == "standard output"
+
+
+def test_how_many_requests_go_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whole batches over OTLP; where each span is an object, as many as exporters are used to."""
+    whole = spans_way_out("otlp_proto_http", SAID)
+    assert whole is not None
+    assert whole.most is None
+    whole.door.close()
+    monkeypatch.setattr(ways_out, "load_exporter", lambda *_: InMemorySpanExporter())
+    for name, output in (("zipkin", None), ("otlp_json_file", str(tmp_path / "spans.jsonl"))):
+        made = spans_way_out(name, SAID, output)
+        assert made is not None
+        assert made.most == 64
+        made.door.close()
+    monkeypatch.undo()
+    console = spans_way_out("console", SAID)
+    assert console is not None
+    assert console.most == 64
+
+
+def test_a_line_of_a_file_is_less_than_collectors_read_of_one(tmp_path: Path) -> None:
+    """A MiB: with all stages that there are, and long texts."""
+    longest = requests(
+        {stamp: 100 * stamp for stamp in Stamp},
+        request_line=b"GET /" + b"x" * 240 + b" HTTP/1.1",
+        user_agent=b"x" * 120,
+    )
+    made = spans_way_out("otlp_json_file", SAID, str(tmp_path / "spans.jsonl"))
+    assert made is not None
+    assert made.most is not None
+    assert len(made.form(Requests.joined([longest] * made.most))) < 1 << 20
+    made.door.close()
 
 
 def test_none() -> None:
