@@ -25,7 +25,7 @@ from otelbpf.ledger.request import Kind
 from otelbpf.ledger.stamps import ends_of
 from otelbpf.report.otlp_json import Span, lines
 from otelbpf.report.recording import path_of
-from otelbpf.traces.spans import SCOPE
+from otelbpf.traces.description import SCOPE
 
 _UPSTREAM_PORT = 9090
 #: Requests that come first, without a delay, and count for nothing: caches and windows warm up.

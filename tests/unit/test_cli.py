@@ -22,7 +22,7 @@ from otelbpf.kernel import needs
 from otelbpf.kernel.limits import Limits
 from otelbpf.ledger.tally import Lost, Sums
 from otelbpf.policy.sampler import Sampler, Slow
-from otelbpf.traces.spans import StageStyle
+from otelbpf.traces.description import StageStyle
 from otelbpf.version import __version__
 
 RUN = ("run", "--interface", "lo", "--port", "80")
