@@ -189,9 +189,8 @@ class Batch:
     @functools.cached_property
     def retransmits(self) -> np.ndarray:
         """(n,) of requests and responses together."""
-        both: np.ndarray = (
-            self.records["request_retransmits"] + self.records["response_retransmits"]
-        )
+        both: np.ndarray = self.records["request_retransmits"].astype(np.uint64)
+        both += self.records["response_retransmits"]
         return both
 
     @functools.cached_property
