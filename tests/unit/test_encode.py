@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a request says is the same in both forms: our bytes, and the SDK's spans as it encodes them."""
+"""What a request says is the same in both forms: our bytes, and the SDK's spans, encoded by it."""
 
 from __future__ import annotations
 

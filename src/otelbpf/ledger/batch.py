@@ -294,7 +294,7 @@ class Batch:
 
     def runs(self) -> list[tuple[Resource, int, int]]:
         """(resource, begin, end) of each resource's requests, which stand together."""
-        ids = _identities(self.resources)
+        ids = _numbered(self.resources)
         begins = [0, *(np.flatnonzero(np.diff(ids)) + 1).tolist()]
         return [
             (self.resources[begin], begin, end)
@@ -305,7 +305,7 @@ class Batch:
 def batches_of(requests: Requests) -> list[Batch]:
     """Servers' and clients' requests apart, and within each those of a resource together."""
     is_client = requests.records["flags"] & np.uint32(RequestFlag.CLIENT)
-    order = np.lexsort((_identities(requests.resources), is_client))
+    order = np.lexsort((_numbered(requests.resources), is_client))
     if (np.diff(order) != 1).any():
         requests, is_client = requests[order], is_client[order]
     first = int(np.searchsorted(is_client, 1))
@@ -316,8 +316,12 @@ def batches_of(requests: Requests) -> list[Batch]:
     ]
 
 
-def _identities(resources: np.ndarray) -> np.ndarray:
-    return np.fromiter(map(id, resources), np.uint64, len(resources))
+def _numbered(resources: np.ndarray) -> np.ndarray:
+    """(n,) which resource each is, numbered in the order in which they come first."""
+    numbers: dict[int, int] = {}
+    return np.fromiter(
+        (numbers.setdefault(id(each), len(numbers)) for each in resources), np.int64, len(resources)
+    )
 
 
 def spans_each(records: np.ndarray) -> np.ndarray:
