@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from lab import CLIENT_INTERFACE, INTERFACE, PORT, SERVER_IPV4, SERVER_IPV6, SPARE_PORT, Lab, Pair
 from messages import OK, request
+from support.stages import Stage, stages_of
 from support.waiting import DEADLINE_S, wait_until
 
 from otelbpf.agent.definitions import Part, definitions
@@ -35,7 +36,7 @@ from otelbpf.kernel.records import (
 )
 from otelbpf.ledger.ids import Ids
 from otelbpf.ledger.reader import RingReader
-from otelbpf.ledger.request import Stage, bounds_of, stages_of
+from otelbpf.ledger.request import bounds_of
 from otelbpf.ledger.sweeper import ACK_WAIT_NS, Sweeper
 from otelbpf.policy.sampler import Sampler
 from otelbpf.policy.upstreams import Upstreams

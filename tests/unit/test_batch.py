@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from opentelemetry.sdk.resources import Resource
 from samples import BEGIN_KTIME_NS, CLOCK, RESOURCE, SMALL, WHOLE, numbered, requests
+from support.stages import stages_of
 from varied_records import varied
 
 from otelbpf.host.clock import ClockReading
@@ -26,7 +27,7 @@ from otelbpf.ledger.batch import (
     times_of,
 )
 from otelbpf.ledger.ids import Ids
-from otelbpf.ledger.request import Kind, bounds_of, stages_of, text_of
+from otelbpf.ledger.request import Kind, bounds_of, text_of
 from otelbpf.ledger.trace_contexts import Contexts, contexts_of
 from otelbpf.protocols.urls import split_request_line
 

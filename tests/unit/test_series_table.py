@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from samples import BEGIN_KTIME_NS, SMALL, address, numbered, record
 from series_kernel import MOST, THIS, WHOLE, Kernel, one
+from support.stages import stages_of
 
 from otelbpf.host.clock import ClockReading
 from otelbpf.host.processes import NOBODY, Process
@@ -21,7 +22,6 @@ from otelbpf.kernel.records import (
     RequestFlag,
     Stamp,
 )
-from otelbpf.ledger.request import stages_of
 from otelbpf.metrics import series_places
 from otelbpf.metrics.series import SeriesTable
 from otelbpf.metrics.snapshot import buckets_of

@@ -30,12 +30,13 @@ from samples import (
     record,
     requests,
 )
+from support.stages import Stage, stages_of
 
 from otelbpf.host.clock import ClockReading
 from otelbpf.kernel.records import RequestFlag, RequestRecordRow, Said, Stamp
 from otelbpf.ledger.batch import Batch, Requests
 from otelbpf.ledger.ids import Ids
-from otelbpf.ledger.request import Stage, address_of, bounds_of, line_of, server_of, stages_of
+from otelbpf.ledger.request import address_of, bounds_of, line_of, server_of
 from otelbpf.ledger.trace_contexts import contexts_of
 from otelbpf.policy.routes import Routes
 from otelbpf.traces.description import SCOPE, StageStyle

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from samples import BEGIN_KTIME_NS, CLOCK, RESOURCE, WHOLE, contexts, requests
+from support.stages import Stage, stages_of
 
 from otelbpf.kernel.records import REQUEST_RECORD, RequestFlag, Stamp
 from otelbpf.ledger.batch import STAGE_NAMES, Batch, Requests
-from otelbpf.ledger.request import Stage, stages_of
 
 #: Those that bound stages; the others come after a request's end.
 BOUNDS = tuple(stamp for stamp in Stamp if stamp < Stamp.ACKED)

@@ -8,9 +8,10 @@ import re
 from pathlib import Path
 
 import pytest
+from support.stages import stages_of
 
 from otelbpf.kernel.records import Stamp
-from otelbpf.ledger.request import Kind, stage_name, stages_of
+from otelbpf.ledger.request import Kind, stage_name
 from otelbpf.ledger.stamps import (
     WAY,
     Owner,

@@ -5,16 +5,13 @@ from __future__ import annotations
 
 import functools
 import ipaddress
-import itertools
 from enum import StrEnum
-from typing import NamedTuple
 
 import numpy as np
 
 from otelbpf.host.processes import NOBODY, Process
 from otelbpf.kernel.records import (
     HTTP1,
-    REQUEST_RECORD,
     Http1Row,
     RequestFlag,
     RequestRecordRow,
@@ -23,7 +20,6 @@ from otelbpf.kernel.records import (
 from otelbpf.protocols.urls import RequestLine, Server, server_asked, split_request_line
 
 _LINE_MAX, _HOST_MAX = HTTP1["request_line"].itemsize, HTTP1["host"].itemsize
-_STAMP_BITS = 1 << np.arange(REQUEST_RECORD["stamp_ktime_ns"].shape[0])
 _ADDRESSES_KEPT = 4_096
 _CLIENT = int(RequestFlag.CLIENT)
 
@@ -59,19 +55,6 @@ _EXPECTED = {
 _PEER = {Kind.SERVER: Kind.CLIENT, Kind.CLIENT: Kind.SERVER}
 
 
-class Stage(NamedTuple):
-    """The time between two neighbouring stamps.
-
-    Attributes:
-        name: the two stamps, as in `nic_to_tc`.
-        start_ktime_ns, end_ktime_ns: CLOCK_MONOTONIC.
-    """
-
-    name: str
-    start_ktime_ns: int
-    end_ktime_ns: int
-
-
 def bounds_of(records: np.ndarray) -> np.ndarray:
     """The stamps that bound stages: none that came after the request's end.
 
@@ -92,30 +75,6 @@ def bounds_of(records: np.ndarray) -> np.ndarray:
     ends = np.where((ends == 0) & (whole == RequestFlag.REQUEST_ANSWERED), left, ends)
     bounds[(ends != 0)[:, np.newaxis] & (bounds > ends[:, np.newaxis])] = 0
     return bounds
-
-
-def stages_of(stamps: list[int]) -> tuple[Stage, ...]:
-    """Tiles a ledger into stages.
-
-    Neighbours in time are neighbours in the ledger, so the stages never overlap
-    and add up to the whole; stamps of the same nanosecond keep the order of
-    the way.
-
-    Args:
-        stamps: those that bound stages, by enum stamp, as bounds_of() gives them: CLOCK_MONOTONIC
-            ns; 0 is absent.
-    Returns:
-        one stage fewer than there are stamps, or a single one without length,
-        named after the stamp, where there is only one.
-    """
-    present = sorted((ktime_ns, stamp) for stamp, ktime_ns in enumerate(stamps) if ktime_ns)
-    if len(present) == 1:
-        ktime_ns, stamp = present[0]
-        return (Stage(Stamp(stamp).name.lower(), ktime_ns, ktime_ns),)
-    return tuple(
-        Stage(stage_name(first, second), start, end)
-        for (start, first), (end, second) in itertools.pairwise(present)
-    )
 
 
 def stage_name(first: int, second: int) -> str:
