@@ -136,6 +136,17 @@ def run(
     )
 
 
+def idle(net: Network, seconds: float) -> str:
+    """The row of an agent that has nothing to do."""
+    with receiver("grpc") as variables, agent(net, PORT, **variables) as running:
+        running.catch_up()
+        before_s = running.processor_s()
+        time.sleep(seconds)
+        used_s = running.processor_s() - before_s
+        memory_mib = _resident_mib(running.pid)
+    return f"   idle    {used_s / seconds:.2%} of a processor  {memory_mib} MiB"
+
+
 def _resident_mib(pid: int) -> int:
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * 4096 >> 20
@@ -154,6 +165,7 @@ def main() -> None:
         measure.COMMAND = given.agent
     print(f"kernel {platform.release()}; {given.seconds:.0f} s a load; {measure.COMMAND}")
     with served(asyncio_server) as net:
+        print(idle(net, given.seconds), flush=True)
         for rate in given.rates:
             for protocol in given.protocols:
                 for style in given.styles:
