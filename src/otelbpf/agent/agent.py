@@ -29,12 +29,16 @@ from otelbpf.userspace.thread_contexts import ThreadContexts
 # after so long that 100,000 requests a second do not fill the ring.
 _SOONEST_S, _LATEST_S = 0.05, 0.25
 _WORTH_IT = 1_024
-# Until a full queue has room again.
+# Until a full queue has room again. So many wait for that in the ring: no more, as what cannot be
+# sent is to be added up all the same.
 _ROOM_S = 0.01
+_MAY_WAIT = 16_384
 # A part of the sender's queue: as much at once as fits into it would find it not quite empty.
 _BATCH = 4_096
 _HOUSEKEEPING_S = 1.0
 _LAST_RECORD_S = 1.0
+# At the stop, until what has no room is counted as lost.
+_LAST_ROOM_S = 1.0
 
 
 class Stop(Protocol):
@@ -66,6 +70,7 @@ class Agent:
         self._reader = RingReader(programs)
         self._sweeper = Sweeper(programs, int(config.idle_timeout_s * 1e9))
         self._thread_contexts = ThreadContexts(programs)
+        self._may_wait = min(_MAY_WAIT, programs.limits.ring // 2)
         self._missed: dict[str, int] = {}
         self._coverage: dict[str, Coverage] = {}
 
@@ -110,31 +115,39 @@ class Agent:
 
     def drain(self) -> None:
         """After the programs were detached: drains what they left, and sends it."""
-        self._read_all()
+        room_by = time.monotonic() + _LAST_ROOM_S
+        self._read_all(room_by)
         self._sweeper.finish(time.monotonic_ns())
-        self._read_all()
+        self._read_all(room_by)
         self.pipeline.tally.lose(Lost.UNREAD, self._reader.pending)
         self.pipeline.sender.stop()
 
-    def _read_all(self) -> None:
-        """Reads until nothing is left; a record that is being written is waited for."""
+    def _read_all(self, room_by: float) -> None:
+        """Reads until nothing is left; a record that is being written is waited for.
+
+        Args:
+            room_by: until then what soon has room waits for that.
+        """
         give_up_at = time.monotonic() + _LAST_RECORD_S
         while self._reader.pending and time.monotonic() < give_up_at:
-            count = self._read_batch()
+            count = self._read_batch(may_wait=time.monotonic() < room_by)
             if count is None:
                 time.sleep(_ROOM_S)
             if count != 0:
                 give_up_at = time.monotonic() + _LAST_RECORD_S
 
-    def _read_batch(self) -> int | None:
+    def _read_batch(self, *, may_wait: bool = True) -> int | None:
         """How many were read; None: there was no room for any, but soon there will be.
 
-        Until then they wait in the ring, which is longer than the queue.
+        Until then they wait in the ring.
         """
-        room = self.pipeline.sender.room()
-        if room == 0:
+        limit = _BATCH
+        room = self.pipeline.sender.room() if may_wait else None
+        if room is not None:
+            limit = min(_BATCH, max(room, self._reader.pending - self._may_wait))
+        if limit <= 0:
             return None
-        records = self._reader.read(_BATCH if room is None else min(room, _BATCH))
+        records = self._reader.read(limit)
         if len(records):
             self._thread_contexts.saw(np.unique(records["pid"]).tolist(), time.monotonic())
             self.pipeline.take(records)
