@@ -20,6 +20,8 @@ from demo.processes import Process, running
 from demo.receiver import Receiver
 from support.waiting import DEADLINE_S, LONG_S, wait_until
 
+from otelbpf.kernel.records import Stamp
+
 COUNT = 23
 #: The command that installing otelbpf made, next to the interpreter of the tests.
 OTELBPF = Path(sys.executable).parent / "otelbpf"
@@ -299,6 +301,12 @@ class Measured:
             assert self["otelbpf.tcp.ack.duration_ns"] > 0, self.span
 
 
+def _by_time(stage: Span) -> tuple[int, int, int]:
+    """OTLP promises no order. Stamps of the same nanosecond keep the order of the way."""
+    first = stage.name.partition("_to_")[0]
+    return stage.start_unix_ns, stage.end_unix_ns, Stamp[first.upper()].value
+
+
 def measured(spans: Iterable[Span]) -> list[Measured]:
     """The requests among these spans, by connection and their order on it."""
     spans = list(spans)
@@ -311,7 +319,9 @@ def measured(spans: Iterable[Span]) -> list[Measured]:
     ids = {span.span_id for span in asked}
     assert len(ids) == len(asked), "a request was exported twice"
     assert stages.keys() <= ids, "stages of an unknown request"
-    requests = (Measured(span, tuple(stages.get(span.span_id, ()))) for span in asked)
+    requests = (
+        Measured(span, tuple(sorted(stages.get(span.span_id, ()), key=_by_time))) for span in asked
+    )
     return sorted(
         requests, key=lambda each: (each.clients_port, each["otelbpf.connection.request"])
     )
