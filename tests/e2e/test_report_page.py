@@ -61,18 +61,27 @@ class Recorded:
         ]
 
     def stages(self, request: Span) -> dict[str, int]:
-        """Its stages' durations; in both styles."""
+        """Its stages' durations, in order; in both styles."""
         prefix = "otelbpf.stage."
         told = {
             name.removeprefix(prefix): value
             for name, value in request.attributes.items()
             if name.startswith(prefix)
         }
-        return told or {  # type: ignore[return-value]
+        told = told or {
             span.name: span.end_unix_ns - span.start_unix_ns
             for span in self.spans
             if span.parent_span_id == request.span_id and span.kind is Kind.INTERNAL
         }
+        # Neither attributes nor spans have an order: each stage begins with the stamp that the one
+        # before it ends with.
+        after = {name.partition("_to_")[0]: name for name in told}
+        stamp = (after.keys() - {name.partition("_to_")[2] for name in told}).pop()
+        ordered = {}
+        while stamp in after:
+            ordered[after[stamp]] = told[after[stamp]]
+            stamp = after[stamp].partition("_to_")[2]
+        return ordered
 
 
 def ask_nastily(net: Network) -> None:
