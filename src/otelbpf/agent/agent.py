@@ -70,7 +70,7 @@ class Agent:
         self._reader = RingReader(programs)
         self._sweeper = Sweeper(programs, int(config.idle_timeout_s * 1e9))
         self._thread_contexts = ThreadContexts(programs)
-        self._may_wait = min(_MAY_WAIT, programs.limits.ring // 2)
+        self._may_wait = min(_MAY_WAIT, config.limits.ring // 2)
         self._missed: dict[str, int] = {}
         self._coverage: dict[str, Coverage] = {}
 
