@@ -520,8 +520,10 @@ def test_a_server_is_asked_for_by_its_request_line_first() -> None:
 def test_spans_and_series_say_the_same_of_a_server(line: bytes, flag: RequestFlag) -> None:
     made = request(request_line=line, flags=WHOLE | flag)
     (row,) = map(RequestRecordRow, made.records.tolist())
-    asked = line_of(row.http1)
-    server, found = server_of(row, row.http1, asked), told(made)
+    http1, found = row.http1, told(made)
+    asked = line_of(http1.request_line, http1.request_line_length)
+    theirs = (row.peer_address, row.peer_port) if flag else (row.local_address, row.local_port)
+    server = server_of(asked, http1.host, http1.host_length, *theirs)
     assert (found["server.address"], found["server.port"]) == (server.address, server.port)
     assert found["url.scheme"] == asked.scheme
 

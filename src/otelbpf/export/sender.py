@@ -131,11 +131,14 @@ class Sender:
         """How many more fit, where it helps to wait for room; None: nothing was taken lately."""
         if time.monotonic() - self._moved_at > _LATELY_S:
             return None
+        return self._places()
+
+    def _places(self) -> int:
         return max(0, self._limits.requests - self._waiting)
 
     def admit(self, count: int) -> int:
         """How many of `count` requests fit into the queue; the rest is counted as lost."""
-        room = max(0, self._limits.requests - self._waiting)
+        room = self._places()
         if count > room:
             self._tally.lose(Lost.QUEUE_FULL, count - room)
             self._tell_overflow()

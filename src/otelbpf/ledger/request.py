@@ -12,7 +12,6 @@ import numpy as np
 from otelbpf.host.processes import NOBODY, Process
 from otelbpf.kernel.records import (
     HTTP1,
-    Http1Row,
     RequestFlag,
     RequestRecordRow,
     Stamp,
@@ -21,7 +20,6 @@ from otelbpf.protocols.urls import RequestLine, Server, server_asked, split_requ
 
 _LINE_MAX, _HOST_MAX = HTTP1["request_line"].itemsize, HTTP1["host"].itemsize
 _ADDRESSES_KEPT = 4_096
-_CLIENT = int(RequestFlag.CLIENT)
 
 #: Without one of these a ledger is not complete. `woken` and `running` are absent
 #: whenever the reader was running already, and last stamps whenever the first byte
@@ -87,22 +85,22 @@ _STAGE_NAMES: dict[tuple[int, int], str] = {
 }
 
 
-def line_of(http1: Http1Row) -> RequestLine:
+def line_of(line: bytes, length: int) -> RequestLine:
     """A record's request line, in its parts."""
-    length = http1.request_line_length
-    return split_request_line(text_of(http1.request_line, length), is_cut=length > _LINE_MAX)
+    return split_request_line(text_of(line, length), is_cut=length > _LINE_MAX)
 
 
-def server_of(record: RequestRecordRow, http1: Http1Row, line: RequestLine) -> Server:
-    """Which server a record's request is for; `http1` is its section, `line` its request line."""
-    is_client = record.flags & _CLIENT
-    return server_asked(
-        line.scheme,
-        line.authority,
-        whole_text_of(http1.host, http1.host_length, _HOST_MAX),
-        address_of(record.peer_address if is_client else record.local_address),
-        record.peer_port if is_client else record.local_port,
-    )
+def server_of(
+    line: RequestLine, host: bytes, host_length: int, address: bytes, port: int
+) -> Server:
+    """Which server a record's request is for.
+
+    Args:
+        address, port: of the server's side of the connection.
+    """
+    # A part of a name would be another one.
+    whole_host = text_of(host, host_length) if host_length <= _HOST_MAX else ""
+    return server_asked(line.scheme, line.authority, whole_host, address_of(address), port)
 
 
 def process_of(record: RequestRecordRow) -> Process:
@@ -122,15 +120,6 @@ def address_of(raw: bytes) -> str:
     """
     address = ipaddress.IPv6Address(raw)
     return str(address.ipv4_mapped or address)
-
-
-def whole_text_of(raw: bytes, length: int, most: int) -> str:
-    """A text of which a part would mean something else; empty where it was cut.
-
-    Args:
-        most: as long as the kernel keeps it.
-    """
-    return text_of(raw, length) if length <= most else ""
 
 
 def text_of(raw: bytes, length: int) -> str:

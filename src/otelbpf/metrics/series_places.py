@@ -212,11 +212,15 @@ class SeriesPlaces:
         """A key in words, and whether it is certain which service it is of."""
         kind = KINDS[key["is_client"]]
         http1 = record.http1
-        line = line_of(http1)
+        line = line_of(http1.request_line, http1.request_line_length)
         named = self._resources.of(
             process_of(record), record.local_port if kind is Kind.SERVER else 0
         )
-        server = server_of(record, http1, line) if kind is Kind.CLIENT else None
+        server = None
+        if kind is Kind.CLIENT:
+            server = server_of(
+                line, http1.host, http1.host_length, record.peer_address, record.peer_port
+            )
         return (
             SeriesKey(
                 kind,

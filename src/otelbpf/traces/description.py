@@ -24,11 +24,19 @@ import numpy as np
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanKind
 
-from otelbpf.kernel.records import HTTP1, RequestFlag
+from otelbpf.kernel.records import RequestFlag
 from otelbpf.ledger.batch import STAGE_NAMES, Batch
-from otelbpf.ledger.request import Kind, absent_of, address_of, ended_by, text_of, whole_text_of
+from otelbpf.ledger.request import (
+    Kind,
+    absent_of,
+    address_of,
+    ended_by,
+    line_of,
+    server_of,
+    text_of,
+)
 from otelbpf.policy.routes import Routes
-from otelbpf.protocols.urls import RequestLine, Server, server_asked, split_request_line
+from otelbpf.protocols.urls import RequestLine
 from otelbpf.version import __version__
 
 SCOPE = InstrumentationScope("otelbpf", __version__)
@@ -38,8 +46,6 @@ METHODS = frozenset(
 )
 #: What a server answers with 4xx was the client's error.
 LEAST_ERROR = {Kind.SERVER: 500, Kind.CLIENT: 400}
-_LINE_MAX = HTTP1["request_line"].itemsize
-_HOST_MAX = HTTP1["host"].itemsize
 
 Value = str | bool | int | float | Sequence[str]
 Attributes = dict[str, Value]
@@ -114,7 +120,7 @@ class Description:
     # ---- sections ----
 
     def _asked(self, request_line: bytes, request_line_length: int) -> Said:
-        line = _line_of(request_line, request_line_length)
+        line = line_of(request_line, request_line_length)
         route = self._route(line)
         attributes = _method(line.method)
         attributes["url.path"] = line.path
@@ -135,8 +141,8 @@ class Description:
         peer_address: bytes,
         peer_port: int,
     ) -> Said:
-        line = _line_of(request_line, request_line_length)
-        server = _server_asked(line, host, host_length, peer_address, peer_port)
+        line = line_of(request_line, request_line_length)
+        server = server_of(line, host, host_length, peer_address, peer_port)
         route = self._route(line)
         query = f"?{line.query}" if self._capture_query and line.query else ""
         # `*`, or the host that CONNECT asks for, is no path.
@@ -156,22 +162,6 @@ class Description:
 def error_type(status: int, how_it_ended: str, kind: Kind) -> str:
     """The conventions' error.type: how a request was cut short, or its status; empty: no error."""
     return how_it_ended or (str(status) if status >= LEAST_ERROR[kind] else "")
-
-
-def _line_of(line: bytes, length: int) -> RequestLine:
-    return split_request_line(text_of(line, length), is_cut=length > _LINE_MAX)
-
-
-def _server_asked(
-    line: RequestLine, host: bytes, host_length: int, address: bytes, port: int
-) -> Server:
-    return server_asked(
-        line.scheme,
-        line.authority,
-        whole_text_of(host, host_length, _HOST_MAX),
-        address_of(address),
-        port,
-    )
 
 
 def _method(method: str) -> Attributes:
@@ -198,8 +188,8 @@ def _server(
     host: bytes,
     host_length: int,
 ) -> Said:
-    line = _line_of(naming_line, naming_line_length)
-    server = _server_asked(line, host, host_length, local_address, local_port)
+    line = line_of(naming_line, naming_line_length)
+    server = server_of(line, host, host_length, local_address, local_port)
     return Said(
         {
             "url.scheme": line.scheme,
@@ -220,8 +210,8 @@ def _upstream(
     host: bytes,
     host_length: int,
 ) -> Said:
-    line = _line_of(naming_line, naming_line_length)
-    server = _server_asked(line, host, host_length, peer_address, peer_port)
+    line = line_of(naming_line, naming_line_length)
+    server = server_of(line, host, host_length, peer_address, peer_port)
     return Said(
         {
             "url.scheme": line.scheme,
