@@ -167,10 +167,14 @@ def test_a_full_queue_refuses_and_otelbpf_counts(
     net: Network, server: Server, tmp_path: Path
 ) -> None:
     """What it refused is lost, and counted; what it took arrives."""
-    # A request is some 11 spans of 200 to 900 bytes.
+    # A request is some 11 spans of 200 to 900 bytes. The queue takes a batch whole or not at all.
     settings = f"exporters.otlp_grpc.sending_queue.queue_size={20 * COUNT * 1000}"
+    variables = {
+        "OTEL_BSP_EXPORT_TIMEOUT": "3000",
+        "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": str(11 * COUNT),
+    }
     with agent_collector(net, tmp_path, settings) as first:
-        with otelbpf(net, server, tmp_path, OTEL_BSP_EXPORT_TIMEOUT="3000") as running:
+        with otelbpf(net, server, tmp_path, **variables) as running:
             running.wait_ready()
             ask(net, server.port, TOO_MANY)
             ended = running.stop()

@@ -241,9 +241,10 @@ def test_a_routes_stages(recorded: Recorded, shown: Opened) -> None:
         for stage, row in told.items():
             assert exact(row) == figures(durations[str(stage)]), stage
             assert cells(row)[-1] == str(len(durations[str(stage)]))
-        # Along the way: what a server does first a client does last.
+        # Along the way: what a server does first a client does last. A client that reads its
+        # response in pieces is at work in between: its application's turn is the first.
         first = "nic_to_tc" if kind is Kind.SERVER else "write_to_tc_out"
-        assert list(told)[:2] == ["whole", first]
+        assert [stage for stage in told if stage != "read_to_read_last"][:2] == ["whole", first]
 
 
 def test_a_requests_ledger(recorded: Recorded, shown: Opened) -> None:
