@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import re
 
+from scraped import families
 from snapshots import key, series, snapshot
 
-from otelbpf.export.prometheus import families
 from otelbpf.ledger.request import Kind
 from otelbpf.metrics.instruments import metrics_of
 from otelbpf.metrics.snapshot import SeriesKey

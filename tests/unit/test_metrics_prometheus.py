@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import urllib.request
@@ -11,18 +12,23 @@ from collections.abc import Iterator
 import pytest
 from opentelemetry.sdk.metrics.export import MetricsData
 from opentelemetry.sdk.resources import Resource
+from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from scraped import families
 from snapshots import EXEMPLAR, key, series, snapshot
 
 from otelbpf.errors import UsageError
 from otelbpf.export import prometheus as metrics_prometheus
-from otelbpf.export.prometheus import PrometheusEndpoint, families
+from otelbpf.export.prometheus import PrometheusEndpoint
+from otelbpf.export.prometheus_text import texts
 from otelbpf.ledger.request import Kind
 from otelbpf.metrics.instruments import metrics_of
 from otelbpf.metrics.snapshot import Exemplar, SeriesKey, Snapshot
 from otelbpf.version import __version__
 
+_LABEL = re.compile(r'\w+="(?:[^"\\]|\\.)*"')
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"
 
 
@@ -154,7 +160,50 @@ def test_each_bucket_has_its_latest_exemplar() -> None:
         "0.0078125": {"trace_id": f"{7:032x}", "span_id": f"{8:016x}"},
     }
     assert found["0.00390625"].value == pytest.approx(0.003, rel=1e-5)
-    assert found["0.00390625"].timestamp == pytest.approx(later.unix_ns / 1e9)
+    assert float(found["0.00390625"].timestamp) == pytest.approx(later.unix_ns / 1e9)
+
+
+class Made:
+    """What prometheus_client's own writers ask for families."""
+
+    def __init__(self, made: list[Family]) -> None:
+        self._made = made
+
+    def collect(self) -> list[Family]:
+        return self._made
+
+
+def same(text: str) -> set[str]:
+    """Its lines, with labels in one order and numbers as floats."""
+    lines = set()
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            numbers = [float(each) for each in re.findall(r"(?<=[ ])[\d.e+-]+", line)]
+            line = f"{line.partition('{')[0]} {sorted(_LABEL.findall(line))} {numbers}"
+        assert line not in lines
+        lines.add(line)
+    return lines
+
+
+@pytest.mark.parametrize("openmetrics", [False, True])
+def test_as_its_own_client_writes_it(openmetrics: bool) -> None:
+    """Both formats, with texts that have something to escape."""
+    odd = Resource({"service.name": 'a "b"\\', "service.instance.id": "1", "x.y": "two\nlines"})
+    named = series(key(resource=odd, route='/"'))
+    data = metrics_of(snapshot(series(exemplars=(EXEMPLAR,)), named))
+    generate = generate_openmetrics if openmetrics else generate_latest
+    text = "".join(texts(data, openmetrics=openmetrics))
+    assert same(text) == same(generate(Made(families(data))).decode())  # type: ignore[arg-type]
+    assert ("trace_id" in text) is openmetrics
+
+
+def test_a_family_is_in_one_place() -> None:
+    """Also where several services have it: scrapers refuse a second one."""
+    bank = Resource({"service.name": "bank"})
+    data = metrics_of(snapshot(series(), series(key(resource=bank))))
+    text = "".join(texts(data, openmetrics=False))
+    named = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
+    assert len(named) == len(set(named))
 
 
 @pytest.fixture
@@ -180,7 +229,7 @@ def test_a_scrape(endpoint: tuple[PrometheusEndpoint, int], clock: list[float]) 
             for line in text.splitlines()
             if line.startswith("http_server_request_duration_seconds_count{")
         )
-        assert line.endswith(f"}} {count}.0")
+        assert line.endswith(f"}} {count}")
 
 
 def test_openmetrics_has_exemplars(endpoint: tuple[PrometheusEndpoint, int]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from samples import BEGIN_KTIME_NS, SMALL, address, numbered, record
 from series_kernel import MOST, THIS, WHOLE, Kernel, one
 from support.stages import stages_of
+from support.waiting import DEADLINE_S
 
 from otelbpf.host.clock import ClockReading
 from otelbpf.host.processes import NOBODY, Process
@@ -24,7 +26,7 @@ from otelbpf.kernel.records import (
 )
 from otelbpf.metrics import series_places
 from otelbpf.metrics.series import SeriesTable
-from otelbpf.metrics.snapshot import buckets_of
+from otelbpf.metrics.snapshot import Series, buckets_of
 from otelbpf.metrics.stage_places import OTHER_STAGES
 from otelbpf.policy.routes import Routes
 from otelbpf.policy.sampler import Slow
@@ -73,6 +75,33 @@ def test_a_new_series_gets_a_place_and_the_kernel_is_told(
         for key, at in kernel.told
     } == {(hash_of(11), 200, 80, LENGTH_NS + 1), (hash_of(12), 200, 80, LENGTH_NS)}
     assert len({int(place["place"]) for _, place in kernel.told}) == 2
+
+
+def test_nobody_waits_for_a_snapshot(
+    kernel: Kernel, table: SeriesTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests are added while it is taken, and no series ends before it is there."""
+    ended: list[float] = []
+    monkeypatch.setattr(table._places, "end_silent", lambda _, now_s: ended.append(now_s) or [])
+    living = table._places.living
+
+    def meanwhile() -> Iterator[series_places.Living]:
+        for each in living():
+            table.add(one("/later", 12))
+            table.exemplify(dataclasses.replace(numbered(1), records=one("/later", 12)))
+            table.refresh(1.0)
+            yield each
+
+    table.add(one("/a", 11))
+    monkeypatch.setattr(table._places, "living", meanwhile)
+    taken: list[tuple[Series, ...]] = []
+    taking = threading.Thread(target=lambda: taken.append(table.snapshot()), daemon=True)
+    taking.start()
+    taking.join(DEADLINE_S)
+    assert {series.key.route for series in taken[0]} == {"/a", "/later"}
+    assert ended == []
+    table.refresh(2.0)
+    assert ended == [2.0]
 
 
 def test_the_kernel_is_told_again_since_it_may_have_forgotten(

@@ -19,6 +19,7 @@ from otelbpf.export.doors import Door, door_of
 from otelbpf.export.exporters import Signal, is_otlp, load_exporter
 from otelbpf.export.whole_lines import WholeLines, open_lines, standard_output
 from otelbpf.ledger.batch import Requests
+from otelbpf.metrics.encode import encode
 from otelbpf.traces.description import Description
 from otelbpf.traces.encode import Encoder
 from otelbpf.traces.spans import readable_spans
@@ -152,11 +153,7 @@ def metrics_way_out(
     door = _known_door(exporter, Signal.METRICS)
     if door is None:
         return WayOut(_as_it_is, _metrics_door(exporter, timeout_s), whose)
-    from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
-
-    return WayOut(
-        lambda metrics: encode_metrics(metrics).SerializeToString(), door, whose, _MOST_POINTS
-    )
+    return WayOut(encode, door, whose, _MOST_POINTS)
 
 
 def _known_door(exporter: Any, signal: Signal) -> Door[bytes] | None:

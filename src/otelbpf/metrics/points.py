@@ -21,8 +21,8 @@ _NS_PER_S = 1e9
 _EXPLICIT_S = 2.0 ** np.arange(-20, 7)
 #: (27,) s: the upper bounds of explicit buckets, but for the last one's, which has none.
 EXPLICIT_BOUNDS_S: tuple[float, ...] = tuple(_EXPLICIT_S.tolist())
-# The kernel's last bucket that is within each.
-_EDGES = np.searchsorted(UPPER_S, _EXPLICIT_S)
+# The kernel's first bucket of each of them, and of the last one.
+_FIRST = np.concatenate([[0], np.searchsorted(UPPER_S, _EXPLICIT_S) + 1])
 
 Attributes = Mapping[str, str | int | bool]
 Point = HistogramDataPoint | ExponentialHistogramDataPoint
@@ -48,25 +48,23 @@ def histogram_point(
 
     All counts are exact: exponential buckets are the kernel's own, explicit ones several of them.
     """
-    counts: list[int] = histogram.counts.tolist()
     # The SDK's classes ask for these two; its exporters leave out what is None.
     unknown: dict[str, float] = {"min": None, "max": None}  # type: ignore[dict-item]
     told = [_exemplar(exemplar) for exemplar in exemplars]
-    total, sum_s = sum(counts), histogram.sum_ns / _NS_PER_S
+    total, sum_s = histogram.count, histogram.sum_ns / _NS_PER_S
     if style is HistogramStyle.EXPLICIT:
-        within = histogram.counts.cumsum()[_EDGES].tolist()
         return HistogramDataPoint(
             attributes=dict(attributes),
             start_time_unix_nano=start_unix_ns,
             time_unix_nano=unix_ns,
             count=total,
             sum=sum_s,
-            bucket_counts=[b - a for a, b in zip([0, *within], [*within, total], strict=True)],
+            bucket_counts=np.add.reduceat(histogram.counts, _FIRST).tolist(),
             explicit_bounds=EXPLICIT_BOUNDS_S,
             exemplars=told,
             **unknown,
         )
-    first, last = _extent(counts)
+    first, last = _extent(histogram.counts)
     return ExponentialHistogramDataPoint(
         attributes=dict(attributes),
         start_time_unix_nano=start_unix_ns,
@@ -75,8 +73,8 @@ def histogram_point(
         sum=sum_s,
         scale=SCALE,
         # What is in the first bucket is too short to be told apart.
-        zero_count=counts[0],
-        positive=Buckets(FIRST_INDEX + first - 1, counts[first:last]),
+        zero_count=int(histogram.counts[0]),
+        positive=Buckets(FIRST_INDEX + first - 1, histogram.counts[first:last].tolist()),
         negative=Buckets(0, []),
         flags=0,
         exemplars=told,
@@ -84,10 +82,10 @@ def histogram_point(
     )
 
 
-def _extent(counts: list[int]) -> tuple[int, int]:
+def _extent(counts: np.ndarray) -> tuple[int, int]:
     """From which bucket on to before which there is anything, the first one left aside."""
-    filled = [index for index, count in enumerate(counts) if index and count]
-    return (filled[0], filled[-1] + 1) if filled else (1, 1)
+    filled = np.flatnonzero(counts[1:])
+    return (int(filled[0]) + 1, int(filled[-1]) + 2) if len(filled) else (1, 1)
 
 
 def _exemplar(exemplar: Exemplar) -> SdkExemplar:

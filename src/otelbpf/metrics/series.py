@@ -43,7 +43,8 @@ class SeriesTable:
     def __init__(
         self, programs: Programs, routes: Routes, resources: Resources, slow: Slow
     ) -> None:
-        self._lock = threading.Lock()
+        #: No series ends while a snapshot is taken: its sums could be in it twice, or not at all.
+        self._moving = threading.Lock()
         self._places = SeriesPlaces(programs, routes, resources, slow)
         self._stages = StagePlaces(programs)
         most = programs.limits.series
@@ -67,10 +68,6 @@ class SeriesTable:
         """
         if not len(records):
             return np.zeros(0, bool)
-        with self._lock:
-            return self._add(records)
-
-    def _add(self, records: np.ndarray) -> np.ndarray:
         places, slow_ns = self._places.of(records)
         ours = self._ours
         for name in ("request_bytes", "response_bytes", "out_of_order"):
@@ -102,17 +99,22 @@ class SeriesTable:
     def refresh(self, now_s: float) -> None:
         """Once a second: series that have long had no requests end, if others have no place.
 
-        What they had goes to the overflow, so that nothing is missing from a snapshot.
+        What they had goes to the overflow, so that nothing is missing from a snapshot. While one is
+        taken none ends: that is for the next time.
 
         Args:
             now_s: on the monotonic clock.
         """
-        with self._lock:
+        if not self._moving.acquire(blocking=False):
+            return
+        try:
             total = self._kernels["request_bytes"] + self._ours["request_bytes"]
             had_requests = total != self._seen_bytes
             self._seen_bytes = total
             for place, overflow in self._places.end_silent(had_requests, now_s):
                 self._move(place, overflow)
+        finally:
+            self._moving.release()
 
     def _move(self, place: int, overflow: int) -> None:
         """Moves the sums of a place to another one; nothing is added to it meanwhile.
@@ -130,10 +132,7 @@ class SeriesTable:
 
     def exemplify(self, requests: Requests) -> None:
         """Remembers, for each series, the last ones of these requests, which become spans."""
-        with self._lock:
-            self._exemplify(keys_of(requests.records), requests)
-
-    def _exemplify(self, keys: np.ndarray, requests: Requests) -> None:
+        keys = keys_of(requests.records)
         for rows in _by_key(keys):
             place = self._places.of_key(keys[rows[0]])
             if place is not None:
@@ -142,8 +141,12 @@ class SeriesTable:
                 self._exemplars[place] = exemplars[:_EXEMPLARS_EACH]
 
     def snapshot(self) -> tuple[Series, ...]:
-        """All series that have requests; from any thread."""
-        with self._lock:
+        """All series that have requests; from any thread.
+
+        Requests that are added meanwhile, here as by the kernel, may be in some of a series' sums
+        and not yet in others: nobody waits for a snapshot.
+        """
+        with self._moving:
             return tuple(self._series())
 
     def _series(self) -> Iterator[Series]:
@@ -153,20 +156,25 @@ class SeriesTable:
             duration = _histogram(sums["duration"])
             if not duration.count:
                 continue
-            stages = {
-                name: _histogram(stage)
-                for name, stage in zip(self._stages.names, sums["stages"], strict=False)
-                if stage["counts"].any()
-            }
             yield Series(
                 key,
                 **{name: int(sums[name]) for name in _COUNTS},
                 duration=duration,
-                stages=stages,
+                stages=self._stages_of(sums["stages"]),
                 acked=_histogram(sums["acked"]),
                 exemplars=tuple(self._exemplars.get(place, ())),
                 since_unix_ns=since_unix_ns,
             )
+
+    def _stages_of(self, sums: np.ndarray) -> dict[str, Histogram]:
+        """Those that have any."""
+        names = self._stages.names
+        # Copies: else they would hold all that the series has.
+        counts, sums_ns = sums["counts"][: len(names)].copy(), sums["sum_ns"].tolist()
+        return {
+            names[stage]: Histogram(sums_ns[stage], counts[stage])
+            for stage in np.flatnonzero(counts.any(axis=1)).tolist()
+        }
 
     def close(self) -> None:
         """Unmaps what was mapped."""
@@ -206,5 +214,5 @@ def _numbers(series: np.ndarray) -> np.ndarray:
 
 
 def _histogram(sums: np.void) -> Histogram:
-    # A copy: else it would hold all that the series has.
+    # A copy, likewise.
     return Histogram(int(sums["sum_ns"]), sums["counts"].copy())

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What metrics cost the agent, and for how long they hold up its loop.
+
+    .venv/bin/python bench/metrics.py [--series 50 1000]
+
+A table of so many series, each with all stages, is exported over OTLP and scraped by Prometheus:
+from the kernel's sums, which are made up, to the bytes, by the agent's own code. Processor time is
+the whole process's. Then once more beside a loop that does what the agent does in each turn: it
+adds requests to the table, and then has nothing to do for a while. Its longest turn is from when it
+was due to when it was done. Needs no root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import mmap
+import os
+import platform
+import resource
+import socket
+import statistics
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
+from string import ascii_lowercase
+from typing import Any
+
+import numpy as np
+
+from otelbpf.export.answers import Answer, Verdict
+from otelbpf.export.metrics import MetricsExport, Periodic, Schedule, metrics_export
+from otelbpf.export.ways_out import WayOut, metrics_way_out
+from otelbpf.host.resource import Resources
+from otelbpf.kernel.arrays import SERIES_SETS, STAGE_ORDERS
+from otelbpf.kernel.limits import Limits
+from otelbpf.kernel.records import (
+    REQUEST_RECORD,
+    SERIES,
+    SERIES_SET,
+    STAGE_ORDER,
+    RequestFlag,
+    Stamp,
+)
+from otelbpf.ledger.request import KINDS
+from otelbpf.ledger.tally import Sums
+from otelbpf.metrics.instruments import MetricStyle
+from otelbpf.metrics.points import HistogramStyle
+from otelbpf.metrics.series import SeriesTable
+from otelbpf.metrics.snapshot import BUCKETS, Snapshot
+from otelbpf.policy.routes import Routes
+from otelbpf.policy.sampler import Slow
+
+ROUNDS = 5
+# As often as the agent looks at its ring at the most, and as many records as are not yet in series.
+_PAUSE_S, _A_TURN = 0.05, 20
+_LOOP_S = 3.0
+_BEGAN_KTIME_NS = 5_000_000_000_000
+# In the order in which a request that is read and answered in several pieces passes them.
+_STAMPS = (
+    Stamp.NIC, Stamp.TC, Stamp.TCP, Stamp.QUEUED, Stamp.WOKEN, Stamp.RUNNING, Stamp.READ,
+    Stamp.HANDLER_START, Stamp.HANDLER_END, Stamp.WRITE, Stamp.TC_OUT, Stamp.WRITE_LAST,
+    Stamp.TC_OUT_LAST, Stamp.ACKED,
+)  # fmt: skip
+_SCRAPER = {
+    "Accept": "application/openmetrics-text;version=1.0.0,text/plain;q=0.5",
+    "Accept-Encoding": "gzip",
+}
+
+
+class Kernel:
+    """The kernel's part of the table: its maps, in memory."""
+
+    def __init__(self, series: int) -> None:
+        self.limits = Limits(series=series + len(KINDS))
+        sizes = {
+            "series": self.limits.series * SERIES.itemsize,
+            "stage_orders": STAGE_ORDERS * STAGE_ORDER.itemsize,
+            "series_sets": SERIES_SETS * SERIES_SET.itemsize,
+        }
+        self._files = {name: os.memfd_create(name) for name in sizes}
+        for name, size in sizes.items():
+            os.ftruncate(self._files[name], size)
+        self._sums = mmap.mmap(self._files["series"], sizes["series"])
+
+    def map_fd(self, name: str) -> int:
+        return self._files[name]
+
+    def set_overflow_place(self, is_client: int, place: bytes) -> None:
+        """Has nobody to tell."""
+
+    def wait_for_running(self) -> None:
+        """Has nobody to wait for."""
+
+    def fill(self, stages: int) -> None:
+        """Requests of all lengths, from 1 µs to 1 s, in every series but the overflows."""
+        chance = np.random.default_rng(1)
+        sums = np.frombuffer(self._sums, SERIES)[len(KINDS) :]
+        lengths = np.arange(BUCKETS)
+        likely = (lengths > 24) & (lengths < 184)
+        for series in sums:
+            some = [series["duration"], series["acked"], *series["stages"][1 : stages + 1]]
+            for histogram in some:
+                histogram["counts"] = chance.poisson(20, BUCKETS) * likely
+                histogram["sum_ns"] = chance.integers(1 << 40)
+            series["request_bytes"] = series["response_bytes"] = chance.integers(1 << 40)
+
+
+def requests(count: int) -> np.ndarray:
+    """Answered ones, each of another route."""
+    made = np.zeros(count, REQUEST_RECORD)
+    for after, stamp in enumerate(_STAMPS):
+        made["stamp_ktime_ns"][:, stamp] = _BEGAN_KTIME_NS + 10_000 * after
+    made["flags"] = RequestFlag.REQUEST_RECEIVED | RequestFlag.REQUEST_ANSWERED
+    made["status"], made["local_port"] = 200, 8080
+    made["route_hash"] = np.arange(1, count + 1)
+    for row, letters in zip(range(count), product(ascii_lowercase, repeat=3), strict=False):
+        line = f"GET /shop/{''.join(letters)}/items HTTP/1.1".encode()
+        made["http1"]["request_line"][row] = line
+        made["http1"]["request_line_length"][row] = len(line)
+    return made
+
+
+class Table:
+    """So many series, and what a snapshot has besides."""
+
+    def __init__(self, series: int) -> None:
+        kernel = Kernel(series)
+        self._resources = Resources("shop")
+        self.table = SeriesTable(kernel, Routes((), series), self._resources, Slow())  # type: ignore[arg-type]
+        self.records = requests(series)
+        self.table.add(self.records)
+        kernel.fill(len(_STAMPS) - 2)
+        assert len(self.table.snapshot()) == series
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(
+            1, time.time_ns(), self._resources.of_agent(), self.table.snapshot(), (),
+            Sums(0, 0, 0, {}, {}, {}, {}, {}),
+        )  # fmt: skip
+
+
+@dataclass
+class Swallow:
+    """A door that takes all."""
+
+    octets: int = 0
+    messages: int = 0
+
+    def send(self, told: bytes, within_s: float) -> Answer:
+        self.octets += len(told)
+        self.messages += 1
+        return Answer(Verdict.TAKEN)
+
+    def close(self) -> None:
+        """Has nothing to close."""
+
+
+@dataclass
+class Loop:
+    """Turns of the agent's loop, in a thread of their own.
+
+    Attributes:
+        longest_s: from when a turn was due to when it was done.
+    """
+
+    of: Table
+    longest_s: float = 0.0
+    _stopping: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> Loop:
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        housekeeping_s = time.monotonic()
+        while not self._stopping.is_set():
+            due_s = time.monotonic() + _PAUSE_S
+            time.sleep(_PAUSE_S)
+            self.of.table.add(self.of.records[:_A_TURN])
+            if due_s > housekeeping_s:
+                self.of.table.refresh(time.monotonic())
+                housekeeping_s = due_s + 1.0
+            self.longest_s = max(self.longest_s, time.monotonic() - due_s)
+
+
+def export(of: Table, style: HistogramStyle) -> str:
+    """Over OTLP, once; tells how large that was."""
+    made = metrics_way_out("otlp_proto_http", "the collector", 10.0, {})
+    door = Swallow()
+    way_out: WayOut[Any] = WayOut(made.form, door, made.whose, made.most)
+    periodic = Periodic(way_out, MetricStyle(style), Schedule(), "nowhere")
+    periodic.start(of.snapshot)
+    # Which exports for the last time, and so for the first.
+    periodic.stop()
+    made.door.close()
+    return f"{door.octets / 1e6:.1f} MB in {door.messages} messages"
+
+
+def scrape(of: Table) -> str:
+    """By Prometheus, once."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    exporting: MetricsExport = metrics_export({
+        "OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": str(port),
+        "OTEL_EXPORTER_PROMETHEUS_HOST": "127.0.0.1",
+    })  # fmt: skip
+    exporting.start(of.snapshot)
+    asked = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers=_SCRAPER)
+    with urllib.request.urlopen(asked) as answer:
+        octets = len(answer.read())
+    exporting.stop()
+    return f"{octets / 1e6:.1f} MB of gzip"
+
+
+def measured(of: Table, once: Callable[[], str]) -> str:
+    """Its processor time and size, and the longest turn of a loop beside it."""
+    size = once()
+    used_s, took_s = [], []
+    for _ in range(ROUNDS):
+        before_s, began_s = time.process_time(), time.monotonic()
+        once()
+        used_s.append(time.process_time() - before_s)
+        took_s.append(time.monotonic() - began_s)
+    with Loop(of) as loop:
+        until_s = time.monotonic() + _LOOP_S
+        while time.monotonic() < until_s:
+            once()
+    return (
+        f"{statistics.median(used_s):6.2f} s of a processor "
+        f"({min(used_s):.2f} to {max(used_s):.2f}), {statistics.median(took_s):5.2f} s in all; "
+        f"longest turn {loop.longest_s * 1e3:4.0f} ms; {size}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--series", type=int, nargs="+", default=[50, 1_000])
+    given = parser.parse_args()
+    print(f"kernel {platform.release()}, {os.cpu_count()} processors; median of {ROUNDS}")
+    for count in given.series:
+        of = Table(count)
+        histograms = len(_STAMPS)
+        print(f"{count} series, each of {histograms} histograms and 4 counters", flush=True)
+        with Loop(of) as loop:
+            time.sleep(_LOOP_S)
+        print(f"  nothing          longest turn {loop.longest_s * 1e3:4.0f} ms", flush=True)
+        ways: dict[str, Callable[[], str]] = {
+            **{
+                f"OTLP, {style.name.lower()}": partial(export, of, style)
+                for style in HistogramStyle
+            },
+            "Prometheus": partial(scrape, of),
+        }
+        for name, once in ways.items():
+            print(f"  {name:<17}{measured(of, once)}", flush=True)
+        of.table.close()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"resident at most {peak >> 10} MiB")
+
+
+if __name__ == "__main__":
+    main()
