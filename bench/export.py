@@ -2,20 +2,23 @@
 """What sending spans costs the agent: processor time for each request, all of its threads together.
 
     .venv/bin/python bench/export.py [--agent OTHER/.venv/bin/otelbpf]
+    .venv/bin/python bench/export.py --memory 600
 
 asks a server at a steady rate, or as fast as wrk does, while an agent sends every request to a
-receiver that throws away what it gets. With --agent, another checkout's agent does that.
+receiver that throws away what it gets. With --agent, another checkout's agent does that. With
+--memory it does so for that many seconds, and tells the agent's size meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import platform
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,21 +26,30 @@ from pathlib import Path
 import grpc
 import measure
 from cost import asyncio_server
-from measure import PORT, Network, agent, load, served
+from measure import PORT, Network, agent, load, resident_mib, served
+from support.namespaces import Side
 
 _TICK_S = 0.01
+# How often an agent's size is told, under so many requests a second.
+_EACH_S, _RATE = 15.0, 5_000
 _WARM_UP_S = 2.0
 # A batch waits no longer for its requests, and then there is nothing left to do.
 _REST_S = 1.5
-_EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+_SPANS = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 _STYLES = ("spans", "attributes")
 
 
 class _Swallow(grpc.GenericRpcHandler):
-    def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
-        if call.method != _EXPORT:
-            return None
-        return grpc.unary_unary_rpc_method_handler(lambda octets, _: b"")
+    def __init__(self, on_spans: Callable[[], object]) -> None:
+        self._on_spans = on_spans
+
+    def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        def take(_octets: bytes, _context: grpc.ServicerContext) -> bytes:
+            if call.method == _SPANS:
+                self._on_spans()
+            return b""
+
+        return grpc.unary_unary_rpc_method_handler(take)
 
 
 class _Http(BaseHTTPRequestHandler):
@@ -57,14 +69,23 @@ class _Http(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def receiver(protocol: str) -> Iterator[dict[str, str]]:
-    """Gives the variables by which an agent sends to it."""
+def receiver(
+    protocol: str, side: Side | None = None, on_spans: Callable[[], object] = lambda: None
+) -> Iterator[dict[str, str]]:
+    """Gives the variables by which somebody sends spans to it.
+
+    Args:
+        side: the namespace that it is in; None: this process's own.
+        on_spans: called for each message of spans that comes over gRPC.
+    """
     if protocol == "grpc":
-        server = grpc.server(futures.ThreadPoolExecutor(2), handlers=(_Swallow(),))
-        port = server.add_insecure_port("127.0.0.1:0")
+        server = grpc.server(futures.ThreadPoolExecutor(2), handlers=(_Swallow(on_spans),))
+        listen = functools.partial(server.add_insecure_port, "127.0.0.1:0")
+        port = listen() if side is None else side.call(listen)
         server.start()
         stop = lambda: server.stop(None)  # noqa: E731
     else:
+        assert side is None, "only gRPC's"
         http = ThreadingHTTPServer(("127.0.0.1", 0), _Http)
         port = http.server_address[1]
         threading.Thread(target=http.serve_forever, daemon=True).start()
@@ -80,7 +101,17 @@ def receiver(protocol: str) -> Iterator[dict[str, str]]:
         stop()
 
 
-def ask(net: Network, rate: int, seconds: float, *, new_paths: bool = False) -> int:
+def known_path(count: int) -> str:
+    """One of eight."""
+    return f"/hello/{count % 8}"
+
+
+def new_path(count: int) -> str:
+    """Another one each time."""
+    return f"/item/{count}"
+
+
+def ask(net: Network, rate: int, seconds: float, path_of: Callable[[int], str] = known_path) -> int:
     """How many were answered: all."""
     each_tick = max(1, round(rate * _TICK_S))
     tick_s = each_tick / rate
@@ -96,8 +127,7 @@ def ask(net: Network, rate: int, seconds: float, *, new_paths: bool = False) -> 
         while due_s < end_s:
             for sock in sockets:
                 count += 1
-                path = f"/item/{count}" if new_paths else f"/hello/{count % 8}"
-                sock.sendall(f"GET {path} HTTP/1.1\r\nHost: server\r\n\r\n".encode())
+                sock.sendall(f"GET {path_of(count)} HTTP/1.1\r\nHost: server\r\n\r\n".encode())
             for sock in sockets:
                 if not sock.recv(4_096):
                     raise ConnectionError("the server has closed the connection")
@@ -110,24 +140,25 @@ def run(
     net: Network, rate: int, protocol: str, style: str, seconds: float, *, new_paths: bool = False
 ) -> str:
     """One row of the table."""
+    path_of = new_path if new_paths else known_path
     with (
         receiver(protocol) as variables,
         agent(net, PORT, "--stages", style, **variables) as running,
     ):
         if rate:
-            ask(net, rate, _WARM_UP_S, new_paths=new_paths)
+            ask(net, rate, _WARM_UP_S, path_of)
         else:
             load(net, round(_WARM_UP_S))
         running.catch_up()
         before_s = running.processor_s()
         if rate:
-            asked, per_s = ask(net, rate, seconds, new_paths=new_paths), float(rate)
+            asked, per_s = ask(net, rate, seconds, path_of), float(rate)
         else:
             done = load(net, round(seconds))
             asked, per_s = done.requests, done.per_second
         time.sleep(_REST_S)
         used_s = running.processor_s() - before_s
-        memory_mib = _resident_mib(running.pid)
+        memory_mib = resident_mib(running.pid)
         sums = running.stop()
     paths = ", new paths" if new_paths else ""
     return (
@@ -143,13 +174,27 @@ def idle(net: Network, seconds: float) -> str:
         before_s = running.processor_s()
         time.sleep(seconds)
         used_s = running.processor_s() - before_s
-        memory_mib = _resident_mib(running.pid)
+        memory_mib = resident_mib(running.pid)
     return f"   idle    {used_s / seconds:.2%} of a processor  {memory_mib} MiB"
 
 
-def _resident_mib(pid: int) -> int:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * 4096 >> 20
+def memory(net: Network, seconds: float) -> None:
+    """How large an agent is at ready, and while it sends all the time."""
+    with receiver("grpc") as variables, agent(net, PORT, **variables) as running:
+        ready_mib = resident_mib(running.pid)
+        print(f"{_RATE} requests a second, grpc, spans\n  at ready {ready_mib:4} MiB", flush=True)
+        sizes_mib, began_s, asked = [], time.monotonic(), 0
+        while time.monotonic() < began_s + seconds:
+            asked += ask(net, _RATE, _EACH_S)
+            sizes_mib.append(resident_mib(running.pid))
+            at_s = time.monotonic() - began_s
+            print(f"  {at_s:6.0f} s {sizes_mib[-1]:4} MiB", flush=True)
+        sums = running.stop()
+    half = sizes_mib[len(sizes_mib) // 2 :]
+    print(
+        f"  at most ready + {max(sizes_mib) - ready_mib} MiB; in the second half {min(half)} to "
+        f"{max(half)} MiB; asked {asked}, exported {sums['exported']}, lost {sums['lost']}"
+    )
 
 
 def main() -> None:
@@ -160,9 +205,15 @@ def main() -> None:
     parser.add_argument("--protocols", nargs="+", default=["grpc", "http/protobuf"])
     parser.add_argument("--styles", nargs="+", default=list(_STYLES), choices=_STYLES)
     parser.add_argument("--new-paths", action="store_true", help="no path is asked for twice")
+    parser.add_argument("--memory", type=float, metavar="SECONDS", help="its size, so long")
     given = parser.parse_args()
     if given.agent is not None:
         measure.COMMAND = given.agent
+    if given.memory is not None:
+        print(f"kernel {platform.release()}; {measure.COMMAND}")
+        with served(asyncio_server) as net:
+            memory(net, given.memory)
+        return
     print(f"kernel {platform.release()}; {given.seconds:.0f} s a load; {measure.COMMAND}")
     with served(asyncio_server) as net:
         print(idle(net, given.seconds), flush=True)

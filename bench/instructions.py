@@ -59,7 +59,7 @@ FATES = {
 }
 NGINX = """\
 worker_processes 1; daemon off; user root; pid {directory}/pid; error_log stderr;
-events {{ worker_connections 64; }}
+events {{ worker_connections 1024; }}
 http {{
     access_log off; keepalive_requests 1000000000;
     client_body_temp_path {directory}; proxy_temp_path {directory}; fastcgi_temp_path {directory};

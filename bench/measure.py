@@ -111,8 +111,7 @@ class Agent:
 
     def processor_s(self) -> float:
         """How long its threads have been on a processor so far."""
-        files = Path(f"/proc/{self.pid}/task").glob("*/schedstat")
-        return sum(int(file.read_text().split()[0]) for file in files) / 1e9
+        return processor_s(self.pid)
 
     def catch_up(self) -> None:
         """Waits until it has nothing left to do."""
@@ -139,6 +138,18 @@ class Agent:
         return json.loads(self.sums.read_text())
 
 
+def processor_s(pid: int) -> float:
+    """How long a process's threads have been on a processor so far."""
+    files = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(file.read_text().split()[0]) for file in files) / 1e9
+
+
+def resident_mib(pid: int) -> int:
+    """How much of a process is in memory, what it shares with the kernel included."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
 @contextlib.contextmanager
 def served(server: Callable[[Path], list[str | Path]]) -> Iterator[Network]:
     """Two network namespaces, and in one of them a server that listens at PORT.
@@ -146,12 +157,21 @@ def served(server: Callable[[Path], list[str | Path]]) -> Iterator[Network]:
     Args:
         server: gives the server's command; is given a directory for its files.
     """
-    with network() as net, tempfile.TemporaryDirectory() as name:
+    with network() as net, serving(net, server):
+        yield net
+
+
+@contextlib.contextmanager
+def serving(
+    net: Network, server: Callable[[Path], list[str | Path]], **environment: str
+) -> Iterator[Process]:
+    """That server, in a network that is there."""
+    with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         command = [*net.server.enter(), *server(directory)]
-        with running("server", command, directory) as process:
+        with running("server", command, directory, environment) as process:
             process.wait_until(lambda _: _listens(net), _READY_TIMEOUT_S)
-            yield net
+            yield process
 
 
 def _listens(net: Network) -> bool:

@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """What metrics cost the agent, and for how long they hold up its loop.
 
-    .venv/bin/python bench/metrics.py [--series 50 1000]
+    .venv/bin/python bench/metrics.py [--series 50 1000] [--agent]
 
 A table of so many series, each with all stages, is exported over OTLP and scraped by Prometheus:
 from the kernel's sums, which are made up, to the bytes, by the agent's own code. Processor time is
 the whole process's. Then once more beside a loop that does what the agent does in each turn: it
 adds requests to the table, and then has nothing to do for a while. Its longest turn is from when it
 was due to when it was done. Needs no root.
+
+With --agent, as root, a real one under 5,000 requests a second of so many routes: the longest time
+that passes between two messages of spans, while nobody asks for metrics and while they are scraped
+or exported all the time.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import mmap
 import os
 import platform
@@ -22,12 +27,12 @@ import statistics
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import product
 from string import ascii_lowercase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -54,10 +59,14 @@ from otelbpf.metrics.snapshot import BUCKETS, Snapshot
 from otelbpf.policy.routes import Routes
 from otelbpf.policy.sampler import Slow
 
+if TYPE_CHECKING:
+    from support.namespaces import Network
+
 ROUNDS = 5
 # As often as the agent looks at its ring at the most, and as many records as are not yet in series.
 _PAUSE_S, _A_TURN = 0.05, 20
 _LOOP_S = 3.0
+_RATE, _WARM_UP_S = 5_000, 3.0
 _BEGAN_KTIME_NS = 5_000_000_000_000
 # In the order in which a request that is read and answered in several pieces passes them.
 _STAMPS = (
@@ -117,8 +126,8 @@ def requests(count: int) -> np.ndarray:
     made["flags"] = RequestFlag.REQUEST_RECEIVED | RequestFlag.REQUEST_ANSWERED
     made["status"], made["local_port"] = 200, 8080
     made["route_hash"] = np.arange(1, count + 1)
-    for row, letters in zip(range(count), product(ascii_lowercase, repeat=3), strict=False):
-        line = f"GET /shop/{''.join(letters)}/items HTTP/1.1".encode()
+    for row in range(count):
+        line = f"GET {path_of(row)} HTTP/1.1".encode()
         made["http1"]["request_line"][row] = line
         made["http1"]["request_line_length"][row] = len(line)
     return made
@@ -207,17 +216,10 @@ def export(of: Table, style: HistogramStyle) -> str:
 
 def scrape(of: Table) -> str:
     """By Prometheus, once."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    exporting: MetricsExport = metrics_export({
-        "OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": str(port),
-        "OTEL_EXPORTER_PROMETHEUS_HOST": "127.0.0.1",
-    })  # fmt: skip
+    port = _unused_port()
+    exporting: MetricsExport = metrics_export(_scraped_at(port))
     exporting.start(of.snapshot)
-    asked = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers=_SCRAPER)
-    with urllib.request.urlopen(asked) as answer:
-        octets = len(answer.read())
+    octets = _fetch(port)
     exporting.stop()
     return f"{octets / 1e6:.1f} MB of gzip"
 
@@ -242,11 +244,118 @@ def measured(of: Table, once: Callable[[], str]) -> str:
     )
 
 
+def path_of(number: int) -> str:
+    """Another route for each number."""
+    letters = "".join(ascii_lowercase[number // 26**place % 26] for place in range(3))
+    return f"/shop/{letters}/items"
+
+
+def beside_a_load(series: int, seconds: float) -> None:
+    """A real agent's spans, while its metrics are asked for."""
+    from cost import asyncio_server
+    from measure import served
+
+    port = _unused_port()
+    ways = {
+        "nothing": _exported_each(3_600),
+        "OTLP each second": _exported_each(1),
+        "Prometheus": _scraped_at(port),
+    }
+    with served(asyncio_server) as net:
+        for name, environment in ways.items():
+            took_s: list[float] = []
+            scraping = _scraping(port, took_s) if name == "Prometheus" else contextlib.nullcontext()
+            print(f"  {name:<17}{_loaded(net, series, seconds, environment, scraping)}", end="")
+            scrapes = f"; {len(took_s)} scrapes, of up to {max(took_s):.2f} s" if took_s else ""
+            print(scrapes, flush=True)
+
+
+def _loaded(
+    net: Network, series: int, seconds: float, environment: dict[str, str],
+    meanwhile: AbstractContextManager[None],
+) -> str:  # fmt: skip
+    from export import ask, receiver
+    from measure import PORT, agent
+
+    came_s: list[float] = []
+    options = ("--series", str(series + len(KINDS)))
+    with (
+        receiver("grpc", on_spans=lambda: came_s.append(time.monotonic())) as variables,
+        agent(net, PORT, *options, **variables, **environment) as running,
+    ):
+        ask(net, _RATE, _WARM_UP_S, lambda count: path_of(count % series))
+        came_s.clear()
+        used_s = running.processor_s()
+        with meanwhile:
+            requests = ask(net, _RATE, seconds, lambda count: path_of(count % series))
+        used_s = running.processor_s() - used_s
+        gaps_ms = np.diff(came_s) * 1e3
+        sums = running.stop()
+    return (
+        f"{used_s / requests * 1e6:5.1f} us a request; messages of spans come each "
+        f"{np.median(gaps_ms):.0f} ms, at most {gaps_ms.max():.0f} ms apart; lost {sums['lost']}"
+    )
+
+
+def _exported_each(seconds: int) -> dict[str, str]:
+    return {
+        "OTEL_METRICS_EXPORTER": "otlp", "OTEL_METRIC_EXPORT_INTERVAL": str(seconds * 1_000),
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def _scraping(port: int, took_s: list[float]) -> Iterator[None]:
+    """Scrapes again and again; tells how long each took that was made anew."""
+    stopping = threading.Event()
+
+    def run() -> None:
+        while not stopping.wait(_PAUSE_S):
+            began_s = time.monotonic()
+            _fetch(port)
+            took_s.append(time.monotonic() - began_s)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join()
+
+
+def _unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _scraped_at(port: int) -> dict[str, str]:
+    return {
+        "OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": str(port),
+        "OTEL_EXPORTER_PROMETHEUS_HOST": "127.0.0.1",
+    }  # fmt: skip
+
+
+def _fetch(port: int) -> int:
+    """How many bytes that were."""
+    asked = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers=_SCRAPER)
+    with urllib.request.urlopen(asked) as answer:
+        return len(answer.read())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--series", type=int, nargs="+", default=[50, 1_000])
+    parser.add_argument("--agent", action="store_true", help="a real one, under load")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each load")
     given = parser.parse_args()
     print(f"kernel {platform.release()}, {os.cpu_count()} processors; median of {ROUNDS}")
+    if given.agent:
+        for count in given.series:
+            print(f"{count} series, {_RATE} requests a second for {given.seconds:.0f} s")
+            beside_a_load(count, given.seconds)
+        return
     for count in given.series:
         of = Table(count)
         histograms = len(_STAMPS)

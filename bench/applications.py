@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tracing costs those who are traced: inside the application, and by otelbpf outside it.
+
+    .venv/bin/python bench/applications.py [--only service|latency]
+
+service: processor time of a FastAPI service under uvicorn, for each request at a steady rate:
+alone, started by `opentelemetry-instrument`, and with otelbpf beside it. Both send all spans to
+receivers that throw them away. What otelbpf's programs take of the service's own time is in the
+service's; the agent's is told beside it.
+
+latency: how long nginx takes to answer under half of the load that it can bear, without an agent
+and with one that sends all spans, in turns. wrk waits between two requests of a connection.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from export import ask, receiver
+from instructions import nginx
+from measure import PORT, ROOT, Network, agent, load, network, processor_s, served, serving
+
+_WARM_UP_S = 2.0
+# A batch waits no longer for its requests, neither ours nor the SDK's, which is 5 s.
+_REST_S = 6.0
+_PACKAGES = ("fastapi", "uvicorn", "opentelemetry-sdk")
+_DELAY_MS = 10
+_UNITS_US = {"us": 1.0, "ms": 1e3, "s": 1e6}
+
+
+class Used(NamedTuple):
+    """Microseconds of a processor, a request."""
+
+    service: float
+    agent: float = 0.0
+
+
+def service(directory: Path) -> list[str | Path]:
+    return [sys.executable, ROOT / "bench/fastapi_service.py", str(PORT)]
+
+
+def instrumented(directory: Path) -> list[str | Path]:
+    return [ROOT / ".venv/bin/opentelemetry-instrument", *service(directory)]
+
+
+def asked(net: Network, rate: int, seconds: float, *pids: int) -> Used:
+    """What these processes, the service first, use while it is asked."""
+    ask(net, rate, _WARM_UP_S)
+    time.sleep(_REST_S)
+    before = [processor_s(pid) for pid in pids]
+    requests = ask(net, rate, seconds)
+    time.sleep(_REST_S)
+    used = [processor_s(pid) - s for pid, s in zip(pids, before, strict=True)]
+    return Used(*(s / requests * 1e6 for s in used))
+
+
+def alone(net: Network, rate: int, seconds: float) -> Used:
+    with serving(net, service) as process:
+        return asked(net, rate, seconds, process.popen.pid)
+
+
+def inside(net: Network, rate: int, seconds: float) -> Used:
+    nothing_else = {"OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
+    with (
+        receiver("grpc", net.server) as variables,
+        serving(net, instrumented, **nothing_else, **variables) as process,
+    ):
+        return asked(net, rate, seconds, process.popen.pid)
+
+
+def beside(net: Network, rate: int, seconds: float) -> Used:
+    with (
+        receiver("grpc") as variables,
+        serving(net, service) as process,
+        agent(net, PORT, **variables) as measuring,
+    ):
+        return asked(net, rate, seconds, process.popen.pid, measuring.pid)
+
+
+def services(rate: int, seconds: float, rounds: int) -> None:
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
+    print(
+        f"{versions}; {rate} requests a second for {seconds:.0f} s; us of a processor a request, "
+        f"median of {rounds} rounds (range)",
+        flush=True,
+    )
+    found: dict[str, list[Used]] = {"alone": [], "opentelemetry-instrument": [], "otelbpf": []}
+    with network() as net:
+        for _ in range(rounds):
+            for name, way in zip(found, (alone, inside, beside), strict=True):
+                found[name].append(way(net, rate, seconds))
+    without = statistics.median(used.service for used in found["alone"])
+    for name, all_used in found.items():
+        of_service = [used.service for used in all_used]
+        of_agent = [used.agent for used in all_used]
+        added = statistics.median(of_service) - without
+        print(
+            f"  {name:<26}service {_spread(of_service, 0)}, {added:+5.0f}; "
+            f"agent {_spread(of_agent, 0)}; {added + statistics.median(of_agent):+5.0f} in all"
+        )
+
+
+class Paced(NamedTuple):
+    """What wrk saw of requests that it did not send as fast as it could."""
+
+    per_second: float
+    p50_us: float
+    p99_us: float
+
+
+def paced(net: Network, connections: int, seconds: int) -> Paced:
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+        script.write(f"function delay() return {_DELAY_MS} end\n")
+        script.flush()
+        answer = subprocess.run(
+            [
+                *net.client.enter(), "wrk", "--latency", "-t1", f"-c{connections}", f"-d{seconds}s",
+                "-s", script.name, f"http://{net.server.ipv4}:{PORT}/hello",
+            ],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+    return Paced(
+        float(re.search(r"Requests/sec:\s+([\d.]+)", answer)[1]),
+        *(_quantile_us(answer, percent) for percent in (50, 99)),
+    )
+
+
+def _quantile_us(answer: str, percent: int) -> float:
+    found = re.search(rf"^\s+{percent}%\s+([\d.]+)(\w+)$", answer, re.MULTILINE)
+    return float(found[1]) * _UNITS_US[found[2]]
+
+
+def latency(seconds: int, rounds: int) -> None:
+    with served(nginx) as net:
+        load(net, 1)
+        most = load(net, seconds).per_second
+        connections = max(1, round(most / 2 * _DELAY_MS / 1e3))
+        print(
+            f"nginx answers {most:.0f} requests a second at the most; {connections} connections, "
+            f"{seconds} s a load, {rounds} of each in turns; median (range)",
+            flush=True,
+        )
+        found: dict[str, list[Paced]] = {"no agent": [], "all spans sent": []}
+        paced(net, connections, seconds)
+        for _ in range(rounds):
+            found["no agent"].append(paced(net, connections, seconds))
+            with receiver("grpc") as variables, agent(net, PORT, "--xdp", "auto", **variables):
+                found["all spans sent"].append(paced(net, connections, seconds))
+    for name, all_seen in found.items():
+        rate, p50_us, p99_us = zip(*all_seen, strict=True)
+        print(
+            f"  {name:<16}{_spread(rate, 0)} requests a second; p50 {_spread(p50_us, 0)} us; "
+            f"p99 {_spread(p99_us, 0)} us"
+        )
+    pairs = zip(*found.values(), strict=True)
+    ratios = [with_it.p99_us / without.p99_us for without, with_it in pairs]
+    print(f"  p99 with it, of that without just before: {_spread(ratios, 2)}")
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    median, least, most = statistics.median(values), min(values), max(values)
+    return f"{median:.{digits}f} ({least:.{digits}f} to {most:.{digits}f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=["service", "latency"])
+    parser.add_argument("--seconds", type=int, default=10, help="of each load (default: 10)")
+    parser.add_argument("--rounds", type=int, default=5, help="of each (default: 5)")
+    parser.add_argument("--rate", type=int, default=400, help="of requests to the service")
+    given = parser.parse_args()
+    print(f"kernel {platform.release()}, {os.cpu_count()} processors")
+    if given.only != "latency":
+        services(given.rate, given.seconds, given.rounds)
+    if given.only != "service":
+        latency(given.seconds, given.rounds)
+
+
+if __name__ == "__main__":
+    main()
