@@ -163,7 +163,7 @@ def run(
     paths = ", new paths" if new_paths else ""
     return (
         f"{per_s:>7.0f}/s  {protocol + ', ' + style + paths:<38} {used_s / asked * 1e6:>7.1f} us"
-        f"  lost {sums['lost']}  {memory_mib} MiB"
+        f"  lost {sums['lost']}  {memory_mib:.0f} MiB"
     )
 
 
@@ -175,26 +175,32 @@ def idle(net: Network, seconds: float) -> str:
         time.sleep(seconds)
         used_s = running.processor_s() - before_s
         memory_mib = resident_mib(running.pid)
-    return f"   idle    {used_s / seconds:.2%} of a processor  {memory_mib} MiB"
+    return f"   idle    {used_s / seconds:.2%} of a processor  {memory_mib:.0f} MiB"
 
 
 def memory(net: Network, seconds: float) -> None:
     """How large an agent is at ready, and while it sends all the time."""
     with receiver("grpc") as variables, agent(net, PORT, **variables) as running:
         ready_mib = resident_mib(running.pid)
-        print(f"{_RATE} requests a second, grpc, spans\n  at ready {ready_mib:4} MiB", flush=True)
+        print(f"{_RATE} requests a second, grpc, spans", flush=True)
+        print(_size("at ready", running.pid), flush=True)
         sizes_mib, began_s, asked = [], time.monotonic(), 0
-        while time.monotonic() < began_s + seconds:
-            asked += ask(net, _RATE, _EACH_S)
+        while (at_s := time.monotonic() - began_s) < seconds:
+            asked += ask(net, _RATE, min(_EACH_S, seconds - at_s))
             sizes_mib.append(resident_mib(running.pid))
-            at_s = time.monotonic() - began_s
-            print(f"  {at_s:6.0f} s {sizes_mib[-1]:4} MiB", flush=True)
+            print(_size(f"{time.monotonic() - began_s:.0f} s", running.pid), flush=True)
         sums = running.stop()
     half = sizes_mib[len(sizes_mib) // 2 :]
     print(
-        f"  at most ready + {max(sizes_mib) - ready_mib} MiB; in the second half {min(half)} to "
-        f"{max(half)} MiB; asked {asked}, exported {sums['exported']}, lost {sums['lost']}"
+        f"  at most ready + {max(sizes_mib) - ready_mib:.1f} MiB; in the second half "
+        f"{min(half):.1f} to {max(half):.1f} MiB; asked {asked}, exported {sums['exported']}, "
+        f"lost {sums['lost']}"
     )
+
+
+def _size(when: str, pid: int) -> str:
+    own_mib = resident_mib(pid, "RssAnon")
+    return f"  {when:>8}  {resident_mib(pid):6.1f} MiB, its own {own_mib:6.1f}"
 
 
 def main() -> None:

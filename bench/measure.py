@@ -144,10 +144,14 @@ def processor_s(pid: int) -> float:
     return sum(int(file.read_text().split()[0]) for file in files) / 1e9
 
 
-def resident_mib(pid: int) -> int:
-    """How much of a process is in memory, what it shares with the kernel included."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") >> 20
+def resident_mib(pid: int, what: str = "VmRSS") -> float:
+    """How much of a process is in memory, what it shares with the kernel included.
+
+    Args:
+        what: of it, as /proc/PID/status names it: RssAnon is what is its own.
+    """
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(rf"^{what}:\s+(\d+) kB$", status, re.MULTILINE)[1]) / 1024
 
 
 @contextlib.contextmanager

@@ -13,6 +13,8 @@ import pytest
 
 from otelbpf.cli.options import build_parser
 from otelbpf.export import variables
+from otelbpf.export.sender import QueueLimits
+from otelbpf.ledger.batch import SPANS_MOST
 
 ROOT = Path(__file__).resolve().parents[2]
 #: What users read. The change log also names what is gone.
@@ -103,3 +105,17 @@ def test_variables_of_its_own() -> None:
 def test_every_variable_that_is_read_is_named() -> None:
     named = set(re.findall(r"\bOTEL_[A-Z_]+\b", TEXT))
     assert variables._KNOWN - named == set()
+
+
+def test_the_queues_variables() -> None:
+    """Each with the default that it has, which is none of an SDK's."""
+    limits = QueueLimits()
+    table = (ROOT / "docs/sending.md").read_text()
+    rows = dict(re.findall(r"^\| `(OTEL_BSP_\w+)` \| ([^|]+) \|", table, re.MULTILINE))
+    assert rows == {
+        "OTEL_BSP_MAX_QUEUE_SIZE": f"{limits.requests}",
+        "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": f"not set: {limits.batch:,} requests",
+        "OTEL_BSP_SCHEDULE_DELAY": f"{limits.delay_s * 1000:.0f}",
+        "OTEL_BSP_EXPORT_TIMEOUT": f"{limits.flush_s * 1000:.0f}",
+    }
+    assert f"a request is {SPANS_MOST} spans at the most, so 512 are {512 // SPANS_MOST}" in table
