@@ -30,13 +30,15 @@ from typing import NamedTuple
 
 from export import ask, receiver
 from instructions import nginx
-from measure import PORT, ROOT, Network, agent, load, network, processor_s, served, serving
+from measure import PORT, ROOT, Agent, Network, agent, load, network, processor_s, served, serving
 
 _WARM_UP_S = 2.0
-# A batch waits no longer for its requests, neither ours nor the SDK's, which is 5 s.
-_REST_S = 6.0
+# A batch waits no longer for its requests: otelbpf's, and the SDK's.
+_AGENT_REST_S, _SDK_REST_S = 1.5, 6.0
 _PACKAGES = ("fastapi", "uvicorn", "opentelemetry-sdk")
-_DELAY_MS = 10
+_DELAY_MS = 2
+# To find how many connections make half of the load.
+_TRIES = 3
 _UNITS_US = {"us": 1.0, "ms": 1e3, "s": 1e6}
 
 
@@ -55,29 +57,22 @@ def instrumented(directory: Path) -> list[str | Path]:
     return [ROOT / ".venv/bin/opentelemetry-instrument", *service(directory)]
 
 
-def asked(net: Network, rate: int, seconds: float, *pids: int) -> Used:
-    """What these processes, the service first, use while it is asked."""
-    ask(net, rate, _WARM_UP_S)
-    time.sleep(_REST_S)
-    before = [processor_s(pid) for pid in pids]
-    requests = ask(net, rate, seconds)
-    time.sleep(_REST_S)
-    used = [processor_s(pid) - s for pid, s in zip(pids, before, strict=True)]
-    return Used(*(s / requests * 1e6 for s in used))
-
-
 def alone(net: Network, rate: int, seconds: float) -> Used:
     with serving(net, service) as process:
-        return asked(net, rate, seconds, process.popen.pid)
+        return _asked(net, rate, seconds, process.popen.pid)
 
 
 def inside(net: Network, rate: int, seconds: float) -> Used:
     nothing_else = {"OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
+    came: list[None] = []
     with (
-        receiver("grpc", net.server) as variables,
+        receiver("grpc", net.server, lambda: came.append(None)) as variables,
         serving(net, instrumented, **nothing_else, **variables) as process,
     ):
-        return asked(net, rate, seconds, process.popen.pid)
+        used = _asked(net, rate, seconds, process.popen.pid)
+    if not came:
+        raise RuntimeError("the application has sent no spans: is its instrumentation installed?")
+    return used
 
 
 def beside(net: Network, rate: int, seconds: float) -> Used:
@@ -86,7 +81,28 @@ def beside(net: Network, rate: int, seconds: float) -> Used:
         serving(net, service) as process,
         agent(net, PORT, **variables) as measuring,
     ):
-        return asked(net, rate, seconds, process.popen.pid, measuring.pid)
+        used = _asked(net, rate, seconds, process.popen.pid, measuring)
+        sums = measuring.stop()
+    if sums["lost"]:
+        raise RuntimeError(f"the agent has lost requests: {sums['lost']}")
+    return used
+
+
+def _asked(
+    net: Network, rate: int, seconds: float, pid: int, measuring: Agent | None = None
+) -> Used:
+    """What the service, and the agent, use for requests."""
+    ask(net, rate, _WARM_UP_S)
+    time.sleep(_SDK_REST_S)
+    of_service_s = processor_s(pid)
+    of_agent_s = measuring.processor_s() if measuring else 0.0
+    requests = ask(net, rate, seconds)
+    time.sleep(_AGENT_REST_S)
+    if measuring:
+        of_agent_s = measuring.processor_s() - of_agent_s
+    time.sleep(_SDK_REST_S - _AGENT_REST_S)
+    of_service_s = processor_s(pid) - of_service_s
+    return Used(of_service_s / requests * 1e6, of_agent_s / requests * 1e6)
 
 
 def services(rate: int, seconds: float, rounds: int) -> None:
@@ -137,6 +153,15 @@ def paced(net: Network, connections: int, seconds: int) -> Paced:
     )
 
 
+def _for_half(net: Network, most: float) -> int:
+    """So many connections make about half of what nginx can bear."""
+    connections = round(most / 2 * _DELAY_MS / 1e3)
+    for _ in range(_TRIES):
+        wanted = connections * most / 2 / paced(net, connections, 2).per_second
+        connections = max(1, round(wanted))
+    return connections
+
+
 def _quantile_us(answer: str, percent: int) -> float:
     found = re.search(rf"^\s+{percent}%\s+([\d.]+)(\w+)$", answer, re.MULTILINE)
     return float(found[1]) * _UNITS_US[found[2]]
@@ -146,14 +171,13 @@ def latency(seconds: int, rounds: int) -> None:
     with served(nginx) as net:
         load(net, 1)
         most = load(net, seconds).per_second
-        connections = max(1, round(most / 2 * _DELAY_MS / 1e3))
+        connections = _for_half(net, most)
         print(
             f"nginx answers {most:.0f} requests a second at the most; {connections} connections, "
             f"{seconds} s a load, {rounds} of each in turns; median (range)",
             flush=True,
         )
         found: dict[str, list[Paced]] = {"no agent": [], "all spans sent": []}
-        paced(net, connections, seconds)
         for _ in range(rounds):
             found["no agent"].append(paced(net, connections, seconds))
             with receiver("grpc") as variables, agent(net, PORT, "--xdp", "auto", **variables):
@@ -179,7 +203,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["service", "latency"])
     parser.add_argument("--seconds", type=int, default=10, help="of each load (default: 10)")
     parser.add_argument("--rounds", type=int, default=5, help="of each (default: 5)")
-    parser.add_argument("--rate", type=int, default=400, help="of requests to the service")
+    parser.add_argument("--rate", type=int, default=1_000, help="of requests to the service")
     given = parser.parse_args()
     print(f"kernel {platform.release()}, {os.cpu_count()} processors")
     if given.only != "latency":

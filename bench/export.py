@@ -95,7 +95,7 @@ def receiver(
             "OTEL_TRACES_EXPORTER": "otlp",
             "OTEL_EXPORTER_OTLP_PROTOCOL": protocol.removesuffix("+gzip"),
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
-            "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip" if protocol.endswith("+gzip") else "none",
+            **({"OTEL_EXPORTER_OTLP_COMPRESSION": "gzip"} if protocol.endswith("+gzip") else {}),
         }
     finally:
         stop()
