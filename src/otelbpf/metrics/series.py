@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 
@@ -133,11 +134,14 @@ class SeriesTable:
     def exemplify(self, requests: Requests) -> None:
         """Remembers, for each series, the last ones of these requests, which become spans."""
         keys = keys_of(requests.records)
-        for rows in _by_key(keys):
+        groups = [rows[::-1][:_EXEMPLARS_EACH] for rows in _by_key(keys)]
+        # Of all at once: where many series have a request each, that is most of the work.
+        newest = _exemplars(requests[np.concatenate(groups)])
+        for rows in groups:
+            exemplars = [*islice(newest, len(rows))]
             place = self._places.of_key(keys[rows[0]])
             if place is not None:
-                newest = _exemplars(requests[rows[::-1][:_EXEMPLARS_EACH]])
-                exemplars = [*newest, *self._exemplars.get(place, ())]
+                exemplars += self._exemplars.get(place, ())
                 self._exemplars[place] = exemplars[:_EXEMPLARS_EACH]
 
     def snapshot(self) -> tuple[Series, ...]:
