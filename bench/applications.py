@@ -112,7 +112,7 @@ def services(rate: int, seconds: float, rounds: int) -> None:
         f"median of {rounds} rounds (range)",
         flush=True,
     )
-    found: dict[str, list[Used]] = {"alone": [], "opentelemetry-instrument": [], "otelbpf": []}
+    found: dict[str, list[Used]] = {"alone": [], "opentelemetry-instrument": [], "otelbpf, beside it": []}
     with network() as net:
         for _ in range(rounds):
             for name, way in zip(found, (alone, inside, beside), strict=True):

@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import functools
 import platform
+import re
 import socket
 import threading
 import time
@@ -36,6 +37,7 @@ _WARM_UP_S = 2.0
 # A batch waits no longer for its requests, and then there is nothing left to do.
 _REST_S = 1.5
 _SPANS = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+_LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 _STYLES = ("spans", "attributes")
 
 
@@ -129,11 +131,23 @@ def ask(net: Network, rate: int, seconds: float, path_of: Callable[[int], str] =
                 count += 1
                 sock.sendall(f"GET {path_of(count)} HTTP/1.1\r\nHost: server\r\n\r\n".encode())
             for sock in sockets:
-                if not sock.recv(4_096):
-                    raise ConnectionError("the server has closed the connection")
+                _take_answer(sock)
             due_s += tick_s
             time.sleep(max(0.0, due_s - time.monotonic()))
     return count
+
+
+def _take_answer(sock: socket.socket) -> None:
+    """A whole one: of half of it the next request would be sent too early."""
+    received = b""
+    while True:
+        piece = sock.recv(4_096)
+        if not piece:
+            raise ConnectionError("the server has closed the connection")
+        received += piece
+        head, end, body = received.partition(b"\r\n\r\n")
+        if end and len(body) >= int(_LENGTH.search(head)[1]):
+            return
 
 
 def run(

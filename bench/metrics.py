@@ -38,6 +38,7 @@ import numpy as np
 
 from otelbpf.export.answers import Answer, Verdict
 from otelbpf.export.metrics import MetricsExport, Periodic, Schedule, metrics_export
+from otelbpf.export.prometheus_text import texts
 from otelbpf.export.ways_out import WayOut, metrics_way_out
 from otelbpf.host.resource import Resources
 from otelbpf.kernel.arrays import SERIES_SETS, STAGE_ORDERS
@@ -52,7 +53,7 @@ from otelbpf.kernel.records import (
 )
 from otelbpf.ledger.request import KINDS
 from otelbpf.ledger.tally import Sums
-from otelbpf.metrics.instruments import MetricStyle
+from otelbpf.metrics.instruments import MetricStyle, metrics_of
 from otelbpf.metrics.points import HistogramStyle
 from otelbpf.metrics.series import SeriesTable
 from otelbpf.metrics.snapshot import BUCKETS, Snapshot
@@ -238,7 +239,7 @@ def measured(of: Table, once: Callable[[], str]) -> str:
         while time.monotonic() < until_s:
             once()
     return (
-        f"{statistics.median(used_s):6.2f} s of a processor "
+        f"{statistics.median(used_s):5.2f} s of a processor, median of {ROUNDS} "
         f"({min(used_s):.2f} to {max(used_s):.2f}), {statistics.median(took_s):5.2f} s in all; "
         f"longest turn {loop.longest_s * 1e3:4.0f} ms; {size}"
     )
@@ -350,7 +351,7 @@ def main() -> None:
     parser.add_argument("--agent", action="store_true", help="a real one, under load")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each load")
     given = parser.parse_args()
-    print(f"kernel {platform.release()}, {os.cpu_count()} processors; median of {ROUNDS}")
+    print(f"kernel {platform.release()}, {os.cpu_count()} processors")
     if given.agent:
         for count in given.series:
             print(f"{count} series, {_RATE} requests a second for {given.seconds:.0f} s")
@@ -359,7 +360,12 @@ def main() -> None:
     for count in given.series:
         of = Table(count)
         histograms = len(_STAMPS)
-        print(f"{count} series, each of {histograms} histograms and 4 counters", flush=True)
+        text = texts(metrics_of(of.snapshot()), openmetrics=True)
+        print(
+            f"{count} series, each of {histograms} histograms and 4 counters; for Prometheus "
+            f"{sum(map(len, text)) / 1e6:.1f} MB of text",
+            flush=True,
+        )
         with Loop(of) as loop:
             time.sleep(_LOOP_S)
         print(f"  nothing          longest turn {loop.longest_s * 1e3:4.0f} ms", flush=True)
