@@ -112,10 +112,11 @@ def services(rate: int, seconds: float, rounds: int) -> None:
         f"median of {rounds} rounds (range)",
         flush=True,
     )
-    found: dict[str, list[Used]] = {"alone": [], "opentelemetry-instrument": [], "otelbpf, beside it": []}
+    ways = {"alone": alone, "opentelemetry-instrument": inside, "otelbpf, beside it": beside}
+    found: dict[str, list[Used]] = {name: [] for name in ways}
     with network() as net:
         for _ in range(rounds):
-            for name, way in zip(found, (alone, inside, beside), strict=True):
+            for name, way in ways.items():
                 found[name].append(way(net, rate, seconds))
     without = statistics.median(used.service for used in found["alone"])
     for name, all_used in found.items():
