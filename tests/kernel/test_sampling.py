@@ -104,7 +104,7 @@ def test_the_kernel_decides_as_the_sdk(ours: Sampler, theirs: sampling.Sampler) 
                 kept = set(records["ordinal"].tolist())
                 if 0 < ours.bound < 1 << 64:
                     connection = np.full(len(new), records["connection_id"][0])
-                    _, lows = ids.trace_ids(connection, np.arange(len(new)))
+                    lows = ids.of(connection, np.arange(len(new))).trace_low
                     assert kept == set(np.flatnonzero(lows < np.uint64(ours.bound)).tolist())
                 else:
                     assert kept == (set(range(len(new))) if ours.bound else set())

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from otelbpf.ledger.ids import Ids, siphash_end, siphash_state
+from otelbpf.ledger.ids import Ids, siphash
 
 KEY = bytes(range(16))
 # Connections begun within a few ns, and the first requests on them: as alike as they come.
@@ -21,7 +21,7 @@ CONNECTIONS, ORDINALS = (
 
 def all_of(ids: Ids) -> np.ndarray:
     """(3, n): span ids and both halves of the trace ids."""
-    return np.stack([ids.span_ids(CONNECTIONS, ORDINALS), *ids.trace_ids(CONNECTIONS, ORDINALS)])
+    return np.stack(ids.of(CONNECTIONS, ORDINALS))
 
 
 def test_the_hash_is_the_one_that_python_has_for_bytes() -> None:
@@ -40,7 +40,7 @@ def test_the_hash_is_the_one_that_python_has_for_bytes() -> None:
         text=True,
         check=True,
     )
-    found = siphash_end(siphash_state((0, 0), messages[:, 0], messages[:, 1]))
+    (found,) = siphash((0, 0), messages[:, 0], messages[:, 1], [0xFF])
     expected = [int(line) % (1 << 64) for line in by_python.stdout.split()]
     assert found.tolist() == expected
 
@@ -49,10 +49,10 @@ def test_the_same_request_has_the_same_ids() -> None:
     ids = Ids(KEY)
     assert (all_of(ids) == all_of(ids)).all()
     assert (all_of(ids) == all_of(Ids(KEY))).all()
-    backwards = ids.span_ids(CONNECTIONS[::-1], ORDINALS[::-1])
-    assert (backwards[::-1] == ids.span_ids(CONNECTIONS, ORDINALS)).all()
-    narrow = ids.span_ids(CONNECTIONS, ORDINALS.astype(np.uint32))
-    assert (narrow == ids.span_ids(CONNECTIONS, ORDINALS)).all()
+    backwards = np.stack(ids.of(CONNECTIONS[::-1], ORDINALS[::-1]))
+    assert (backwards[:, ::-1] == all_of(ids)).all()
+    narrow = np.stack(ids.of(CONNECTIONS, ORDINALS.astype(np.uint32)))
+    assert (narrow == all_of(ids)).all()
 
 
 def test_different_requests_have_different_ids() -> None:
@@ -72,7 +72,10 @@ def test_they_are_spread_evenly() -> None:
 
 
 def test_none_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("otelbpf.ledger.ids.siphash_end", lambda state, _: np.zeros_like(state[0]))
+    monkeypatch.setattr(
+        "otelbpf.ledger.ids.siphash",
+        lambda _, first, __, ends: np.zeros((len(ends), len(first)), np.uint64),
+    )
     assert (all_of(Ids(KEY)) == 1).all()
 
 

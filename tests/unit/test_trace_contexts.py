@@ -37,7 +37,7 @@ def contexts(*headers: bytes) -> Contexts:
 
 def started(ordinal: int) -> tuple[int, int, int]:
     """What a request has that starts a trace: row of record()'s connection."""
-    high, low = IDS.trace_ids(CONNECTION, np.array([ordinal]))
+    _, high, low = IDS.of(CONNECTION, np.array([ordinal]))
     return int(high[0]) << 64 | int(low[0]), 0, 0
 
 
@@ -179,7 +179,7 @@ def test_a_cause_that_the_application_spoke_of_is_called_as_it_said() -> None:
     whole = int.from_bytes(trace_id, "big")
     assert rows(found) == [(whole, 0, 1), (whole, int.from_bytes(span_id, "big"), 1)]
     assert found.span_id[0] == int.from_bytes(span_id, "big")
-    assert found.span_id[1] == IDS.span_ids(np.array([8]), np.array([3]))[0]
+    assert found.span_id[1] == IDS.of(np.array([8]), np.array([3])).span[0]
 
 
 PUBLISHED = {
@@ -197,7 +197,7 @@ def test_what_a_thread_published_is_the_trace_of_a_request_without_one() -> None
     assert rows(found)[1] == (PUBLISHED_TRACE, 0, 0)
     assert rows(found)[0][0] != PUBLISHED_TRACE
     # Its own span is not the application's.
-    assert found.span_id[1] == IDS.span_ids(np.array([7]), np.array([2]))[0]
+    assert found.span_id[1] == IDS.of(np.array([7]), np.array([2])).span[0]
     assert found.linked_span_id.tolist() == [0, PUBLISHED_SPAN]
     assert not found.elsewhere.any()
 

@@ -152,7 +152,7 @@ def columns(*numbers: Sequence[int]) -> np.ndarray:
 @pytest.mark.parametrize("number", EDGES)
 def test_a_padded_varint_is_read_as_the_number(number: int, wider: int) -> None:
     width = min(10, width_of(number) + wider)
-    (octets,) = padded_varints(columns([number]), [width])
+    octets = padded_varints(columns([number]), [width])
     # What stands behind it is not a part of it.
     assert _DecodeVarint(octets.tobytes() + b"\xff", 0) == (number, width)
 
@@ -160,7 +160,7 @@ def test_a_padded_varint_is_read_as_the_number(number: int, wider: int) -> None:
 def test_columns_of_padded_varints() -> None:
     numbers = [[0, 127, 5], [2**63 - 1, 0, 128], [300, 2**14 - 1, 0]]
     widths = [1, 9, 2]
-    octets = padded_varints(columns(*numbers), widths)
+    octets = padded_varints(columns(*numbers), widths).T
     assert octets.dtype == np.uint8
     assert octets.shape == (3, sum(widths))
     for row, expected in zip(octets, zip(*numbers, strict=True), strict=True):
@@ -176,6 +176,6 @@ def test_columns_of_padded_varints() -> None:
 @pytest.mark.parametrize("number", EDGES)
 def test_an_attribute_whose_number_is_put_in_later(number: int, key: str) -> None:
     for width in {width_of(number), 9, 10}:
-        (octets,) = padded_varints(columns([number]), [width])
+        octets = padded_varints(columns([number]), [width])
         span = Span.FromString(before_number(ATTRIBUTES, key, width) + octets.tobytes())
         assert list(span.attributes) == [KeyValue(key=key, value=AnyValue(int_value=number))]

@@ -60,7 +60,8 @@ class Pipeline:
             left = np.flatnonzero(records["flags"] & np.uint32(RequestFlag.IN_SERIES) == 0)
             kept[left] |= self._series.add(records[left])
         self.tally.sample_out(int((~kept).sum()))
-        self._queue(records[kept])
+        # Most often they are all that there are, and need not be copied.
+        self._queue(records if kept.all() else records[kept])
 
     def _queue(self, records: np.ndarray) -> None:
         # What will not fit is dropped before any work is done on it.
@@ -80,12 +81,16 @@ class Pipeline:
         whose["process"], whose["pid"] = records["process"], records["pid"]
         is_client = records["flags"] & np.uint32(RequestFlag.CLIENT) != 0
         whose["port"] = np.where(is_client, 0, records["local_port"])
-        keys = whose.view(f"V{_WHOSE.itemsize}").tolist()
-        a_row = dict(zip(keys, range(len(keys)), strict=True))
+        # Most neighbours are of one process.
+        words = whose.view(np.uint64).reshape(len(whose), -1)
+        changes = np.flatnonzero((words[1:] != words[:-1]).any(axis=1)) + 1
+        begins = np.concatenate(([0], changes))
+        keys = whose[begins].view(f"V{_WHOSE.itemsize}").tolist()
+        a_row = dict(zip(keys, begins.tolist(), strict=True))
         known = {key: self._resource_of(*whose[row].item()) for key, row in a_row.items()}
-        resources = np.empty(len(records), object)
+        resources = np.empty(len(keys), object)
         resources[:] = [known[key] for key in keys]
-        return resources
+        return np.repeat(resources, np.diff(begins, append=len(whose)))
 
     def _resource_of(self, process: tuple[int, int, int, bytes], pid: int, port: int) -> Resource:
         return self.resources.of(Process(pid, *process) if pid else NOBODY, port).resource

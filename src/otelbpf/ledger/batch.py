@@ -294,8 +294,8 @@ class Batch:
 
     def runs(self) -> list[tuple[Resource, int, int]]:
         """(resource, begin, end) of each resource's requests, which stand together."""
-        ids = _numbered(self.resources)
-        begins = [0, *(np.flatnonzero(np.diff(ids)) + 1).tolist()]
+        changes = np.flatnonzero(np.diff(_ids_of(self.resources)))
+        begins = [0, *(changes + 1).tolist()]
         return [
             (self.resources[begin], begin, end)
             for begin, end in zip(begins, [*begins[1:], len(self)], strict=True)
@@ -305,23 +305,24 @@ class Batch:
 def batches_of(requests: Requests) -> list[Batch]:
     """Servers' and clients' requests apart, and within each those of a resource together."""
     is_client = requests.records["flags"] & np.uint32(RequestFlag.CLIENT)
-    order = np.lexsort((_numbered(requests.resources), is_client))
+    _, first, which = np.unique(
+        _ids_of(requests.resources), return_index=True, return_inverse=True
+    )
+    # Resources in the order in which they come first.
+    order = np.lexsort((first[which], is_client))
     if (np.diff(order) != 1).any():
         requests, is_client = requests[order], is_client[order]
-    first = int(np.searchsorted(is_client, 1))
+    servers = int(np.searchsorted(is_client, 1))
     return [
         Batch(requests[part])
-        for part in (slice(first), slice(first, None))
+        for part in (slice(servers), slice(servers, None))
         if len(requests.records[part])
     ]
 
 
-def _numbered(resources: np.ndarray) -> np.ndarray:
-    """(n,) which resource each is, numbered in the order in which they come first."""
-    numbers: dict[int, int] = {}
-    return np.fromiter(
-        (numbers.setdefault(id(each), len(numbers)) for each in resources), np.int64, len(resources)
-    )
+def _ids_of(resources: np.ndarray) -> np.ndarray:
+    """(n,) by which they are told apart."""
+    return np.fromiter(map(id, resources.tolist()), np.int64, len(resources))
 
 
 def spans_each(records: np.ndarray) -> np.ndarray:

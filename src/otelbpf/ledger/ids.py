@@ -12,7 +12,8 @@ Source:
 from __future__ import annotations
 
 import secrets
-from enum import IntEnum
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,12 +21,21 @@ _KEY_BYTES = 16
 _INITIAL = (0x736F6D6570736575, 0x646F72616E646F6D, 0x6C7967656E657261, 0x7465646279746573)
 
 
-class _Use(IntEnum):
-    """What an id is for: SipHash ends with the first of these, and goes on with the others."""
+# What the hashes end with that become ids, in the order of RequestIds; the first is SipHash's own.
+_ENDS = (0xFF, 0xEE, 0xDD)
 
-    SPAN = 0xFF
-    TRACE_HIGH = 0xEE
-    TRACE_LOW = 0xDD
+
+class RequestIds(NamedTuple):
+    """The ids that follow from n requests, none of them 0, which is no valid id.
+
+    Attributes:
+        span: (n,) uint64; their own.
+        trace_high, trace_low: (n,) uint64; of the traces that they start.
+    """
+
+    span: np.ndarray
+    trace_high: np.ndarray
+    trace_low: np.ndarray
 
 
 class Ids:
@@ -41,65 +51,44 @@ class Ids:
             raise ValueError(f"a key of {len(key)} bytes: it has {_KEY_BYTES}")
         self._key = (int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little"))
 
-    def span_ids(self, connection_ids: np.ndarray, ordinals: np.ndarray) -> np.ndarray:
-        """The span ids of n requests.
+    def of(self, connection_ids: np.ndarray, ordinals: np.ndarray) -> RequestIds:
+        """The ids of n requests.
 
         Args:
             connection_ids: (n,) uint64.
             ordinals: (n,) unsigned; of the request on its connection.
-        Returns:
-            (n,) uint64, none of them 0, which is no valid id.
         """
-        return _ids(self._state(connection_ids, ordinals), _Use.SPAN)
-
-    def trace_ids(
-        self, connection_ids: np.ndarray, ordinals: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The ids (high half, low half) of the traces that n requests start; as span_ids()."""
-        state = self._state(connection_ids, ordinals)
-        return _ids(list(state), _Use.TRACE_HIGH), _ids(state, _Use.TRACE_LOW)
+        hashed = siphash(
+            self._key, connection_ids.astype(np.uint64), ordinals.astype(np.uint64), _ENDS
+        )
+        hashed[hashed == 0] = 1
+        return RequestIds(*hashed)
 
     def macros(self) -> dict[str, str]:
         """What bpf/ledger/sampling.h needs to make the low halves of trace ids, too: macro -> C."""
         return {f"ID_KEY_{i}": f"{word}ull" for i, word in enumerate(self._key)}
 
-    def _state(self, connection_ids: np.ndarray, ordinals: np.ndarray) -> list[np.ndarray]:
-        return siphash_state(
-            self._key, connection_ids.astype(np.uint64), ordinals.astype(np.uint64)
-        )
 
-
-def _ids(state: list[np.ndarray], use: _Use) -> np.ndarray:
-    ids = siphash_end(state, use)
-    ids[ids == 0] = 1
-    return ids
-
-
-def siphash_state(key: tuple[int, int], first: np.ndarray, second: np.ndarray) -> list[np.ndarray]:
-    """The state of SipHash-1-3 that has taken n messages of two words, 16 bytes, each.
+def siphash(
+    key: tuple[int, int], first: np.ndarray, second: np.ndarray, ends: Sequence[int]
+) -> np.ndarray:
+    """SipHash-1-3 of n messages of two words, 16 bytes, each.
 
     Args:
         key: its two words.
         first, second: (n,) uint64; the messages' words.
+        ends: what each hash of a message ends with: 0xff gives SipHash's own, another number
+            another one.
+    Returns:
+        (ends, n) uint64.
     """
-    state = [
-        np.full(len(first), initial ^ key[i % 2], np.uint64) for i, initial in enumerate(_INITIAL)
-    ]
+    state = [np.full(1, initial ^ key[i % 2], np.uint64) for i, initial in enumerate(_INITIAL)]
     # The last word tells the message's length, in its highest byte.
     for word in (first, second, np.uint64(16 << 56)):
         state[3] = state[3] ^ word
         _round(state)
         state[0] = state[0] ^ word
-    return state
-
-
-def siphash_end(state: list[np.ndarray], end: int = _Use.SPAN) -> np.ndarray:
-    """The hash that the state ends in, (n,) uint64; the list is used up.
-
-    Args:
-        end: 0xff gives SipHash's own; another number another one.
-    """
-    state[2] = state[2] ^ np.uint64(end)
+    state[2] = state[2] ^ np.array(ends, np.uint64)[:, np.newaxis]
     for _ in range(3):
         _round(state)
     hashed: np.ndarray = state[0] ^ state[1] ^ state[2] ^ state[3]

@@ -65,21 +65,21 @@ def contexts_of(records: np.ndarray, ids: Ids) -> Contexts:
         records: (n,) REQUEST_RECORD.
     """
     count = len(records)
-    connection_id, ordinal, join = records["connection_id"], records["ordinal"], records["join"]
-    span_id = ids.span_ids(connection_id, ordinal)
-    parent_span_id = np.zeros(count, np.uint64)
+    join = records["join"]
     caused = records["flags"] & np.uint32(RequestFlag.CAUSED) != 0
-    if caused.any():
-        connection_id = np.where(caused, join["cause_connection_id"], connection_id)
-        ordinal = np.where(caused, join["cause_ordinal"], ordinal)
-        causes = ids.span_ids(connection_id[caused], ordinal[caused])
+    causes = join[caused]
     # A trace that nobody else started is named after the request that starts it.
-    high, low = ids.trace_ids(connection_id, ordinal)
+    named = ids.of(
+        np.concatenate((records["connection_id"], causes["cause_connection_id"])),
+        np.concatenate((records["ordinal"], causes["cause_ordinal"])),
+    )
+    high, low = named.trace_high[:count], named.trace_low[:count]
+    high[caused], low[caused] = named.trace_high[count:], named.trace_low[count:]
     contexts = Contexts(
         high,
         low,
-        span_id,
-        parent_span_id,
+        span_id=named.span[:count],
+        parent_span_id=np.zeros(count, np.uint64),
         flags=np.zeros(count, np.uint8),
         called=np.zeros(count, bool),
         caused=caused,
@@ -90,8 +90,7 @@ def contexts_of(records: np.ndarray, ids: Ids) -> Contexts:
     carrying = np.flatnonzero(join["traceparent_length"] >= _TRACEPARENT_LENGTH)
     if carrying.size:
         _read_carried(join[carrying], contexts, carrying)
-    if caused.any():
-        contexts.parent_span_id[caused] = causes
+    contexts.parent_span_id[caused] = named.span[count:]
     marked = np.flatnonzero(join["marked"] == Said.BY_MARK)
     if marked.size:
         _read_marks(join[marked], contexts, marked)

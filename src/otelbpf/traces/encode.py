@@ -15,6 +15,7 @@ Source:
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,10 +62,14 @@ _UNSET, _FAILED = block(_STATUS, b""), block(_STATUS, integer(_CODE, _ERROR))
 _Octets = bytes | np.ndarray
 
 
-def _octets(words: np.ndarray, dtype: str) -> np.ndarray:
-    """(n, bytes) uint8 of n numbers."""
-    octets: np.ndarray = np.ascontiguousarray(words.astype(dtype)).view(np.uint8)
-    return octets.reshape(len(words), -1)
+def _put(rows: np.ndarray, at: int, dtype: str, column: np.ndarray) -> None:
+    """Writes numbers into rows of bytes, all at the same place.
+
+    Args:
+        rows: (n, bytes) uint8.
+        column: (n,).
+    """
+    np.ndarray(len(rows), dtype, rows, at, rows.strides[:1])[:] = column
 
 
 class _Rows:
@@ -73,20 +78,24 @@ class _Rows:
     def __init__(self, count: int) -> None:
         self._count = count
         self._template = bytearray()
-        self._fills: list[tuple[int, np.ndarray]] = []
+        self._columns: list[tuple[int, str, np.ndarray]] = []
         self._holes: list[tuple[int, int, np.ndarray]] = []
 
-    def cell(self, before: bytes, fill: np.ndarray, where: np.ndarray | None = None) -> None:
-        """Adds `before` and then each row's own bytes.
+    def cell(
+        self, before: bytes, dtype: str, *columns: np.ndarray, where: np.ndarray | None = None
+    ) -> None:
+        """Adds `before` and then numbers of each row's own.
 
         Args:
-            fill: (n, bytes) uint8.
+            dtype: how they are written.
+            columns: (n,) each.
             where: (n,) bool: which rows have it; None: all.
         """
         begin = len(self._template)
         self._template += before
-        self._fills.append((len(self._template), fill))
-        self._template += bytes(fill.shape[1])
+        for column in columns:
+            self._columns.append((len(self._template), dtype, column))
+            self._template += bytes(np.dtype(dtype).itemsize)
         if where is not None and not where.all():
             self._holes.append((begin, len(self._template), where))
 
@@ -95,8 +104,8 @@ class _Rows:
         width = len(self._template)
         octets = np.empty((self._count, width), np.uint8)
         octets[:] = np.frombuffer(self._template, np.uint8)
-        for begin, fill in self._fills:
-            octets[:, begin : begin + fill.shape[1]] = fill
+        for at, dtype, column in self._columns:
+            _put(octets, at, dtype, column)
         if not self._holes:
             whole: list[bytes] = octets.view(f"V{width}")[:, 0].tolist()
             return whole
@@ -150,20 +159,21 @@ def _encoded(said: Said) -> bytes:
     return b"".join(parts)
 
 
-# What of a stage's span is its own, each after its tag.
+# What of a stage's span is its own, each number after its tag.
 _OWN_OF_STAGE = (
-    (_TRACE_ID, 16),
-    (_SPAN_ID, 8),
-    (_PARENT_SPAN_ID, 8),
-    (_START, 8),
-    (_END, 8),
+    (_TRACE_ID, ">u8"),
+    (b"", ">u8"),
+    (_SPAN_ID, ">u8"),
+    (_PARENT_SPAN_ID, ">u8"),
+    (_START, "<u8"),
+    (_END, "<u8"),
 )
 
 
 @functools.cache
-def _stage_template(number: int) -> tuple[np.ndarray, tuple[int, ...]]:
-    """A span of this stage with its tag and length, and where its own values are to be."""
-    own = b"".join(tag + bytes(width) for tag, width in _OWN_OF_STAGE)
+def _stage_template(number: int) -> tuple[np.ndarray, tuple[tuple[int, str], ...]]:
+    """A span of this stage with its tag and length, and where its own numbers are to be."""
+    own = b"".join(tag + bytes(np.dtype(dtype).itemsize) for tag, dtype in _OWN_OF_STAGE)
     span = block(
         _SPANS,
         text(_NAME, STAGE_NAMES[number])
@@ -174,9 +184,9 @@ def _stage_template(number: int) -> tuple[np.ndarray, tuple[int, ...]]:
         + own,
     )
     places, at = [], len(span) - len(own)
-    for tag, width in _OWN_OF_STAGE:
-        places.append(at + len(tag))
-        at += len(tag) + width
+    for tag, dtype in _OWN_OF_STAGE:
+        places.append((at + len(tag), dtype))
+        at += len(tag) + np.dtype(dtype).itemsize
     return np.frombuffer(span, np.uint8), tuple(places)
 
 
@@ -239,13 +249,11 @@ class Encoder:
                     if last > first:
                         pieces.octets.append(octets[first:last])
                         pieces.size += octets[first:last].size
-        columns, lengths = self._own_spans(batch)
+        own = self._own_spans(batch)
         for pieces, (_, begin, end) in zip(parts, runs, strict=True):
-            flat: list[_Octets] = [b""] * (len(columns) * (end - begin))
-            for i, column in enumerate(columns):
-                flat[i :: len(columns)] = column[begin:end]
-            pieces.octets += flat
-            pieces.size += int(lengths[begin:end].sum())
+            of_run = own[2 * begin : 2 * end]
+            pieces.octets += of_run
+            pieces.size += sum(map(len, of_run))
 
     def _stages(self, batch: Batch) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """For each stage that there is the requests that have it, and (m, bytes) their spans."""
@@ -254,59 +262,57 @@ class Encoder:
         order = np.argsort(stages.number.astype(np.int16), kind="stable")
         numbers, row = stages.number[order], stages.row[order]
         own = (
-            _trace_ids(batch)[row],
-            _octets(batch.stage_span_ids()[order], ">u8"),
-            _octets(contexts.span_id, ">u8")[row],
-            _octets(batch.unix_ns(stages.start_ktime_ns[order]), "<u8"),
-            _octets(batch.unix_ns(stages.end_ktime_ns[order]), "<u8"),
+            contexts.trace_id_high[row],
+            contexts.trace_id_low[row],
+            batch.stage_span_ids()[order],
+            contexts.span_id[row],
+            batch.unix_ns(stages.start_ktime_ns[order]),
+            batch.unix_ns(stages.end_ktime_ns[order]),
         )
         begins = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist()]
         for begin, end in zip(begins, [*begins[1:], len(order)], strict=True):
             template, places = _stage_template(int(numbers[begin]))
             octets = np.empty((end - begin, len(template)), np.uint8)
             octets[:] = template
-            for place, column in zip(places, own, strict=True):
-                octets[:, place : place + column.shape[1]] = column[begin:end]
+            for (at, dtype), column in zip(places, own, strict=True):
+                _put(octets, at, dtype, column[begin:end])
             yield row[begin:end], octets
 
-    def _own_spans(self, batch: Batch) -> tuple[list[Sequence[bytes]], np.ndarray]:
-        """The requests' own spans, as columns of pieces, and (n,) how long each is in all."""
+    def _own_spans(self, batch: Batch) -> list[bytes]:
+        """The requests' own spans, each in two pieces: what goes before it, and the span."""
         columns = [texts.of(batch) for texts in self._texts[batch.kind]]
         columns.append(self._rows(batch))
-        lengths = np.zeros(len(batch), np.int64)
-        for column in columns:
-            lengths += np.fromiter(map(len, column), np.int64, len(column))
-        heads = list(map(self._heads.__getitem__, lengths.tolist()))
-        lengths += np.fromiter(map(len, heads), np.int64, len(heads))
-        return [heads, *columns], lengths
+        spans = list(map(b"".join, zip(*columns, strict=True)))
+        heads = map(self._heads.__getitem__, map(len, spans))
+        return list(itertools.chain.from_iterable(zip(heads, spans, strict=True)))
 
     def _rows(self, batch: Batch) -> list[bytes]:
         """What is each request's own in its span."""
         contexts = batch.contexts
-        trace_id = _trace_ids(batch)
         rows = _Rows(len(batch))
-        rows.cell(_TRACE_ID, trace_id)
-        rows.cell(_SPAN_ID, _octets(contexts.span_id, ">u8"))
+        rows.cell(_TRACE_ID, ">u8", contexts.trace_id_high, contexts.trace_id_low)
+        rows.cell(_SPAN_ID, ">u8", contexts.span_id)
         has_parent = contexts.parent_span_id != 0
         if has_parent.any():
-            rows.cell(_PARENT_SPAN_ID, _octets(contexts.parent_span_id, ">u8"), has_parent)
-        rows.cell(_START, _octets(batch.unix_ns(batch.start_ktime_ns), "<u8"))
-        rows.cell(_END, _octets(batch.unix_ns(batch.end_ktime_ns), "<u8"))
+            rows.cell(_PARENT_SPAN_ID, ">u8", contexts.parent_span_id, where=has_parent)
+        rows.cell(_START, "<u8", batch.unix_ns(batch.start_ktime_ns))
+        rows.cell(_END, "<u8", batch.unix_ns(batch.end_ktime_ns))
         remote = np.where(has_parent & ~contexts.caused, _IS_REMOTE, 0)
-        rows.cell(_FLAGS, _octets(_HAS_IS_REMOTE | remote, "<u4"))
-        linked = contexts.linked_span_id != 0
-        if linked.any():
-            self._add_links(batch, rows, trace_id, linked)
+        rows.cell(_FLAGS, "<u4", _HAS_IS_REMOTE | remote)
+        self._add_link(batch, rows)
         self._add_numbers(batch, rows)
         return rows.octets()
 
     @staticmethod
-    def _add_links(batch: Batch, rows: _Rows, trace_id: np.ndarray, linked: np.ndarray) -> None:
-        tag = np.tile(np.frombuffer(_SPAN_ID, np.uint8), (len(batch), 1))
-        link = np.hstack((trace_id, tag, _octets(batch.contexts.linked_span_id, ">u8")))
-        flags = _LINK_FLAGS + (_HAS_IS_REMOTE | _IS_REMOTE).to_bytes(4, "little")
-        before = head(_LINKS, len(flags) + len(_TRACE_ID) + link.shape[1]) + flags + _TRACE_ID
-        rows.cell(before, link, linked)
+    def _add_link(batch: Batch, rows: _Rows) -> None:
+        contexts = batch.contexts
+        linked = contexts.linked_span_id != 0
+        if linked.any():
+            flags = _LINK_FLAGS + (_HAS_IS_REMOTE | _IS_REMOTE).to_bytes(4, "little")
+            length = len(flags) + len(_TRACE_ID) + 16 + len(_SPAN_ID) + 8
+            before = head(_LINKS, length) + flags + _TRACE_ID
+            rows.cell(before, ">u8", contexts.trace_id_high, contexts.trace_id_low, where=linked)
+            rows.cell(_SPAN_ID, ">u8", contexts.linked_span_id, where=linked)
 
     def _add_numbers(self, batch: Batch, rows: _Rows) -> None:
         told, values = [], []
@@ -318,17 +324,7 @@ class Encoder:
                 values.append(value if where is None else np.where(where, value, 0))
         table = np.array(values, np.uint64)
         widths = [width_of(largest) for largest in table.max(axis=1).tolist()]
-        varints = padded_varints(table, widths)
-        begin = 0
+        octets = iter(padded_varints(table, widths))
         for (key, where), width in zip(told, widths, strict=True):
-            fill = varints[:, begin : begin + width]
-            rows.cell(before_number(_ATTRIBUTES, key, width), fill, where)
-            begin += width
-
-
-def _trace_ids(batch: Batch) -> np.ndarray:
-    """(n, 16) uint8."""
-    contexts = batch.contexts
-    return np.hstack(
-        (_octets(contexts.trace_id_high, ">u8"), _octets(contexts.trace_id_low, ">u8"))
-    )
+            before = before_number(_ATTRIBUTES, key, width)
+            rows.cell(before, "u1", *itertools.islice(octets, width), where=where)

@@ -105,7 +105,7 @@ def padded_varints(numbers: np.ndarray, widths: Sequence[int]) -> np.ndarray:
         numbers: (q, n) uint64; each below 2**(7 * its column's width).
         widths: of the q columns, in bytes.
     Returns:
-        (n, sum of widths) uint8.
+        (sum of widths, n) uint8: a column for each byte.
     """
     column = np.repeat(np.arange(len(widths)), widths)
     place = np.concatenate([np.arange(width) for width in widths])
@@ -114,7 +114,7 @@ def padded_varints(numbers: np.ndarray, widths: Sequence[int]) -> np.ndarray:
     octets &= np.uint8(_GOES_ON - 1)
     goes_on = place < np.repeat(widths, widths) - 1
     octets |= (goes_on * np.uint8(_GOES_ON)).astype(np.uint8)[:, np.newaxis]
-    return octets.T
+    return octets
 
 
 class Heads(dict[int, bytes]):
