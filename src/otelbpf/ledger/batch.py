@@ -33,6 +33,8 @@ STAGE_NAMES = (
     *(stage_name(first, second) for first in range(_STAMPS) for second in range(_STAMPS)),
     *(Stamp(stamp).name.lower() for stamp in range(_STAMPS)),
 )
+# Of a request line so much is looked at to find where its target begins.
+_METHOD_MOST = 15
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ENDING = np.uint32(RequestFlag.REQUEST_ANSWERED | ENDINGS)
 
@@ -202,8 +204,10 @@ class Batch:
         """
         lines = self.records["http1"]["request_line"]
         octets = np.ascontiguousarray(lines).view(np.uint8).reshape(len(lines), -1)
-        target = np.minimum((octets == ord(" ")).argmax(axis=1) + 1, octets.shape[1] - 1)
-        names: np.ndarray = octets[np.arange(len(lines)), target] != ord("/")
+        # No method that is common is longer.
+        is_space = octets[:, : _METHOD_MOST + 1] == ord(" ")
+        rows, space = np.arange(len(lines)), is_space.argmax(axis=1)
+        names: np.ndarray = ~is_space[rows, space] | (octets[rows, space + 1] != ord("/"))
         # No other method that is common begins so.
         names |= octets[:, 0] == ord("C")
         return names
@@ -305,9 +309,7 @@ class Batch:
 def batches_of(requests: Requests) -> list[Batch]:
     """Servers' and clients' requests apart, and within each those of a resource together."""
     is_client = requests.records["flags"] & np.uint32(RequestFlag.CLIENT)
-    _, first, which = np.unique(
-        _ids_of(requests.resources), return_index=True, return_inverse=True
-    )
+    _, first, which = np.unique(_ids_of(requests.resources), return_index=True, return_inverse=True)
     # Resources in the order in which they come first.
     order = np.lexsort((first[which], is_client))
     if (np.diff(order) != 1).any():

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import socket
 from enum import StrEnum
 
 import numpy as np
@@ -20,6 +21,8 @@ from otelbpf.protocols.urls import RequestLine, Server, server_asked, split_requ
 
 _LINE_MAX, _HOST_MAX = HTTP1["request_line"].itemsize, HTTP1["host"].itemsize
 _ADDRESSES_KEPT = 4_096
+# Before an IPv4 address that is written as an IPv6 one.
+_MAPPED = bytes(10) + b"\xff\xff"
 
 #: Without one of these a ledger is not complete. `woken` and `running` are absent
 #: whenever the reader was running already, and last stamps whenever the first byte
@@ -118,8 +121,9 @@ def address_of(raw: bytes) -> str:
     Args:
         raw: 16 bytes.
     """
-    address = ipaddress.IPv6Address(raw)
-    return str(address.ipv4_mapped or address)
+    if raw.startswith(_MAPPED):
+        return socket.inet_ntoa(raw[len(_MAPPED) :])
+    return str(ipaddress.IPv6Address(raw))
 
 
 def text_of(raw: bytes, length: int) -> str:

@@ -59,6 +59,9 @@ def split_request_line(line: str, *, is_cut: bool) -> RequestLine:
     target_cut = is_cut and not (space and "HTTP/1.".startswith(version[:7]))
     path, mark, query = (rest if target_cut else target).partition("?")
     path_cut = target_cut and not mark
+    # Nearly all of them; what CONNECT asks for is a server, whatever it begins with.
+    if path.startswith("/") and method != "CONNECT":
+        return RequestLine(method, "http", "", path, query, path_cut)
     scheme, separator, remote = path.partition("://")
     authority = ""
     if separator and scheme and "/" not in scheme:

@@ -62,7 +62,7 @@ _UNSET, _FAILED = block(_STATUS, b""), block(_STATUS, integer(_CODE, _ERROR))
 _Octets = bytes | np.ndarray
 
 
-def _put(rows: np.ndarray, at: int, dtype: str, column: np.ndarray) -> None:
+def _put(rows: np.ndarray, at: int, dtype: np.dtype | str, column: np.ndarray) -> None:
     """Writes numbers into rows of bytes, all at the same place.
 
     Args:
@@ -70,6 +70,20 @@ def _put(rows: np.ndarray, at: int, dtype: str, column: np.ndarray) -> None:
         column: (n,).
     """
     np.ndarray(len(rows), dtype, rows, at, rows.strides[:1])[:] = column
+
+
+def _each_row(octets: np.ndarray) -> list[bytes]:
+    rows: list[bytes] = octets.view(f"V{octets.shape[1]}")[:, 0].tolist()
+    return rows
+
+
+def _joined(columns: Sequence[np.ndarray]) -> list[bytes]:
+    """The bytes of columns of n values, one after the other, for each row."""
+    widths = [column.dtype.itemsize for column in columns]
+    octets = np.empty((len(columns[0]), sum(widths)), np.uint8)
+    for at, column in zip(itertools.accumulate(widths, initial=0), columns):
+        _put(octets, at, column.dtype, column)
+    return _each_row(octets)
 
 
 class _Rows:
@@ -107,8 +121,7 @@ class _Rows:
         for at, dtype, column in self._columns:
             _put(octets, at, dtype, column)
         if not self._holes:
-            whole: list[bytes] = octets.view(f"V{width}")[:, 0].tolist()
-            return whole
+            return _each_row(octets)
         kept = np.ones((self._count, width), bool)
         lengths = np.full(self._count, width)
         for begin, end, where in self._holes:
@@ -125,26 +138,29 @@ class _Texts:
     def __init__(self, section: Section) -> None:
         self._section = section
         self._columns = columns_of(section)
-        self._known: dict[Any, bytes] = {}
+        # By the bytes of all of its columns.
+        self._known: dict[bytes, bytes] = {}
 
     def of(self, batch: Batch) -> list[bytes]:
         """For each request."""
-        if len(self._known) > _TEXTS_KEPT:
-            self._known.clear()
-        keys = list(zip(*(batch.values(name) for name in self._columns), strict=True))
+        columns = [batch.column(name) for name in self._columns]
+        keys = _joined(columns)
         found = list(map(self._known.get, keys))
         if None not in found:
             return found  # type: ignore[return-value]  # as was just asked
-        return [
-            self._made(key) if octets is None else octets
-            for key, octets in zip(keys, found, strict=True)
-        ]
-
-    def _made(self, key: tuple[Any, ...]) -> bytes:
-        made = self._known.get(key)
-        if made is None:
-            made = self._known[key] = _encoded(self._section(*key))
-        return made
+        if len(self._known) > _TEXTS_KEPT:
+            self._known.clear()
+            found = [None] * len(keys)
+        new = {
+            key: row
+            for row, (key, octets) in enumerate(zip(keys, found, strict=True))
+            if octets is None
+        }
+        rows = list(new.values())
+        values = zip(*(column[rows].tolist() for column in columns), strict=True)
+        for key, each in zip(new, values, strict=True):
+            self._known[key] = _encoded(self._section(*each))
+        return [self._known[key] for key in keys]
 
 
 def _encoded(said: Said) -> bytes:

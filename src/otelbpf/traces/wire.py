@@ -26,6 +26,7 @@ _SHORT = tuple(bytes((number,)) for number in range(_GOES_ON))
 # Fields of AnyValue and of KeyValue.
 _STRING, _BOOL, _INT, _DOUBLE, _ARRAY = 1, 2, 3, 4, 5
 _KEY, _VALUE = 1, 2
+_HEADS_KEPT = 4_096
 
 
 def varint(number: int) -> bytes:
@@ -41,6 +42,7 @@ def varint(number: int) -> bytes:
     return bytes(octets)
 
 
+@functools.lru_cache(_HEADS_KEPT)
 def head(field: int, length: int) -> bytes:
     """What goes before a message of this length."""
     return varint(field << 3 | _LENGTH) + varint(length)
@@ -81,11 +83,25 @@ def _key(key: str) -> bytes:
 
 def attributes(field: int, pairs: Mapping[str, Value]) -> bytes:
     """Each a KeyValue, in a field that is repeated."""
-    return b"".join(
-        [block(field, _key(key) + block(_VALUE, any_value(value))) for key, value in pairs.items()]
-    )
+    made = []
+    for key, value in pairs.items():
+        if isinstance(value, str):
+            octets = value.encode()
+            made.append(_before_text(field, key, len(octets)) + octets)
+        else:
+            made.append(block(field, _key(key) + block(_VALUE, any_value(value))))
+    return b"".join(made)
 
 
+@functools.lru_cache(_HEADS_KEPT)
+def _before_text(field: int, key: str, length: int) -> bytes:
+    """A KeyValue of a text, up to the `length` bytes of the text."""
+    value = block(_STRING, bytes(length))
+    whole = block(field, _key(key) + block(_VALUE, value))
+    return whole[: len(whole) - length]
+
+
+@functools.cache
 def before_number(field: int, key: str, width: int) -> bytes:
     """A KeyValue of an integer, up to the `width` bytes of the number."""
     value = varint(_INT << 3 | _VARINT) + bytes(width)
