@@ -18,7 +18,6 @@ import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from opentelemetry.sdk.resources import Resource
@@ -81,8 +80,10 @@ def _joined(columns: Sequence[np.ndarray]) -> list[bytes]:
     """The bytes of columns of n values, one after the other, for each row."""
     widths = [column.dtype.itemsize for column in columns]
     octets = np.empty((len(columns[0]), sum(widths)), np.uint8)
-    for at, column in zip(itertools.accumulate(widths, initial=0), columns):
+    at = 0
+    for column, width in zip(columns, widths, strict=True):
         _put(octets, at, column.dtype, column)
+        at += width
     return _each_row(octets)
 
 
