@@ -180,6 +180,8 @@ def test_a_cause_that_the_application_spoke_of_is_called_as_it_said() -> None:
     assert rows(found) == [(whole, 0, 1), (whole, int.from_bytes(span_id, "big"), 1)]
     assert found.span_id[0] == int.from_bytes(span_id, "big")
     assert found.span_id[1] == IDS.of(np.array([8]), np.array([3])).span[0]
+    # Most often it ends before its cause, and is read without that.
+    assert rows(contexts_of(child, IDS)) == rows(found)[1:]
 
 
 PUBLISHED = {

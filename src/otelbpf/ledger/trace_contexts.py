@@ -131,7 +131,7 @@ def _read_published(join: np.ndarray, contexts: Contexts, rows: np.ndarray) -> N
 def _big_endian(octets: np.ndarray) -> np.ndarray:
     """(n, bytes / 8) uint64 of (n,) byte fields."""
     words = np.ascontiguousarray(octets).view(">u8").astype(np.uint64)
-    return words.reshape(len(octets), -1)
+    return words.reshape(len(octets), octets.dtype.itemsize // 8)
 
 
 def _read_carried(join: np.ndarray, contexts: Contexts, rows: np.ndarray) -> None:
