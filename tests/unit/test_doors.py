@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import ast
 import email.utils
+import inspect
 import socket
 import threading
 import time
@@ -26,6 +28,8 @@ from opentelemetry.exporter.otlp.proto.http.metric_exporter import (
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import (
     OTLPSpanExporter as HttpSpanExporter,
 )
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExportResult
 from support.misbehaving import (
     PROTOBUF,
     Certificate,
@@ -44,10 +48,13 @@ from support.misbehaving import (
     speaks_another_language,
 )
 
+from otelbpf.export import doors, ways_out
 from otelbpf.export.answers import Answer, Verdict
 from otelbpf.export.doors import MOST_OCTETS, GrpcDoor, HttpDoor, door_of
 from otelbpf.export.exporters import Signal
+from otelbpf.export.ways_out import spans_way_out
 from otelbpf.traces.encode import Encoder
+from otelbpf.traces.spans import readable_spans
 
 TAKEN, LATER, TOO_LARGE, REFUSED = Verdict
 LONG_S = 30.0
@@ -561,17 +568,73 @@ class Without:
         return Without(getattr(self._whole, name), self._rest)
 
 
+def test_each_of_them_is_named_here() -> None:
+    """All that the doors use of an object that is not theirs and begins with an underscore."""
+    used = {
+        node.attr
+        for node in ast.walk(ast.parse(inspect.getsource(doors)))
+        if isinstance(node, ast.Attribute)
+        and node.attr.startswith("_")
+        and not (isinstance(node.value, ast.Name) and node.value.id == "self")
+    }
+    assert used == {name.rpartition(".")[2] for _, _, name in PRIVATE}
+
+
 @pytest.mark.parametrize(
     ("exporter", "protocol", "name"),
     PRIVATE,
     ids=[f"{protocol}{name}" for _, protocol, name in PRIVATE],
 )
-def test_without_one_of_them_there_is_no_door(exporter: type, protocol: str, name: str) -> None:
+def test_without_one_of_them_there_is_no_door(
+    exporter: type,
+    protocol: str,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """So that a new version of an exporter is used as it was before there were doors."""
     made = exporter()
     assert door_of(made, Signal.TRACES) is not None
-    assert door_of(Without(made, name), Signal.TRACES) is None
+    without = Without(made, name)
+    assert door_of(without, Signal.TRACES) is None
+    assert_by_export(without, monkeypatch, caplog)
     made.shutdown()
+
+
+@pytest.mark.parametrize("compression", ["gzip", "deflate"])
+def test_nor_where_it_is_not_said_that_bodies_are_compressed(
+    compression: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By headers that the exporter has before it sends anything."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", compression)
+    made = HttpSpanExporter()
+    assert door_of(made, Signal.TRACES) is not None
+    assert made._client._headers.pop("Content-Encoding") == compression
+    assert door_of(made, Signal.TRACES) is None
+    assert_by_export(made, monkeypatch, caplog)
+    made.shutdown()
+
+
+def assert_by_export(
+    exporter: object, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is given the SDK's spans, by its own export(), which is said once."""
+    given: list[object] = []
+    monkeypatch.setattr(ways_out, "load_exporter", lambda *_: exporter)
+    monkeypatch.setattr(
+        type(getattr(exporter, "_whole", exporter)),
+        "export",
+        lambda _, spans: given.append(spans) or SpanExportResult.SUCCESS,
+    )
+    way_out = spans_way_out("otlp_proto_http", samples.description())
+    assert way_out is not None
+    for _ in range(2):
+        assert way_out.door.send(way_out.form(samples.requests()), LONG_S) == Answer(TAKEN)
+    assert [[type(span) for span in spans] for spans in given] == [
+        [ReadableSpan] * len(readable_spans(samples.description(), samples.requests()))
+    ] * 2
+    (message,) = caplog.messages
+    assert message.startswith("the exporter of traces is of a version that otelbpf does not know: ")
 
 
 def test_other_exporters_have_none() -> None:

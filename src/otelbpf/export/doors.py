@@ -129,6 +129,9 @@ class HttpDoor:
         self._endpoint, self._headers = client._endpoint, client._headers
         encodings = [v for name, v in self._headers.items() if name.lower() == "content-encoding"]
         self._compressed = _gzip if encodings == ["gzip"] else client._compress
+        # Who is sent what nothing says is compressed cannot read it.
+        if not encodings and self._compressed(b""):
+            raise AttributeError("its headers have no Content-Encoding")
         self._timeout_s = client._timeout
         self._has_kept_a_connection = False
         self._closed = False
