@@ -16,7 +16,6 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from otelbpf.traces.description import Value
 from otelbpf.traces.wire import (
-    Heads,
     any_value,
     attributes,
     before_number,
@@ -88,14 +87,8 @@ def test_a_number_and_a_negative_one(number: int) -> None:
 @pytest.mark.parametrize("length", LENGTHS)
 def test_what_goes_before_a_message(field: int, length: int) -> None:
     expected = _VarintBytes(field << 3 | 2) + _VarintBytes(length)
-    assert head(field, length) == Heads(field)[length] == expected
+    assert head(field, length) == expected
     assert block(field, b"x" * length) == expected + b"x" * length
-
-
-def test_heads_are_made_once() -> None:
-    heads = Heads(2)
-    assert heads[300] is heads[300]
-    assert dict(heads) == {300: head(2, 300)}
 
 
 @pytest.mark.parametrize("name", VALUES)

@@ -7,6 +7,7 @@ Nothing is made for each request here: whoever needs Python's own values asks fo
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -125,7 +126,7 @@ def _taken(contexts: Contexts, rows: slice | np.ndarray) -> Contexts:
 
 @dataclass(frozen=True)
 class Stages:
-    """All stages of all requests of a batch, in no order.
+    """All stages of all requests of a batch: those of a number together, by number.
 
     Attributes:
         row: (m,) of which request.
@@ -137,6 +138,14 @@ class Stages:
     number: np.ndarray
     start_ktime_ns: np.ndarray
     end_ktime_ns: np.ndarray
+
+    @functools.cached_property
+    def runs(self) -> list[tuple[int, slice]]:
+        """Each number that there is, and where its stages are, which are in the requests' order."""
+        edges = np.flatnonzero(np.diff(self.number, prepend=-1, append=-1)).tolist()
+        return [
+            (int(self.number[begin]), slice(begin, end)) for begin, end in itertools.pairwise(edges)
+        ]
 
 
 class Batch:
@@ -274,7 +283,9 @@ class Batch:
             row = np.concatenate((row, alone))
             number = np.concatenate((number, _PAIRS + numbers_of(last)))
             first, second = np.concatenate((first, last)), np.concatenate((second, last))
-        return Stages(row, number, _ktime_ns(first), _ktime_ns(second))
+        # Numbers of 16 bits are sorted in a time that is as long as they are many.
+        order = np.argsort(number.astype(np.int16), kind="stable")
+        return Stages(row[order], number[order], _ktime_ns(first[order]), _ktime_ns(second[order]))
 
     def unix_ns(self, ktime_ns: np.ndarray) -> np.ndarray:
         """CLOCK_MONOTONIC ns to ns since the Unix epoch."""

@@ -114,8 +114,8 @@ class Description:
         yield from _NUMBERS
         yield from _NUMBERS_OF[batch.kind]
         if self.stages is StageStyle.ATTRIBUTES:
-            for number in np.flatnonzero(np.bincount(batch.stages.number)).tolist():
-                yield _length_of(number)
+            for number, run in batch.stages.runs:
+                yield _length_of(number, run)
 
     # ---- sections ----
 
@@ -312,19 +312,22 @@ _NUMBERS_OF = {
 }
 
 
-def _length_of(number: int) -> Number:
-    """The length of one stage, ns."""
+def _length_of(number: int, run: slice) -> Number:
+    """The length of one stage, ns.
+
+    Args:
+        run: where the stages of this number are among those of the batch.
+    """
 
     def of(batch: Batch) -> np.ndarray:
         stages = batch.stages
-        which = stages.number == number
         lengths = np.zeros(len(batch), np.uint64)
-        lengths[stages.row[which]] = (stages.end_ktime_ns - stages.start_ktime_ns)[which]
+        lengths[stages.row[run]] = stages.end_ktime_ns[run] - stages.start_ktime_ns[run]
         return lengths
 
     def where(batch: Batch) -> np.ndarray:
         having = np.zeros(len(batch), bool)
-        having[batch.stages.row[batch.stages.number == number]] = True
+        having[batch.stages.row[run]] = True
         return having
 
     return Number(f"otelbpf.stage.{STAGE_NAMES[number]}", of, where)

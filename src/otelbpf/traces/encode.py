@@ -33,7 +33,6 @@ from otelbpf.traces.description import (
     columns_of,
 )
 from otelbpf.traces.wire import (
-    Heads,
     attributes,
     before_number,
     block,
@@ -62,7 +61,7 @@ _Octets = bytes | np.ndarray
 
 
 def _put(rows: np.ndarray, at: int, dtype: np.dtype | str, column: np.ndarray) -> None:
-    """Writes numbers into rows of bytes, all at the same place.
+    """Writes a column's values into rows of bytes, all at the same place.
 
     Args:
         rows: (n, bytes) uint8.
@@ -223,7 +222,6 @@ class Encoder:
         self._texts = {
             kind: tuple(map(_Texts, sections)) for kind, sections in description.sections.items()
         }
-        self._heads = Heads(_SPANS)
         # By its id; it is held, so that no other one has that.
         self._resources: dict[int, tuple[Resource, bytes]] = {}
         self._scope = block(_SCOPE, text(1, SCOPE.name) + text(2, SCOPE.version or ""))
@@ -275,32 +273,29 @@ class Encoder:
     def _stages(self, batch: Batch) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """For each stage that there is the requests that have it, and (m, bytes) their spans."""
         stages, contexts = batch.stages, batch.contexts
-        # One after the other, each in the order of the requests.
-        order = np.argsort(stages.number.astype(np.int16), kind="stable")
-        numbers, row = stages.number[order], stages.row[order]
+        row = stages.row
         own = (
             contexts.trace_id_high[row],
             contexts.trace_id_low[row],
-            batch.stage_span_ids()[order],
+            batch.stage_span_ids(),
             contexts.span_id[row],
-            batch.unix_ns(stages.start_ktime_ns[order]),
-            batch.unix_ns(stages.end_ktime_ns[order]),
+            batch.unix_ns(stages.start_ktime_ns),
+            batch.unix_ns(stages.end_ktime_ns),
         )
-        begins = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist()]
-        for begin, end in zip(begins, [*begins[1:], len(order)], strict=True):
-            template, places = _stage_template(int(numbers[begin]))
-            octets = np.empty((end - begin, len(template)), np.uint8)
+        for number, run in stages.runs:
+            template, places = _stage_template(number)
+            octets = np.empty((run.stop - run.start, len(template)), np.uint8)
             octets[:] = template
             for (at, dtype), column in zip(places, own, strict=True):
-                _put(octets, at, dtype, column[begin:end])
-            yield row[begin:end], octets
+                _put(octets, at, dtype, column[run])
+            yield row[run], octets
 
     def _own_spans(self, batch: Batch) -> list[bytes]:
         """The requests' own spans, each in two pieces: what goes before it, and the span."""
         columns = [texts.of(batch) for texts in self._texts[batch.kind]]
         columns.append(self._rows(batch))
         spans = list(map(b"".join, zip(*columns, strict=True)))
-        heads = map(self._heads.__getitem__, map(len, spans))
+        heads = map(head, itertools.repeat(_SPANS), map(len, spans))
         return list(itertools.chain.from_iterable(zip(heads, spans, strict=True)))
 
     def _rows(self, batch: Batch) -> list[bytes]:

@@ -6,6 +6,7 @@ For the console, files and any other exporter of OpenTelemetry's: one object for
 
 from __future__ import annotations
 
+import numpy as np
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.status import Status, StatusCode
@@ -87,6 +88,8 @@ def _own_spans(description: Description, batch: Batch) -> list[ReadableSpan]:
 
 def _stage_spans(batch: Batch, own: list[ReadableSpan]) -> list[ReadableSpan]:
     stages = batch.stages
+    # As they came, for those who look at them.
+    order = np.lexsort((stages.end_ktime_ns, stages.start_ktime_ns, stages.row))
     columns = (
         stages.row,
         stages.number,
@@ -95,7 +98,9 @@ def _stage_spans(batch: Batch, own: list[ReadableSpan]) -> list[ReadableSpan]:
         batch.unix_ns(stages.end_ktime_ns),
     )
     spans = []
-    for row, number, span_id, start, end in zip(*(c.tolist() for c in columns), strict=True):
+    for row, number, span_id, start, end in zip(
+        *(column[order].tolist() for column in columns), strict=True
+    ):
         request = own[row]
         context = request.get_span_context()
         assert context is not None

@@ -131,15 +131,3 @@ def padded_varints(numbers: np.ndarray, widths: Sequence[int]) -> np.ndarray:
     goes_on = place < np.repeat(widths, widths) - 1
     octets |= (goes_on * np.uint8(_GOES_ON)).astype(np.uint8)[:, np.newaxis]
     return octets
-
-
-class Heads(dict[int, bytes]):
-    """What goes before a message, by its length: made when first asked for."""
-
-    def __init__(self, field: int) -> None:
-        super().__init__()
-        self._field = field
-
-    def __missing__(self, length: int) -> bytes:
-        made = self[length] = head(self._field, length)
-        return made
