@@ -17,6 +17,7 @@ from support.commands import run
 
 from otelbpf.errors import KernelError
 from otelbpf.host.interfaces import VETH_AND_XDP, Xdp, find_interfaces, look_at_xdp
+from otelbpf.host.netns import current_cookie
 from otelbpf.kernel import libbpf
 from otelbpf.kernel.attach import attached
 from otelbpf.kernel.on_interface import OnInterface
@@ -44,6 +45,21 @@ def test_loopback_is_an_interface_like_any_other(unattached: Meter, host: str) -
             assert flags(record) == WHOLE
             assert set(stamps(record)) >= EVERYWHERE
         unattached.lab.close_connections()
+
+
+def test_a_thread_comes_back_from_another_namespace(lab: Lab) -> None:
+    here = current_cookie()
+    there = lab.server_netns.run(current_cookie)
+    assert there != here
+    assert current_cookie() == here
+
+    def fails() -> None:
+        assert current_cookie() == there
+        raise OSError("nothing works")
+
+    with pytest.raises(OSError, match="nothing works"):
+        lab.server_netns.run(fails)
+    assert current_cookie() == here
 
 
 def test_several_interfaces_at_once(unattached: Meter) -> None:

@@ -178,6 +178,19 @@ def test_an_interface_that_goes_and_comes_again(watched: Watched) -> None:
     assert on.ifindex == index(lab)
 
 
+def test_it_need_not_look_closely_to_see_that_one_is_gone(watched: Watched) -> None:
+    """While nothing is gone it looks closely once a second only."""
+    lab = watched.meter.lab
+    delete(lab)
+    assert "is gone" in "".join(watched.look(after_s=0.25))
+    make(lab)
+    assert "and is measured" in "".join(watched.look(after_s=0.25))
+    delete(lab)
+    make(lab)
+    assert "and is measured" in "".join(watched.look(after_s=0.25))
+    watched.assert_measured()
+
+
 @pytest.mark.parametrize("same_index", [False, True])
 def test_one_that_was_made_again_between_two_looks(watched: Watched, same_index: bool) -> None:
     lab = watched.meter.lab

@@ -45,16 +45,18 @@ class NoticeReader:
 
     def __init__(self, programs: Programs) -> None:
         self._mapped = MappedArray(programs.map_fd("notices"), NOTICES, 1)
-        self._notices = self._mapped.values[0]
+        notices = self._mapped.values[0]
+        # Each look at a field by its name would make one of these anew.
+        self._count, self._recent = self._mapped.values["count"], notices["recent"]
         self._read = 0
 
     def read(self) -> list[Notice]:
         """What is new. Of more than are kept the oldest are forgotten: the counters have all."""
-        count, kept = int(self._notices["count"]), len(self._notices["recent"])
+        count, kept = int(self._count[0]), len(self._recent)
         self._read = max(self._read, count - kept)
         new = []
         while self._read < count:
-            notice = self._whole(self._notices["recent"][self._read % kept])
+            notice = self._whole(self._recent[self._read % kept])
             if notice is None:
                 break  # it is being written, and read next time
             new.append(notice)
@@ -63,7 +65,7 @@ class NoticeReader:
 
     def close(self) -> None:
         """Unmaps them."""
-        del self._notices
+        del self._count, self._recent
         self._mapped.close()
 
     def _whole(self, place: np.void) -> Notice | None:

@@ -27,7 +27,8 @@ from otelbpf.ledger.tally import Coverage, Gap
 _log = logging.getLogger(__name__)
 
 _LOOK_S = 0.2
-# What costs more to look at.
+# What costs more to look at: who else is on the interfaces, and while all of ours are there, what
+# they are called.
 _LINES_S = 1.0
 # How often it goes in front of others, or attaches again, on an interface: who answers each time
 # has the last word.
@@ -142,6 +143,8 @@ class Watcher:
             return
         self._look_s = now_s + _LOOK_S
         at_lines = at_lines or now_s >= self._lines_s
+        if not at_lines and self.is_whole and self._is_all_alive():
+            return
         if at_lines:
             self._lines_s = now_s + _LINES_S
         sight = None
@@ -159,6 +162,10 @@ class Watcher:
         for (on, direction), strangers in sight.strangers.items():
             if on in self._attachments.on_interfaces:
                 self._handle_line(self._asked[on.name], on, direction, strangers, now_s)
+
+    def _is_all_alive(self) -> bool:
+        """What shows from anywhere, and so costs little: has nobody been taken away?"""
+        return all(on.is_alive() for on in self._attachments.on_interfaces)
 
     def _see(self, at_lines: bool) -> _Sight:
         """In the namespace."""
