@@ -42,7 +42,9 @@ def test_an_idle_request_is_reported_as_such(
     sweeper.sweep(now)
     sweeper.sweep(before_ns + IDLE_NS)
     assert meter.records(0, others_in_flight=1).size == 0
+    assert meter.programs.in_flight() == 1
     sweeper.sweep(now + 2 * IDLE_NS)
+    assert meter.programs.in_flight() == 0
     record = meter.record()
     assert record["http1"]["request_line"] == b"GET /idle HTTP/1.1"
     assert flags(record) == RECEIVED | RequestFlag.IDLE_TIMEOUT

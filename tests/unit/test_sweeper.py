@@ -30,6 +30,10 @@ class Kernel(KernelMaps):
         super().__init__()
         self.table = self.add("exchanges", EXCHANGE, SLOTS)
         self.orders: list[tuple[int, int, int, bool]] = []
+        self.has_any_in_flight = True
+
+    def in_flight(self) -> int:
+        return int(self.has_any_in_flight)
 
     def sweep(
         self, slot: int, waited_ktime_ns: int, idle_ktime_ns: int, *, stopped: bool = False
@@ -94,6 +98,19 @@ def test_only_those_in_flight_are_asked_for(kernel: Kernel, sweeper: Sweeper) ->
     kernel.put(6, UNANSWERED, 10 * IDLE_NS, ExchangeState.FINISHING)
     sweeper.sweep(NOW)
     assert sorted(order[0] for order in kernel.orders) == [2, 3]
+
+
+def test_the_table_is_not_looked_through_where_nothing_is_in_flight(
+    kernel: Kernel, sweeper: Sweeper
+) -> None:
+    kernel.put(3, UNANSWERED, 10 * IDLE_NS)
+    kernel.has_any_in_flight = False
+    sweeper.sweep(NOW)
+    sweeper.finish(NOW)
+    assert kernel.orders == []
+    kernel.has_any_in_flight = True
+    sweeper.sweep(NOW)
+    assert [order[0] for order in kernel.orders] == [3]
 
 
 def test_those_that_wait_for_long_are_asked_for_more_rarely(

@@ -29,6 +29,9 @@ from otelbpf.userspace.thread_contexts import ThreadContexts
 # after so long that 100,000 requests a second do not fill the ring.
 _SOONEST_S, _LATEST_S = 0.05, 0.25
 _WORTH_IT = 1_024
+# As long as fewer are in the ring they are left there, and only their processes are looked at,
+# which may be gone soon.
+_REST_S = 1.0
 # Until a full queue has room again. So many wait for that in the ring: no more, as what cannot be
 # sent is to be added up all the same.
 _ROOM_S = 0.01
@@ -36,6 +39,9 @@ _MAY_WAIT = 16_384
 # A part of the sender's queue: as much at once as fits into it would find it not quite empty.
 _BATCH = 4_096
 _HOUSEKEEPING_S = 1.0
+# How often requests are looked for that have gone silent, which is dear: more often only where they
+# may not be silent for so long.
+_SWEEP_S = 5.0
 _LAST_RECORD_S = 1.0
 # At the stop, until what has no room is counted as lost.
 _LAST_ROOM_S = 1.0
@@ -69,7 +75,10 @@ class Agent:
         self._started_unix_ns = time.time_ns()
         self._reader = RingReader(programs)
         self._sweeper = Sweeper(programs, int(config.idle_timeout_s * 1e9))
+        self._sweep_s = min(_SWEEP_S, config.idle_timeout_s)
         self._thread_contexts = ThreadContexts(programs)
+        self._rest_s = min(_REST_S, config.queue.delay_s)
+        self._read_at = 0.0
         self._may_wait = min(_MAY_WAIT, config.limits.ring // 2)
         self._missed: dict[str, int] = {}
         self._coverage: dict[str, Coverage] = {}
@@ -92,9 +101,10 @@ class Agent:
         """
         looked_at = time.monotonic()
         housekeeping_at = looked_at + _HOUSEKEEPING_S
+        sweep_at = looked_at + self._sweep_s
         while not stop.is_set():
             health.turns(self._coverage, time.monotonic())
-            count = self._read_batch()
+            count = self._look_at_ring(time.monotonic())
             now = time.monotonic()
             if count is None:
                 time.sleep(_ROOM_S)
@@ -104,7 +114,9 @@ class Agent:
             self._coverage = lookout.look(time.monotonic())
             if time.monotonic() >= housekeeping_at:
                 self.pipeline.refresh()
-                self._sweeper.sweep(time.monotonic_ns())
+                if time.monotonic() >= sweep_at:
+                    self._sweeper.sweep(time.monotonic_ns())
+                    sweep_at = time.monotonic() + self._sweep_s
                 self._thread_contexts.refresh(time.monotonic())
                 if self._series is not None:
                     self._series.refresh(time.monotonic())
@@ -112,6 +124,19 @@ class Agent:
                 housekeeping_at = time.monotonic() + _HOUSEKEEPING_S
         health.stops()
         self._missed = missed()
+
+    def _look_at_ring(self, now_s: float) -> int | None:
+        """How many have come, or were read; None: as _read_batch()."""
+        if now_s < self._read_at and self._reader.pending < _WORTH_IT:
+            records = self._reader.peek()
+            if len(records):
+                self._saw(records)
+                self.pipeline.meet(records)
+            return len(records)
+        count = self._read_batch()
+        if count:
+            self._read_at = now_s + self._rest_s
+        return count
 
     def drain(self) -> None:
         """After the programs were detached: drains what they left, and sends it."""
@@ -149,9 +174,12 @@ class Agent:
             return None
         records = self._reader.read(limit)
         if len(records):
-            self._thread_contexts.saw(np.unique(records["pid"]).tolist(), time.monotonic())
+            self._saw(records)
             self.pipeline.take(records)
         return len(records)
+
+    def _saw(self, records: np.ndarray) -> None:
+        self._thread_contexts.saw(np.unique(records["pid"]).tolist(), time.monotonic())
 
     def sums(self) -> Sums:
         """The sums so far."""

@@ -53,6 +53,10 @@ class Pipeline:
         self.clock = read_clock()
         self.resources.refresh()
 
+    def meet(self, records: np.ndarray) -> None:
+        """Looks at the processes of requests that are to be taken a little later."""
+        self._resources_of(records)
+
     def take(self, records: np.ndarray) -> None:
         """Takes a batch of records: queues those that are kept, adds up what is yet to be."""
         kept = records["flags"] & np.uint32(RequestFlag.KEPT) != 0

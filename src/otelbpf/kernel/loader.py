@@ -28,6 +28,12 @@ from otelbpf.kernel.records import RING_ENDS, SWEEP_ORDER, Counter
 
 # That no program but otelbpf's has.
 _OUR_MAP = "connection_tags"
+# Each request that was seen ends in one of these, or is submitted.
+_ENDED = [
+    counter
+    for counter in Counter
+    if counter.name.startswith("LOST_") or counter is Counter.SAMPLED_OUT
+]
 # What a role's programs at traffic control are called.
 _SERVER, _CLIENT = "tc_", "tc_client_"
 _ROLES = {"SERVERS": _SERVER, "CLIENTS": _CLIENT}
@@ -175,6 +181,13 @@ class Programs:
         sums = self._counts.values["counts"].sum(axis=0)
         counts = {counter: int(sums[counter]) for counter in Counter}
         return counts | {Counter.SUBMITTED: int(self._ring_ends.values["submitted"][0])}
+
+    def in_flight(self) -> int:
+        """How many requests are in flight, or were a moment ago; 0 is certain."""
+        # What has ended is looked at first: what ends or begins meanwhile is counted as in flight.
+        counts = self._counts.values["counts"]
+        ended = int(counts[:, _ENDED].sum()) + int(self._ring_ends.values["submitted"][0])
+        return int(counts[:, Counter.SEEN].sum()) - ended
 
     def sweep(
         self, slot: int, waited_ktime_ns: int, idle_ktime_ns: int, *, stopped: bool = False

@@ -7,6 +7,7 @@ get them back once that is done.
 
 from __future__ import annotations
 
+import functools
 import threading
 
 import numpy as np
@@ -17,6 +18,10 @@ from otelbpf.kernel.records import EXCHANGE, PROCESS, REQUEST_RECORD, RING_ENDS,
 
 _UNKNOWN = np.zeros((), PROCESS)
 _NONE = np.empty(0, REQUEST_RECORD)
+_NOWHERE = np.empty(0, np.uint64)
+#: A record as far as it tells whose it is; its texts come after that.
+RECORD_HEAD = np.dtype(REQUEST_RECORD.descr[: (REQUEST_RECORD.names or ()).index("join")])
+_NO_HEADS = np.empty(0, RECORD_HEAD)
 # Of what lies beyond its length, a text has whatever was there before.
 _TEXTS = {"join": ("traceparent",), "http1": ("request_line", "host", "user_agent")}
 
@@ -61,8 +66,15 @@ class RingReader:
                 ("ring_ends", RING_ENDS, 1),
             )
         ]
-        self._exchanges, self._ring, self._ends = (mapped.values for mapped in self._mapped)
+        exchanges, self._ring, ends = (mapped.values for mapped in self._mapped)
+        self._records, self._heads = (
+            _octets(exchanges["record"], dtype) for dtype in (REQUEST_RECORD, RECORD_HEAD)
+        )
+        self._states = exchanges["state"]
+        self._submitted, self._read = ends["submitted"], ends["read"]
         self._fence = threading.Lock()
+        # How many have been shown, or read, so far.
+        self._shown = int(self._read[0])
 
     def read(self, limit: int = 16_384) -> np.ndarray:
         """Takes up to `limit` finished requests. Never waits.
@@ -70,45 +82,79 @@ class RingReader:
         Returns:
             (n,) REQUEST_RECORD, a copy; n may be 0.
         """
-        if not self.pending:
+        begin = int(self._read[0])
+        places, slots = self._told(begin, limit)
+        if not slots.size:
             return _NONE
-        begin = int(self._ends["read"][0])
-        places = (begin + np.arange(min(self.pending, limit))) % len(self._ring)
+        records = _with_processes(self._records[slots].view(REQUEST_RECORD))
+        _cut_texts(records)
+        self._ring[places] = 0
+        self._states[slots] = ExchangeState.FREE
+        self._read[0] = begin + len(slots)
+        self._shown = max(self._shown, begin + len(slots))
+        return records
+
+    def peek(self) -> np.ndarray:
+        """Shows finished requests that have been neither shown nor read yet, and leaves them there.
+
+        Returns:
+            (n,) RECORD_HEAD, a copy.
+        """
+        _, slots = self._told(self._shown, len(self._ring))
+        if not slots.size:
+            return _NO_HEADS
+        self._shown += len(slots)
+        return _with_processes(self._heads[slots].view(RECORD_HEAD))
+
+    def _told(self, begin: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
+        """Places in the ring from the `begin`th request on, and which slots these tell."""
+        count = min(int(self._submitted[0]) - begin, limit)
+        if not count:
+            return _NOWHERE, _NOWHERE
+        places = (begin + np.arange(count)) % len(self._ring)
         told = self._ring[places]
         # One that is not told yet holds up those behind it.
         missing = np.flatnonzero(told == 0)
         if missing.size:
             places, told = places[: missing[0]], told[: missing[0]]
-        if not told.size:
-            return _NONE
         with self._fence:  # orders the reads before and after it on weakly ordered machines
             pass
-        slots = told - np.uint64(1)
-        records = self._exchanges["record"][slots]
-        _cut_texts(records)
-        # Of a process that is not known there is what was there before.
-        records["process"][records["pid"] == 0] = _UNKNOWN
-        self._ring[places] = 0
-        self._exchanges["state"][slots] = ExchangeState.FREE
-        self._ends["read"][0] = begin + len(slots)
-        return records
+        return places, told - np.uint64(1)
 
     @property
     def pending(self) -> int:
         """How many have not been read yet, those that are being told included."""
-        return int(self._ends["submitted"][0] - self._ends["read"][0])
+        return int(self._submitted[0]) - int(self._read[0])
 
     def close(self) -> None:
         """Unmaps what was mapped."""
-        del self._exchanges, self._ring, self._ends
+        del self._records, self._heads, self._states, self._ring, self._submitted, self._read
         for mapped in self._mapped:
             mapped.close()
+
+
+def _octets(records: np.ndarray, dtype: np.dtype[np.void]) -> np.ndarray:
+    """(n,) void: what each begins with, copied at once: of a structure each field would be."""
+    begins = records[:, np.newaxis].view(np.uint8)[:, : dtype.itemsize]
+    return begins.view(f"V{dtype.itemsize}")[:, 0]
+
+
+def _with_processes(records: np.ndarray) -> np.ndarray:
+    # Of a process that is not known there is what was there before.
+    records["process"][records["pid"] == 0] = _UNKNOWN
+    return records
 
 
 def _cut_texts(records: np.ndarray) -> None:
     for section, names in _TEXTS.items():
         told = records[section]
         for name in names:
-            octets = told[name][:, np.newaxis].view(np.uint8)
-            beyond = np.arange(octets.shape[1]) >= told[f"{name}_length"][:, np.newaxis]
-            np.copyto(octets, 0, where=beyond)
+            words = told[name][:, np.newaxis].view(np.uint64)
+            words &= _kept(told[name].itemsize).take(told[f"{name}_length"], axis=0, mode="clip")
+
+
+@functools.cache
+def _kept(width: int) -> np.ndarray:
+    """(width + 1, width / 8) uint64: ones in the octets that a text of each length has."""
+    has = np.arange(width) < np.arange(width + 1)[:, np.newaxis]
+    return np.where(has, np.uint8(0xFF), np.uint8(0)).view(np.uint64)

@@ -14,6 +14,7 @@ from otelbpf.kernel.records import EXCHANGE, ExchangeState
 ACK_WAIT_NS = 2_000_000_000
 # What waits longer is asked for more rarely: there may be thousands of long polls.
 _LONGEST_BETWEEN_NS = 30_000_000_000
+_NONE = np.empty(0, np.intp)
 
 
 class Sweeper:
@@ -58,6 +59,9 @@ class Sweeper:
             self._programs.sweep(int(slot), now_ktime_ns, now_ktime_ns, stopped=True)
 
     def _silent_since(self, before_ktime_ns: int) -> np.ndarray:
+        # To look through it all takes milliseconds.
+        if not self._programs.in_flight():
+            return _NONE
         in_use = np.flatnonzero(self._table["state"] >= ExchangeState.IN_FLIGHT)
         return in_use[self._table["activity_ktime_ns"][in_use] <= before_ktime_ns]
 
