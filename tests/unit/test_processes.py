@@ -24,6 +24,7 @@ from otelbpf.host.processes import (
     listening_ports,
     look_at,
     start_time,
+    who_listens,
 )
 
 _TICK_NS = 10_000_000
@@ -230,7 +231,8 @@ def test_all_ports_that_others_listen_on() -> None:
         socket.create_server(("127.0.0.1", 0)) as own,
     ):
         one, other = map(int, process.stdout.readline().split())
-        found = listening_ports(find_netns(None))
+        found = who_listens(find_netns(None))
+        assert listening_ports(find_netns(None)) == found.keys()
         assert (found[one], found[other]) == ({process.pid}, {process.pid})
         assert found[own.getsockname()[1]] == {os.getpid()}
         name = Path(os.readlink(f"/proc/{process.pid}/exe")).name

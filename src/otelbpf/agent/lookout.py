@@ -16,7 +16,7 @@ from otelbpf.errors import KernelError, UsageError
 from otelbpf.host.conntrack import led_elsewhere, on_the_wire
 from otelbpf.host.interfaces import require_ethernet
 from otelbpf.host.netns import Netns
-from otelbpf.host.processes import executable_name, listening_ports
+from otelbpf.host.processes import executable_name, listening_ports, who_listens
 from otelbpf.kernel.attach import Attachments
 from otelbpf.kernel.loader import Programs
 from otelbpf.kernel.on_interface import OnInterface
@@ -212,19 +212,19 @@ class Lookout:
     def _look_for_listeners(self) -> None:
         """A mistyped port shows by nobody listening on it, and by no request."""
         try:
-            listeners = listening_ports(self._netns)
+            unheard = set(self._ports) - listening_ports(self._netns)
+            # Requests to it may be redirected; of several ports nobody knows whose they were.
+            if not unheard or (len(self._ports) == 1 and self._programs.counts()[Counter.SEEN]):
+                return
+            # Where REDIRECT or DNAT leads to another port nobody need listen on this one.
+            unheard -= led_elsewhere(unheard, self._netns)
+            listeners = who_listens(self._netns) if unheard else {}
         except KernelError:
             return  # the namespace has ended, which is told
-        unheard = {port for port in self._ports if port not in listeners}
-        # Requests to it may be redirected; of several ports nobody knows whose they were.
-        if not unheard or (len(self._ports) == 1 and self._programs.counts()[Counter.SEEN]):
-            return
-        # Where REDIRECT or DNAT leads to another port nobody need listen on this one.
-        unheard -= led_elsewhere(unheard, self._netns)
         others = {
             port: executable_name(min(pids)) if pids else ""
             for port, pids in listeners.items()
             if port not in self._ports and os.getpid() not in pids
         }
-        for port in sorted(unheard):
+        for port in sorted(unheard - listeners.keys()):
             _log.warning("%s", nobody_listens(port, others, self._netns.name))

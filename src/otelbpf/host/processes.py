@@ -220,8 +220,16 @@ class Listeners:
         self._next_look_s = started_s + max(_LISTENERS_LEAST_S, took_s / _LISTENERS_SHARE)
 
 
-def listening_ports(netns: Netns) -> dict[int, set[int]]:
-    """The TCP ports that somebody listens on, and the processes that do: of all they see, none."""
+def listening_ports(netns: Netns) -> set[int]:
+    """The TCP ports that somebody listens on."""
+    return set(netns.run(lambda: _listening_sockets(range(1 << 16))).values())
+
+
+def who_listens(netns: Netns) -> dict[int, set[int]]:
+    """The same ports, and the processes that do: of all they see, none.
+
+    All descriptors of all processes are looked at for it.
+    """
     sockets = netns.run(lambda: _listening_sockets(range(1 << 16)))
     owners = _owners(sockets)
     return {port: owners.get(port, set()) for port in sockets.values()}
