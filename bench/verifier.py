@@ -17,10 +17,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from otelbpf.agent.definitions import definitions
+from otelbpf.agent.settings import settings
 from otelbpf.host.netns import find_netns
 from otelbpf.kernel import bpf_info
-from otelbpf.kernel.bcc_module import import_bcc
 from otelbpf.kernel.btf import Btf
 from otelbpf.kernel.hooks import choose
 from otelbpf.kernel.limits import Limits
@@ -40,15 +39,14 @@ CONFIGURATIONS = {
 
 
 def setting() -> str:
-    """What the counts depend on: whose verifier it is, and who compiles."""
-    version = ".".join(platform.release().split(".")[:2])
-    return f"Linux {version}, BCC {import_bcc().__version__}"
+    """What the counts depend on beside the ready-made programs: whose verifier it is."""
+    return f"Linux {'.'.join(platform.release().split('.')[:2])}"
 
 
 def looked_at(configuration: str) -> dict[str, int]:
     """Program -> instructions, of all that are loaded for a configuration."""
     ports, upstreams, series = CONFIGURATIONS[configuration]
-    told = definitions(find_netns(None).cookie, ports, upstreams=Upstreams(ports=upstreams))
+    told = settings(find_netns(None).cookie, ports, upstreams=Upstreams(ports=upstreams))
     with Btf.of_kernel() as btf:
         choices = choose(btf, metrics=bool(series))
         programs = Programs(btf, choices, Limits(series=series), told)

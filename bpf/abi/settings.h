@@ -39,10 +39,42 @@ struct thread_variable {
 	u64 generation; /* since which the table has the module */
 };
 
+/* What it means that a connection's other side has a port. */
+enum upstream_port {
+	UPSTREAM_NONE = 0,
+	UPSTREAM_BY_ADDRESS = 1, /* it is an upstream if its address is one's, too */
+	UPSTREAM_ANYWHERE = 2,   /* it is one */
+};
+
+#define UPSTREAMS_MOST 4096
+
+/* Where an upstream is, whose port is not one that makes anybody one. */
+struct upstream {
+	u8 address[16]; /* IPv4 as IPv4-mapped IPv6 */
+	u32 port;
+	u32 unused;
+};
+
+/* Which new traces are kept, where nobody else has decided. */
+enum sampler_keeps { KEEPS_NONE, KEEPS_SOME, KEEPS_ALL };
+
+/* All but the first two and what it says of itself is told before anything is attached. */
 struct settings {
 	u64 netns_pointer; /* struct net of the measured namespace, once seen */
 	u32 agent_tgid;
-	u32 has_thread_locals; /* is any process in thread_locals? Written by the agent */
-	u32 is_complete; /* all is attached: what is not seen from here on is missed. Likewise */
+	u32 has_thread_locals; /* is any process in thread_locals? */
+	u64 netns_cookie;      /* of the measured namespace */
+	u64 sampler_bound;     /* KEEPS_SOME keeps those whose id's low half is below it */
+	u32 sampler_keeps;     /* enum sampler_keeps */
+	u32 parent_based;      /* what a caller has decided counts more */
+	u32 keep_errors;       /* what failed is kept, whatever was decided */
+	u32 keep_4xx;          /* and so is what servers have answered with 4xx */
+	u64 id_key[2];         /* by which new traces are named */
+	/* Drawn by lot, so that nobody outside can foretell what meets in one place. */
+	u64 hash_factors[5]; /* odd; of a connection's key */
+	u64 route_hash_start;
+	u64 route_hash_factor;
+	u64 our_map_name[2]; /* of a map that each agent of otelbpf's has */
+	u32 is_complete;     /* all is attached: what is not seen from here on is missed */
 	u32 unused;
 };

@@ -7,8 +7,6 @@
  * A call is told from others by its stack pointer. What is called within a
  * handler is a part of it, and a call that never returns (an exception, a
  * longjmp) is over once another one begins at the same depth or above it.
- *
- * Compiled only where a handler is asked for (HANDLERS).
  */
 
 #include "abi/settings.h"
@@ -18,7 +16,6 @@
 #include "state/reader.h"
 #include "state/scratch.h"
 
-#ifdef HANDLERS
 MAP(ARRAY, python_sites, u32, struct python_site, PYTHON_SITES)
 
 static __always_inline struct exchange *named_request(const struct request_name *name,
@@ -190,7 +187,6 @@ PROGRAM("kprobe") int probed_python_end(struct pt_regs *ctx)
 	return is_python_call(ctx) ? handle_end(handling_of_thread(), -ctx->sp) : 0;
 }
 
-#ifdef GO_HANDLERS
 /* The same in Go, where r14 points to the goroutine, which begins with the bounds of its stack. */
 static __always_inline struct handling *handling_of_goroutine(u64 g)
 {
@@ -218,6 +214,3 @@ PROGRAM("kprobe") int probed_go_end(struct pt_regs *ctx)
 {
 	return handle_end(handling_of_goroutine(ctx->r14), depth_in_go(ctx));
 }
-
-#endif
-#endif

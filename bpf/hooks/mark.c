@@ -46,7 +46,7 @@ static __always_inline int marked_key(const struct otelbpf_mark *m, const struct
 	} else {
 		sock_key(sk, key);
 	}
-	return IS_MEASURED_PORT(key->local_port) ? 0 : -1;
+	return is_measured_port(key->local_port) ? 0 : -1;
 }
 
 /* Without a branch, of which the verifier would go both ways each time. */
@@ -157,12 +157,13 @@ PROGRAM("cgroup/setsockopt") int marked_request(struct bpf_sockopt *ctx)
 
 	/* What is not for this agent may be for another one, whose program comes next. */
 	if (ctx->level != OTELBPF_MARK_LEVEL || ctx->optlen != sizeof(m) ||
-	    start + sizeof(m) > end || !ctx->sk || bpf_get_netns_cookie(ctx) != NETNS_COOKIE ||
+	    start + sizeof(m) > end || !ctx->sk ||
+	    bpf_get_netns_cookie(ctx) != settings()->netns_cookie ||
 	    ctx->optname < OTELBPF_MARK_START || ctx->optname > OTELBPF_MARK_ASK)
 		return SETSOCKOPT_GO_ON;
 	__builtin_memcpy(&m, start, sizeof(m));
 	if (ctx->optname == OTELBPF_MARK_ASK && !m.peer_port) {
-		if (!m.local_port || IS_MEASURED_PORT(m.local_port))
+		if (!m.local_port || is_measured_port(m.local_port))
 			ctx->optlen = SETSOCKOPT_DONE;
 		return SETSOCKOPT_GO_ON;
 	}

@@ -7,6 +7,7 @@
 
 #include "abi/records.h"
 #include "kernel/fields.h"
+#include "state/settings.h"
 
 #define MAPS_MOST 64 /* of one program; the verifier wants to see an end */
 #define MAP_NAME_WORDS 2
@@ -15,8 +16,8 @@ static __always_inline bool is_our_map(u64 map)
 {
 	u64 name[MAP_NAME_WORDS];
 
-	copy_bytes(name, sizeof(name), map + OFFSET_BPF_MAP_NAME);
-	return name[0] == OUR_MAP_NAME(0) && name[1] == OUR_MAP_NAME(1);
+	copy_bytes(name, sizeof(name), FIELD(map, bpf_map, name));
+	return name[0] == settings()->our_map_name[0] && name[1] == settings()->our_map_name[1];
 }
 
 PROGRAM("iter/bpf_prog") int listed_program(u64 *arguments)
@@ -28,11 +29,11 @@ PROGRAM("iter/bpf_prog") int listed_program(u64 *arguments)
 	/* Once more at the end, of none. */
 	if (!program)
 		return 0;
-	aux = load_u64(program + OFFSET_BPF_PROG_AUX, DIRECT);
-	maps = load_u64(aux + OFFSET_BPF_PROG_AUX_USED_MAPS, DIRECT);
-	count = load_u32(aux + OFFSET_BPF_PROG_AUX_USED_MAP_CNT, DIRECT);
-	listed.id = load_u32(aux + OFFSET_BPF_PROG_AUX_ID, DIRECT);
-	copy_bytes(listed.name, sizeof(listed.name), aux + OFFSET_BPF_PROG_AUX_NAME);
+	aux = load_u64(FIELD(program, bpf_prog, aux), DIRECT);
+	maps = load_u64(FIELD(aux, bpf_prog_aux, used_maps), DIRECT);
+	count = load_u32(FIELD(aux, bpf_prog_aux, used_map_cnt), DIRECT);
+	listed.id = load_u32(FIELD(aux, bpf_prog_aux, id), DIRECT);
+	copy_bytes(listed.name, sizeof(listed.name), FIELD(aux, bpf_prog_aux, name));
 	BOUNDED_LOOP
 	for (i = 0; i < MAPS_MOST; i++) {
 		if (i >= count)
@@ -40,7 +41,7 @@ PROGRAM("iter/bpf_prog") int listed_program(u64 *arguments)
 		copy_bytes(&map, sizeof(map), maps + i * sizeof(map));
 		listed.is_ours |= is_our_map(map);
 	}
-	bpf_seq_write((void *)load_u64(meta + OFFSET_BPF_ITER_META_SEQ, DIRECT), &listed,
+	bpf_seq_write((void *)load_u64(FIELD(meta, bpf_iter_meta, seq), DIRECT), &listed,
 		      sizeof(listed));
 	return 0;
 }

@@ -113,7 +113,7 @@ static __always_inline void leave_own_export_alone(u64 sk)
 	struct connection *conn;
 
 	key.local_port = sock_peer_port(sk, DIRECT);
-	if (!IS_MEASURED_PORT(key.local_port))
+	if (!is_measured_port(key.local_port))
 		return;
 	key.peer_port = sock_local_port(sk, DIRECT);
 	if (sock_addresses(sk, key.local_address, key.peer_address, DIRECT))
@@ -191,7 +191,7 @@ static __always_inline void note_end(u64 sk, struct connection_key *key,
 				     const struct connection *conn, u32 earlier)
 {
 	u32 error = sock_error(sk);
-	bool clients = CLIENTS && role_in(key) == ROLE_CLIENT;
+	bool clients = CLIENTS && has_role(key, ROLE_CLIENT);
 
 	if (earlier == TCP_SYN_SENT) {
 		if (clients)
@@ -302,7 +302,6 @@ static __always_inline int handle_state(u64 sk, u32 earlier, u32 state)
 	return 0;
 }
 
-#if SERIES
 /* An application gets a socket from accept(). */
 static __always_inline int handle_accept(u64 sk, enum access access)
 {
@@ -326,10 +325,9 @@ static __always_inline int handle_reset(u64 sk, u64 skb)
 		return 0;
 	tp = tcp_sock(sk, DIRECT);
 	if (tp && !measured_key(sk, tcp_bound_port(tp, DIRECT), &key, DIRECT))
-		COUNT_CONNECTION(CLIENTS && role_in(&key) == ROLE_CLIENT, reset);
+		COUNT_CONNECTION(CLIENTS && has_role(&key, ROLE_CLIENT), reset);
 	return 0;
 }
-#endif
 
 /* On a tracepoint, or on a function's entry: both hand on their arguments so. */
 PROGRAM("tracing") int traced_tcp(u64 *arguments)
@@ -350,13 +348,11 @@ PROGRAM("tracing") int traced_state(u64 *arguments)
 {
 	return handle_state(arguments[0], arguments[1], arguments[2]);
 }
-#if SERIES
 PROGRAM("tracing") int traced_accept(u64 *arguments) { return handle_accept(arguments[0], DIRECT); }
 PROGRAM("tracing") int traced_reset(u64 *arguments)
 {
 	return handle_reset(arguments[0], arguments[1]);
 }
-#endif
 
 PROGRAM("kprobe") int probed_tcp(struct pt_regs *ctx)
 {
@@ -381,12 +377,10 @@ PROGRAM("kprobe") int probed_sendfile(struct pt_regs *ctx)
 	return handle_write(PT_REGS_PARM1(ctx), 0, BY_COPY);
 }
 
-#if SERIES
 PROGRAM("kprobe") int probed_accept(struct pt_regs *ctx)
 {
 	return handle_accept(PT_REGS_PARM1(ctx), BY_COPY);
 }
-#endif
 
 /* Run once by the agent itself, so that its own id is the kernel's idea of it. */
 PROGRAM("raw_tracepoint") int learn_agent(struct bpf_raw_tracepoint_args *ctx UNUSED)

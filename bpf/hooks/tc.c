@@ -193,7 +193,7 @@ PROGRAM("tc") int tc_kept_chunks(struct __sk_buff *skb)
 	return read_kept(skb, true, REQUESTS_IN);
 }
 
-#if CLIENTS
+#if WITH_CLIENTS
 PROGRAM("tc") int tc_client_ingress(struct __sk_buff *skb)
 {
 	return handle_packet(skb, RESPONSES_IN);

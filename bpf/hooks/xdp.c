@@ -25,7 +25,7 @@ PROGRAM("xdp") int xdp_arrival(struct xdp_md *xdp)
 	conn = find_connection(&seg.key);
 	if (!conn) {
 		/* With a request begins what is measured: an upstream's response is none. */
-		if (role_in(&seg.key) != ROLE_SERVER)
+		if (!has_role(&seg.key, ROLE_SERVER))
 			return XDP_VERDICT_PASS;
 		conn = create_connection(&seg.key, now);
 		if (!conn)

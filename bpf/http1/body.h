@@ -47,23 +47,110 @@ static __always_inline u32 plain_chunk_size(u64 word, u32 *line_length)
 	return values | values >> 16;
 }
 
-#define CHUNK_STEPS 96  /* with 33 tail calls: 64 KiB of 16-byte chunks */
 #define CHUNK_WINDOW 64 /* a power of two */
 
+struct chunk_reader {
+	struct __sk_buff *skb;
+	struct scratch *s;
+};
+
 /*
- * Steps over chunks: one at a time where its first line is plain, else that line
- * byte by byte.
- * Its state lives in the map for the reason given at scan_lines().
+ * Steps over a chunk, or reads the line before it: at once where it is plain, else a byte of it. 1 at
+ * the payload's end or the body's, and where it is no chunk, which sets `failed`.
+ * What it hands on lives in the map for the reason given at scan_line().
  */
+static __always_inline long read_chunk(struct chunk_reader *reader, enum source source)
+{
+	struct scratch *s = reader->s;
+	volatile struct chunk_cursor *v = &s->chunks;
+	u32 length = s->payload_length, n, digit, position = v->position, at = 0, line_length = 0;
+	u8 c;
+
+	if (position >= length)
+		return 1;
+	if (v->state != PARSER_CHUNK_DATA) {
+		n = length - position;
+		if (position + at_most(8, n) > v->window_end || position < v->window_start) {
+			if (n > CHUNK_WINDOW)
+				n = CHUNK_WINDOW;
+			n = ((n - 1) & (CHUNK_WINDOW - 1)) + 1;
+			if (load_payload(reader->skb, s, position, s->window, n, source)) {
+				v->failed = 1;
+				return 1;
+			}
+			v->window_start = position;
+			v->window_end = position + n;
+		}
+		at = (position - v->window_start) & (CHUNK_WINDOW - 1);
+	}
+	if (v->state == PARSER_CHUNK_SIZE && !v->remaining && position + 8 <= v->window_end) {
+		n = plain_chunk_size(*(u64 *)(s->window + at), &line_length);
+		if (n) {
+			v->remaining = n + 2;
+			v->state = PARSER_CHUNK_DATA;
+			position += line_length;
+		}
+	}
+	if (v->state == PARSER_CHUNK_DATA) {
+		n = length - position;
+		if (v->remaining <= n) {
+			n = v->remaining;
+			v->state = PARSER_CHUNK_SIZE;
+			v->body_bytes -= 2; /* CRLF */
+		}
+		v->body_bytes += n;
+		v->remaining -= n;
+		v->position = position + n;
+		return 0;
+	}
+	c = s->window[at];
+	v->position = position + 1;
+	if (v->state == PARSER_TRAILER_START) {
+		if (c == '\n') {
+			v->state = PARSER_ENDED;
+			return 1;
+		}
+		if (c != '\r')
+			v->state = PARSER_TRAILER_LINE;
+	} else if (v->state == PARSER_TRAILER_LINE) {
+		if (c == '\n')
+			v->state = PARSER_TRAILER_START;
+	} else if (c == '\n') { /* the size line is whole */
+		v->state = PARSER_TRAILER_START;
+		if (v->remaining) {
+			v->remaining += 2;
+			v->state = PARSER_CHUNK_DATA;
+		}
+	} else if (v->state == PARSER_CHUNK_SIZE) {
+		digit = c - '0';
+		if (digit > 9)
+			digit = (c | 0x20) - 'a' + 10;
+		if (digit < 16 && (c <= '9' || digit >= 10) && !(v->remaining >> 56)) {
+			v->remaining = v->remaining << 4 | digit;
+		} else if (c == ';' || c == ' ' || c == '\t' || c == '\r') {
+			v->state = PARSER_CHUNK_EXTENSION;
+		} else {
+			v->failed = 1;
+			return 1;
+		}
+	}
+	return 0;
+}
+
+#define CHUNK_STEPS 96 /* with 33 tail calls: 64 KiB of 16-byte chunks */
+#define CHUNKS_EACH 8
+
+STEPS(read_packets_chunks, struct chunk_reader, read_chunk, CHUNKS_EACH, FROM_PACKET)
+STEPS(read_pieces_chunks, struct chunk_reader, read_chunk, CHUNKS_EACH, FROM_PIECE)
+
+/* Steps over chunks; -1 where there are none. */
 static __always_inline int read_chunks(struct __sk_buff *skb, struct scratch *s,
 				       struct connection *conn, struct parser *p, enum flow flow,
 				       enum source source)
 {
+	struct chunk_reader reader = { .skb = skb, .s = s };
 	volatile struct chunk_cursor *v = &s->chunks;
 	struct exchange *x;
-	u32 length = s->payload_length, n, digit, position, at = 0, line_length = 0;
-	u64 i;
-	u8 c;
 
 	v->position = s->position;
 	v->window_start = 0;
@@ -71,79 +158,13 @@ static __always_inline int read_chunks(struct __sk_buff *skb, struct scratch *s,
 	v->body_bytes = 0;
 	v->remaining = p->remaining;
 	v->state = p->state;
-	BOUNDED_LOOP
-	for (i = 0; i < CHUNK_STEPS; i++) {
-		position = v->position;
-		if (position >= length)
-			break;
-		if (v->state != PARSER_CHUNK_DATA) {
-			n = length - position;
-			if (position + at_most(8, n) > v->window_end ||
-			    position < v->window_start) {
-				if (n > CHUNK_WINDOW)
-					n = CHUNK_WINDOW;
-				n = ((n - 1) & (CHUNK_WINDOW - 1)) + 1;
-				if (load_payload(skb, s, position, s->window, n, source))
-					return -1;
-				v->window_start = position;
-				v->window_end = position + n;
-			}
-			at = (position - v->window_start) & (CHUNK_WINDOW - 1);
-		}
-		if (v->state == PARSER_CHUNK_SIZE && !v->remaining &&
-		    position + 8 <= v->window_end) {
-			n = plain_chunk_size(*(u64 *)(s->window + at), &line_length);
-			if (n) {
-				v->remaining = n + 2;
-				v->state = PARSER_CHUNK_DATA;
-				position += line_length;
-			}
-		}
-		if (v->state == PARSER_CHUNK_DATA) {
-			n = length - position;
-			if (v->remaining <= n) {
-				n = v->remaining;
-				v->state = PARSER_CHUNK_SIZE;
-				v->body_bytes -= 2; /* CRLF */
-			}
-			v->body_bytes += n;
-			v->remaining -= n;
-			v->position = position + n;
-			continue;
-		}
-		c = s->window[at];
-		v->position = position + 1;
-		if (v->state == PARSER_TRAILER_START) {
-			if (c == '\n') {
-				v->state = PARSER_ENDED;
-				break;
-			}
-			if (c != '\r')
-				v->state = PARSER_TRAILER_LINE;
-		} else if (v->state == PARSER_TRAILER_LINE) {
-			if (c == '\n')
-				v->state = PARSER_TRAILER_START;
-		} else if (c == '\n') { /* the size line is whole */
-			v->state = PARSER_TRAILER_START;
-			if (v->remaining) {
-				v->remaining += 2;
-				v->state = PARSER_CHUNK_DATA;
-			}
-		} else if (v->state == PARSER_CHUNK_SIZE) {
-			digit = c - '0';
-			if (digit > 9)
-				digit = (c | 0x20) - 'a' + 10;
-			if (digit < 16 && (c <= '9' || digit >= 10)) {
-				if (v->remaining >> 56)
-					return -1;
-				v->remaining = v->remaining << 4 | digit;
-			} else if (c == ';' || c == ' ' || c == '\t' || c == '\r') {
-				v->state = PARSER_CHUNK_EXTENSION;
-			} else {
-				return -1;
-			}
-		}
-	}
+	v->failed = 0;
+	if (source == FROM_PACKET)
+		REPEAT(CHUNK_STEPS / CHUNKS_EACH, read_packets_chunks, &reader);
+	else
+		REPEAT(CHUNK_STEPS / CHUNKS_EACH, read_pieces_chunks, &reader);
+	if (v->failed)
+		return -1;
 	p->state = v->state;
 	p->remaining = v->remaining;
 	x = current_exchange(conn, flow);

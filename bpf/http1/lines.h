@@ -64,47 +64,64 @@ static __always_inline u64 distance_to_line_end(const struct scratch *s, u64 at)
 	return 32;
 }
 
-/* At least a byte each: a line that takes them all is too long to be carried. */
-#define SCAN_STEPS CARRY_MAX
+struct line_scanner {
+	struct scratch *s;
+};
 
 /*
- * Notes the lines of interest in the window, up to its end or the head's.
+ * Takes what is up to the next byte that may end a line; notes the line if it is of interest and
+ * that byte ends it. 1 at the window's end, or the head's.
  *
- * What the loop carries lives in the map, not in registers: a loaded value is
+ * What one turn of the loop hands to the next lives in the map, not in registers: a loaded value is
  * unknown to the verifier, so each turn looks the same to it and it need not
  * walk every path through every turn.
  */
+static __always_inline long scan_line(struct line_scanner *scanner, enum flow flow)
+{
+	struct scratch *s = scanner->s;
+	volatile struct head_cursor *v = &s->head;
+	u64 at = v->at, two, line;
+
+	if (at >= v->total)
+		return 1;
+	at += distance_to_line_end(s, at);
+	two = two_at(s, at);
+	if (two == CRLF) {
+		v->at = at + 2;
+	} else {
+		v->at = at + 1;
+		if ((two & 0xff) != '\n')
+			return 0;
+	}
+	if (v->at > v->total)
+		return 1;
+	line = v->line;
+	v->line = v->at;
+	if (v->skip) {
+		v->skip = 0;
+	} else if (at != line) {
+		note_line(s, v, line, at - line, flow);
+	} else if (v->state == PARSER_HEADERS) {
+		v->end = v->at;
+		return 1;
+	}
+	return 0;
+}
+
+/* At least a byte each: a line that takes them all is too long to be carried. */
+#define SCAN_STEPS CARRY_MAX
+#define LINES_EACH 16
+
+STEPS(scan_request_lines, struct line_scanner, scan_line, LINES_EACH, REQUESTS_IN)
+STEPS(scan_response_lines, struct line_scanner, scan_line, LINES_EACH, RESPONSES_OUT)
+
+/* Notes the lines of interest in the window, up to its end or the head's. */
 static __always_inline void scan_lines(struct scratch *s, enum flow flow)
 {
-	volatile struct head_cursor *v = &s->head;
-	u64 at, two, line;
-	u64 i;
+	struct line_scanner scanner = { .s = s };
 
-	BOUNDED_LOOP
-	for (i = 0; i < SCAN_STEPS; i++) {
-		at = v->at;
-		if (at >= v->total)
-			break;
-		at += distance_to_line_end(s, at);
-		two = two_at(s, at);
-		if (two == CRLF) {
-			v->at = at + 2;
-		} else {
-			v->at = at + 1;
-			if ((two & 0xff) != '\n')
-				continue;
-		}
-		if (v->at > v->total)
-			break;
-		line = v->line;
-		v->line = v->at;
-		if (v->skip) {
-			v->skip = 0;
-		} else if (at != line) {
-			note_line(s, v, line, at - line, flow);
-		} else if (v->state == PARSER_HEADERS) {
-			v->end = v->at;
-			break;
-		}
-	}
+	if (CARRIES_REQUESTS(flow))
+		REPEAT(SCAN_STEPS / LINES_EACH, scan_request_lines, &scanner);
+	else
+		REPEAT(SCAN_STEPS / LINES_EACH, scan_response_lines, &scanner);
 }

@@ -1,13 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * Reading the kernel's own structures: one accessor for each field. Where a
- * field lies in the running kernel comes from its BTF, as OFFSET_* set by the
- * loader (src/otelbpf/kernel/fields.py), so nothing here depends on a version.
- */
+/* Reading the kernel's own structures: one accessor for each field. */
 #pragma once
 
 #include "abi/records.h"
-#include "configuration.h"
+#include "kernel/structures.h"
 #include "kernel/verifier.h"
 
 #define AF_INET 2
@@ -50,22 +46,21 @@ DEFINE_LOAD(u64)
 
 static __always_inline u32 task_tid(u64 task)
 {
-	return load_u32(task + OFFSET_TASK_STRUCT_PID, DIRECT);
+	return load_u32(FIELD(task, task_struct, pid), DIRECT);
 }
 
 /* The current task's process. */
 static __always_inline void name_process(struct process *p)
 {
 	u64 task = (u64)bpf_get_current_task_btf();
-	u64 leader = load_u64(task + OFFSET_TASK_STRUCT_GROUP_LEADER, DIRECT);
+	u64 leader = load_u64(FIELD(task, task_struct, group_leader), DIRECT);
+	u64 mm = load_u64(FIELD(task, task_struct, mm), DIRECT);
 
-	p->start_boottime_ns = load_u64(leader + OFFSET_TASK_STRUCT_START_BOOTTIME, DIRECT);
+	p->start_boottime_ns = load_u64(FIELD(leader, task_struct, start_boottime), DIRECT);
 	p->cgroup_id = bpf_get_current_cgroup_id();
-	p->stack = load_u64(load_u64(task + OFFSET_TASK_STRUCT_MM, DIRECT) +
-				    OFFSET_MM_STRUCT_START_STACK,
-			    DIRECT);
-	((u64 *)p->comm)[0] = load_u64(leader + OFFSET_TASK_STRUCT_COMM, DIRECT);
-	((u64 *)p->comm)[1] = load_u64(leader + OFFSET_TASK_STRUCT_COMM + 8, DIRECT);
+	p->stack = load_u64(FIELD(mm, mm_struct, start_stack), DIRECT);
+	((u64 *)p->comm)[0] = load_u64(FIELD(leader, task_struct, comm), DIRECT);
+	((u64 *)p->comm)[1] = load_u64(FIELD(leader, task_struct, comm) + 8, DIRECT);
 }
 
 /* A socket's TCP part; 0 where it has none. Follow it as the socket was followed. */
@@ -76,33 +71,35 @@ static __always_inline u64 tcp_sock(u64 sk, enum access access)
 
 static __always_inline u32 tcp_rcv_nxt(u64 tp, enum access access)
 {
-	return load_u32(tp + OFFSET_TCP_SOCK_RCV_NXT, access);
+	return load_u32(FIELD(tp, tcp_sock, rcv_nxt), access);
 }
 
 static __always_inline u32 tcp_copied_seq(u64 tp, enum access access)
 {
-	return load_u32(tp + OFFSET_TCP_SOCK_COPIED_SEQ, access);
+	return load_u32(FIELD(tp, tcp_sock, copied_seq), access);
 }
 
 static __always_inline u16 tcp_bound_port(u64 tp, enum access access)
 {
-	return __builtin_bswap16(load_u16(tp + OFFSET_INET_SOCK_SPORT, access));
+	return __builtin_bswap16(load_u16(FIELD(tp, inet_sock, inet_sport), access));
 }
 
 static __always_inline u32 tcp_write_seq(u64 tp, enum access access)
 {
-	return load_u32(tp + OFFSET_TCP_SOCK_WRITE_SEQ, access);
+	return load_u32(FIELD(tp, tcp_sock, write_seq), access);
 }
 
 /* How much of a message to be sent is still to be copied from it. */
 static __always_inline u32 message_left(u64 message, enum access access)
 {
-	return load_u64(message + OFFSET_MSGHDR_ITER_COUNT, access);
+	u64 iterator = FIELD(message, msghdr, msg_iter);
+
+	return load_u64(FIELD(iterator, iov_iter, count), access);
 }
 
 static __always_inline u32 tcp_snd_una(u64 tp, enum access access)
 {
-	return load_u32(tp + OFFSET_TCP_SOCK_SND_UNA, access);
+	return load_u32(FIELD(tp, tcp_sock, snd_una), access);
 }
 
 struct byte_range {
@@ -115,10 +112,10 @@ static __always_inline struct byte_range skb_byte_range(u64 skb, enum access acc
 	struct byte_range range;
 
 	if (access == DIRECT) {
-		range.start = load_u32(skb + OFFSET_SK_BUFF_CB, DIRECT);
-		range.end = load_u32(skb + OFFSET_SK_BUFF_CB + 4, DIRECT);
+		range.start = load_u32(FIELD(skb, sk_buff, cb), DIRECT);
+		range.end = load_u32(FIELD(skb, sk_buff, cb) + 4, DIRECT);
 	} else {
-		copy_bytes(&range, sizeof(range), skb + OFFSET_SK_BUFF_CB);
+		copy_bytes(&range, sizeof(range), FIELD(skb, sk_buff, cb));
 	}
 	return range;
 }
@@ -153,67 +150,67 @@ static __always_inline void load_ipv6(u8 *to, u64 address, enum access access)
 
 static __always_inline u16 sock_local_port(u64 sk, enum access access)
 {
-	return load_u16(sk + OFFSET_SOCK_COMMON_NUM, access);
+	return load_u16(FIELD(sk, sock_common, skc_num), access);
 }
 
 static __always_inline u16 sock_peer_port(u64 sk, enum access access)
 {
-	return __builtin_bswap16(load_u16(sk + OFFSET_SOCK_COMMON_DPORT, access));
+	return __builtin_bswap16(load_u16(FIELD(sk, sock_common, skc_dport), access));
 }
 
 /* Why it ended; 0: somebody closed it. */
-static __always_inline u32 sock_error(u64 sk) { return load_u32(sk + OFFSET_SOCK_ERR, DIRECT); }
+static __always_inline u32 sock_error(u64 sk) { return load_u32(FIELD(sk, sock, sk_err), DIRECT); }
 
 static __always_inline u8 sock_state(u64 sk, enum access access)
 {
 	u8 state = 0;
 
 	if (access == DIRECT)
-		return *(volatile u8 *)(sk + OFFSET_SOCK_COMMON_STATE);
-	copy_bytes(&state, sizeof(state), sk + OFFSET_SOCK_COMMON_STATE);
+		return *(volatile u8 *)FIELD(sk, sock_common, skc_state);
+	copy_bytes(&state, sizeof(state), FIELD(sk, sock_common, skc_state));
 	return state;
 }
 
 /* Which directions its own side has shut down. */
 static __always_inline u8 sock_shutdown(u64 sk)
 {
-	return *(volatile u8 *)(sk + OFFSET_SOCK_SHUTDOWN);
+	return *(volatile u8 *)FIELD(sk, sock, sk_shutdown);
 }
 
 /* The interface that the socket's packets come in by; 0: not known. */
 static __always_inline u32 sock_interface_in(u64 sk, enum access access)
 {
-	return load_u32(sk + OFFSET_SOCK_RX_IFINDEX, access);
+	return load_u32(FIELD(sk, sock, sk_rx_dst_ifindex), access);
 }
 
 /* The one that they leave by. The pointers on the way may change meanwhile. */
 static __always_inline u32 sock_interface_out(u64 sk)
 {
-	u64 route = load_u64(sk + OFFSET_SOCK_DST_CACHE, BY_COPY);
-	u64 device = route ? load_u64(route + OFFSET_DST_ENTRY_DEV, BY_COPY) : 0;
+	u64 route = load_u64(FIELD(sk, sock, sk_dst_cache), BY_COPY);
+	u64 device = route ? load_u64(FIELD(route, dst_entry, dev), BY_COPY) : 0;
 
-	return device ? load_u32(device + OFFSET_NET_DEVICE_IFINDEX, BY_COPY) : 0;
+	return device ? load_u32(FIELD(device, net_device, ifindex), BY_COPY) : 0;
 }
 
 /* The kernel's own hash of an established connection. */
 static __always_inline u32 sock_hash(u64 sk, enum access access)
 {
-	return load_u32(sk + OFFSET_SOCK_COMMON_HASH, access);
+	return load_u32(FIELD(sk, sock_common, skc_hash), access);
 }
 
 /* Addresses only; 0, or -1 for a socket that is neither IPv4 nor IPv6. */
 static __always_inline int sock_addresses(u64 sk, u8 *peer, u8 *local, enum access access)
 {
-	u16 family = load_u16(sk + OFFSET_SOCK_COMMON_FAMILY, access);
+	u16 family = load_u16(FIELD(sk, sock_common, skc_family), access);
 
 	if (family == AF_INET) {
-		map_ipv4(peer, load_u32(sk + OFFSET_SOCK_COMMON_DADDR, access));
-		map_ipv4(local, load_u32(sk + OFFSET_SOCK_COMMON_RCV_SADDR, access));
+		map_ipv4(peer, load_u32(FIELD(sk, sock_common, skc_daddr), access));
+		map_ipv4(local, load_u32(FIELD(sk, sock_common, skc_rcv_saddr), access));
 		return 0;
 	}
 	if (family == AF_INET6) {
-		load_ipv6(peer, sk + OFFSET_SOCK_COMMON_V6_DADDR, access);
-		load_ipv6(local, sk + OFFSET_SOCK_COMMON_V6_RCV_SADDR, access);
+		load_ipv6(peer, FIELD(sk, sock_common, skc_v6_daddr), access);
+		load_ipv6(local, FIELD(sk, sock_common, skc_v6_rcv_saddr), access);
 		return 0;
 	}
 	return -1;
@@ -224,8 +221,8 @@ static __always_inline int sock_addresses(u64 sk, u8 *peer, u8 *local, enum acce
 /* Do reads of the socket wait for data, unless they ask not to? */
 static __always_inline bool sock_blocks(u64 sk, enum access access)
 {
-	u64 socket = load_u64(sk + OFFSET_SOCK_SOCKET, access);
-	u64 file = socket ? load_u64(socket + OFFSET_SOCKET_FILE, access) : 0;
+	u64 socket = load_u64(FIELD(sk, sock, sk_socket), access);
+	u64 file = socket ? load_u64(FIELD(socket, socket, file), access) : 0;
 
-	return file && !(load_u32(file + OFFSET_FILE_F_FLAGS, access) & O_NONBLOCK);
+	return file && !(load_u32(FIELD(file, file, f_flags), access) & O_NONBLOCK);
 }

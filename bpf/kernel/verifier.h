@@ -7,6 +7,39 @@
 /* A loop that stays a loop: unrolled it would only make the verifier's way longer. */
 #define BOUNDED_LOOP _Pragma("clang loop unroll(disable)")
 
+/*
+ * A loop that the verifier walks through once: it calls step(turn, context) up to `count` times, until
+ * that returns 1. BCC has no calls between functions, so there it goes round, and the verifier with it.
+ */
+#ifdef BCC_BUILD
+#define STEP static __always_inline long
+#define REPEAT(count, step, context)                   \
+	do {                                           \
+		u64 turn;                              \
+                                                       \
+		BOUNDED_LOOP                           \
+		for (turn = 0; turn < (count); turn++) \
+			if (step(turn, context))       \
+				break;                 \
+	} while (0)
+#else
+#define STEP static __attribute__((noinline)) long
+#define REPEAT(count, step, context) bpf_loop(count, step, context, 0)
+#endif
+
+/* A step of several: for what is short a call each time would cost more than it does itself. */
+#define STEPS(name, type, one, each, ...)                \
+	STEP name(u64 turn UNUSED, type *context)        \
+	{                                                \
+		u32 i;                                   \
+                                                         \
+		BOUNDED_LOOP                             \
+		for (i = 0; i < (each); i++)             \
+			if (one(context, ##__VA_ARGS__)) \
+				return 1;                \
+		return 0;                                \
+	}
+
 /* At most max, in a way that the verifier can follow and the compiler cannot undo. */
 static __always_inline u64 at_most(u64 max, u64 value)
 {

@@ -4,6 +4,7 @@
 
 #include "state/exchange.h"
 #include "state/scratch.h"
+#include "state/settings.h"
 
 /* Takes a free slot; nobody finds it until begin_request() has filled it. */
 static __always_inline struct exchange *claim(u32 slot)
@@ -47,7 +48,7 @@ static __always_inline struct exchange *claim_any(struct scratch *s, u32 *slot)
  */
 static __always_inline struct exchange *claim_warm(const struct connection *conn, u32 *slot)
 {
-	if (SAMPLER_KEEPS_ALL)
+	if (settings()->sampler_keeps == KEEPS_ALL)
 		return NULL;
 	*slot = conn->home;
 	return claim(conn->home);

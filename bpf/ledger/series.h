@@ -10,7 +10,6 @@
 #include "ledger/order.h"
 #include "state/arrays.h"
 
-#if SERIES
 DEFINE_ARRAY(struct series, series)
 DEFINE_ARRAY(struct series_set, series_sets)
 DEFINE_ARRAY(struct stage_order, stage_orders)
@@ -154,6 +153,3 @@ static __always_inline bool add_to_series(struct exchange *x, bool *slow)
 	*slow = length >= at.slow_ns;
 	return true;
 }
-#else
-static __always_inline bool add_to_series(struct exchange *x, bool *slow) { return false; }
-#endif

@@ -13,9 +13,7 @@ struct goroutine_key {
 	u32 unused;
 };
 
-#ifdef GO_HANDLERS
 MAP(LRU_HASH, goroutines, struct goroutine_key, struct handling, 16384)
-#endif
 
 /*
  * Requests that were reported, or never tracked, want no stamps any more. A
@@ -27,6 +25,39 @@ static __always_inline void skip_finished(const struct connection *conn, u64 *cu
 		*cursor = conn->finished;
 }
 
+struct tcp_stamper {
+	struct connection *conn;
+	struct byte_range range;
+	u64 now;
+	u64 ordinal;     /* of the next request */
+	u64 passed_over; /* was any that TCP has not taken yet? */
+};
+
+static __always_inline long stamp_one_tcp(struct tcp_stamper *s)
+{
+	struct connection *conn = s->conn;
+	u64 ordinal = s->ordinal;
+	struct exchange *x;
+
+	if (ordinal >= conn->arrived)
+		return 1;
+	x = in_flight(conn, ordinal);
+	if (x && !x->record.stamp_ktime_ns[STAMP_TCP] && !x->record.stamp_ktime_ns[STAMP_QUEUED]) {
+		if (!before(x->inbound_start, s->range.end))
+			return 1;
+		if (!before(x->inbound_start, s->range.start))
+			x->record.stamp_ktime_ns[STAMP_TCP] = s->now;
+		else
+			s->passed_over = true;
+	}
+	s->ordinal = ordinal + 1;
+	if (!s->passed_over)
+		conn->tcp = ordinal + 1;
+	return 0;
+}
+
+STEP stamp_next_tcp(u64 turn UNUSED, struct tcp_stamper *s) { return stamp_one_tcp(s); }
+
 /*
  * TCP took the bytes in range. Not always in order: a request whose first byte
  * it has not taken yet is looked at again. What is queued it has taken before.
@@ -34,52 +65,49 @@ static __always_inline void skip_finished(const struct connection *conn, u64 *cu
  */
 static __always_inline bool stamp_tcp(struct connection *conn, struct byte_range range, u64 now)
 {
-	bool all_taken = true;
-	struct exchange *x;
-	u64 ordinal;
-	u64 i;
+	struct tcp_stamper stamper = { .conn = conn, .range = range, .now = now };
 
 	skip_finished(conn, &conn->tcp);
-	ordinal = conn->tcp;
-	BOUNDED_LOOP
-	for (i = 0; i < IN_FLIGHT_MAX; i++, ordinal++) {
-		if (ordinal >= conn->arrived)
-			break;
-		x = in_flight(conn, ordinal);
-		if (x && !x->record.stamp_ktime_ns[STAMP_TCP] &&
-		    !x->record.stamp_ktime_ns[STAMP_QUEUED]) {
-			if (!before(x->inbound_start, range.end))
-				break;
-			if (!before(x->inbound_start, range.start))
-				x->record.stamp_ktime_ns[STAMP_TCP] = now;
-			else
-				all_taken = false;
-		}
-		if (all_taken)
-			conn->tcp = ordinal + 1;
-	}
-	return !all_taken;
+	stamper.ordinal = conn->tcp;
+	/* A request at a time, mostly. */
+	if (!stamp_one_tcp(&stamper) && stamper.ordinal < conn->arrived)
+		REPEAT(IN_FLIGHT_MAX - 1, stamp_next_tcp, &stamper);
+	return stamper.passed_over;
 }
+
+struct queued_stamper {
+	struct connection *conn;
+	u64 now;
+	u64 rcv_nxt;
+};
+
+static __always_inline long stamp_one_queued(struct queued_stamper *s)
+{
+	struct connection *conn = s->conn;
+	struct exchange *x;
+
+	if (conn->queued >= conn->arrived)
+		return 1;
+	x = in_flight(conn, conn->queued);
+	if (x) {
+		if (!before(x->inbound_start, (u32)s->rcv_nxt))
+			return 1;
+		x->record.stamp_ktime_ns[STAMP_QUEUED] = s->now;
+	}
+	conn->queued++;
+	return 0;
+}
+
+STEP stamp_next_queued(u64 turn UNUSED, struct queued_stamper *s) { return stamp_one_queued(s); }
 
 /* All bytes before rcv_nxt are on the receive queue, in order. */
 static __always_inline void stamp_queued(struct connection *conn, u32 rcv_nxt, u64 now)
 {
-	struct exchange *x;
-	u64 i;
+	struct queued_stamper stamper = { .conn = conn, .now = now, .rcv_nxt = rcv_nxt };
 
 	skip_finished(conn, &conn->queued);
-	BOUNDED_LOOP
-	for (i = 0; i < IN_FLIGHT_MAX; i++) {
-		if (conn->queued >= conn->arrived)
-			return;
-		x = in_flight(conn, conn->queued);
-		if (x) {
-			if (!before(x->inbound_start, rcv_nxt))
-				return;
-			x->record.stamp_ktime_ns[STAMP_QUEUED] = now;
-		}
-		conn->queued++;
-	}
+	if (!stamp_one_queued(&stamper) && conn->queued < conn->arrived)
+		REPEAT(IN_FLIGHT_MAX - 1, stamp_next_queued, &stamper);
 }
 
 /*
@@ -123,15 +151,16 @@ static __always_inline void take_in_hand(const struct connection *conn, struct r
 /* Go keeps the running goroutine's address in r14, where its system calls leave it alone. */
 static __always_inline void note_goroutine(const struct connection *conn, const struct exchange *x)
 {
-#ifdef GO_HANDLERS
-	struct pt_regs *regs = (void *)bpf_task_pt_regs(bpf_get_current_task_btf());
-	struct handling h = {};
 	struct goroutine_key key = { .tgid = x->record.pid };
+	struct handling h = {};
+	struct pt_regs *regs;
 
+	if (!GO_HANDLERS)
+		return;
+	regs = (void *)bpf_task_pt_regs(bpf_get_current_task_btf());
 	bpf_probe_read_kernel(&key.g, sizeof(key.g), &regs->r14);
 	name_request(&h.last_read, conn, x);
 	UPDATE(goroutines, &key, &h);
-#endif
 }
 
 /* A task reads bytes of a request, or of an upstream's response: the first ones, or others. */
@@ -156,29 +185,57 @@ static __always_inline void note_reader(struct connection *conn, struct exchange
 	note_goroutine(conn, x);
 }
 
+struct read_stamper {
+	struct connection *conn;
+	u64 sk;
+	u64 now;
+	u64 copied_seq;
+};
+
+static __always_inline long stamp_one_read(struct read_stamper *s, enum access access)
+{
+	struct connection *conn = s->conn;
+	struct exchange *x;
+	bool first;
+
+	if (conn->read >= conn->arrived)
+		return 1;
+	x = in_flight(conn, conn->read);
+	if (x) {
+		if (!before(x->inbound_start, (u32)s->copied_seq))
+			return 1;
+		first = !x->record.stamp_ktime_ns[STAMP_READ];
+		x->record.stamp_ktime_ns[first ? STAMP_READ : STAMP_READ_LAST] = s->now;
+		note_reader(conn, x, s->sk, first, access);
+		if (!inbound_is_whole(x) || before((u32)s->copied_seq, x->inbound_end))
+			return 1;
+	}
+	conn->read++;
+	return 0;
+}
+
+STEP stamp_next_read(u64 turn UNUSED, struct read_stamper *s) { return stamp_one_read(s, DIRECT); }
+STEP stamp_next_copied(u64 turn UNUSED, struct read_stamper *s)
+{
+	return stamp_one_read(s, BY_COPY);
+}
+
 /* The application has read all bytes before copied_seq. */
 static __always_inline void stamp_read(struct connection *conn, u64 sk, u32 copied_seq, u64 now,
 				       enum access access)
 {
-	struct exchange *x;
-	bool first;
-	u64 i;
+	struct read_stamper stamper = {
+		.conn = conn,
+		.sk = sk,
+		.now = now,
+		.copied_seq = copied_seq,
+	};
 
 	skip_finished(conn, &conn->read);
-	BOUNDED_LOOP
-	for (i = 0; i < IN_FLIGHT_MAX; i++) {
-		if (conn->read >= conn->arrived)
-			return;
-		x = in_flight(conn, conn->read);
-		if (x) {
-			if (!before(x->inbound_start, copied_seq))
-				return;
-			first = !x->record.stamp_ktime_ns[STAMP_READ];
-			x->record.stamp_ktime_ns[first ? STAMP_READ : STAMP_READ_LAST] = now;
-			note_reader(conn, x, sk, first, access);
-			if (!inbound_is_whole(x) || before(copied_seq, x->inbound_end))
-				return;
-		}
-		conn->read++;
-	}
+	if (stamp_one_read(&stamper, access) || conn->read >= conn->arrived)
+		return;
+	if (access == DIRECT)
+		REPEAT(IN_FLIGHT_MAX - 1, stamp_next_read, &stamper);
+	else
+		REPEAT(IN_FLIGHT_MAX - 1, stamp_next_copied, &stamper);
 }

@@ -42,7 +42,6 @@ static __always_inline bool hand_over(const struct exchange *x)
  * that way for each.
  */
 enum ending { ORDERLY, IRREGULAR };
-#define FIRST_ONLY(turn) ((turn) ? IRREGULAR : ORDERLY)
 
 static __always_inline void submit(struct exchange *x, enum ending ending)
 {
@@ -52,7 +51,8 @@ static __always_inline void submit(struct exchange *x, enum ending ending)
 		return;
 	if (SERIES && ending == ORDERLY && add_to_series(x, &slow))
 		x->record.flags |= IN_SERIES;
-	if (x->record.flags & SAMPLED || slow || (KEEP_ERRORS && has_failed(&x->record))) {
+	if (x->record.flags & SAMPLED || slow ||
+	    (settings()->keep_errors && has_failed(&x->record))) {
 		x->record.flags |= KEPT;
 	} else if (!SERIES || x->record.flags & IN_SERIES) {
 		count(COUNT_SAMPLED_OUT);
@@ -73,27 +73,44 @@ static __always_inline void abandon(struct exchange *x, u32 reason)
 	x->state = EXCHANGE_FREE;
 }
 
+struct acknowledged {
+	struct connection *conn;
+	u64 now;
+	u64 ack_seq;
+};
+
+static __always_inline long acknowledge_one(struct acknowledged *a, enum ending ending)
+{
+	struct connection *conn = a->conn;
+	struct exchange *x;
+
+	if (conn->finished >= conn->answered)
+		return 1;
+	x = in_flight(conn, conn->finished);
+	if (x) {
+		if (before((u32)a->ack_seq, x->outbound_end))
+			return 1;
+		if (!x->record.stamp_ktime_ns[STAMP_ACKED])
+			x->record.stamp_ktime_ns[STAMP_ACKED] = a->now;
+		/* Answered early: the rest of its body is still to come. */
+		if (!(x->record.flags & REQUEST_RECEIVED))
+			return 1;
+		submit(x, ending);
+	}
+	conn->finished++;
+	return 0;
+}
+
+STEP acknowledge_next(u64 turn UNUSED, struct acknowledged *a)
+{
+	return acknowledge_one(a, IRREGULAR);
+}
+
 /* The peer has all bytes before ack_seq: report the responses that end there. */
 static __always_inline void acknowledge(struct connection *conn, u32 ack_seq, u64 now)
 {
-	struct exchange *x;
-	u64 i;
+	struct acknowledged a = { .conn = conn, .now = now, .ack_seq = ack_seq };
 
-	BOUNDED_LOOP
-	for (i = 0; i < IN_FLIGHT_MAX; i++) {
-		if (conn->finished >= conn->answered)
-			return;
-		x = in_flight(conn, conn->finished);
-		if (x) {
-			if (before(ack_seq, x->outbound_end))
-				return;
-			if (!x->record.stamp_ktime_ns[STAMP_ACKED])
-				x->record.stamp_ktime_ns[STAMP_ACKED] = now;
-			/* Answered early: the rest of its body is still to come. */
-			if (!(x->record.flags & REQUEST_RECEIVED))
-				return;
-			submit(x, FIRST_ONLY(i));
-		}
-		conn->finished++;
-	}
+	if (!acknowledge_one(&a, ORDERLY) && conn->finished < conn->answered)
+		REPEAT(IN_FLIGHT_MAX - 1, acknowledge_next, &a);
 }

@@ -53,7 +53,7 @@ static __always_inline bool writes_for_itself(u64 task)
 	u64 number = NR_IO_URING_ENTER;
 	u32 flags;
 
-	copy_bytes(&flags, sizeof(flags), task + OFFSET_TASK_STRUCT_FLAGS);
+	copy_bytes(&flags, sizeof(flags), FIELD(task, task_struct, flags));
 	bpf_probe_read_kernel(&number, sizeof(number), &regs->orig_ax);
 	return !(flags & PF_IO_WORKER) && number != NR_IO_URING_ENTER;
 }
@@ -61,10 +61,11 @@ static __always_inline bool writes_for_itself(u64 task)
 /* Where the current thread has the variable; 0: nowhere. */
 static __always_inline u64 address_of_thread_local(const struct thread_variable *v, u64 task)
 {
+	u64 thread = FIELD(task, task_struct, thread);
 	struct thread_table table;
 	u64 fs, at, block;
 
-	copy_bytes(&fs, sizeof(fs), task + OFFSET_TASK_STRUCT_FSBASE);
+	copy_bytes(&fs, sizeof(fs), FIELD(thread, thread_struct, fsbase));
 	if (!fs || !v->module)
 		return fs ? fs + v->offset : 0;
 	/* The table's address follows the thread's own. */

@@ -7,32 +7,39 @@
 
 #include "ledger/submission.h"
 
+static __always_inline long finish_one_read(struct connection *conn, enum ending ending)
+{
+	u64 ordinal = conn->finished;
+	struct exchange *x;
+
+	if (ordinal >= conn->answered || ordinal >= conn->read)
+		return 1;
+	x = in_flight(conn, ordinal);
+	if (x) {
+		if (!(x->record.flags & REQUEST_RECEIVED))
+			return 1;
+		submit(x, ending);
+	}
+	/* The reader and TC may both be here: neither must count the other's step. */
+	conn->finished = ordinal + 1;
+	return 0;
+}
+
+STEP finish_next_read(u64 turn UNUSED, struct connection **conn)
+{
+	return finish_one_read(*conn, IRREGULAR);
+}
+
 /*
  * Reports the requests whose responses have been read, in order. One that was
  * answered early waits for the rest of its own body to leave.
  *
- * first: how the first of them ends; see FIRST_ONLY.
+ * first: how the first of them ends.
  */
 static __always_inline void finish_read(struct connection *conn, enum ending first)
 {
-	struct exchange *x;
-	u64 ordinal;
-	u64 i;
-
-	BOUNDED_LOOP
-	for (i = 0; i < IN_FLIGHT_MAX; i++) {
-		ordinal = conn->finished;
-		if (ordinal >= conn->answered || ordinal >= conn->read)
-			return;
-		x = in_flight(conn, ordinal);
-		if (x) {
-			if (!(x->record.flags & REQUEST_RECEIVED))
-				return;
-			submit(x, first == IRREGULAR ? IRREGULAR : FIRST_ONLY(i));
-		}
-		/* The reader and TC may both be here: neither must count the other's step. */
-		conn->finished = ordinal + 1;
-	}
+	if (!finish_one_read(conn, first) && conn->finished < conn->answered)
+		REPEAT(IN_FLIGHT_MAX - 1, finish_next_read, &conn);
 }
 
 /*

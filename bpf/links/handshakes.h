@@ -11,7 +11,6 @@
 #include "state/scratch.h"
 #include "stream/packet.h"
 
-#if SERIES
 DEFINE_ARRAY(struct connection_sums, connection_sums)
 
 static __always_inline struct connection_sums *sums_of(bool clients)
@@ -19,9 +18,10 @@ static __always_inline struct connection_sums *sums_of(bool clients)
 	return &connection_sums()[clients];
 }
 
-#define COUNT_CONNECTION(clients, what)                           \
-	do {                                                      \
-		__sync_fetch_and_add(&sums_of(clients)->what, 1); \
+#define COUNT_CONNECTION(clients, what)                                   \
+	do {                                                              \
+		if (SERIES)                                               \
+			__sync_fetch_and_add(&sums_of(clients)->what, 1); \
 	} while (0)
 
 /* The attempt of a segment. Its key is kept off the stack, where there is no room for it. */
@@ -76,8 +76,11 @@ static __always_inline void answer_to_syn(struct scratch *s, const struct segmen
 static __always_inline void end_handshake(struct connection *conn, struct connection_key *key,
 					  u64 now)
 {
-	struct handshake *known = LOOKUP(handshakes, key);
+	struct handshake *known;
 
+	if (!SERIES)
+		return;
+	known = LOOKUP(handshakes, key);
 	if (known) {
 		add_duration(&sums_of(is_clients(conn))->handshake, now - known->syn_ktime_ns,
 			     &conn->established_ktime_ns);
@@ -105,19 +108,3 @@ static __always_inline void end_wait(struct connection *conn, u64 now)
 			     now - conn->established_ktime_ns, &conn->established_ktime_ns);
 	conn->established_ktime_ns = 0;
 }
-#else
-#define COUNT_CONNECTION(clients, what) \
-	do {                            \
-	} while (0)
-
-static __always_inline void ask_for_connection(struct scratch *s, const struct segment *seg,
-					       u32 ifindex, bool clients)
-{
-}
-static __always_inline void answer_to_syn(struct scratch *s, const struct segment *seg) {}
-static __always_inline void end_handshake(struct connection *conn, struct connection_key *key,
-					  u64 now)
-{
-}
-static __always_inline void end_attempt(struct connection_key *key, u32 error) {}
-#endif

@@ -59,7 +59,7 @@ static __always_inline void miss_unknown(u64 sk, const struct connection_key *ke
 	struct connection *conn;
 
 	/* With a response nothing begins that is measured; and whoever listens has no bytes. */
-	if (!settings()->is_complete || role_in(key) != ROLE_SERVER ||
+	if (!settings()->is_complete || !has_role(key, ROLE_SERVER) ||
 	    sock_state(sk, access) != TCP_ESTABLISHED)
 		return;
 	conn = create_connection(key, bpf_ktime_get_ns());

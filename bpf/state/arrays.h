@@ -4,18 +4,17 @@
  * so the programs have its address, and an element is reached by an addition, without a look-up and,
  * where the index cannot be too high, without a test for NULL.
  *
- * src/otelbpf/kernel/arrays.py makes them before the programs are compiled, and sets FD_<name>, the
- * maps; how long they are: CPU_SLOTS, SOCKET_SLOTS, READER_SLOTS, RING_SLOTS, SERIES_SETS and STAGE_ORDERS,
- * which are powers of two, CONNECTION_SETS, MAX_EXCHANGES, MAX_SERIES, and RING_MAX, which the ring is
- * to hold at most.
+ * src/otelbpf/kernel/arrays.py makes their maps, as long as bpf/configuration.h says: CPU_SLOTS,
+ * SOCKET_SLOTS, READER_SLOTS, RING_SLOTS, SERIES_SETS and STAGE_ORDERS are powers of two; the ring is to
+ * hold RING_MAX at most. In an object each is a section of its own, whose map is that one.
  */
 #pragma once
 
 #include "configuration.h"
 
-/* Its first element. clang cannot know that a map has an address. */
+/* Its first element. clang cannot know that a map has an address, or how long a section will be. */
+#ifdef BCC_BUILD
 #define DEFINE_ARRAY(type, name)                                                  \
-	STAND_IN_FD(name)                                                         \
 	static __always_inline type *name(void)                                   \
 	{                                                                         \
 		type *first = (type *)bpf_pseudo_fd(PSEUDO_MAP_VALUE, FD_##name); \
@@ -24,6 +23,11 @@
 			__builtin_unreachable();                                  \
 		return first;                                                     \
 	}
+#else
+#define DEFINE_ARRAY(type, name)                                           \
+	__attribute__((weak)) type name##_array[1] SECTION(".bss." #name); \
+	static __always_inline type *name(void) { return name##_array; }
+#endif
 
 /* The element at `index`; NULL where there is none. */
 #define DEFINE_ELEMENT(type, name, array, count)                                           \
@@ -47,5 +51,5 @@
 #define ASSERT_BYTES(type, bytes) \
 	_Static_assert(sizeof(struct type) == (bytes), "run scripts/generate-records")
 #else
-#define ASSERT_BYTES(type, bytes) _Static_assert(sizeof(struct type) % 8 == 0, "it is to be mapped")
+#define ASSERT_BYTES(type, bytes) _Static_assert(sizeof(struct type) % 8 == 0, "to be mapped")
 #endif

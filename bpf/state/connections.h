@@ -9,8 +9,7 @@
  * hooks come by another way: what was found for a socket is remembered by the
  * hash that the kernel keeps in it.
  *
- * Set by the loader: WAYS, and HASH_FACTOR(i), odd numbers drawn anew at each start, so that nobody
- * outside can fill a set.
+ * The factors are drawn anew at each start, so that nobody outside can fill a set.
  */
 #pragma once
 
@@ -25,9 +24,10 @@ static __always_inline u64 hash_key(const struct connection_key *key)
 {
 	const u64 *peer = (const u64 *)key->peer_address, *local = (const u64 *)key->local_address;
 	u64 ports = *(const u32 *)&key->peer_port;
+	const u64 *factors = settings()->hash_factors;
 
-	return peer[0] * HASH_FACTOR(0) + peer[1] * HASH_FACTOR(1) + local[0] * HASH_FACTOR(2) +
-	       local[1] * HASH_FACTOR(3) + ports * HASH_FACTOR(4);
+	return peer[0] * factors[0] + peer[1] * factors[1] + local[0] * factors[2] +
+	       local[1] * factors[3] + ports * factors[4];
 }
 
 static __always_inline u64 set_of(u64 hash) { return (hash >> 32) * CONNECTION_SETS >> 32; }
@@ -115,7 +115,7 @@ static __always_inline struct connection *create_connection(const struct connect
 	conn->place = place;
 	conn->home = NO_SLOT;
 	conn->used_ktime_ns = now;
-	if (CLIENTS && role_in(key) == ROLE_CLIENT)
+	if (CLIENTS && has_role(key, ROLE_CLIENT))
 		conn->flags = CLIENT;
 	/* Other CPUs may find it from here on, and find it whole. */
 	asm volatile("" : : : "memory");

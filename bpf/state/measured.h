@@ -6,6 +6,17 @@
 #include "state/connection_key.h"
 #include "state/settings.h"
 
+MAP(HASH, upstreams, struct upstream, u8, UPSTREAMS_MOST)
+
+static __always_inline bool is_measured_port(u16 port) { return measured_ports()[port]; }
+
+/* The verifier of 6.1 knows of no bound once bytes were swapped. */
+static __always_inline u8 upstream_port_of(u64 port)
+{
+	asm volatile("" : "+r"(port));
+	return upstream_ports()[port & (PORTS - 1)];
+}
+
 /*
  * Is this the namespace that is measured? Told by its cookie, which is never
  * used twice (an inode number is, while sockets of a dead namespace linger);
@@ -17,7 +28,7 @@ static __always_inline bool is_measured_netns(u64 net, enum access access)
 
 	if (s->netns_pointer)
 		return s->netns_pointer == net;
-	if (load_u64(net + OFFSET_NET_COOKIE, access) != NETNS_COOKIE)
+	if (load_u64(FIELD(net, net, net_cookie), access) != s->netns_cookie)
 		return false;
 	s->netns_pointer = net;
 	return true;
@@ -25,21 +36,36 @@ static __always_inline bool is_measured_netns(u64 net, enum access access)
 
 enum role { ROLE_SERVER = 1, ROLE_CLIENT = 2 };
 
-/* What this side is in a connection; 0: it is not measured. */
-static __always_inline u32 role_in(const struct connection_key *key)
+static __always_inline bool is_upstream(const struct connection_key *key)
 {
-	if (IS_MEASURED_PORT(key->local_port))
-		return ROLE_SERVER;
-	if (CLIENTS && IS_UPSTREAM(key->peer_port, (const u64 *)key->peer_address))
-		return ROLE_CLIENT;
-	return 0;
+	struct upstream where = { .port = key->peer_port };
+	u8 port = upstream_port_of(key->peer_port);
+
+	if (port != UPSTREAM_BY_ADDRESS)
+		return port;
+	copy_address(where.address, key->peer_address);
+	return LOOKUP(upstreams, &where);
+}
+
+/* Is this side one of these in a connection? Of both it is the server. */
+static __always_inline bool has_role(const struct connection_key *key, u32 roles)
+{
+	if (is_measured_port(key->local_port))
+		return roles & ROLE_SERVER;
+	return CLIENTS && roles & ROLE_CLIENT && is_upstream(key);
+}
+
+/* Is it measured at all? */
+static __always_inline bool is_measured(const struct connection_key *key)
+{
+	return has_role(key, ROLE_SERVER | ROLE_CLIENT);
 }
 
 /* Does a socket with these ports come into consideration? */
 static __always_inline bool may_be_measured(u16 local_port, u64 sk, enum access access)
 {
-	return IS_MEASURED_PORT(local_port) ||
-	       (CLIENTS && IS_UPSTREAM_PORT(sock_peer_port(sk, access)));
+	return is_measured_port(local_port) ||
+	       (CLIENTS && upstream_port_of(sock_peer_port(sk, access)));
 }
 
 /* The key of a measured socket, whose own port is known; -1 for every other socket. */
@@ -50,7 +76,8 @@ static __always_inline int measured_key(u64 sk, u16 local_port, struct connectio
 		return -1;
 	key->local_port = local_port;
 	key->peer_port = sock_peer_port(sk, access);
-	if (sock_addresses(sk, key->peer_address, key->local_address, access) || !role_in(key))
+	if (sock_addresses(sk, key->peer_address, key->local_address, access) || !is_measured(key))
 		return -1;
-	return is_measured_netns(load_u64(sk + OFFSET_SOCK_COMMON_NET, access), access) ? 0 : -1;
+	return is_measured_netns(load_u64(FIELD(sk, sock_common, skc_net), access), access) ? 0
+											    : -1;
 }

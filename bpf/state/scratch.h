@@ -34,6 +34,10 @@ struct head_cursor {
 
 /* What the loop over a request line carries. Indices into the line. */
 struct route_cursor {
+	u64 at;
+	u64 length;
+	u64 hash;   /* of what was read */
+	u64 before; /* of what is before the segment that is read */
 	u64 in_path;
 	u64 start;  /* of the segment that is read */
 	u64 digits; /* in it */
@@ -48,6 +52,8 @@ struct chunk_cursor {
 	u32 window_start;
 	u32 window_end;
 	u32 state;
+	u32 failed;
+	u32 unused;
 };
 
 /* What the loops over pieces and holes carry. Places may be past the end: none. */
@@ -100,6 +106,7 @@ struct scratch {
 	u64 found_length[FOUND_COUNT];
 	u8 found_times[FOUND_COUNT]; /* may wrap: 256 lines of one name find room in no window */
 	u8 window[WINDOW_MASK + 1 + CARRY_MAX + 16];
+	u64 unused_end[3];
 } __attribute__((aligned(64))); /* no two CPUs write to one cache line */
 
 ASSERT_BYTES(scratch, SCRATCH_BYTES);

@@ -13,5 +13,5 @@ enum direction { INBOUND = 0, OUTBOUND = 1 };
 enum flow { REQUESTS_IN = 0, RESPONSES_OUT = 1, RESPONSES_IN = 2, REQUESTS_OUT = 3 };
 
 #define IS_OUTBOUND(flow) ((flow) & 1)
-#define IS_CLIENTS(flow) (CLIENTS && ((flow) & 2))
+#define IS_CLIENTS(flow) (WITH_CLIENTS && ((flow) & 2))
 #define CARRIES_REQUESTS(flow) (!IS_OUTBOUND(flow) == !IS_CLIENTS(flow))

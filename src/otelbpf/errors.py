@@ -22,5 +22,9 @@ class KernelError(OtelbpfError):
     """This kernel, or this process's rights on it, cannot do what is asked."""
 
 
+class RefusedError(KernelError):
+    """The verifier refused a program."""
+
+
 class UsageError(OtelbpfError):
     """An option or an environment variable has a value that cannot be used."""

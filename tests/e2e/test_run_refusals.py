@@ -174,6 +174,8 @@ def test_the_bcc_of_pypi(net: Network, tmp_path: Path) -> None:
         80,
         "--netns",
         net.server.netns,
+        "--loader",
+        "bcc",
         environment=environment,
     ).assert_refused(
         str(tmp_path / "bcc/__init__.py"),
@@ -181,10 +183,14 @@ def test_the_bcc_of_pypi(net: Network, tmp_path: Path) -> None:
         "pip uninstall bcc",
         "apt install python3-bpfcc",
     )
-    checked = otelbpf(tmp_path, "check", environment=environment)
+    checked = otelbpf(tmp_path, "check", "--loader", "bcc", environment=environment)
     assert checked.code == 1
-    assert "MISSING  bcc" in checked.stdout
+    assert "MISSING  programs: the bcc module" in checked.stdout
     assert "otelbpf cannot run here." in checked.stdout
+    # Who does not ask for it is not concerned.
+    checked = otelbpf(tmp_path, "check", environment=environment)
+    assert checked.code == 0
+    assert "ok       programs: ready-made\n" in checked.stdout
 
 
 def test_somebody_elses_xdp_program_is_left_alone(

@@ -169,7 +169,7 @@ class Lab:
 
     def __init__(self, net: Network) -> None:
         self._net = net
-        self._listeners: dict[str, socket.socket] = {}
+        self._listeners: dict[tuple[str, int], socket.socket] = {}
         self._pairs: list[Pair] = []
         self.server_netns: Netns = find_netns(net.server.netns)
         self.client_netns: Netns = find_netns(net.client.netns)
@@ -194,26 +194,31 @@ class Lab:
         netns = self.server_netns if side == "server" else self.client_netns
         return prepare(netns.run(lambda: socket.socket(family, socket.SOCK_STREAM)))
 
-    def listener(self, host: str) -> socket.socket:
-        """The listening socket for `host` at PORT; made once."""
-        if host not in self._listeners:
+    def listener(self, host: str, port: int = PORT) -> socket.socket:
+        """The listening socket for `host` and a port; made once."""
+        if (host, port) not in self._listeners:
             listener = self.socket("server", _family(host))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((host, PORT))
+            listener.bind((host, port))
             listener.listen()
-            self._listeners[host] = listener
-        return self._listeners[host]
+            self._listeners[host, port] = listener
+        return self._listeners[host, port]
 
     def connect(
-        self, host: str = SERVER_IPV4, *, from_port: int = 0, client_side: str = "client"
+        self,
+        host: str = SERVER_IPV4,
+        *,
+        port: int = PORT,
+        from_port: int = 0,
+        client_side: str = "client",
     ) -> Pair:
         """A new connection to `host`, both ends established."""
-        listener = self.listener(host)
+        listener = self.listener(host, port)
         client = self.socket(client_side, _family(host))
         if from_port:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             client.bind((CLIENT_IPV4, from_port))
-        client.connect((host, PORT))
+        client.connect((host, port))
         server, _ = listener.accept()
         return self.keep(Pair(client, prepare(server)))
 

@@ -17,7 +17,7 @@ from messages import OK, request
 from support.stages import Stage, stages_of
 from support.waiting import DEADLINE_S, wait_until
 
-from otelbpf.agent.definitions import Part, definitions
+from otelbpf.agent.settings import settings
 from otelbpf.host.interfaces import find_interfaces
 from otelbpf.kernel import libbpf
 from otelbpf.kernel.attach import Attachments, attached
@@ -34,6 +34,7 @@ from otelbpf.kernel.records import (
     RequestFlag,
     Stamp,
 )
+from otelbpf.kernel.settings import Part
 from otelbpf.ledger.ids import Ids
 from otelbpf.ledger.reader import RingReader
 from otelbpf.ledger.request import bounds_of
@@ -259,7 +260,7 @@ def load(
     """Compiles and loads everything for one lab. Takes about two seconds."""
     with Btf.of_kernel() as btf:
         choices = choose(btf, metrics=bool(limits.series))
-        programs = Programs(btf, choices, limits, definitions(
+        programs = Programs(btf, choices, limits, settings(
             lab.server_netns.cookie, (PORT, SPARE_PORT), sampler=sampler, ids=ids, parts=parts
         ))  # fmt: skip
     meter = Meter(lab, choices, programs)
@@ -284,7 +285,7 @@ def load_gateway(lab: Lab, *, tcx: bool = True, limits: Limits = SMALL) -> Meter
             else choice
             for choice in choose(btf, metrics=bool(limits.series))
         )
-        programs = Programs(btf, choices, limits, definitions(
+        programs = Programs(btf, choices, limits, settings(
             lab.client_netns.cookie, (GATEWAY_PORT,), upstreams=Upstreams(endpoints, (FREE_PORT,))
         ))  # fmt: skip
     meter = Meter(lab, choices, programs, "client")

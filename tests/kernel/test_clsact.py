@@ -16,7 +16,7 @@ from messages import OK, request
 from meter import SMALL, Meter, stamps
 from support.commands import run
 
-from otelbpf.agent.definitions import definitions
+from otelbpf.agent.settings import settings
 from otelbpf.errors import KernelError
 from otelbpf.host.interfaces import find_interfaces
 from otelbpf.kernel.attach import attached
@@ -50,7 +50,7 @@ def load_by_clsact(netns) -> tuple[Programs, tuple[Choice, ...]]:
             else choice
             for choice in choose(btf)
         )
-        return Programs(btf, choices, SMALL, definitions(netns.cookie, (PORT,))), choices
+        return Programs(btf, choices, SMALL, settings(netns.cookie, (PORT,))), choices
 
 
 def shown(lab: Lab) -> str:

@@ -15,8 +15,8 @@ from lab import Lab, Worker, laboratory
 from messages import OK, request
 from meter import Meter, load, stamps
 
-from otelbpf.agent.definitions import Part
 from otelbpf.kernel.records import Stamp
+from otelbpf.kernel.settings import Part
 from otelbpf.userspace.handlers import find_handlers
 
 pytestmark = pytest.mark.guest
@@ -69,7 +69,7 @@ def handlers(tmp_path_factory: pytest.TempPathFactory) -> Handlers:
 def _attached(handlers: Handlers) -> Iterator[Meter]:
     found = tuple(find_handlers(f"{os.getpid()}:handle"))
     with laboratory() as lab:
-        meter = load(lab, parts=frozenset(Part))
+        meter = load(lab, parts=frozenset({Part.HANDLERS, Part.GO_HANDLERS}))
         try:
             with meter.attached(handlers=found):
                 yield meter

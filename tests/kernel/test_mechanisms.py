@@ -28,13 +28,14 @@ from lab import (
 from messages import CHUNKED, OK, chunk, request, response
 from meter import SMALL, Meter, stamps, told_stages
 
-from otelbpf.agent.definitions import definitions
+from otelbpf.agent.settings import settings
 from otelbpf.host.interfaces import find_interfaces
 from otelbpf.kernel import libbpf
 from otelbpf.kernel.attach import Attachments, attached
 from otelbpf.kernel.btf import Btf
 from otelbpf.kernel.hooks import FORCEABLE, Candidate, Choice, Mechanism, Verdict, choose
 from otelbpf.kernel.loader import Programs
+from otelbpf.kernel.loaders import Loader
 from otelbpf.kernel.records import Stamp
 
 pytestmark = pytest.mark.guest
@@ -234,9 +235,9 @@ class Played:
 
 
 class Theatre:
-    """Programs compiled once, and what was played with them."""
+    """Programs loaded once, and what was played with them."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, loader: Loader) -> None:
         with Btf.of_kernel() as btf:
             self.choices = choose(btf)
             look_good = tuple(
@@ -245,7 +246,7 @@ class Theatre:
             )
             programs = Programs(
                 btf, self.choices + look_good, SMALL,
-                definitions(lab.server_netns.cookie, (PORT, SPARE_PORT)),
+                settings(lab.server_netns.cookie, (PORT, SPARE_PORT)), loader,
             )  # fmt: skip
         self.meter = Meter(lab, self.choices, programs)
         self.meter.let_another_process_be_the_agent()
@@ -288,10 +289,10 @@ class Theatre:
             meter.end()
 
 
-@pytest.fixture(scope="module")
-def theatre() -> Iterator[Theatre]:
+@pytest.fixture(scope="module", params=(Loader.OBJECT, Loader.BCC))
+def theatre(request: pytest.FixtureRequest) -> Iterator[Theatre]:
     with laboratory() as lab:
-        theatre = Theatre(lab)
+        theatre = Theatre(lab, request.param)
         try:
             yield theatre
         finally:

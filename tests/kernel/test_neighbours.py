@@ -36,7 +36,7 @@ needs_tcx = pytest.mark.skipif(not HAS_TCX, reason="this kernel has no tcx links
 # Attaches everything and waits to be killed.
 _VICTIM = """
 import signal, sys
-from otelbpf.agent.definitions import definitions
+from otelbpf.agent.settings import settings
 from otelbpf.kernel.attach import attached
 from otelbpf.kernel.btf import Btf
 from otelbpf.kernel.hooks import choose
@@ -49,7 +49,7 @@ netns = find_netns(sys.argv[1])
 with Btf.of_kernel() as btf:
     choices = choose(btf)
     programs = Programs(
-        btf, choices, Limits(64, 8192), definitions(netns.cookie, (int(sys.argv[3]),))
+        btf, choices, Limits(64, 8192), settings(netns.cookie, (int(sys.argv[3]),))
     )
 with attached(programs, choices, find_interfaces((sys.argv[2],), netns), netns):
     fds = [programs.fd_of(choice.chosen) for choice in choices if choice.chosen]

@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 
 import pytest
-from lab import Lab
 from meter import address
 
-from otelbpf.agent.definitions import Part, definitions
+from otelbpf.agent.settings import settings
 from otelbpf.kernel.btf import Btf
-from otelbpf.kernel.hooks import choose
+from otelbpf.kernel.hooks import FORCEABLE, Mechanism, choose
 from otelbpf.kernel.limits import MOST, Limits
 from otelbpf.kernel.loader import Programs
-from otelbpf.policy.sampler import Sampler
+from otelbpf.kernel.loaders import Loader
+from otelbpf.kernel.settings import Part, Settings
 from otelbpf.policy.upstreams import Upstreams
 
 UPSTREAMS = Upstreams(
@@ -38,23 +39,54 @@ HANDLERS = [
 ]
 
 
-# Its limit is on the instructions that it looks at: what is known of sizes and ports changes them.
+def load(
+    limits: Limits,
+    told: Settings,
+    loader: Loader = Loader.OBJECT,
+    mechanism: Mechanism | None = None,
+) -> contextlib.closing[Programs]:
+    with Btf.of_kernel() as btf:
+        choices = choose(btf, mechanism, metrics=bool(limits.series))
+        return contextlib.closing(Programs(btf, choices, limits, told, loader))
+
+
+@pytest.mark.guest
+@pytest.mark.parametrize("mechanism", [None, *FORCEABLE])
+@pytest.mark.parametrize("series", [0, 256])
+@pytest.mark.parametrize("roles", ["servers", "upstreams", "both"])
+def test_the_verifier_takes_the_ready_made_ones(
+    roles: str, series: int, mechanism: Mechanism | None
+) -> None:
+    """What there is not is known to it: each combination is another way for it."""
+    told = settings(
+        1,
+        () if roles == "upstreams" else (80,),
+        upstreams=Upstreams() if roles == "servers" else UPSTREAMS,
+    )
+    with load(Limits(series=series), told, mechanism=mechanism):
+        pass
+
+
+@pytest.mark.guest
+def test_the_verifier_takes_those_of_handlers() -> None:
+    with load(Limits(), settings(1, (80,), parts=Part)) as programs:
+        for program in HANDLERS:
+            programs.fd(program)
+
+
+# What is known of sizes changes what it looks at.
 @pytest.mark.parametrize(
-    ("limits", "sampler"),
+    ("limits", "loader"),
     [
-        pytest.param(Limits(series=256), Sampler(), marks=pytest.mark.guest),
-        (Limits(), Sampler()),
-        (MOST, Sampler()),
-        (Limits(connections=60_001, ring=50_003, series=100), Sampler(1 << 62, keep_errors=True)),
+        pytest.param(Limits(series=256), Loader.BCC, marks=pytest.mark.guest),
+        *itertools.product(
+            (Limits(), MOST, Limits(connections=60_001, ring=50_003, series=100)),
+            (Loader.OBJECT, Loader.BCC),
+        ),
     ],
 )
-def test_the_verifier_takes_them_all(lab: Lab, limits: Limits, sampler: Sampler) -> None:
-    with Btf.of_kernel() as btf:
-        choices = choose(btf, metrics=bool(limits.series))
-        programs = Programs(btf, choices, limits, definitions(
-            lab.server_netns.cookie, (80, 8080, 9001, 9002), upstreams=UPSTREAMS, sampler=sampler,
-            parts=Part,
-        ))  # fmt: skip
-    with contextlib.closing(programs):
+def test_the_verifier_takes_them_all(limits: Limits, loader: Loader) -> None:
+    told = settings(1, (80, 8080, 9001, 9002), upstreams=UPSTREAMS, parts=Part)
+    with load(limits, told, loader) as programs:
         for program in HANDLERS:
             programs.fd(program)

@@ -32,7 +32,7 @@ GONE_S = 3.0
 # Attaches to an interface as an agent does, and waits to be killed.
 _OTHER_AGENT = """
 import signal, sys
-from otelbpf.agent.definitions import definitions
+from otelbpf.agent.settings import settings
 from otelbpf.kernel.attach import attached
 from otelbpf.kernel.btf import Btf
 from otelbpf.kernel.hooks import choose
@@ -44,7 +44,7 @@ from otelbpf.host.netns import find_netns
 netns = find_netns(sys.argv[1])
 with Btf.of_kernel() as btf:
     choices = choose(btf)
-    programs = Programs(btf, choices, Limits(64, 8192), definitions(netns.cookie, (8080,)))
+    programs = Programs(btf, choices, Limits(64, 8192), settings(netns.cookie, (8080,)))
 with attached(
     programs, choices, find_interfaces((sys.argv[2],), netns), netns, xdp=Xdp.AUTO
 ) as attachments:

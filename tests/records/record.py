@@ -28,7 +28,7 @@ from support.namespaces import Network, network
 from support.waiting import wait_until
 
 from otelbpf.agent.config import Config
-from otelbpf.agent.definitions import definitions
+from otelbpf.agent.settings import settings
 from otelbpf.host.interfaces import find_interfaces
 from otelbpf.host.netns import find_netns
 from otelbpf.kernel.attach import attached
@@ -130,7 +130,7 @@ def record() -> tuple[np.ndarray, list[str]]:
         choices = choose(btf)
         netns = find_netns(net.server.netns)
         interfaces = find_interfaces((net.server.interface,), netns)
-        programs = Programs(btf, choices, Limits(1_024, 1_024), definitions(netns.cookie, (PORT,)))
+        programs = Programs(btf, choices, Limits(1_024, 1_024), settings(netns.cookie, (PORT,)))
         reader = RingReader(programs)
         taken: list[np.ndarray] = []
 

@@ -20,6 +20,7 @@ from otelbpf.host.interfaces import Xdp
 from otelbpf.host.rights import Capability
 from otelbpf.kernel import needs
 from otelbpf.kernel.limits import Limits
+from otelbpf.kernel.loaders import Loader
 from otelbpf.ledger.tally import Lost, Sums
 from otelbpf.policy.sampler import Sampler, Slow
 from otelbpf.traces.description import StageStyle
@@ -37,7 +38,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
         configs.append(config)
         return Sums(23, 20, 2, {Lost.PARSER: 1})
 
-    monkeypatch.setattr(needs, "require", list)
+    monkeypatch.setattr(needs, "require", lambda _: [])
     monkeypatch.setattr(running, "run", run)
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
     return configs
@@ -243,7 +244,7 @@ def test_variables_are_refused_before_anything_is_loaded(
     def load(*_: object) -> None:
         pytest.fail("loaded")
 
-    monkeypatch.setattr(needs, "require", list)
+    monkeypatch.setattr(needs, "require", lambda _: [])
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
     monkeypatch.setattr(running, "Programs", load)
     monkeypatch.setattr(running, "find_netns", load)
@@ -285,7 +286,9 @@ def test_without_rights(
 def test_what_is_limited_is_said_and_does_not_keep_it_from_running(
     ran: list[Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(needs, "require", lambda: [KernelError("it sees nothing", "give it eyes")])
+    monkeypatch.setattr(
+        needs, "require", lambda _: [KernelError("it sees nothing", "give it eyes")]
+    )
     assert call(monkeypatch, *RUN) == 0
     assert capsys.readouterr().err.startswith(
         "otelbpf: limited: it sees nothing: give it eyes\notelbpf: seen "
@@ -318,6 +321,8 @@ def test_every_option_arrives(
         "80",
         "--netns",
         "blue",
+        "--loader",
+        "bcc",
         "--duration",
         "1.5",
         "--stages",
@@ -360,6 +365,7 @@ def test_every_option_arrives(
             ports=(80, 65_535),
             netns="blue",
             duration_s=1.5,
+            loader=Loader.BCC,
             xdp=Xdp.OFF,
             stages=StageStyle.ATTRIBUTES,
             capture_query=True,

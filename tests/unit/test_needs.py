@@ -14,6 +14,7 @@ from otelbpf.errors import KernelError
 from otelbpf.host import rights
 from otelbpf.host.rights import Capability
 from otelbpf.kernel import check, libbpf, needs
+from otelbpf.kernel.loaders import Loader
 from otelbpf.kernel.needs import Need, programs_need_rights
 
 UNLIMITED = resource.RLIM_INFINITY
@@ -28,15 +29,15 @@ def missing(*, optional: bool = False) -> Need:
 
 def stub(monkeypatch: pytest.MonkeyPatch, *made_up: Need) -> None:
     for module in (needs, check):
-        monkeypatch.setattr(module, "needs", lambda: made_up)
+        monkeypatch.setattr(module, "needs", lambda _: made_up)
 
 
 def test_the_first_thing_that_is_missing_is_what_run_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """And check too, in the same words, colons and all."""
     stub(monkeypatch, Need("sun", "it shines", lambda: None), missing())
     with pytest.raises(KernelError) as raised:
-        needs.require()
-    report = check.examine((), None)
+        needs.require(Loader.AUTO)
+    report = check.examine((), None, Loader.AUTO)
     sun, moon, *_ = report.findings
     assert (sun.ok, sun.detail) == (True, "it shines")
     assert (moon.ok, f"{moon.detail}: {moon.remedy}") == (False, str(raised.value))
@@ -47,15 +48,15 @@ def test_the_first_thing_that_is_missing_is_what_run_says(monkeypatch: pytest.Mo
 
 def test_what_is_optional_keeps_nobody_from_running(monkeypatch: pytest.MonkeyPatch) -> None:
     stub(monkeypatch, missing(optional=True))
-    (limited,) = needs.require()
+    (limited,) = needs.require(Loader.AUTO)
     assert limited.what == "there is no moon: at least not here"
-    report = check.examine((), None)
+    report = check.examine((), None, Loader.AUTO)
     assert (report.findings[0].ok, report.findings[0].optional) == (False, True)
     assert "  limited  moon: " in str(report)
 
 
 def named(name: str) -> Need:
-    (found,) = (each for each in needs.needs() if each.name == name)
+    (found,) = (each for each in needs.needs(Loader.AUTO) if each.name == name)
     return found
 
 

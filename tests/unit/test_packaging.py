@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.wheels import build_wheel
 
+from otelbpf.kernel.objects import object_path
 from otelbpf.kernel.sources import bpf_directory
 from otelbpf.version import __version__
 
@@ -46,6 +47,12 @@ def test_the_wheel_holds_the_parts_of_the_reports_page(wheel: Path) -> None:
             assert archive.read(f"otelbpf/report/assets/{path.name}") == path.read_bytes(), path
 
 
+def test_the_wheel_holds_the_ready_made_programs(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        packed = f"otelbpf/kernel/{object_path().name}"
+        assert archive.read(packed) == object_path().read_bytes()
+
+
 def test_the_wheel_says_that_it_is_typed(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         assert "otelbpf/py.typed" in archive.namelist()
@@ -61,7 +68,11 @@ def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
 
 def test_the_wheel_names_its_command_and_licences(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        text = {Path(name).name: archive.read(name).decode() for name in archive.namelist()}
+        text = {
+            Path(name).name: archive.read(name).decode()
+            for name in archive.namelist()
+            if ".dist-info/" in name
+        }
     assert "otelbpf = otelbpf.cli:main" in text["entry_points.txt"].splitlines()
     assert "License-Expression: Apache-2.0" in text["METADATA"].splitlines()
     assert "Apache License" in text["LICENSE"]

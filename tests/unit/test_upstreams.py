@@ -3,17 +3,16 @@
 
 from __future__ import annotations
 
-import ctypes
-import shutil
 import socket
-import subprocess
-from pathlib import Path
 
 import pytest
 from samples import address
 
+from otelbpf.agent.settings import settings
 from otelbpf.errors import UsageError
 from otelbpf.host.netns import find_netns
+from otelbpf.kernel.records import UpstreamPort
+from otelbpf.kernel.settings import Part
 from otelbpf.policy.upstreams import Upstreams, resolve
 
 HERE = find_netns(None)
@@ -51,49 +50,31 @@ def test_a_name_that_means_nothing_is_refused(host: str, monkeypatch: pytest.Mon
         resolve(((host, 80),), (), HERE)
 
 
+def test_too_many_are_refused() -> None:
+    hosts = tuple((f"10.0.{number // 256}.{number % 256}", 80) for number in range(4_097))
+    assert len(resolve(hosts[:-1] * 2, (), HERE).endpoints) == 4_096
+    with pytest.raises(UsageError, match="4097 addresses: there is room for 4096"):
+        resolve(hosts, (), HERE)
+
+
 def test_without_upstreams_there_are_none() -> None:
     assert not Upstreams()
-    assert Upstreams().macros() == {
-        "CLIENTS": 0,
-        "IS_UPSTREAM_PORT(p)": "(0)",
-        "IS_UPSTREAM(p,a)": "(0)",
-    }
+    told = settings(1, (80,))
+    assert told.parts == {Part.SERVERS}
+    assert told.ports == {80}
+    assert not told.upstream_ports
+    assert not told.upstreams
 
 
-@pytest.mark.impure
-def test_what_the_programs_are_told(tmp_path: Path) -> None:
-    """As a compiler understands it."""
-    compiler = shutil.which("clang")
-    assert compiler is not None
+def test_what_the_programs_are_told() -> None:
+    """A port makes whoever has it an upstream only where it was asked for alone."""
     endpoints = ((address("192.0.2.7"), 80), (address("fd00::7"), 80), (address("fd00::8"), 81))
-    macros = Upstreams(endpoints, (9090,)).macros()
-    assert macros["CLIENTS"] == 1
-    source = tmp_path / "upstreams.c"
-    source.write_text(
-        "typedef unsigned long long u64;\n"
-        "int is_port(int p) { return IS_UPSTREAM_PORT(p); }\n"
-        "int is(int p, const u64 *address) { return IS_UPSTREAM(p, address); }\n"
-    )
-    library = tmp_path / "upstreams.so"
-    defines = [f"-D{name}={value}" for name, value in macros.items()]
-    subprocess.run([compiler, "-shared", "-fPIC", *defines, source, "-o", library], check=True)
-    told = ctypes.CDLL(str(library))
-    assert [port for port in range(1 << 16) if told.is_port(port)] == [80, 81, 9090]
-    texts = ("192.0.2.7", "192.0.2.8", "fd00::7", "fd00::8", "::192.0.2.7")
-    found = {
-        (text, port)
-        for text in texts
-        for port in (80, 81, 82, 9090)
-        if getattr(told, "is")(port, ctypes.create_string_buffer(packed(text), 16))
+    told = settings(1, (81, 8080), upstreams=Upstreams(endpoints, (9090, 80)))
+    assert told.parts == {Part.SERVERS, Part.CLIENTS}
+    assert told.ports == {81, 8080}
+    assert told.upstream_ports == {
+        80: UpstreamPort.ANYWHERE,
+        81: UpstreamPort.BY_ADDRESS,
+        9090: UpstreamPort.ANYWHERE,
     }
-    assert found == {
-        ("192.0.2.7", 80),
-        ("fd00::7", 80),
-        ("fd00::8", 81),
-        *((text, 9090) for text in texts),
-    }
-
-
-def packed(text: str) -> bytes:
-    """`::192.0.2.7` is not IPv4-mapped."""
-    return socket.inet_pton(socket.AF_INET6, text) if ":" in text else address(text)
+    assert told.upstreams == set(endpoints)

@@ -10,6 +10,7 @@ from otelbpf.export.sender import QueueLimits
 from otelbpf.host.interfaces import Xdp
 from otelbpf.kernel.hooks import Mechanism
 from otelbpf.kernel.limits import Limits
+from otelbpf.kernel.loaders import Loader
 from otelbpf.policy.routes import FOUND_MOST
 from otelbpf.policy.sampler import Sampler, Slow
 from otelbpf.traces.description import StageStyle
@@ -27,6 +28,7 @@ class Config:
         client_ports: the same, at whatever address.
         netns: name or path of the measured namespace; None: the agent's own.
         duration_s: stop by itself after this; None: never.
+        loader: where the programs come from.
         hooks: the one mechanism to use where there is a choice; None: the best of each hook.
         handlers: what to stamp as the requests' handlers, as otelbpf.handlers says.
         xdp: on which interfaces; where it is not there is no `nic` stamp.
@@ -50,6 +52,7 @@ class Config:
     client_ports: tuple[int, ...] = ()
     netns: str | None = None
     duration_s: float | None = None
+    loader: Loader = Loader.AUTO
     hooks: Mechanism | None = None
     handlers: tuple[str, ...] = ()
     xdp: Xdp = Xdp.AUTO

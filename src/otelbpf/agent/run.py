@@ -12,11 +12,11 @@ from pathlib import Path
 
 from otelbpf.agent.agent import Agent, Stop
 from otelbpf.agent.config import Config
-from otelbpf.agent.definitions import Part, definitions
 from otelbpf.agent.health import answering_probes
 from otelbpf.agent.lookout import Lookout
 from otelbpf.agent.pipeline import Pipeline
-from otelbpf.errors import UsageError
+from otelbpf.agent.settings import settings
+from otelbpf.errors import RefusedError, UsageError
 from otelbpf.export.exporters import (
     Signal,
     asked_for,
@@ -33,10 +33,13 @@ from otelbpf.host.processes import Listeners
 from otelbpf.host.resource import Resources
 from otelbpf.host.rights import Capability, Right
 from otelbpf.kernel.attach import Attachments, attached
+from otelbpf.kernel.bcc_module import has_bcc
 from otelbpf.kernel.btf import Btf
 from otelbpf.kernel.hooks import Choice, choose, require, takes_filters, without
 from otelbpf.kernel.loader import Programs
+from otelbpf.kernel.loaders import Loader, choose_loader
 from otelbpf.kernel.needs import programs_need_rights
+from otelbpf.kernel.settings import Part
 from otelbpf.ledger.batch import Requests
 from otelbpf.ledger.ids import Ids
 from otelbpf.ledger.request import Kind
@@ -117,7 +120,7 @@ def run(
     Args:
         environment: the OTEL_* variables.
         on_ready: called once everything is attached.
-        on_loading: called before what takes some seconds.
+        on_loading: called before the programs are loaded.
     Returns:
         the sums at the end; nothing is in flight any more.
     Raises:
@@ -258,7 +261,7 @@ def _load(
     sampler: Sampler,
     ids: Ids,
 ) -> Programs:
-    told = definitions(
+    told = settings(
         target.cookie,
         config.ports,
         upstreams=target.upstreams,
@@ -266,7 +269,14 @@ def _load(
         ids=ids,
         parts=_parts(target.handlers),
     )
-    return Programs(btf, choices, config.limits, told)
+    loader = choose_loader(config.loader, btf).loader
+    try:
+        return Programs(btf, choices, config.limits, told, loader)
+    except RefusedError as refusal:
+        if config.loader is not Loader.AUTO or loader is Loader.BCC or not has_bcc():
+            raise
+        _log.warning("%s; BCC compiles them here instead", refusal)
+        return Programs(btf, choices, config.limits, told, Loader.BCC)
 
 
 def _parts(handlers: tuple[Handler, ...]) -> frozenset[Part]:

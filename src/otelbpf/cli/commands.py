@@ -78,6 +78,7 @@ def _require_measurable(arguments: argparse.Namespace) -> None:
     """Raises an OtelbpfError if there is nothing to measure, or no way to."""
     from otelbpf.export import variables
     from otelbpf.kernel import needs
+    from otelbpf.kernel.loaders import Loader
 
     if not (arguments.port or arguments.upstream or arguments.client_port):
         raise UsageError(
@@ -85,7 +86,7 @@ def _require_measurable(arguments: argparse.Namespace) -> None:
             f"requests are sent to; see `otelbpf {arguments.command} --help`"
         )
     variables.settle(os.environ)
-    for limited in needs.require():
+    for limited in needs.require(Loader(arguments.loader)):
         print(f"otelbpf: limited: {limited}", file=sys.stderr)
 
 
@@ -95,6 +96,7 @@ def _config(arguments: argparse.Namespace, series: int) -> Config:
     from otelbpf.host.interfaces import Xdp
     from otelbpf.kernel.hooks import Mechanism
     from otelbpf.kernel.limits import Limits
+    from otelbpf.kernel.loaders import Loader
 
     return Config(
         interfaces=tuple(dict.fromkeys(arguments.interface)),
@@ -103,6 +105,7 @@ def _config(arguments: argparse.Namespace, series: int) -> Config:
         client_ports=tuple(dict.fromkeys(arguments.client_port)),
         netns=arguments.netns,
         duration_s=arguments.duration,
+        loader=Loader(arguments.loader),
         hooks=None if arguments.hooks == "auto" else Mechanism(arguments.hooks),
         handlers=tuple(dict.fromkeys(arguments.handler)),
         xdp=Xdp(arguments.xdp),
@@ -264,6 +267,7 @@ def _write_whole(path: Path, text: str) -> None:
 
 def _check(arguments: argparse.Namespace) -> int:
     from otelbpf.kernel import check
+    from otelbpf.kernel.loaders import Loader
     from otelbpf.kernel.needs import Need
 
     def require_variables() -> None:
@@ -275,7 +279,9 @@ def _check(arguments: argparse.Namespace) -> int:
     variables = Need(
         "variables", "no OTEL_* variable that `otelbpf run` would refuse", require_variables
     )
-    report = check.examine(tuple(arguments.interface), arguments.netns, (variables,))
+    report = check.examine(
+        tuple(arguments.interface), arguments.netns, Loader(arguments.loader), (variables,)
+    )
     print(report.as_json() if arguments.json else report)
     return 0 if report.can_run else 1
 

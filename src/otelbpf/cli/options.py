@@ -145,6 +145,17 @@ def _writable_path(text: str) -> Path:
     return path
 
 
+def _add_loader(add: Callable[..., object]) -> None:
+    add(
+        "--loader",
+        choices=("auto", "object", "bcc"),
+        default="auto",
+        help="where the programs come from. auto (default): ready-made, if this kernel takes them, "
+        "else bcc; object: ready-made; bcc: BCC compiles them here (python3-bpfcc), which takes "
+        "some seconds",
+    )
+
+
 def _measuring() -> _Command:
     """What is measured, and how: the options of all commands that run an agent."""
     parser = _Command(add_help=False, allow_abbrev=False)
@@ -195,6 +206,7 @@ def _measuring() -> _Command:
         help="service.name of all that is measured (default: each process's own: its "
         "OTEL_SERVICE_NAME, else its systemd service, else what it runs)",
     )
+    _add_loader(add)
     add(
         "--hooks",
         choices=("auto", "tracepoint", "fentry", "kprobe"),
@@ -386,6 +398,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="also look at this interface; may be repeated",
     )
     check.add_argument("--netns", metavar="NAME|PATH", help="network namespace of the interfaces")
+    _add_loader(check.add_argument)
     check.add_argument("--json", action="store_true", help="as JSON")
 
     report = commands.add_parser(

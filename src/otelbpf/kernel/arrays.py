@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
+
 from otelbpf.errors import KernelError
 from otelbpf.kernel import libbpf
 from otelbpf.kernel.limits import Limits
@@ -24,14 +26,11 @@ from otelbpf.kernel.records import (
     SERIES_SET,
     SETTINGS,
     STAGE_ORDER,
+    FixedLength,
 )
 
-#: Places for orders of stamps, and sets of series' places; powers of two.
-STAGE_ORDERS, SERIES_SETS = 256, 8192
-# Tasks that read, a power of two.
-_READER_SLOTS = 16_384
-# Connections in a set of them (bpf/state/connections.h); a power of two.
-_WAYS = 8
+#: The descriptor of what nobody asked for.
+NO_MAP = -1
 _MIB = 1 << 20
 
 
@@ -41,13 +40,13 @@ class Arrays:
     Args:
         limits: how long they are.
     Attributes:
-        fds: of each one's map, which may be mapped, by its name.
+        fds: of each one's map, which may be mapped, by its name; NO_MAP: it is not needed.
     Raises:
         KernelError: the kernel has no memory for one, or makes none.
     """
 
     def __init__(self, limits: Limits) -> None:
-        self._sets = -(-limits.connections // _WAYS)
+        self._sets = -(-limits.connections // FixedLength.WAYS)
         # A power of two, and twice as many: then few sockets meet in one.
         self._socket_slots = 2 << (limits.connections - 1).bit_length()
         self._limits = limits
@@ -55,7 +54,7 @@ class Arrays:
         self.fds: dict[str, int] = {}
         for name, size in self._sizes().items():
             try:
-                self.fds[name] = libbpf.create_value(name, size)
+                self.fds[name] = libbpf.create_value(name, size) if size else NO_MAP
             except OSError as error:
                 self.close()
                 raise KernelError(
@@ -64,27 +63,18 @@ class Arrays:
                     "--ring or --series"
                 ) from error
 
-    def macros(self) -> dict[str, int]:
-        """What the programs have to know of them."""
+    def lengths(self) -> dict[str, int]:
+        """What the programs have to know of them: the values of fields of struct configuration."""
         limits = self._limits
         return {
-            **{f"FD_{name}": fd for name, fd in self.fds.items()},
-            "SCRATCH_BYTES": SCRATCH.itemsize,
-            "CONNECTION_BYTES": CONNECTION.itemsize,
-            "READER_BYTES": READER.itemsize,
-            "SETTINGS_BYTES": SETTINGS.itemsize,
-            "CPU_SLOTS": self._cpu_slots,
-            "WAYS": _WAYS,
-            "CONNECTION_SETS": self._sets,
-            "SOCKET_SLOTS": self._socket_slots,
-            "READER_SLOTS": _READER_SLOTS,
-            "MAX_EXCHANGES": limits.exchanges,
-            "RING_MAX": limits.ring,
-            "RING_SLOTS": limits.ring_slots,
-            "SERIES": int(bool(limits.series)),
-            "MAX_SERIES": limits.series,
-            "SERIES_SETS": SERIES_SETS,
-            "STAGE_ORDERS": STAGE_ORDERS,
+            "series": bool(limits.series),
+            "cpu_slots": self._cpu_slots,
+            "connection_sets": self._sets,
+            "socket_slots": self._socket_slots,
+            "max_exchanges": limits.exchanges,
+            "ring_max": limits.ring,
+            "ring_slots": limits.ring_slots,
+            "max_series": limits.series,
         }
 
     def map_counts(self) -> MappedArray:
@@ -95,32 +85,39 @@ class Arrays:
         """What the agent tells the programs: fields of struct settings."""
         return MappedArray(self.fds["settings"], SETTINGS, 1, writable=True)
 
+    def map_ports(self, name: str) -> MappedArray:
+        """What each port means: 65,536 numbers, of "measured_ports" or "upstream_ports"."""
+        ports = np.dtype((np.uint8, FixedLength.PORTS))
+        return MappedArray(self.fds[name], ports, 1, writable=True)
+
     def close(self) -> None:
         """Lets go of the maps."""
         for fd in self.fds.values():
-            os.close(fd)
+            if fd != NO_MAP:
+                os.close(fd)
         self.fds.clear()
 
     def _sizes(self) -> dict[str, int]:
-        """Of each in bytes, by its name in bpf/."""
+        """Of each in bytes, by its name in bpf/; 0: it is not needed."""
         limits = self._limits
         sizes = {
             "scratches": self._cpu_slots * SCRATCH.itemsize,
-            "connections": self._sets * _WAYS * CONNECTION.itemsize,
-            "connection_tags": self._sets * _WAYS * 8,
+            "connections": self._sets * FixedLength.WAYS * CONNECTION.itemsize,
+            "connection_tags": self._sets * FixedLength.WAYS * 8,
             "socket_places": self._socket_slots * 4,
             "exchanges": limits.exchanges * EXCHANGE.itemsize,
-            "readers": _READER_SLOTS * READER.itemsize,
+            "readers": FixedLength.READER_SLOTS * READER.itemsize,
             "settings": SETTINGS.itemsize,
+            "measured_ports": FixedLength.PORTS,
+            "upstream_ports": FixedLength.PORTS,
             "ring": limits.ring_slots * 8,
             "ring_ends": RING_ENDS.itemsize,
             "notices": NOTICES.itemsize,
         }
-        if limits.series:
-            sizes |= {
-                "series": limits.series * SERIES.itemsize,
-                "series_sets": SERIES_SETS * SERIES_SET.itemsize,
-                "stage_orders": STAGE_ORDERS * STAGE_ORDER.itemsize,
-                "connection_sums": 2 * CONNECTION_SUMS.itemsize,
-            }
-        return sizes
+        of_series = {
+            "series": limits.series * SERIES.itemsize,
+            "series_sets": FixedLength.SERIES_SETS * SERIES_SET.itemsize,
+            "stage_orders": FixedLength.STAGE_ORDERS * STAGE_ORDER.itemsize,
+            "connection_sums": 2 * CONNECTION_SUMS.itemsize,
+        }
+        return sizes | (of_series if limits.series else dict.fromkeys(of_series, 0))

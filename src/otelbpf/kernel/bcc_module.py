@@ -30,3 +30,12 @@ def import_bcc() -> ModuleType:
         )
     module: ModuleType = bcc
     return module
+
+
+def has_bcc() -> bool:
+    """Is it there?"""
+    try:
+        import_bcc()
+    except KernelError:
+        return False
+    return True

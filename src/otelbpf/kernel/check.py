@@ -16,6 +16,7 @@ from otelbpf.host.netns import find_netns
 from otelbpf.host.rights import Right
 from otelbpf.kernel.btf import Btf
 from otelbpf.kernel.hooks import Choice, choose, require, takes_filters
+from otelbpf.kernel.loaders import Loader
 from otelbpf.kernel.needs import Need, needs, programs_need_rights
 
 
@@ -124,22 +125,28 @@ def _passed_over(choice: Choice) -> str:
 
 def _find(need: Need) -> Finding:
     try:
-        need.require()
+        found = need.require()
     except OtelbpfError as error:
         return Finding(need.name, False, error.what, error.remedy, need.optional)
-    return Finding(need.name, True, need.met, optional=need.optional)
+    return Finding(
+        need.name, True, str(found) if need.met is None else need.met, optional=need.optional
+    )
 
 
 def examine(
-    interfaces: tuple[str, ...], netns_name: str | None, others: Iterable[Need] = ()
+    interfaces: tuple[str, ...],
+    netns_name: str | None,
+    loader: Loader,
+    others: Iterable[Need] = (),
 ) -> Report:
     """Finds out what this machine offers. Attaches nothing.
 
     Args:
         interfaces: to look at as well; may be empty.
+        loader: where the programs are to come from.
         others: what else is needed; looked at only where nothing of the machine's is missing.
     """
-    findings = [_find(need) for need in needs()]
+    findings = [_find(need) for need in needs(loader)]
     choices: tuple[Choice, ...] = ()
     with contextlib.suppress(KernelError), Btf.of_kernel() as btf:
         choices = choose(btf, metrics=True)

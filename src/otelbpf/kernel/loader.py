@@ -6,26 +6,28 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from collections.abc import Collection
 from itertools import product
 
 import numpy as np
 
-from otelbpf.errors import KernelError
+from otelbpf.errors import RefusedError
 from otelbpf.kernel import libbpf
 from otelbpf.kernel.arrays import Arrays
 from otelbpf.kernel.btf import Btf
-from otelbpf.kernel.compiler import compiled
+from otelbpf.kernel.compiler import Compiled
 from otelbpf.kernel.diagnostics import keep_log, last_verdict
-from otelbpf.kernel.fields import field_offsets
 from otelbpf.kernel.hooks import Candidate, Choice, Mechanism
 from otelbpf.kernel.limits import Limits
+from otelbpf.kernel.loaders import Loader
+from otelbpf.kernel.loads import ROSTER, Built, Load, load_of
 from otelbpf.kernel.mapped import MappedArray
 from otelbpf.kernel.maps import Maps
-from otelbpf.kernel.records import RING_ENDS, SWEEP_ORDER, Counter
+from otelbpf.kernel.objects import Object
+from otelbpf.kernel.records import RING_ENDS, SETTINGS, SWEEP_ORDER, UPSTREAM, Counter
+from otelbpf.kernel.settings import Part, Settings
 
+_HASH_FACTORS = SETTINGS["hash_factors"].shape[0]
 # That no program but otelbpf's has.
 _OUR_MAP = "connection_tags"
 # Each request that was seen ends in one of these, or is submitted.
@@ -36,32 +38,23 @@ _ENDED = [
 ]
 # What a role's programs at traffic control are called.
 _SERVER, _CLIENT = "tc_", "tc_client_"
-_ROLES = {"SERVERS": _SERVER, "CLIENTS": _CLIENT}
+_ROLES = {Part.SERVERS: _SERVER, Part.CLIENTS: _CLIENT}
 # Programs that a hook's program continues into, for each role, in the order of enum continuation.
 _CONTINUATIONS = ("ingress", "egress", "chunks", "disorder", "kept", "kept_chunks")
 
 
-def _route_hash() -> dict[str, str]:
+def _drawn_by_lot() -> dict[str, object]:
+    """Of struct settings, what nobody outside may foretell. Factors are odd."""
     return {
-        "ROUTE_HASH_START": f"{secrets.randbits(64)}ull",
-        "ROUTE_HASH_FACTOR": f"{secrets.randbits(64) | 1}ull",
+        "route_hash_start": secrets.randbits(64),
+        "route_hash_factor": secrets.randbits(64) | 1,
+        "hash_factors": [secrets.randbits(64) | 1 for _ in range(_HASH_FACTORS)],
     }
 
 
-def _words_of(name: str) -> str:
-    """C for word `i` of the 16 bytes that the kernel has for a name."""
-    octets = name.encode().ljust(16, b"\0")
-    low, high = (int.from_bytes(octets[at : at + 8], "little") for at in (0, 8))
-    return f"((i)?{high}ull:{low}ull)"
-
-
-def _hash_factors() -> str:
-    """C for the odd number that word `i` of a connection's addresses is multiplied by."""
-    return (
-        "("
-        + ":".join(f"(i)=={i}?{secrets.randbits(64) | 1}ull" for i in range(4))
-        + (f":{secrets.randbits(64) | 1}ull)")
-    )
+def _words_of(name: str) -> np.ndarray:
+    """The 16 bytes that the kernel has for a name."""
+    return np.frombuffer(name.encode().ljust(16, b"\0"), np.uint64)
 
 
 class Programs:
@@ -69,10 +62,11 @@ class Programs:
 
     Args:
         choices: what each hook got, from hooks.choose().
-        definitions: what is measured, and how: macro -> C. SERVERS and CLIENTS say for which roles
-            there are programs.
+        settings: what is measured, and how.
+        loader: where the programs come from, OBJECT or BCC.
     Raises:
-        KernelError: the compiler's, the verifier's or the kernel's refusal.
+        RefusedError: the verifier refused one that is always needed.
+        KernelError: the compiler's or the kernel's refusal.
     """
 
     def __init__(
@@ -80,14 +74,16 @@ class Programs:
         btf: Btf,
         choices: tuple[Choice, ...],
         limits: Limits,
-        definitions: Mapping[str, object],
+        settings: Settings,
+        loader: Loader = Loader.OBJECT,
     ) -> None:
         self.limits = limits
-        self._roles = tuple(role for macro, role in _ROLES.items() if definitions[macro])
-        self._loaded: dict[_Load, int] = {}
+        self._roles = tuple(role for part, role in _ROLES.items() if part in settings.parts)
+        self._loaded: dict[Load, int] = {}
+        self._loader = loader
         self._fence: int | None = None
         with contextlib.ExitStack() as stack:
-            self._make(stack, btf, choices, definitions)
+            self._make(stack, btf, choices, settings)
             self._close = stack.pop_all()
 
     def _make(
@@ -95,7 +91,7 @@ class Programs:
         stack: contextlib.ExitStack,
         btf: Btf,
         choices: tuple[Choice, ...],
-        definitions: Mapping[str, object],
+        settings: Settings,
     ) -> None:
         self._arrays = Arrays(self.limits)
         stack.callback(self._arrays.close)
@@ -104,35 +100,50 @@ class Programs:
         self._ring_ends = MappedArray(self.map_fd("ring_ends"), RING_ENDS, 1)
         for mapped in (self._counts, self._settings, self._ring_ends):
             stack.callback(mapped.close)
-        self._maps = Maps({**definitions, **self._arrays.macros()})
+        self._maps = Maps(settings.parts)
         stack.callback(self._maps.close)
         stack.callback(self._close_descriptors)
-        self._instructions = compiled(
-            {
-                **field_offsets(btf),
-                **self._arrays.macros(),
-                **self._maps.macros(),
-                "HASH_FACTOR(i)": _hash_factors(),
-                **_route_hash(),
-                "OUR_MAP_NAME(i)": _words_of(_OUR_MAP),
-                **definitions,
-            }
-        )
-        self._target_ids = _target_ids(btf, choices)
+        self._tell(settings)
+        self._built = self._build(btf, choices, settings.parts)
         # Their place follows from their role and from what they go on with.
         places = {
             role + name: place
             for place, (role, name) in enumerate(product(_ROLES.values(), _CONTINUATIONS))
             if role in self._roles
         }
-        wanted = [_Load(program) for program in (*places, "sweep", "learn_agent")]
+        wanted = [Load(program) for program in (*places, "sweep", "learn_agent")]
         for choice in choices:
             if choice.chosen is not None and choice.chosen.mechanism is not Mechanism.TC:
-                wanted.append(_load_of(choice.chosen))
-        self._load_side_by_side(wanted)
+                wanted.append(load_of(choice.chosen))
+        # What the kernel refuses here is refused again, and told, when it is asked for.
+        self._loaded |= self._built.load_all(list(dict.fromkeys(wanted)))
         for program, place in places.items():
             self._maps.put("continuations", place, _fd_value(self.fd(program)))
         libbpf.run_once(self.fd("learn_agent"), context=bytes(8))
+
+    def _build(self, btf: Btf, choices: tuple[Choice, ...], parts: Collection[Part]) -> Built:
+        configuration = {
+            "servers": Part.SERVERS in parts,
+            "clients": Part.CLIENTS in parts,
+            "go_handlers": Part.GO_HANDLERS in parts,
+            **self._arrays.lengths(),
+        }
+        if self._loader is Loader.BCC:
+            return Compiled(btf, choices, configuration, self._arrays.fds, self._maps.fds)
+        return Object(configuration, self._arrays.fds, self._maps.fds)
+
+    def _tell(self, settings: Settings) -> None:
+        """Before any program runs."""
+        told = {**settings.values, **_drawn_by_lot(), "our_map_name": _words_of(_OUR_MAP)}
+        for name, value in told.items():
+            self._settings.values[name] = value
+        with contextlib.closing(self._arrays.map_ports("measured_ports")) as measured:
+            measured.values[0, list(settings.ports)] = True
+        with contextlib.closing(self._arrays.map_ports("upstream_ports")) as upstream:
+            for port, meaning in settings.upstream_ports.items():
+                upstream.values[0, port] = meaning
+        for address, port in settings.upstreams:
+            self._maps.put("upstreams", np.array((address, port, 0), UPSTREAM).tobytes(), bytes(1))
 
     def tc_fds(self, direction: str) -> dict[str, int]:
         """Program -> file descriptor, of all that watch traffic control in one direction.
@@ -140,7 +151,7 @@ class Programs:
         Args:
             direction: "ingress" or "egress".
         Raises:
-            KernelError: the kernel refused one.
+            RefusedError: the kernel refused one.
         """
         return {role + direction: self.fd(role + direction) for role in self._roles}
 
@@ -148,25 +159,25 @@ class Programs:
         """The file descriptor of a program that is not bound to one target.
 
         Raises:
-            KernelError: the kernel refused it.
+            RefusedError: the kernel refused it.
         """
-        return self._load(_Load(program))
+        return self._load(Load(program))
 
     def fd_of(self, candidate: Candidate) -> int:
         """The file descriptor of the program that serves a candidate.
 
         Raises:
-            KernelError: the kernel refused it.
+            RefusedError: the kernel refused it.
         """
-        return self._load(_load_of(candidate))
+        return self._load(load_of(candidate))
 
     def roster_fd(self) -> int:
         """The file descriptor of the iterator over all loaded programs.
 
         Raises:
-            KernelError: the kernel refused it.
+            RefusedError: the kernel refused it.
         """
-        return self._load(_ROSTER)
+        return self._load(ROSTER)
 
     def loaded(self) -> dict[str, int]:
         """Program -> file descriptor, of all that have been loaded so far."""
@@ -267,100 +278,19 @@ class Programs:
             os.close(self._fence)
             self._fence = None
 
-    def _load_side_by_side(self, wanted: list[_Load]) -> None:
-        """Loads in threads, since the verifier takes long over some programs.
-
-        What the kernel refuses here is refused again, and told, when it is asked for.
-        """
-        with ThreadPoolExecutor() as pool:
-            wait([pool.submit(self._load_once, load) for load in dict.fromkeys(wanted)])
-
-    def _load(self, load: _Load) -> int:
+    def _load(self, load: Load) -> int:
         if load in self._loaded:
             return self._loaded[load]
         try:
-            return self._load_once(load)
+            self._loaded[load] = fd = self._built.load(load)
         except libbpf.VerifierError as refusal:
-            raise KernelError(
+            raise RefusedError(
                 f"the kernel refused program {load} ({refusal}): {last_verdict(refusal.log)}; "
                 + keep_log(load.program, refusal.log)
             ) from refusal
-
-    def _load_once(self, load: _Load) -> int:
-        fd = libbpf.load_program(
-            load.program,
-            self._instructions[load.program],
-            _type_of(load),
-            load.attach_type or 0,
-            self._target_ids.get((load.attach_type or 0, load.target), 0),
-        )
-        self._loaded[load] = fd
         return fd
-
-
-@dataclass(frozen=True)
-class _Load:
-    """A program as it is loaded: a typed one anew for each target.
-
-    Attributes:
-        attach_type: of a program that is loaded for one; None for all others.
-    """
-
-    program: str
-    attach_type: int | None = None
-    target: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.program} for {self.target}" if self.target else self.program
-
-
-_ROSTER = _Load("listed_program", libbpf.BPF_TRACE_ITER, "bpf_iter_bpf_prog")
-# Of programs that are loaded for nothing in particular, by how their names begin.
-_TYPES = {
-    "tc": libbpf.BPF_PROG_TYPE_SCHED_CLS,
-    "sweep": libbpf.BPF_PROG_TYPE_SCHED_CLS,
-    "xdp": libbpf.BPF_PROG_TYPE_XDP,
-    "probed": libbpf.BPF_PROG_TYPE_KPROBE,
-    "learn": libbpf.BPF_PROG_TYPE_RAW_TRACEPOINT,
-}
-_ATTACH_TYPES = {
-    Mechanism.FENTRY: libbpf.BPF_TRACE_FENTRY,
-    Mechanism.TRACEPOINT: libbpf.BPF_TRACE_RAW_TP,
-    Mechanism.CGROUP: libbpf.BPF_CGROUP_SETSOCKOPT,
-}
-
-
-def _load_of(candidate: Candidate) -> _Load:
-    attach_type = _ATTACH_TYPES.get(candidate.mechanism)
-    if attach_type is None:
-        return _Load(candidate.program)
-    return _Load(candidate.program, attach_type, candidate.target)
-
-
-def _type_of(load: _Load) -> int:
-    if load.attach_type is None:
-        return _TYPES[load.program.split("_")[0]]
-    if load.attach_type == libbpf.BPF_CGROUP_SETSOCKOPT:
-        return libbpf.BPF_PROG_TYPE_CGROUP_SOCKOPT
-    return libbpf.BPF_PROG_TYPE_TRACING
 
 
 def _fd_value(fd: int) -> bytes:
     """A descriptor as the value of a map of programs or of maps."""
     return fd.to_bytes(4, "little")
-
-
-def _target_ids(btf: Btf, choices: tuple[Choice, ...]) -> dict[tuple[int, str], int]:
-    """The BTF ids of what typed programs may be loaded for, by attach type and name."""
-    ids = {}
-    if btf.has_function(_ROSTER.target):
-        ids[libbpf.BPF_TRACE_ITER, _ROSTER.target] = btf.function_id(_ROSTER.target)
-    for choice in choices:
-        for candidate in (v.candidate for v in choice.verdicts if v.available):
-            if candidate.mechanism is Mechanism.FENTRY:
-                id_ = btf.function_id(candidate.target)
-                ids[libbpf.BPF_TRACE_FENTRY, candidate.target] = id_
-            elif candidate.mechanism is Mechanism.TRACEPOINT:
-                id_ = btf.tracepoint_id(candidate.target)
-                ids[libbpf.BPF_TRACE_RAW_TP, candidate.target] = id_
-    return ids

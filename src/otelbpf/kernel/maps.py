@@ -7,18 +7,18 @@ Those that the programs have the addresses of are in arrays.py.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection
 
 from otelbpf.errors import KernelError
 from otelbpf.kernel import libbpf
+from otelbpf.kernel.arrays import NO_MAP
 from otelbpf.kernel.records import MAPS
+from otelbpf.kernel.settings import Part
 
-# What a map is for that not all need: the macro that is not 0 where it is asked for.
+# What a map is for that not all need.
 _OF_PARTS = {
-    "overflow_places": "SERIES",
-    "handshakes": "SERIES",
-    "python_sites": "HANDLERS",
-    "goroutines": "GO_HANDLERS",
+    "python_sites": Part.HANDLERS,
+    "goroutines": Part.GO_HANDLERS,
 }
 
 
@@ -26,21 +26,20 @@ class Maps:
     """The maps, empty. Close it to let go of them; loaded programs keep theirs.
 
     Args:
-        macros: what the programs are compiled with: macro -> C.
+        parts: that there are.
     Attributes:
-        fds: of each one, by its name in bpf/.
+        fds: of each one, by its name in bpf/; NO_MAP: it is not needed.
     Raises:
         KernelError: the kernel has no memory for one, or makes none.
     """
 
-    def __init__(self, macros: Mapping[str, object]) -> None:
+    def __init__(self, parts: Collection[Part]) -> None:
         self.fds: dict[str, int] = {}
         for name, shape in MAPS.items():
             part = _OF_PARTS.get(name)
-            if part is not None and not macros.get(part):
-                continue
+            is_needed = part is None or part in parts
             try:
-                self.fds[name] = libbpf.create_map(name, shape)
+                self.fds[name] = libbpf.create_map(name, shape) if is_needed else NO_MAP
             except OSError as error:
                 self.close()
                 raise KernelError(
@@ -48,14 +47,11 @@ class Maps:
                     "`otelbpf check` says"
                 ) from error
 
-    def macros(self) -> dict[str, int]:
-        """What the programs have to know of them."""
-        return {f"FD_{name}": fd for name, fd in self.fds.items()}
-
-    def put(self, name: str, key: int, value: bytes) -> None:
+    def put(self, name: str, key: int | bytes, value: bytes) -> None:
         """Puts a value into a map.
 
         Args:
+            key: a number, or a struct as the value.
             value: a struct of bpf/, as it lies in memory.
         Raises:
             OSError: the kernel's refusal: there is no room, for one.
@@ -73,9 +69,12 @@ class Maps:
     def close(self) -> None:
         """Lets go of the maps."""
         for fd in self.fds.values():
-            os.close(fd)
+            if fd != NO_MAP:
+                os.close(fd)
         self.fds.clear()
 
 
-def _key(name: str, key: int) -> bytes:
+def _key(name: str, key: int | bytes) -> bytes:
+    if isinstance(key, bytes):
+        return key
     return key.to_bytes(MAPS[name].key_size, "little")

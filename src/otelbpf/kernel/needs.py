@@ -16,9 +16,9 @@ from otelbpf.errors import KernelError
 from otelbpf.host import rights
 from otelbpf.host.netns import current_cookie
 from otelbpf.kernel import libbpf
-from otelbpf.kernel.bcc_module import import_bcc
 from otelbpf.kernel.btf import Btf
 from otelbpf.kernel.fields import field_offsets
+from otelbpf.kernel.loaders import Loader, choose_loader
 
 PROC = Path("/proc")
 REALTIME = Path("/sys/kernel/realtime")
@@ -32,19 +32,23 @@ class Need:
     """One thing that otelbpf needs.
 
     Attributes:
-        met: what is there, for people, where it is.
+        met: what is there, for people, where it is; None: what `require` gives.
         require: raises a KernelError where it is not.
         optional: without it otelbpf runs, but does not do all that it could.
     """
 
     name: str
-    met: str
+    met: str | None
     require: Callable[[], object]
     optional: bool = False
 
 
-def needs() -> tuple[Need, ...]:
-    """All of them; what the later ones ask for takes what the earlier ones do."""
+def needs(loader: Loader) -> tuple[Need, ...]:
+    """All of them; what the later ones ask for takes what the earlier ones do.
+
+    Args:
+        loader: where the programs are to come from.
+    """
     return (
         Need("/proc", "it is mounted whole", _require_proc),
         Need("processor", "x86-64", _require_processor),
@@ -61,18 +65,18 @@ def needs() -> tuple[Need, ...]:
             for limit in _limits()
         ),
         Need("namespaces", "network namespaces have cookies", current_cookie),
-        Need("bcc", "the BPF Compiler Collection", import_bcc),
         Need("/sys", "it is mounted", libbpf.possible_cpus),
         Need("working directory", "it is there", _require_directory),
         Need("BTF", "the kernel describes its types, and all fields were found", _require_btf),
+        Need("programs", None, lambda: _require_loader(loader)),
         Need("bpf()", "the kernel takes programs and runs them", programs_need_rights),
     )
 
 
-def require() -> list[KernelError]:
+def require(loader: Loader) -> list[KernelError]:
     """Raises a KernelError for the first thing missing; gives those for what is optional."""
     limited = []
-    for need in needs():
+    for need in needs(loader):
         try:
             need.require()
         except KernelError as error:
@@ -179,6 +183,11 @@ def _require_directory() -> None:
 def _require_btf() -> None:
     with Btf.of_kernel() as btf:
         field_offsets(btf)
+
+
+def _require_loader(loader: Loader) -> str:
+    with Btf.of_kernel() as btf:
+        return str(choose_loader(loader, btf))
 
 
 def programs_need_rights() -> bool:

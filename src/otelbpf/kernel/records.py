@@ -726,13 +726,24 @@ THREAD_VARIABLE = np.dtype(
     }
 )
 
-#: struct settings, 24 bytes.
+#: struct settings, 144 bytes.
 SETTINGS = np.dtype(
     {
         "names": [
             "netns_pointer",
             "agent_tgid",
             "has_thread_locals",
+            "netns_cookie",
+            "sampler_bound",
+            "sampler_keeps",
+            "parent_based",
+            "keep_errors",
+            "keep_4xx",
+            "id_key",
+            "hash_factors",
+            "route_hash_start",
+            "route_hash_factor",
+            "our_map_name",
             "is_complete",
             "unused",
         ],
@@ -740,6 +751,17 @@ SETTINGS = np.dtype(
             "u8",
             "u4",
             "u4",
+            "u8",
+            "u8",
+            "u4",
+            "u4",
+            "u4",
+            "u4",
+            ("u8", (2,)),
+            ("u8", (5,)),
+            "u8",
+            "u8",
+            ("u8", (2,)),
             "u4",
             "u4",
         ],
@@ -748,9 +770,91 @@ SETTINGS = np.dtype(
             8,
             12,
             16,
+            24,
+            32,
+            36,
+            40,
+            44,
+            48,
+            64,
+            104,
+            112,
+            120,
+            136,
+            140,
+        ],
+        "itemsize": 144,
+    }
+)
+
+#: struct upstream, 24 bytes.
+UPSTREAM = np.dtype(
+    {
+        "names": [
+            "address",
+            "port",
+            "unused",
+        ],
+        "formats": [
+            "S16",
+            "u4",
+            "u4",
+        ],
+        "offsets": [
+            0,
+            16,
             20,
         ],
         "itemsize": 24,
+    }
+)
+
+#: struct configuration, 48 bytes.
+CONFIGURATION = np.dtype(
+    {
+        "names": [
+            "servers",
+            "clients",
+            "series",
+            "go_handlers",
+            "cpu_slots",
+            "connection_sets",
+            "socket_slots",
+            "max_exchanges",
+            "ring_max",
+            "ring_slots",
+            "max_series",
+            "unused",
+        ],
+        "formats": [
+            "u4",
+            "u4",
+            "u4",
+            "u4",
+            "u4",
+            "u4",
+            "u4",
+            "u4",
+            "u4",
+            "u4",
+            "u4",
+            "u4",
+        ],
+        "offsets": [
+            0,
+            4,
+            8,
+            12,
+            16,
+            20,
+            24,
+            28,
+            32,
+            36,
+            40,
+            44,
+        ],
+        "itemsize": 48,
     }
 )
 
@@ -830,7 +934,7 @@ PT_REGS = np.dtype(
     }
 )
 
-#: struct scratch, 3008 bytes.
+#: struct scratch, 3072 bytes.
 SCRATCH = np.dtype(
     {
         "names": [
@@ -842,7 +946,7 @@ SCRATCH = np.dtype(
         "offsets": [
             0,
         ],
-        "itemsize": 3008,
+        "itemsize": 3072,
     }
 )
 
@@ -867,6 +971,93 @@ MAPS = {
     "python_sites": MapShape(2, 4, 216, 64),
     "sweep_orders": MapShape(2, 4, 24, 1),
     "thread_locals": MapShape(1, 4, 24, 1024),
+    "upstreams": MapShape(1, 24, 1, 4096),
+}
+
+#: Of the kernel's structures, what is read of them.
+KERNEL_FIELDS = {
+    "net": [
+        "net_cookie",
+    ],
+    "sock_common": [
+        "skc_daddr",
+        "skc_rcv_saddr",
+        "skc_hash",
+        "skc_dport",
+        "skc_num",
+        "skc_family",
+        "skc_state",
+        "skc_net",
+        "skc_v6_daddr",
+        "skc_v6_rcv_saddr",
+    ],
+    "sock": [
+        "sk_err",
+        "sk_rx_dst_ifindex",
+        "sk_dst_cache",
+        "sk_socket",
+        "sk_shutdown",
+    ],
+    "socket": [
+        "file",
+    ],
+    "file": [
+        "f_flags",
+    ],
+    "inet_sock": [
+        "inet_sport",
+    ],
+    "tcp_sock": [
+        "rcv_nxt",
+        "copied_seq",
+        "snd_una",
+        "write_seq",
+    ],
+    "iov_iter": [
+        "count",
+    ],
+    "msghdr": [
+        "msg_iter",
+    ],
+    "mm_struct": [
+        "start_stack",
+    ],
+    "thread_struct": [
+        "fsbase",
+    ],
+    "task_struct": [
+        "pid",
+        "flags",
+        "mm",
+        "group_leader",
+        "start_boottime",
+        "comm",
+        "thread",
+    ],
+    "sk_buff": [
+        "cb",
+    ],
+    "dst_entry": [
+        "dev",
+    ],
+    "net_device": [
+        "ifindex",
+    ],
+    "bpf_iter_meta": [
+        "seq",
+    ],
+    "bpf_prog_aux": [
+        "used_maps",
+        "used_map_cnt",
+        "id",
+        "name",
+    ],
+    "bpf_prog": [
+        "aux",
+    ],
+    "bpf_map": [
+        "name",
+    ],
 }
 
 
@@ -978,3 +1169,29 @@ class HistogramBucket(IntEnum):
     SCALE = 3
     SHORTEST_LOG2_S = -23
     BUCKETS = 289
+
+
+class UpstreamPort(IntEnum):
+    """enum upstream_port."""
+
+    NONE = 0
+    BY_ADDRESS = 1
+    ANYWHERE = 2
+
+
+class FixedLength(IntEnum):
+    """enum fixed_length."""
+
+    WAYS = 8
+    PORTS = 65536
+    READER_SLOTS = 16384
+    SERIES_SETS = 8192
+    STAGE_ORDERS = 256
+
+
+class SamplerKeeps(IntEnum):
+    """enum sampler_keeps."""
+
+    NONE = 0
+    SOME = 1
+    ALL = 2

@@ -43,13 +43,15 @@ class Ids:
 
     Args:
         key: 16 bytes; None: drawn at random.
+    Attributes:
+        key: its two words, with which bpf/ledger/sampling.h makes low halves of trace ids, too.
     """
 
     def __init__(self, key: bytes | None = None) -> None:
         key = secrets.token_bytes(_KEY_BYTES) if key is None else key
         if len(key) != _KEY_BYTES:
             raise ValueError(f"a key of {len(key)} bytes: it has {_KEY_BYTES}")
-        self._key = (int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little"))
+        self.key = (int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little"))
 
     def of(self, connection_ids: np.ndarray, ordinals: np.ndarray) -> RequestIds:
         """The ids of n requests.
@@ -59,15 +61,10 @@ class Ids:
             ordinals: (n,) unsigned; of the request on its connection.
         """
         hashed = siphash(
-            self._key, connection_ids.astype(np.uint64), ordinals.astype(np.uint64), _ENDS
+            self.key, connection_ids.astype(np.uint64), ordinals.astype(np.uint64), _ENDS
         )
         hashed[hashed == 0] = 1
         return RequestIds(*hashed)
-
-    def macros(self) -> dict[str, str]:
-        """What bpf/ledger/sampling.h needs to make the low halves of trace ids, too: macro -> C."""
-        return {f"ID_KEY_{i}": f"{word}ull" for i, word in enumerate(self._key)}
-
 
 def siphash(
     key: tuple[int, int], first: np.ndarray, second: np.ndarray, ends: Sequence[int]

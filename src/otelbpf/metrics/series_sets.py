@@ -7,10 +7,9 @@ from collections.abc import Collection
 
 import numpy as np
 
-from otelbpf.kernel.arrays import SERIES_SETS
 from otelbpf.kernel.loader import Programs
 from otelbpf.kernel.mapped import MappedArray
-from otelbpf.kernel.records import SERIES_KEY, SERIES_PLACE, SERIES_SET, RequestFlag
+from otelbpf.kernel.records import SERIES_KEY, SERIES_PLACE, SERIES_SET, FixedLength, RequestFlag
 from otelbpf.ledger.request import ENDINGS
 
 #: As in bpf/abi/records.h.
@@ -24,7 +23,7 @@ class SeriesSets:
     def __init__(self, programs: Programs) -> None:
         self._programs = programs
         self._mapped = MappedArray(
-            programs.map_fd("series_sets"), SERIES_SET, SERIES_SETS, writable=True
+            programs.map_fd("series_sets"), SERIES_SET, FixedLength.SERIES_SETS, writable=True
         )
         self._sets = self._mapped.values
         self._next_way = 0
@@ -32,7 +31,7 @@ class SeriesSets:
     def tell(self, key: bytes, place: int, slow_ns: int) -> None:
         """Tells it a key's place, unless it knows, in a way that it can misread at no moment."""
         first, second = np.frombuffer(key, np.uint64).tolist()
-        told = self._sets[index_of(first ^ second, SERIES_SETS)]
+        told = self._sets[index_of(first ^ second, FixedLength.SERIES_SETS)]
         words = told["keys"].view(np.uint64).reshape(_WAYS, 2)
         known = words.tolist()
         if [first, second] in known:

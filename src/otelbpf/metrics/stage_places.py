@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from otelbpf.kernel.arrays import STAGE_ORDERS
 from otelbpf.kernel.loader import Programs
 from otelbpf.kernel.mapped import MappedArray
-from otelbpf.kernel.records import SERIES, STAGE_ORDER, STAMP_ORDER, Stamp
+from otelbpf.kernel.records import SERIES, STAGE_ORDER, STAMP_ORDER, FixedLength, Stamp
 from otelbpf.ledger.batch import numbers_of
 from otelbpf.ledger.request import stage_name
 from otelbpf.metrics.series_sets import PLACE_FACTOR, index_of
@@ -37,7 +36,7 @@ class StagePlaces:
         #: 1 + the place of a stage, by its first stamp and its second; 0: it has none yet.
         self._places = np.zeros(_STAMPS * _STAMPS, np.int64)
         self._mapped = MappedArray(
-            programs.map_fd("stage_orders"), STAGE_ORDER, STAGE_ORDERS, writable=True
+            programs.map_fd("stage_orders"), STAGE_ORDER, FixedLength.STAGE_ORDERS, writable=True
         )
         self._orders = self._mapped.values
 
@@ -82,7 +81,7 @@ def _index_of_order(words: list[int]) -> int:
     word = 0
     for each in words:
         word = (word * PLACE_FACTOR ^ each) % 2**64
-    return index_of(word, STAGE_ORDERS)
+    return index_of(word, FixedLength.STAGE_ORDERS)
 
 
 def _orders_of(stamps: np.ndarray) -> np.ndarray:

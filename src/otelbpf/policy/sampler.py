@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from otelbpf.errors import UsageError
+from otelbpf.kernel.records import SamplerKeeps
 
 _SAMPLERS = (
     "always_on",
@@ -74,14 +75,15 @@ class Sampler:
             )
         return cls(round(ratio * _ALL), parent_based)
 
-    def macros(self) -> dict[str, str]:
-        """What bpf/ knows of it: macro -> C."""
+    def settings(self) -> dict[str, int]:
+        """What the programs are told of it: the values of fields of struct settings."""
+        keeps = {0: SamplerKeeps.NONE, _ALL: SamplerKeeps.ALL}.get(self.bound, SamplerKeeps.SOME)
         return {
-            "SAMPLER_KEEPS_ALL": str(int(self.bound == _ALL)),
-            "SAMPLER_BOUND": f"{self.bound % _ALL}ull",
-            "PARENT_BASED": str(int(self.parent_based)),
-            "KEEP_ERRORS": str(int(self.keep_errors)),
-            "KEEP_4XX": str(int(self.keep_4xx)),
+            "sampler_keeps": keeps,
+            "sampler_bound": self.bound % _ALL,
+            "parent_based": self.parent_based,
+            "keep_errors": self.keep_errors,
+            "keep_4xx": self.keep_4xx,
         }
 
 

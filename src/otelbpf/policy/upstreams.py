@@ -6,11 +6,11 @@ from __future__ import annotations
 import functools
 import ipaddress
 import socket
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from otelbpf.errors import UsageError
 from otelbpf.host.netns import Netns
+from otelbpf.kernel.settings import UPSTREAMS_MOST
 
 
 @dataclass(frozen=True)
@@ -28,26 +28,6 @@ class Upstreams:
     def __bool__(self) -> bool:
         return bool(self.endpoints or self.ports)
 
-    def macros(self) -> dict[str, object]:
-        """What bpf/ knows of them: macro -> C. `a` is the address, two words in memory's order."""
-        ports = dict.fromkeys((*self.ports, *(port for _, port in self.endpoints)))
-        of_endpoints = (
-            f"((p)=={port}&&(a)[0]=={int.from_bytes(address[:8], 'little')}ull"
-            f"&&(a)[1]=={int.from_bytes(address[8:], 'little')}ull)"
-            for address, port in dict.fromkeys(self.endpoints)
-        )
-        of_ports = (f"(p)=={port}" for port in dict.fromkeys(self.ports))
-        return {
-            "CLIENTS": int(bool(self)),
-            "IS_UPSTREAM_PORT(p)": any_of(f"(p)=={port}" for port in ports),
-            "IS_UPSTREAM(p,a)": any_of((*of_ports, *of_endpoints)),
-        }
-
-
-def any_of(conditions: Iterable[str]) -> str:
-    """C for: one of these holds."""
-    return "(" + ("||".join(conditions) or "0") + ")"
-
 
 def resolve(hosts: tuple[tuple[str, int], ...], ports: tuple[int, ...], netns: Netns) -> Upstreams:
     """Looks up the hosts' names, in the measured namespace.
@@ -56,16 +36,19 @@ def resolve(hosts: tuple[tuple[str, int], ...], ports: tuple[int, ...], netns: N
         hosts: (name or address, port).
         ports: at whatever address.
     Raises:
-        UsageError: a name means nothing.
+        UsageError: a name means nothing, or they are too many.
     """
-    return Upstreams(
-        tuple(
-            (address, port)
-            for host, port in hosts
-            for address in netns.run(functools.partial(_addresses, host))
-        ),
-        ports,
+    endpoints = dict.fromkeys(
+        (address, port)
+        for host, port in hosts
+        for address in netns.run(functools.partial(_addresses, host))
     )
+    if len(endpoints) > UPSTREAMS_MOST:
+        raise UsageError(
+            f"the upstreams have {len(endpoints)} addresses: there is room for {UPSTREAMS_MOST}; "
+            "give --client-port for whatever has a port"
+        )
+    return Upstreams(tuple(endpoints), ports)
 
 
 def _addresses(host: str) -> tuple[bytes, ...]:

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long it takes from the command to the ready file: all is attached then.
+
+    chrt --rr 1 .venv/bin/python bench/start.py
+
+starts an agent with the exporter `none` several times by each way to load the programs, and tells
+the best. With a real-time priority other work on the machine does not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+
+from cost import asyncio_server
+from measure import PORT, Network, agent, served
+
+_METRICS = {"OTEL_METRICS_EXPORTER": "prometheus"}
+#: Options beside the port's, and variables.
+CONFIGURATIONS = {
+    "server": ((), {}),
+    "server, metrics": ((), _METRICS),
+    "server, upstreams, metrics": (("--client-port", "9000"), _METRICS),
+}
+
+
+def best(
+    net: Network, times: int, loader: str, options: tuple[str, ...], variables: dict[str, str]
+) -> float:
+    """Seconds until it was ready, the least of `times`."""
+    took_s = []
+    for _ in range(times):
+        with agent(net, PORT, "--loader", loader, *options, **variables) as running:
+            took_s.append(running.start_s)
+    return min(took_s)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--times", type=int, default=5, help="(default: 5)")
+    times = parser.parse_args().times
+    print(f"kernel {platform.release()}, {os.cpu_count()} processors; the best of {times}")
+    with served(asyncio_server) as net:
+        for name, (options, variables) in CONFIGURATIONS.items():
+            told = ", ".join(
+                f"{loader} {best(net, times, loader, options, variables):.2f} s"
+                for loader in ("object", "bcc")
+            )
+            print(f"  {name:<28} {told}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

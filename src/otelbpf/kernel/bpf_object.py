@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An object that clang has made of bpf/, as libbpf reads and loads it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from otelbpf.errors import KernelError
+from otelbpf.kernel import libbpf
+from otelbpf.kernel.libbpf import MapShape, checked
+
+if TYPE_CHECKING:
+    from otelbpf.kernel.loads import Load
+
+_POINTER, _TEXT, _INT, _U32, _SIZE = (
+    ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint32, ctypes.c_size_t,
+)  # fmt: skip
+#: name -> what it returns, and its arguments.
+_FUNCTIONS = {
+    "bpf_object__open_mem": (_POINTER, _TEXT, _SIZE, _POINTER),
+    "bpf_object__close": (None, _POINTER),
+    "bpf_object__load": (_INT, _POINTER),
+    "bpf_object__next_map": (_POINTER, _POINTER, _POINTER),
+    "bpf_object__next_program": (_POINTER, _POINTER, _POINTER),
+    "bpf_object__find_map_by_name": (_POINTER, _POINTER, _TEXT),
+    "bpf_map__name": (_TEXT, _POINTER),
+    "bpf_map__is_internal": (ctypes.c_bool, _POINTER),
+    "bpf_map__reuse_fd": (_INT, _POINTER, _INT),
+    "bpf_map__set_autocreate": (_INT, _POINTER, ctypes.c_bool),
+    "bpf_map__type": (_INT, _POINTER),
+    "bpf_map__key_size": (_U32, _POINTER),
+    "bpf_map__value_size": (_U32, _POINTER),
+    "bpf_map__max_entries": (_U32, _POINTER),
+    "bpf_map__initial_value": (_POINTER, _POINTER, _POINTER),
+    "bpf_program__name": (_TEXT, _POINTER),
+    "bpf_program__insn_cnt": (_SIZE, _POINTER),
+    "bpf_program__fd": (_INT, _POINTER),
+    "bpf_program__set_autoload": (_INT, _POINTER, ctypes.c_bool),
+    "bpf_program__set_type": (_INT, _POINTER, _INT),
+    "bpf_program__set_expected_attach_type": (_INT, _POINTER, _INT),
+    "bpf_program__set_attach_target": (_INT, _POINTER, _INT, _TEXT),
+    "bpf_program__set_log_buf": (_INT, _POINTER, _POINTER, _SIZE),
+}
+# libbpf calls the maps of sections by the object's name, and shortens that.
+_OBJECT_NAME = b"otelbpf"
+_CONFIGURATION = ".rodata"
+
+
+class _OpenOpts(ctypes.Structure):
+    _fields_ = [("sz", _SIZE), ("object_name", _TEXT), ("rest", ctypes.c_uint64 * 8)]
+
+
+def maps_of(octets: bytes) -> dict[str, MapShape]:
+    """Each MAP() of an object, by its name.
+
+    Raises:
+        KernelError: libbpf cannot read the object.
+    """
+    with opened(octets) as one:
+        return {name: one.shape_of(name) for name in sorted(one.maps)}
+
+
+@contextlib.contextmanager
+def opened(octets: bytes) -> Iterator[BpfObject]:
+    """An object that is closed at the end of a with statement; as BpfObject."""
+    one = BpfObject(octets)
+    try:
+        yield one
+    finally:
+        one.close()
+
+
+class BpfObject:
+    """An object that libbpf has read: programs of it are chosen, and loaded once.
+
+    Args:
+        octets: of the object.
+    Attributes:
+        maps: handles of each MAP(), by its name.
+    Raises:
+        KernelError: libbpf cannot read it.
+    """
+
+    def __init__(self, octets: bytes) -> None:
+        self._lib = _library()
+        opts = _OpenOpts(ctypes.sizeof(_OpenOpts), _OBJECT_NAME)
+        self._handle = self._lib.bpf_object__open_mem(octets, len(octets), ctypes.byref(opts))
+        if not self._handle:
+            raise KernelError(
+                f"libbpf cannot read the ready-made programs ({os.strerror(ctypes.get_errno())})",
+                "take a newer libbpf1, or run with --loader bcc",
+            )
+        maps = {
+            self._lib.bpf_map__name(handle).decode(): handle
+            for handle in self._each(self._lib.bpf_object__next_map)
+            if not self._lib.bpf_map__is_internal(handle)
+        }
+        self.maps: dict[str, int] = maps
+        self._programs: dict[str, int] = {
+            self._lib.bpf_program__name(handle).decode(): handle
+            for handle in self._each(self._lib.bpf_object__next_program)
+        }
+        #: Sections whose maps are others, and how long they are themselves.
+        self._sections: dict[int, int] = {}
+
+    def shape_of(self, name: str) -> MapShape:
+        """What a map is like."""
+        handle = self.maps[name]
+        of = ("type", "key_size", "value_size", "max_entries")
+        return MapShape(*(getattr(self._lib, f"bpf_map__{what}")(handle) for what in of))
+
+    def length_of(self, program: str) -> int:
+        """In instructions."""
+        length: int = self._lib.bpf_program__insn_cnt(self._programs[program])
+        return length
+
+    def configure(self, configuration: bytes) -> None:
+        """Fills the read-only data."""
+        size = _SIZE()
+        handle = self._map_of_section(_CONFIGURATION)
+        where = self._lib.bpf_map__initial_value(handle, ctypes.byref(size))
+        assert size.value == len(configuration), (size.value, len(configuration))
+        ctypes.memmove(where, configuration, len(configuration))
+
+    def use(self, fds: Mapping[str, int]) -> None:
+        """Puts maps that there are already in the place of the object's own.
+
+        Args:
+            fds: their descriptors, by MAP()s and sections; negative: it is not needed.
+        """
+        for name, fd in fds.items():
+            handle = self.maps.get(name)
+            if fd < 0:
+                # A section's own is a small one.
+                if handle is not None:
+                    checked(self._lib.bpf_map__set_autocreate(handle, False))
+                continue
+            if handle is None:
+                handle = self._map_of_section(name)
+                self._sections[handle] = self._lib.bpf_map__value_size(handle)
+            checked(self._lib.bpf_map__reuse_fd(handle, fd))
+
+    def want(self, loads: Collection[Load], log: ctypes.Array[ctypes.c_char] | None) -> None:
+        """Chooses what is to be loaded, and for what."""
+        for name, handle in self._programs.items():
+            self._lib.bpf_program__set_autoload(handle, name in {load.program for load in loads})
+        for load in loads:
+            handle = self._programs[load.program]
+            checked(self._lib.bpf_program__set_type(handle, load.type))
+            checked(self._lib.bpf_program__set_expected_attach_type(handle, load.attach_type))
+            if load.target:
+                target = load.target.removeprefix("bpf_iter_").encode()
+                checked(self._lib.bpf_program__set_attach_target(handle, 0, target))
+            if log is not None:
+                self._lib.bpf_program__set_log_buf(handle, log, len(log))
+
+    def load(self, loads: Collection[Load]) -> dict[Load, int]:
+        """Loads what was chosen: all or nothing. Raises OSError, the kernel's refusal."""
+        checked(self._lib.bpf_object__load(self._handle))
+        return {
+            load: os.dup(self._lib.bpf_program__fd(self._programs[load.program])) for load in loads
+        }
+
+    def close(self) -> None:
+        """Lets go of it; what was loaded stays."""
+        # libbpf unmaps as much of a section's memory as the map is long that is used in its place,
+        # which is more than it has mapped: so each gets one of its own length again.
+        for handle, size in self._sections.items():
+            own = libbpf.create_value("own_length", size)
+            self._lib.bpf_map__reuse_fd(handle, own)
+            os.close(own)
+        self._lib.bpf_object__close(self._handle)
+
+    def _each(self, following: ctypes._NamedFuncPointer) -> Iterator[int]:
+        handle = None
+        while handle := following(self._handle, handle):
+            yield handle
+
+    def _map_of_section(self, name: str) -> int:
+        handle: int | None = self._lib.bpf_object__find_map_by_name(self._handle, name.encode())
+        assert handle is not None, name
+        return handle
+
+
+def _library() -> ctypes.CDLL:
+    library = libbpf.library()
+    for name, (result, *arguments) in _FUNCTIONS.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ready-made programs: an object that clang has made of bpf/, loaded by libbpf.
+
+The maps are made before, as for BCC. libbpf puts their descriptors into the instructions, and where
+the fields of the running kernel's structures lie.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from otelbpf.kernel.bpf_object import opened
+from otelbpf.kernel.libbpf import VerifierError
+from otelbpf.kernel.loads import Load
+from otelbpf.kernel.records import CONFIGURATION
+
+_LOG_BYTES = 16 << 20
+
+
+def object_path() -> Path:
+    """The object for this machine's architecture, whether there is one or not."""
+    return Path(__file__).with_name(f"programs-{platform.machine()}.o")
+
+
+class Object:
+    """The programs of an object, to be loaded.
+
+    Args:
+        configuration: the values of fields of struct configuration, bpf/configuration.h.
+        arrays: descriptors of the arrays' maps, by their names in bpf/.
+        maps: of all others.
+    Raises:
+        KernelError: there is none for this machine, or libbpf cannot read it.
+    """
+
+    def __init__(
+        self,
+        configuration: Mapping[str, int],
+        arrays: Mapping[str, int],
+        maps: Mapping[str, int],
+    ) -> None:
+        self._octets = object_path().read_bytes()
+        values = np.zeros(1, CONFIGURATION)
+        for name, value in configuration.items():
+            values[name] = value
+        self._configuration = values.tobytes()
+        self._arrays = arrays
+        self._maps = maps
+
+    def load(self, load: Load) -> int:
+        """Loads a program; its file descriptor.
+
+        Raises:
+            VerifierError: the kernel's refusal.
+        """
+        try:
+            return self._load([load])[load]
+        except OSError as refusal:
+            # Again, with a log this time: writing one slows the verifier down.
+            log = ctypes.create_string_buffer(_LOG_BYTES)
+            try:
+                return self._load([load], log)[load]
+            except OSError:
+                text = log.value.decode(errors="replace")
+                raise VerifierError(refusal.errno or 0, text) from refusal
+
+    def load_all(self, loads: list[Load]) -> dict[Load, int]:
+        """Loads these at the same time; what the kernel refuses is left out."""
+        with opened(self._octets) as one:
+            loads = sorted(loads, key=lambda load: -one.length_of(load.program))
+        workers = min(os.cpu_count() or 1, len(loads))
+        groups = [loads[worker::workers] for worker in range(workers)]
+        with ThreadPoolExecutor() as pool:
+            return {load: fd for loaded in pool.map(self._load_most, groups) for load, fd in loaded}
+
+    def _load_most(self, loads: list[Load]) -> list[tuple[Load, int]]:
+        try:
+            return list(self._load(loads).items())
+        except OSError:
+            if len(loads) == 1:
+                return []
+            return [loaded for load in loads for loaded in self._load_most([load])]
+
+    def _load(
+        self, loads: Collection[Load], log: ctypes.Array[ctypes.c_char] | None = None
+    ) -> dict[Load, int]:
+        """All of these, which are different programs, or none."""
+        with opened(self._octets) as one:
+            one.configure(self._configuration)
+            one.use({f".bss.{name}": fd for name, fd in self._arrays.items()})
+            one.use(self._maps)
+            one.want(loads, log)
+            return one.load(loads)

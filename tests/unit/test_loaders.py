@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the programs come from, and what is said where they cannot."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from otelbpf.agent import run
+from otelbpf.agent.config import Config
+from otelbpf.errors import KernelError, RefusedError
+from otelbpf.kernel import loaders
+from otelbpf.kernel.loaders import Loader, choose_loader
+from otelbpf.ledger.ids import Ids
+from otelbpf.policy.sampler import Sampler
+from otelbpf.policy.upstreams import Upstreams
+
+
+class Kernel:
+    """What is asked of its BTF."""
+
+    def __init__(self, *functions: str) -> None:
+        self._functions = functions
+
+    def has_function(self, name: str) -> bool:
+        return name in self._functions
+
+
+NEW, OLD = Kernel("bpf_loop"), Kernel()
+
+
+@pytest.fixture
+def _has_bcc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bcc", SimpleNamespace(BPF=None, __version__="1.2"))
+
+
+@pytest.fixture
+def _has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bcc", None)
+
+
+@pytest.mark.usefixtures("_has_none")
+@pytest.mark.parametrize("asked", [Loader.AUTO, Loader.OBJECT])
+def test_the_ready_made_ones_need_no_compiler(asked: Loader) -> None:
+    chosen = choose_loader(asked, NEW)
+    assert chosen.loader is Loader.OBJECT
+    assert str(chosen) == "ready-made"
+
+
+@pytest.mark.usefixtures("_has_bcc")
+def test_an_older_kernel_gets_them_compiled() -> None:
+    chosen = choose_loader(Loader.AUTO, OLD)
+    assert chosen.loader is Loader.BCC
+    assert str(chosen) == (
+        "to be compiled by BCC 1.2, as the kernel has no bpf_loop(), which came with 5.17"
+    )
+
+
+@pytest.mark.usefixtures("_has_bcc")
+def test_who_asks_for_bcc_gets_it() -> None:
+    chosen = choose_loader(Loader.BCC, NEW)
+    assert (chosen.loader, str(chosen)) == (Loader.BCC, "to be compiled by BCC 1.2")
+
+
+@pytest.mark.usefixtures("_has_bcc")
+def test_another_machine_has_no_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaders, "object_path", lambda: Path("/programs-riscv64.o"))
+    assert str(choose_loader(Loader.AUTO, NEW)).endswith("as there is no programs-riscv64.o")
+
+
+@pytest.mark.usefixtures("_has_none")
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (Loader.AUTO, ("no bpf_loop()", "the BCC Python module is missing", "apt install")),
+        (Loader.OBJECT, ("no bpf_loop()", "--loader bcc")),
+        (Loader.BCC, ("the BCC Python module is missing", "apt install")),
+    ],
+)
+def test_nothing_goes(asked: Loader, words: tuple[str, ...]) -> None:
+    with pytest.raises(KernelError) as refusal:
+        choose_loader(asked, OLD)
+    for word in words:
+        assert word in str(refusal.value)
+
+
+def load(config: Config) -> Any:
+    target = SimpleNamespace(cookie=1, upstreams=Upstreams(), handlers=())
+    return run._load(config, NEW, (), target, Sampler(), Ids())
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Loader]:
+    """Of whom the programs were asked; the verifier takes none that is ready-made."""
+    asked = []
+
+    def programs(*arguments: Any) -> str:
+        asked.append(arguments[-1])
+        if asked[-1] is Loader.OBJECT:
+            raise RefusedError("the kernel refused program tc_ingress")
+        return "compiled"
+
+    monkeypatch.setattr(run, "Programs", programs)
+    return asked
+
+
+@pytest.mark.usefixtures("_has_bcc")
+def test_what_the_verifier_refuses_is_compiled(
+    asked: list[Loader], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert load(Config((), (80,))) == "compiled"
+    assert asked == [Loader.OBJECT, Loader.BCC]
+    (told,) = caplog.messages
+    assert told == "the kernel refused program tc_ingress; BCC compiles them here instead"
+
+
+@pytest.mark.usefixtures("_has_none")
+def test_without_bcc_the_refusal_is_told(asked: list[Loader]) -> None:
+    with pytest.raises(RefusedError):
+        load(Config((), (80,)))
+    assert asked == [Loader.OBJECT]
+
+
+@pytest.mark.usefixtures("_has_bcc")
+def test_who_asks_for_the_ready_made_ones_gets_no_others(asked: list[Loader]) -> None:
+    with pytest.raises(RefusedError):
+        load(Config((), (80,), loader=Loader.OBJECT))
+    assert asked == [Loader.OBJECT]

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ready-made programs are those of bpf/, and what they take of the kernel is what it has."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import json
+import re
+import subprocess
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from otelbpf.kernel.bpf_object import maps_of
+from otelbpf.kernel.objects import object_path
+from otelbpf.kernel.records import MAPS
+from otelbpf.kernel.sources import bpf_directory
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def build_objects() -> ModuleType:
+    """scripts/build-objects, as a module."""
+    loader = importlib.machinery.SourceFileLoader("build_objects", f"{ROOT}/scripts/build-objects")
+    spec = importlib.util.spec_from_loader("build_objects", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+def test_it_was_made_of_these_sources(build_objects: ModuleType) -> None:
+    """If not: scripts/build-objects."""
+    made_of = json.loads(object_path().with_suffix(".json").read_text())
+    assert made_of == build_objects.manifest()
+
+
+def test_the_compiler_makes_it(build_objects: ModuleType, tmp_path: Path) -> None:
+    if not build_objects.has_compiler():
+        pytest.skip(f"no {build_objects.CLANG} {build_objects.VERSION} with {build_objects.STRIP}")
+    assert build_objects.build() == object_path().read_bytes()
+
+
+def test_it_has_the_maps_that_are_made_for_it() -> None:
+    assert maps_of(object_path().read_bytes()) == MAPS
+
+
+def test_no_path_of_who_made_it_is_in_it() -> None:
+    octets = object_path().read_bytes()
+    assert re.findall(rb"[\w./-]*/(?:home|root|tmp|work|usr)/[\w./-]*", octets) == []
+
+
+@pytest.mark.impure
+def test_the_interface_is_the_kernels(tmp_path: Path) -> None:
+    """bpf/kernel/uapi.h against linux/bpf.h of this machine."""
+    ours = (bpf_directory() / "kernel/uapi.h").read_text()
+    values = re.findall(r"^\t(BPF_\w+) = (\d+),$", ours, re.MULTILINE)
+    assert len(values) == 25
+    structs = re.findall(r"^struct (\w+) {\n(.*?)^};", ours, re.MULTILINE | re.DOTALL)
+    fields = [
+        (struct, field)
+        for struct, body in structs
+        for field in re.findall(r"(\w+)(?:\[\d+\])?;$", body, re.MULTILINE)
+        if not field.startswith("unused")
+    ]
+    assert len(fields) > 15
+    told = "".join(f"T({name})\n" for name, _ in values)
+    told += "".join(f"O({struct}, {field})\n" for struct, field in fields)
+    source = """
+        #define T(name) _Static_assert(name == EXPECTED_##name, #name);
+        #define O(s, f) char offset_of_##s##_##f[1 + __builtin_offsetof(struct s, f)];
+    """
+    theirs = tmp_path / "theirs.c"
+    theirs.write_text("#include <linux/bpf.h>\n" + source + told)
+    mine = tmp_path / "mine.c"
+    mine.write_text('#include "kernel/uapi.h"\n' + source + told)
+    expected = [f"-DEXPECTED_{name}={value}" for name, value in values]
+    flags = (bpf_directory() / "compile_flags.txt").read_text().split()
+    sizes = []
+    for path, options in ((theirs, ["-target", "x86_64-linux-gnu"]), (mine, flags)):
+        made = path.with_suffix(".o")
+        command = ["clang", *options, *expected, "-c", path, "-o", made]
+        subprocess.run(command, check=True, cwd=bpf_directory())
+        table = subprocess.run(
+            ["readelf", "--symbols", "--wide", made], capture_output=True, text=True, check=True
+        ).stdout
+        found = re.findall(r"(\d+) OBJECT .* (offset_of_\w+)$", table, re.MULTILINE)
+        sizes.append({name: int(size) for size, name in found})
+        assert len(sizes[-1]) == len(fields)
+    assert sizes[0] == sizes[1]
