@@ -24,9 +24,10 @@ ENDPOINT = f"http://127.0.0.1:{OTLP_GRPC_PORT}"
 # The server reads on 50 ms after it has answered: a client needs 20 s for 400 of these.
 WAITING = "/wait/50"
 WAITING_FOR_20_S = 400
-# otelbpf's queue: more than these, and less than are sent later.
+# otelbpf's queue: more than these, and less than are sent later, even where a batch of all that it
+# holds has just been taken from it.
 QUEUE = 1000
-TOO_MANY = 2000
+TOO_MANY = 3000
 # The agent's back-off, and gRPC's before it connects again.
 COMES_BACK_S = 60.0
 
