@@ -213,7 +213,7 @@ def test_the_image_has_what_the_set_up_installs() -> None:
     assert needed
     dockerfile = (DEPLOY / "Dockerfile").read_text()
     ready_made = dockerfile.partition("AS ready-made")[2].partition("FROM")[0]
-    assert "FROM debian:13\n" in dockerfile
+    assert "FROM debian:13 AS ready-made\n" in dockerfile
     for package in needed[1].split():
         # Of these the one is for network namespaces' names, the other to install with.
         if package not in ("iproute2", "python3-venv"):

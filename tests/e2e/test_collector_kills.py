@@ -139,6 +139,8 @@ def test_a_collector_that_is_away_for_20_s_costs_only_what_the_queue_cannot_hold
             assert_jaeger_has(storage, load.sent)
             second.kill()
         ask(net, server.port, TOO_MANY)
+        # What the queue would soon have had room for has waited in the kernel's ring until now.
+        wait_until(lambda: "the queue of 1000 is full" in running.stderr, "requests are lost")
         with agent_collector(net, tmp_path):
             ended = running.stop()
             assert ended.sums is not None, ended.stderr
