@@ -8,13 +8,21 @@
 
 MAP(HASH, upstreams, struct upstream, u8, UPSTREAMS_MOST)
 
-static __always_inline bool is_measured_port(u16 port) { return measured_ports()[port]; }
-
-/* The verifier of 6.1 knows of no bound once bytes were swapped. */
-static __always_inline u8 upstream_port_of(u64 port)
+/* To the verifiers of 6.1 and 6.12 a number whose bytes were swapped has no bound. */
+static __always_inline u64 bounded_port(u64 port)
 {
 	asm volatile("" : "+r"(port));
-	return upstream_ports()[port & (PORTS - 1)];
+	return port & (PORTS - 1);
+}
+
+static __always_inline bool is_measured_port(u16 port)
+{
+	return measured_ports()[bounded_port(port)];
+}
+
+static __always_inline u8 upstream_port_of(u16 port)
+{
+	return upstream_ports()[bounded_port(port)];
 }
 
 /*
