@@ -66,6 +66,7 @@ class Ids:
         hashed[hashed == 0] = 1
         return RequestIds(*hashed)
 
+
 def siphash(
     key: tuple[int, int], first: np.ndarray, second: np.ndarray, ends: Sequence[int]
 ) -> np.ndarray:
