@@ -5,16 +5,19 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 
 import pytest
 from meter import address
 
 from otelbpf.agent.settings import settings
+from otelbpf.kernel import bpf_info, libbpf
 from otelbpf.kernel.btf import Btf
 from otelbpf.kernel.hooks import FORCEABLE, Mechanism, choose
 from otelbpf.kernel.limits import MOST, Limits
 from otelbpf.kernel.loader import Programs
 from otelbpf.kernel.loaders import Loader
+from otelbpf.kernel.loads import Load
 from otelbpf.kernel.settings import Part, Settings
 from otelbpf.policy.upstreams import Upstreams
 
@@ -72,6 +75,22 @@ def test_the_verifier_takes_those_of_handlers() -> None:
     with load(Limits(), settings(1, (80,), parts=Part)) as programs:
         for program in HANDLERS:
             programs.fd(program)
+
+
+def test_one_program_is_loaded_for_two_targets() -> None:
+    """Which are both tracepoints of sockets."""
+    loads = [
+        Load("traced_read", libbpf.BPF_TRACE_RAW_TP, target)
+        for target in ("tcp_rcv_space_adjust", "tcp_destroy_sock")
+    ]
+    with load(Limits(), settings(1, (80,))) as programs:
+        fds = programs._built.load_all(loads)
+        try:
+            assert fds.keys() == set(loads)
+            assert len({bpf_info.program_info(fd).id for fd in fds.values()}) == len(loads)
+        finally:
+            for fd in fds.values():
+                os.close(fd)
 
 
 # What is known of sizes changes what it looks at.

@@ -146,8 +146,10 @@ class BpfObject:
 
     def want(self, loads: Collection[Load], log: ctypes.Array[ctypes.c_char] | None) -> None:
         """Chooses what is to be loaded, and for what."""
+        wanted = {load.program for load in loads}
+        assert len(wanted) == len(loads)
         for name, handle in self._programs.items():
-            self._lib.bpf_program__set_autoload(handle, name in {load.program for load in loads})
+            self._lib.bpf_program__set_autoload(handle, name in wanted)
         for load in loads:
             handle = self._programs[load.program]
             checked(self._lib.bpf_program__set_type(handle, load.type))

@@ -75,8 +75,11 @@ class Object:
         """Loads these at the same time; what the kernel refuses is left out."""
         with opened(self._octets) as one:
             loads = sorted(loads, key=lambda load: -one.length_of(load.program))
-        workers = min(os.cpu_count() or 1, len(loads))
-        groups = [loads[worker::workers] for worker in range(workers)]
+        # An object that is open has each program once: for a second target it is opened again.
+        firsts = list({load.program: load for load in reversed(loads)}.values())[::-1]
+        workers = min(os.cpu_count() or 1, len(firsts))
+        groups = [firsts[worker::workers] for worker in range(workers)]
+        groups += [[load] for load in loads if load not in firsts]
         with ThreadPoolExecutor() as pool:
             return {load: fd for loaded in pool.map(self._load_most, groups) for load, fd in loaded}
 
