@@ -136,7 +136,7 @@ def _find(need: Need) -> Finding:
 def examine(
     interfaces: tuple[str, ...],
     netns_name: str | None,
-    loader: Loader,
+    loader: Loader = Loader.AUTO,
     others: Iterable[Need] = (),
 ) -> Report:
     """Finds out what this machine offers. Attaches nothing.
