@@ -23,7 +23,7 @@ class KernelError(OtelbpfError):
 
 
 class RefusedError(KernelError):
-    """The verifier refused a program."""
+    """The verifier refused a program, or libbpf the ready-made ones."""
 
 
 class UsageError(OtelbpfError):

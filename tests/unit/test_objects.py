@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pytest
 
+from otelbpf.errors import RefusedError
 from otelbpf.kernel.bpf_object import maps_of
 from otelbpf.kernel.objects import object_path
 from otelbpf.kernel.records import MAPS
@@ -46,6 +47,12 @@ def test_the_compiler_makes_it(build_objects: ModuleType, tmp_path: Path) -> Non
 
 def test_it_has_the_maps_that_are_made_for_it() -> None:
     assert maps_of(object_path().read_bytes()) == MAPS
+
+
+@pytest.mark.parametrize("octets", [b"", b"no object", bytes(4_096)])
+def test_what_is_no_object_is_refused(octets: bytes) -> None:
+    with pytest.raises(RefusedError, match=r"libbpf cannot read .*\(\D+\): take a newer libbpf1"):
+        maps_of(octets)
 
 
 def test_no_path_of_who_made_it_is_in_it() -> None:

@@ -275,7 +275,7 @@ def _load(
     except RefusedError as refusal:
         if config.loader is not Loader.AUTO or loader is Loader.BCC or not has_bcc():
             raise
-        _log.warning("%s; BCC compiles them here instead", refusal)
+        _log.warning("%s; BCC compiles them here instead", refusal.what)
         return Programs(btf, choices, config.limits, told, Loader.BCC)
 
 

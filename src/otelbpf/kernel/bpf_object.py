@@ -9,7 +9,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from otelbpf.errors import KernelError
+from otelbpf.errors import RefusedError
 from otelbpf.kernel import libbpf
 from otelbpf.kernel.libbpf import MapShape, checked
 
@@ -58,7 +58,7 @@ def maps_of(octets: bytes) -> dict[str, MapShape]:
     """Each MAP() of an object, by its name.
 
     Raises:
-        KernelError: libbpf cannot read the object.
+        RefusedError: libbpf cannot read the object.
     """
     with opened(octets) as one:
         return {name: one.shape_of(name) for name in sorted(one.maps)}
@@ -82,7 +82,7 @@ class BpfObject:
     Attributes:
         maps: handles of each MAP(), by its name.
     Raises:
-        KernelError: libbpf cannot read it.
+        RefusedError: libbpf cannot read it.
     """
 
     def __init__(self, octets: bytes) -> None:
@@ -90,8 +90,8 @@ class BpfObject:
         opts = _OpenOpts(ctypes.sizeof(_OpenOpts), _OBJECT_NAME)
         self._handle = self._lib.bpf_object__open_mem(octets, len(octets), ctypes.byref(opts))
         if not self._handle:
-            raise KernelError(
-                f"libbpf cannot read the ready-made programs ({os.strerror(ctypes.get_errno())})",
+            raise RefusedError(
+                f"libbpf cannot read the ready-made programs ({_reason(ctypes.get_errno())})",
                 "take a newer libbpf1, or run with --loader bcc",
             )
         maps = {
@@ -186,6 +186,13 @@ class BpfObject:
         handle: int | None = self._lib.bpf_object__find_map_by_name(self._handle, name.encode())
         assert handle is not None, name
         return handle
+
+
+def _reason(number: int) -> str:
+    """Of an error, by its number: libbpf has some of its own."""
+    text = ctypes.create_string_buffer(128)
+    libbpf.library().libbpf_strerror(number, text, _SIZE(len(text)))
+    return text.value.decode(errors="replace")
 
 
 def _library() -> ctypes.CDLL:

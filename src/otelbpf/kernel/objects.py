@@ -37,7 +37,7 @@ class Object:
         arrays: descriptors of the arrays' maps, by their names in bpf/.
         maps: of all others.
     Raises:
-        KernelError: there is none for this machine, or libbpf cannot read it.
+        RefusedError: libbpf cannot read it.
     """
 
     def __init__(
