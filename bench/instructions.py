@@ -2,6 +2,7 @@
 """How many instructions the programs run for a request, by each way to attach them.
 
     .venv/bin/python bench/instructions.py 6.12 6.1
+    .venv/bin/python bench/instructions.py 6.12 --loaders    # the ready-made programs beside BCC's
 
 boots each of these kernels in QEMU, one after the other. In such a guest an instruction takes a
 nanosecond, so the kernel's statistics of the time in BPF programs are the number of instructions
@@ -157,11 +158,13 @@ def measure(
     fate: str,
     seconds: int,
     port: int = PORT,
+    loader: str = "auto",
 ) -> Measured:
     options, environment = FATES[fate]
     if options == WITHOUT_XDP:
         choices = without(choices, "arrival", "it was asked to be left alone")
-    with agent(net, port, "--hooks", name, *options, **environment) as measuring:
+    how = ("--hooks", name, "--loader", loader)
+    with agent(net, port, *how, *options, **environment) as measuring:
         load(net, seconds)  # the series, and the orders that stamps come in, get their places
         measuring.catch_up()
         before_s = measuring.processor_s()
@@ -179,7 +182,7 @@ def measure(
         sums = measuring.stop()
     used = dict.fromkeys(str(choice.chosen) for choice in choices if choice.chosen)
     becomes = fate if port == PORT else "passed by: another port is measured"
-    print(f"\n  --hooks {name}, {done.requests} requests, {becomes}")
+    print(f"\n  {' '.join(how)}, {done.requests} requests, {becomes}")
     print_costs(costs, done.requests, "instructions")
     lost = sums["lost"] or 0
     print(
@@ -187,6 +190,8 @@ def measure(
         f"{sums['sampled_out']} + lost {lost}; missed {sums['missed'] or 0}"
     )
     print(f"    attached: {', '.join(used)}", flush=True)
+    if loader != "auto":
+        name = loader
     return Measured(f"{name}, {fate}", costs, done, as_one(free), agent_s, beside, absent(choices))
 
 
@@ -216,6 +221,22 @@ def measure_here(seconds: int) -> None:
     print_throughput(found, alone, with_xdp)
 
 
+def compare_loaders(seconds: int) -> None:
+    """The same of the ready-made programs and of BCC's, with the best hooks."""
+    name, choices = ways()[0]
+    found = []
+    with served(nginx) as net:
+        load(net, 2 * seconds)
+        counting = baseline(net, seconds)["empty"].each
+        for loader in ("object", "bcc"):
+            passing_by = measure(net, name, choices, "sampled out", seconds, OTHER_PORT, loader)
+            clients = passing_by.clients(counting)
+            for fate in ("kept", "added up"):
+                measured = measure(net, name, choices, fate, seconds, loader=loader)
+                found.append((measured, clients))
+    print_requests(found, counting)
+
+
 def print_requests(found: list[tuple[Measured, float]], counting: float) -> None:
     """What a request costs.
 
@@ -224,7 +245,7 @@ def print_requests(found: list[tuple[Measured, float]], counting: float) -> None
         counting: what that takes, a run.
     """
     print(
-        f"\n  {'instructions of a request':<27} BPF  - counting  - client's sockets  of auto  "
+        f"\n  {'instructions of a request':<27} BPF  - counting  - client's sockets  of first  "
         "programs run"
     )
     first = found[0][0].instructions
@@ -232,7 +253,7 @@ def print_requests(found: list[tuple[Measured, float]], counting: float) -> None
         own = each.instructions - each.runs * counting
         print(
             f"    {each.name:<25} {each.instructions:5.0f}  {own:10.0f}  {own - clients:18.0f}  "
-            f"{each.instructions / first:7.0%}  {each.runs:12.2f}"
+            f"{each.instructions / first:8.0%}  {each.runs:12.2f}"
             + (f"; absent: {', '.join(each.absent)}" if each.absent else "")
         )
 
@@ -259,7 +280,7 @@ def print_throughput(found: list[tuple[Measured, float]], alone: Load, with_xdp:
         )
 
 
-def measure_in_guest(kernel: str, seconds: int) -> int:
+def measure_in_guest(kernel: str, seconds: int, *options: str) -> int:
     return subprocess.run(
         [
             ROOT / "tests/vm/run",
@@ -273,6 +294,7 @@ def measure_in_guest(kernel: str, seconds: int) -> int:
             "--here",
             "--seconds",
             str(seconds),
+            *options,
         ],
     ).returncode
 
@@ -290,11 +312,15 @@ def main() -> int:
     parser.add_argument(
         "--here", action="store_true", help="on this kernel, which must be such a guest's"
     )
+    parser.add_argument(
+        "--loaders", action="store_true", help="only compare the ready-made programs with BCC's"
+    )
     options = parser.parse_args()
     if options.here:
-        measure_here(options.seconds)
+        (compare_loaders if options.loaders else measure_here)(options.seconds)
         return 0
-    return max(measure_in_guest(kernel, options.seconds) for kernel in options.kernels)
+    more = ("--loaders",) if options.loaders else ()
+    return max(measure_in_guest(kernel, options.seconds, *more) for kernel in options.kernels)
 
 
 if __name__ == "__main__":
