@@ -41,13 +41,13 @@ from otelbpf.export.metrics import MetricsExport, Periodic, Schedule, metrics_ex
 from otelbpf.export.prometheus_text import texts
 from otelbpf.export.ways_out import WayOut, metrics_way_out
 from otelbpf.host.resource import Resources
-from otelbpf.kernel.arrays import SERIES_SETS, STAGE_ORDERS
 from otelbpf.kernel.limits import Limits
 from otelbpf.kernel.records import (
     REQUEST_RECORD,
     SERIES,
     SERIES_SET,
     STAGE_ORDER,
+    FixedLength,
     RequestFlag,
     Stamp,
 )
@@ -88,8 +88,8 @@ class Kernel:
         self.limits = Limits(series=series + len(KINDS))
         sizes = {
             "series": self.limits.series * SERIES.itemsize,
-            "stage_orders": STAGE_ORDERS * STAGE_ORDER.itemsize,
-            "series_sets": SERIES_SETS * SERIES_SET.itemsize,
+            "stage_orders": FixedLength.STAGE_ORDERS * STAGE_ORDER.itemsize,
+            "series_sets": FixedLength.SERIES_SETS * SERIES_SET.itemsize,
         }
         self._files = {name: os.memfd_create(name) for name in sizes}
         for name, size in sizes.items():
