@@ -37,8 +37,6 @@ _NUMBER = struct.Struct("<BQBQ")
 _AS_INT, _AS_DOUBLE = struct.Struct("<Bq"), struct.Struct("<Bd")
 _EXEMPLAR = struct.Struct("<BQBd")
 _ZEROS = struct.Struct("<BQ")
-_SHIFTS = np.arange(0, 64, 7).astype(np.uint64)
-_GOES_ON = np.uint8(0x80)
 
 
 def encode(data: MetricsData) -> bytes:
@@ -111,11 +109,8 @@ def _exponential(point: ExponentialHistogramDataPoint) -> bytes:
 def _buckets(field: int, offset: int, counts: Sequence[int]) -> bytes:
     if not counts:
         return b""
-    # Varints of one width, as wire.padded_varints() makes columns of them.
-    shifts = _SHIFTS[: wire.width_of(max(counts))]
-    octets = (np.array(counts, np.uint64)[:, np.newaxis] >> shifts).astype(np.uint8) | _GOES_ON
-    octets[:, -1] ^= _GOES_ON
-    return wire.block(field, wire.integer(1, _zigzag(offset)) + wire.block(2, octets.tobytes()))
+    octets = wire.padded_varints(np.array([counts], np.uint64), [wire.width_of(max(counts))])
+    return wire.block(field, wire.integer(1, _zigzag(offset)) + wire.block(2, octets.T.tobytes()))
 
 
 def _exemplar(exemplar: Any) -> bytes:

@@ -27,6 +27,7 @@ _SHORT = tuple(bytes((number,)) for number in range(_GOES_ON))
 _STRING, _BOOL, _INT, _DOUBLE, _ARRAY = 1, 2, 3, 4, 5
 _KEY, _VALUE = 1, 2
 _HEADS_KEPT = 4_096
+_WIDTHS_KEPT = 256
 
 
 def varint(number: int) -> bytes:
@@ -123,11 +124,18 @@ def padded_varints(numbers: np.ndarray, widths: Sequence[int]) -> np.ndarray:
     Returns:
         (sum of widths, n) uint8: a column for each byte.
     """
+    column, shift, goes_on = _places(tuple(widths))
+    octets: np.ndarray = (numbers[column] >> shift).astype(np.uint8)
+    octets &= np.uint8(_GOES_ON - 1)
+    octets |= goes_on
+    return octets
+
+
+@functools.lru_cache(_WIDTHS_KEPT)
+def _places(widths: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each byte its column, and as (bytes, 1) by how much that is shifted and the bit to add."""
     column = np.repeat(np.arange(len(widths)), widths)
     place = np.concatenate([np.arange(width) for width in widths])
-    shift = (place * _PAYLOAD_BITS).astype(np.uint64)
-    octets = (numbers[column] >> shift[:, np.newaxis]).astype(np.uint8)
-    octets &= np.uint8(_GOES_ON - 1)
-    goes_on = place < np.repeat(widths, widths) - 1
-    octets |= (goes_on * np.uint8(_GOES_ON)).astype(np.uint8)[:, np.newaxis]
-    return octets
+    goes_on = np.where(place < np.repeat(widths, widths) - 1, _GOES_ON, 0)
+    shift = place * _PAYLOAD_BITS
+    return column, shift.astype(np.uint64)[:, np.newaxis], goes_on.astype(np.uint8)[:, np.newaxis]
