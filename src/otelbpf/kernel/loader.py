@@ -80,10 +80,9 @@ class Programs:
         self.limits = limits
         self._roles = tuple(role for part, role in _ROLES.items() if part in settings.parts)
         self._loaded: dict[Load, int] = {}
-        self._loader = loader
         self._fence: int | None = None
         with contextlib.ExitStack() as stack:
-            self._make(stack, btf, choices, settings)
+            self._make(stack, btf, choices, settings, loader)
             self._close = stack.pop_all()
 
     def _make(
@@ -92,6 +91,7 @@ class Programs:
         btf: Btf,
         choices: tuple[Choice, ...],
         settings: Settings,
+        loader: Loader,
     ) -> None:
         self._arrays = Arrays(self.limits)
         stack.callback(self._arrays.close)
@@ -104,7 +104,7 @@ class Programs:
         stack.callback(self._maps.close)
         stack.callback(self._close_descriptors)
         self._tell(settings)
-        self._built = self._build(btf, choices, settings.parts)
+        self._built = self._build(btf, choices, settings.parts, loader)
         # Their place follows from their role and from what they go on with.
         places = {
             role + name: place
@@ -121,14 +121,16 @@ class Programs:
             self._maps.put("continuations", place, _fd_value(self.fd(program)))
         libbpf.run_once(self.fd("learn_agent"), context=bytes(8))
 
-    def _build(self, btf: Btf, choices: tuple[Choice, ...], parts: Collection[Part]) -> Built:
+    def _build(
+        self, btf: Btf, choices: tuple[Choice, ...], parts: Collection[Part], loader: Loader
+    ) -> Built:
         configuration = {
             "servers": Part.SERVERS in parts,
             "clients": Part.CLIENTS in parts,
             "go_handlers": Part.GO_HANDLERS in parts,
             **self._arrays.lengths(),
         }
-        if self._loader is Loader.BCC:
+        if loader is Loader.BCC:
             return Compiled(btf, choices, configuration, self._arrays.fds, self._maps.fds)
         return Object(configuration, self._arrays.fds, self._maps.fds)
 

@@ -14,7 +14,7 @@ UPSTREAMS_MOST = MAPS["upstreams"].max_entries
 
 
 class Part(StrEnum):
-    """What of bpf/ is there only where it is asked for; the names of its macros."""
+    """What of bpf/ is there only where it is asked for."""
 
     SERVERS = "SERVERS"
     CLIENTS = "CLIENTS"
