@@ -36,13 +36,6 @@ class Received:
         self.spans.extend(otlp.spans([export]))
 
 
-def unused_port() -> int:
-    """A port of the loopback at which nobody listens just now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
-
-
 @contextlib.contextmanager
 def grpc_collector(port: int = 0) -> Iterator[Received]:
     """A gRPC collector at `port`, from now to the end of the block."""

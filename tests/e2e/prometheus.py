@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from collectors import HOST, unused_port
+from collectors import HOST
 from demo.processes import Process, running
+from support.ports import unused_port
 from support.waiting import DEADLINE_S, wait_until
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import pytest
 from client import Client
-from collectors import HOST, unused_port
+from collectors import HOST
 from prometheus import Prometheus, prometheus
 from servers import python_server
 from stack import agent, otelbpf
 from support.commands import run
 from support.namespaces import Network
+from support.ports import unused_port
 from support.waiting import DEADLINE_S, wait_until
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from client import Client
-from collectors import HOST, unused_port
+from collectors import HOST
 from demo.otlp import attributes
 from demo.receiver import Receiver
 from prometheus import PLAIN_TEXT, lint, scrape
@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from servers import Server
 from stack import COUNT, agent, measured, to
 from support.namespaces import Network
+from support.ports import unused_port
 from support.waiting import DEADLINE_S, wait_until
 
 DURATION = "http.server.request.duration"

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 from collector_stack import built
-from collectors import HOST, unused_port
+from collectors import HOST
 from demo.processes import running
 from prometheus import OPENMETRICS, PLAIN_TEXT, lint, prometheus, scrape
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from support.ports import unused_port
 from support.waiting import DEADLINE_S, wait_until
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 from client import Client
-from collectors import grpc_collector, silent_collector, unused_port
+from collectors import grpc_collector, silent_collector
 from demo.receiver import Behaviour, Receiver
 from servers import Server
 from stack import COUNT, Agent, agent, measured, otelbpf, to, wait_for_requests
@@ -24,6 +24,7 @@ from support.misbehaving import (
     partial,
 )
 from support.namespaces import Network
+from support.ports import unused_port
 from support.waiting import wait_until
 
 COMPLAINT = "the collector does not take spans now ("

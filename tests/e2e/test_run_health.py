@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 from client import Client
-from collectors import HOST, unused_port
+from collectors import HOST
 from demo.receiver import Behaviour, Receiver
 from servers import Server
 from stack import COUNT, Agent, agent, otelbpf, to, wait_for_requests
 from support.commands import run
 from support.namespaces import Network, network
+from support.ports import unused_port
 from support.waiting import DEADLINE_S, wait_until
 
 NOWHERE = {"OTEL_TRACES_EXPORTER": "none"}

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 from client import Client
-from collectors import unused_port
 from demo.processes import running
 from demo.receiver import Behaviour, Receiver
 from prometheus import scrape
@@ -21,6 +20,7 @@ from servers import Server, python_server
 from stack import COUNT, OTELBPF, agent, to, wait_for_requests, wait_for_word
 from support.commands import run
 from support.namespaces import Network, join, network
+from support.ports import unused_port
 from support.waiting import DEADLINE_S, wait_until
 
 from otelbpf.host.netns import find_netns

@@ -18,6 +18,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from scraped import families
 from snapshots import EXEMPLAR, key, series, snapshot
+from support.ports import unused_port
 
 from otelbpf.errors import UsageError
 from otelbpf.export import prometheus as metrics_prometheus
@@ -44,13 +45,6 @@ def value(family: Family, name: str, **labels: str) -> float:
         if sample.name == name and labels.items() <= sample.labels.items()
     )
     return found
-
-
-def unused_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def get(port: int, accept: str) -> tuple[str, str]:
