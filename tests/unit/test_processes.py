@@ -153,27 +153,33 @@ def test_this_kernel_hands_a_stack_on_at_fork_and_draws_another_at_exec() -> Non
 
 
 def test_a_process_that_runs() -> None:
-    """Sleeping, then another program, then gone."""
+    """It waits, becomes another program, and is gone.
+
+    Each program is looked at once it has said something: an exec() writes the stack's address last.
+    """
     with subprocess.Popen(
-        [sys.executable, "-c", "import os; input(); os.execv('/bin/sleep', ['sleep', '60'])"],
-        stdin=subprocess.PIPE, env={"OTEL_SERVICE_NAME": "shop"},
+        [sys.executable, "-c", "import os; input('ready\\n'); os.execv('/bin/cat', ['cat'])"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={"OTEL_SERVICE_NAME": "shop"},
     ) as child:  # fmt: skip
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
         running = look_at(child.pid, ("OTEL_SERVICE_NAME",))
-        # Until it has become another program than this one.
-        while running is None or not running.variables:
-            running = look_at(child.pid, ("OTEL_SERVICE_NAME",))
+        assert running is not None
         assert running.variables == {"OTEL_SERVICE_NAME": "shop"}
         assert running.start_ticks == start_time(child.pid)
         process = Process(child.pid, running.start_ticks * _TICK_NS, 0, running.stack, running.comm)
         assert is_still(process)
-        assert child.stdin is not None
         child.stdin.write(b"\n")
         child.stdin.flush()
         while is_still(process):
             pass
+        child.stdin.write(b"here\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == b"here\n"
         later = look_at(child.pid, ())
         assert later is not None
-        assert (later.start_ticks, later.executable) == (running.start_ticks, "sleep")
+        assert (later.start_ticks, later.executable) == (running.start_ticks, "cat")
         os.kill(child.pid, signal.SIGKILL)
         while look_at(child.pid, ()) is not None:
             pass

@@ -284,16 +284,21 @@ def test_what_is_remembered_has_an_end(proc: Proc, monkeypatch: pytest.MonkeyPat
 def test_a_pid_that_is_used_again() -> None:
     """A real one: what it was stays, and it is nobody else."""
     resources = Resources(None)
-    with subprocess.Popen(["sleep", "60"]) as first:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdin is not None
+        assert first.stdout is not None
+        # Its answer says that exec() is over, which writes the stack's address last.
+        first.stdin.write(b"here\n")
+        first.stdin.flush()
+        assert first.stdout.readline() == b"here\n"
         running = look_at(first.pid, ())
-        while running is None or running.executable != "sleep":
-            running = look_at(first.pid, ())
-        sleep = Process(first.pid, running.start_ticks * 10_000_000, 0, running.stack, running.comm)
-        named = resources.of(sleep)
-        assert named.resource.attributes[EXECUTABLE] == "sleep"
+        assert running is not None
+        cat = Process(first.pid, running.start_ticks * 10_000_000, 0, running.stack, running.comm)
+        named = resources.of(cat)
+        assert named.resource.attributes[EXECUTABLE] == "cat"
         first.kill()
-    assert resources.of(sleep) is named
-    later = sleep._replace(start_boottime_ns=sleep.start_boottime_ns + 10_000_000, stack=1)
+    assert resources.of(cat) is named
+    later = cat._replace(start_boottime_ns=cat.start_boottime_ns + 10_000_000, stack=1)
     assert EXECUTABLE not in resources.of(later).resource.attributes
 
 
