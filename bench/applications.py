@@ -9,7 +9,8 @@ receivers that throw them away. What otelbpf's programs take of the service's ow
 service's; the agent's is told beside it.
 
 latency: how long nginx takes to answer under half of the load that it can bear, without an agent
-and with one that sends all spans, in turns. wrk waits between two requests of a connection.
+and with one that sends all spans, in turns. h2load (Debian: nghttp2-client) asks at the same rate
+each time, by its clock.
 """
 
 from __future__ import annotations
@@ -18,28 +19,27 @@ import argparse
 import importlib.metadata
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from export import ask, receiver
 from instructions import nginx
-from measure import PORT, ROOT, Agent, Network, agent, load, network, processor_s, served, serving
+from measure import PORT, ROOT, Agent, Network, agent, network, processor_s, served, serving
 
 _WARM_UP_S = 2.0
 # A batch waits no longer for its requests: otelbpf's, and the SDK's.
-_AGENT_REST_S, _SDK_REST_S = 1.5, 6.0
+_AGENT_REST_S, _SDK_REST_S = 2.5, 6.0
 _PACKAGES = ("fastapi", "uvicorn", "opentelemetry-sdk")
-_DELAY_MS = 2
-# To find how many connections make half of the load.
-_TRIES = 3
-_UNITS_US = {"us": 1.0, "ms": 1e3, "s": 1e6}
+# At half of the load some of these are idle at any time.
+_CONNECTIONS = 100
 
 
 class Used(NamedTuple):
@@ -130,59 +130,47 @@ def services(rate: int, seconds: float, rounds: int) -> None:
 
 
 class Paced(NamedTuple):
-    """What wrk saw of requests that it did not send as fast as it could."""
+    """How fast the answers came, and to how many requests a second."""
 
     per_second: float
     p50_us: float
     p99_us: float
 
 
-def paced(net: Network, connections: int, seconds: int) -> Paced:
-    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        script.write(f"function delay() return {_DELAY_MS} end\n")
-        script.flush()
-        answer = subprocess.run(
+def paced(net: Network, seconds: int, rate: float | None) -> Paced:
+    """Asks so many times a second; None: as fast as it is answered."""
+    with tempfile.NamedTemporaryFile() as log:
+        paces = [] if rate is None else ["--rps", f"{rate / _CONNECTIONS:.3f}"]
+        subprocess.run(
             [
-                *net.client.enter(), "wrk", "--latency", "-t1", f"-c{connections}", f"-d{seconds}s",
-                "-s", script.name, f"http://{net.server.ipv4}:{PORT}/hello",
+                *net.client.enter(), "h2load", "--h1", "-t1", f"-c{_CONNECTIONS}", f"-D{seconds}",
+                *paces, f"--log-file={log.name}", f"http://{net.server.ipv4}:{PORT}/hello",
             ],
-            capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
-    return Paced(
-        float(re.search(r"Requests/sec:\s+([\d.]+)", answer)[1]),
-        *(_quantile_us(answer, percent) for percent in (50, 99)),
-    )
-
-
-def _for_half(net: Network, most: float) -> int:
-    """So many connections make about half of what nginx can bear."""
-    connections = round(most / 2 * _DELAY_MS / 1e3)
-    for _ in range(_TRIES):
-        wanted = connections * most / 2 / paced(net, connections, 2).per_second
-        connections = max(1, round(wanted))
-    return connections
-
-
-def _quantile_us(answer: str, percent: int) -> float:
-    found = re.search(rf"^\s+{percent}%\s+([\d.]+)(\w+)$", answer, re.MULTILINE)
-    return float(found[1]) * _UNITS_US[found[2]]
+            stdout=subprocess.DEVNULL, check=True,
+        )  # fmt: skip
+        # Of each request: when it was sent, the status, and after how long it was answered.
+        _, statuses, took_us = np.loadtxt(log.name, np.int64, unpack=True)
+    if (statuses != HTTPStatus.OK).any():
+        raise RuntimeError("nginx has not answered all with 200")
+    p50_us, p99_us = np.quantile(took_us, (0.5, 0.99))
+    return Paced(len(took_us) / seconds, p50_us, p99_us)
 
 
 def latency(seconds: int, rounds: int) -> None:
     with served(nginx) as net:
-        load(net, 1)
-        most = load(net, seconds).per_second
-        connections = _for_half(net, most)
+        paced(net, 1, None)
+        most = paced(net, seconds, None).per_second
         print(
-            f"nginx answers {most:.0f} requests a second at the most; {connections} connections, "
-            f"{seconds} s a load, {rounds} of each in turns; median (range)",
+            f"nginx answers {most:.0f} requests a second at the most; {most / 2:.0f} a second by "
+            f"{_CONNECTIONS} connections, {seconds} s a load, {rounds} of each in turns; median "
+            "(range)",
             flush=True,
         )
         found: dict[str, list[Paced]] = {"no agent": [], "all spans sent": []}
         for _ in range(rounds):
-            found["no agent"].append(paced(net, connections, seconds))
+            found["no agent"].append(paced(net, seconds, most / 2))
             with receiver("grpc") as variables, agent(net, PORT, "--xdp", "auto", **variables):
-                found["all spans sent"].append(paced(net, connections, seconds))
+                found["all spans sent"].append(paced(net, seconds, most / 2))
     for name, all_seen in found.items():
         rate, p50_us, p99_us = zip(*all_seen, strict=True)
         print(
