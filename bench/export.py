@@ -35,7 +35,9 @@ _TICK_S = 0.01
 _EACH_S, _RATE = 15.0, 5_000
 _WARM_UP_S = 2.0
 # A batch waits no longer for its requests, and then there is nothing left to do.
-_REST_S = 1.5
+_REST_S = 2.5
+# From then on an agent takes it that nothing will come.
+_QUIET_S = 12.0
 _SPANS = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 _STYLES = ("spans", "attributes")
@@ -185,6 +187,7 @@ def idle(net: Network, seconds: float) -> str:
     """The row of an agent that has nothing to do."""
     with receiver("grpc") as variables, agent(net, PORT, **variables) as running:
         running.catch_up()
+        time.sleep(_QUIET_S)
         before_s = running.processor_s()
         time.sleep(seconds)
         used_s = running.processor_s() - before_s

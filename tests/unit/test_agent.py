@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from otelbpf.agent import agent as agent_module
 from otelbpf.agent.agent import Agent
 from otelbpf.agent.config import Config
 from otelbpf.kernel.limits import Limits
+from otelbpf.ledger.tally import Coverage, Gap
 
 
 class Reader:
@@ -21,7 +23,7 @@ class Reader:
 
     def __init__(self, _programs: object) -> None:
         self.waiting: list[np.ndarray] = []
-        self.shown = 0
+        self.shown = self.submitted = 0
 
     @property
     def pending(self) -> int:
@@ -29,6 +31,7 @@ class Reader:
 
     def come(self, count: int, pid: int) -> None:
         self.waiting += [record(pid=pid)] * count
+        self.submitted += count
 
     def peek(self) -> np.ndarray:
         new = self.waiting[self.shown :]
@@ -65,10 +68,10 @@ class Rest:
 
 
 @pytest.fixture
-def agent(monkeypatch: pytest.MonkeyPatch) -> Agent:
+def agent(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Agent:
     for name, stand_in in {"RingReader": Reader, "Sweeper": Rest, "ThreadContexts": Rest}.items():
         monkeypatch.setattr(agent_module, name, stand_in)
-    config = Config((), (8080,), limits=Limits())
+    config = Config((), (8080,), limits=getattr(request, "param", Limits()))
     made = Agent(Rest(), Pipeline(), None, None, config)  # type: ignore[arg-type]
     reader(made).come(1, pid=1)
     assert made._look_at_ring(100.0) == 1
@@ -88,17 +91,31 @@ def test_what_comes_after_a_rest_is_taken_at_once(agent: Agent) -> None:
     assert pipeline(agent).met == []
 
 
-def test_a_few_are_met_at_once_and_taken_later(agent: Agent) -> None:
+def test_a_few_are_met_soon_and_taken_later(agent: Agent) -> None:
     """Their processes may be gone by then."""
     reader(agent).come(2, pid=2)
     assert agent._look_at_ring(100.25) == 2
     assert agent._look_at_ring(100.5) == 0
+    assert pipeline(agent).met == [2, 2]
     reader(agent).come(1, pid=3)
-    assert agent._look_at_ring(100.75) == 1
+    assert agent._look_at_ring(100.7) == 1
+    assert pipeline(agent).met == [2, 2]
+    assert agent._look_at_ring(100.75) == 0
     assert pipeline(agent).met == [2, 2, 3]
+    assert agent._look_at_ring(101.75) == 0
     assert pipeline(agent).taken == [1]
-    assert agent._look_at_ring(101.0) == 3
+    assert agent._look_at_ring(102.0) == 3
     assert pipeline(agent).taken == [1, 3]
+
+
+@pytest.mark.parametrize("agent", [Limits(ring=64)], indirect=True)
+def test_in_a_small_ring_fewer_are_many(agent: Agent) -> None:
+    reader(agent).come(15, pid=2)
+    agent._look_at_ring(100.25)
+    assert pipeline(agent).taken == [1]
+    reader(agent).come(1, pid=2)
+    agent._look_at_ring(100.26)
+    assert pipeline(agent).taken == [1, 16]
 
 
 def test_many_are_taken_at_once(agent: Agent) -> None:
@@ -116,3 +133,94 @@ def test_none_are_left_at_the_end(agent: Agent) -> None:
     agent._read_all(room_by=0.0)
     assert pipeline(agent).taken == [1, 2]
     assert reader(agent).pending == 0
+
+
+class Clock:
+    """Stands in for the module `time`: it goes by only where the agent sleeps."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def monotonic_ns(self) -> int:
+        return int(self.now_s * 1e9)
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+class Course:
+    """Of an agent's run: what it did when, and what was the matter meanwhile.
+
+    Args:
+        seconds: how long it runs.
+    Attributes:
+        looked_s, kept_house_s: since the start.
+        gap: of an interface, as the lookout tells it.
+    """
+
+    def __init__(self, agent: Agent, clock: Clock, seconds: float) -> None:
+        self._agent, self._clock = agent, clock
+        self._begin_s, self._end_s = clock.now_s, clock.now_s + seconds
+        self.looked_s: list[float] = []
+        self.kept_house_s: list[float] = []
+        self.gap: Gap | None = None
+        self.request_at_s = float("inf")
+        pipeline(agent).refresh = lambda: self.kept_house_s.append(self._passed_s())  # type: ignore[attr-defined]
+
+    def _passed_s(self) -> float:
+        return self._clock.now_s - self._begin_s
+
+    def is_set(self) -> bool:
+        if self._passed_s() >= self.request_at_s:
+            self.request_at_s = float("inf")
+            reader(self._agent).come(1, pid=1)
+        return self._clock.now_s >= self._end_s
+
+    def look(self, _now_s: float, *, is_quiet: bool) -> dict[str, Coverage]:
+        self.looked_s.append(self._passed_s())
+        return {"lo": Coverage(self.gap, {})}
+
+    def run(self) -> None:
+        self._agent.run(self, dict, self, Rest())  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    monkeypatch.setattr(agent_module, "time", clock := Clock())
+    return clock
+
+
+def gaps(times_s: list[float], begin_s: float, end_s: float) -> set[float]:
+    """How long it is from one to the next, as far as they are in between."""
+    within = [at_s for at_s in times_s if begin_s <= at_s < end_s]
+    return {round(after - before, 6) for before, after in itertools.pairwise(within)}
+
+
+def test_without_requests_it_looks_around_more_rarely(agent: Agent, clock: Clock) -> None:
+    course = Course(agent, clock, 40.0)
+    course.run()
+    assert gaps(course.looked_s, 0.5, 10.0) == {0.5}
+    assert gaps(course.looked_s, 11.5, 40.0) == {1.0}
+    assert gaps(course.kept_house_s, 0.0, 10.0) == {1.0}
+    assert gaps(course.kept_house_s, 11.5, 40.0) == {5.0}
+
+
+def test_the_first_request_makes_it_look_around(agent: Agent, clock: Clock) -> None:
+    course = Course(agent, clock, 25.0)
+    course.request_at_s = 20.3
+    course.run()
+    for times_s in (course.looked_s, course.kept_house_s):
+        assert any(20.3 <= at_s < 20.8 for at_s in times_s)
+    assert gaps(course.looked_s, 20.3, 25.0) == {0.5}
+    assert gaps(course.kept_house_s, 20.3, 25.0) == {1.0}
+    assert pipeline(agent).taken == [1, 1]
+
+
+def test_while_something_is_not_measured_it_looks_each_turn(agent: Agent, clock: Clock) -> None:
+    course = Course(agent, clock, 20.0)
+    course.gap = Gap.GONE
+    course.run()
+    assert gaps(course.looked_s, 0.05, 20.0) == {0.25}

@@ -203,13 +203,15 @@ def test_batches_are_of_many_requests_where_nothing_else_is_asked_for() -> None:
     limits = dataclasses.replace(QueueLimits.from_environment({}), delay_s=NEVER_S)
     line = Line(collector, limits, spans_most=SPANS_MOST)
     line.sender.start()
+    line.sender.put(some(1))
+    line.wait_for_exported(1)
     line.sender.put(some(1_023))
     line.sender.put(some(1_024))
-    line.wait_for_exported(1_024)
+    line.wait_for_exported(1 + 1_024)
     time.sleep(0.05)
-    assert collector.sizes == [2 * 1_024]
+    assert collector.sizes == [2, 2 * 1_024]
     line.sender.stop()
-    assert collector.sizes == [2 * 1_024, 2 * 1_023]
+    assert collector.sizes == [2, 2 * 1_024, 2 * 1_023]
 
 
 @pytest.mark.parametrize(
@@ -236,17 +238,31 @@ def test_a_full_queue_waits_for_no_others(limits: QueueLimits) -> None:
     assert collector.sizes == [2 * 5]
 
 
-def test_a_part_of_a_batch_waits_for_others_as_long_as_it_may() -> None:
-    """Then all that have come in the meantime go together."""
+def test_between_parts_of_batches_is_a_delay() -> None:
+    """The first part goes at once; all that come in the meantime go together."""
     delay_s = 0.2
     line = Line(collector := Collector(), QueueLimits(batch=10, delay_s=delay_s))
     begin = time.monotonic()
     line.sender.start()
+    line.sender.put(some(1))
+    line.wait_for_exported(1)
     line.sender.put(some(2))
     line.sender.put(some(3))
-    line.wait_for_exported(5)
+    line.wait_for_exported(1 + 5)
     assert time.monotonic() - begin >= delay_s
-    assert collector.sizes == [2 * 5]
+    assert collector.sizes == [2 * 1, 2 * 5]
+    line.sender.stop()
+
+
+def test_what_comes_after_a_delay_without_any_goes_at_once() -> None:
+    delay_s = 0.01
+    line = Line(collector := Collector(), QueueLimits(batch=10, delay_s=delay_s))
+    line.sender.start()
+    for number in range(1, 4):
+        line.sender.put(some(1))
+        line.wait_for_exported(number)
+        time.sleep(2 * delay_s)
+    assert collector.sizes == [2, 2, 2]
     line.sender.stop()
 
 

@@ -29,9 +29,10 @@ from otelbpf.userspace.thread_contexts import ThreadContexts
 # after so long that 100,000 requests a second do not fill the ring.
 _SOONEST_S, _LATEST_S = 0.05, 0.25
 _WORTH_IT = 1_024
-# As long as fewer are in the ring they are left there, and only their processes are looked at,
-# which may be gone soon.
-_REST_S = 1.0
+# As long as fewer are in the ring they are left there for a while, and only their processes are
+# looked at, which may be gone soon.
+_REST_S = 2.0
+_MEET_S = 0.5
 # Until a full queue has room again. So many wait for that in the ring: no more, as what cannot be
 # sent is to be added up all the same.
 _ROOM_S = 0.01
@@ -39,6 +40,12 @@ _MAY_WAIT = 16_384
 # A part of the sender's queue: as much at once as fits into it would find it not quite empty.
 _BATCH = 4_096
 _HOUSEKEEPING_S = 1.0
+# How often it looks around for what is not measured: while something is not, each turn.
+_LOOK_AROUND_S = 0.5
+# Without a request for so long it is quiet, and looks around and keeps house more rarely, until the
+# next request comes.
+_QUIET_AFTER_S = 10.0
+_QUIET_LOOK_AROUND_S = 1.0
 # How often requests are looked for that have gone silent, which is dear: more often only where they
 # may not be silent for so long.
 _SWEEP_S = 5.0
@@ -78,7 +85,9 @@ class Agent:
         self._sweep_s = min(_SWEEP_S, config.idle_timeout_s)
         self._thread_contexts = ThreadContexts(programs)
         self._rest_s = min(_REST_S, config.queue.delay_s)
-        self._read_at = 0.0
+        self._worth_it = min(_WORTH_IT, config.limits.ring // 4)
+        self._read_at = self._meet_at = 0.0
+        self._submitted = 0
         self._may_wait = min(_MAY_WAIT, config.limits.ring // 2)
         self._missed: dict[str, int] = {}
         self._coverage: dict[str, Coverage] = {}
@@ -99,44 +108,65 @@ class Agent:
             missed: tells how often each hook was passed and its program not run.
             health: is told of each turn, and that no more comes.
         """
-        looked_at = time.monotonic()
+        came_at = looked_at = look_around_at = time.monotonic()
         housekeeping_at = looked_at + _HOUSEKEEPING_S
         sweep_at = looked_at + self._sweep_s
         while not stop.is_set():
-            health.turns(self._coverage, time.monotonic())
-            count = self._look_at_ring(time.monotonic())
             now = time.monotonic()
+            is_quiet = now - came_at > _QUIET_AFTER_S
+            if now >= look_around_at:
+                self._coverage = lookout.look(now, is_quiet=is_quiet)
+                health.turns(self._coverage, now)
+                if all(each.gap is None for each in self._coverage.values()):
+                    look_around_at = now + (_QUIET_LOOK_AROUND_S if is_quiet else _LOOK_AROUND_S)
+            if now >= housekeeping_at:
+                self._keep_house(missed)
+                if now >= sweep_at:
+                    self._sweeper.sweep(time.monotonic_ns())
+                    sweep_at = now + self._sweep_s
+                housekeeping_at = now + max(_HOUSEKEEPING_S, self._sweep_s if is_quiet else 0)
+            now = time.monotonic()
+            count = self._look_at_ring(now)
+            if count != 0:
+                came_at = now
+                if is_quiet:
+                    look_around_at = housekeeping_at = now
             if count is None:
                 time.sleep(_ROOM_S)
             elif count < _BATCH:
                 time.sleep(_pause_s(count, now - looked_at))
             looked_at = now
-            self._coverage = lookout.look(time.monotonic())
-            if time.monotonic() >= housekeeping_at:
-                self.pipeline.refresh()
-                if time.monotonic() >= sweep_at:
-                    self._sweeper.sweep(time.monotonic_ns())
-                    sweep_at = time.monotonic() + self._sweep_s
-                self._thread_contexts.refresh(time.monotonic())
-                if self._series is not None:
-                    self._series.refresh(time.monotonic())
-                self._missed = missed()
-                housekeeping_at = time.monotonic() + _HOUSEKEEPING_S
         health.stops()
         self._missed = missed()
 
+    def _keep_house(self, missed: Callable[[], dict[str, int]]) -> None:
+        self.pipeline.refresh()
+        self._thread_contexts.refresh(time.monotonic())
+        if self._series is not None:
+            self._series.refresh(time.monotonic())
+        self._missed = missed()
+
     def _look_at_ring(self, now_s: float) -> int | None:
-        """How many have come, or were read; None: as _read_batch()."""
-        if now_s < self._read_at and self._reader.pending < _WORTH_IT:
-            records = self._reader.peek()
-            if len(records):
-                self._saw(records)
-                self.pipeline.meet(records)
-            return len(records)
+        """How many have come since it looked last, or were read; None: as _read_batch()."""
+        pending = self._reader.pending
+        if not pending:
+            return 0
+        came = self._reader.submitted - self._submitted
+        self._submitted += came
+        if now_s < self._read_at and pending < self._worth_it:
+            if now_s >= self._meet_at:
+                self._meet_at = now_s + _MEET_S
+                self._meet(self._reader.peek())
+            return came
         count = self._read_batch()
         if count:
             self._read_at = now_s + self._rest_s
         return count
+
+    def _meet(self, records: np.ndarray) -> None:
+        if len(records):
+            self._saw(records)
+            self.pipeline.meet(records)
 
     def drain(self) -> None:
         """After the programs were detached: drains what they left, and sends it."""

@@ -103,14 +103,16 @@ class Lookout:
         programs.set_complete(True)
         self._ready.set(True, now_s)
 
-    def look(self, now_s: float) -> dict[str, Coverage]:
+    def look(self, now_s: float, *, is_quiet: bool = False) -> dict[str, Coverage]:
         """Several times a second: mends what can be mended, and says what there is to be said.
 
+        Args:
+            is_quiet: no request has come for a while: once a second will do.
         Returns:
             whether the interfaces are measured that were asked for, by name.
         """
         self._now_s = now_s
-        self._watcher.look(now_s)
+        self._watcher.look(now_s, is_quiet=is_quiet)
         self._gather(now_s)
         if self._listeners_at_s is not None and now_s >= self._listeners_at_s:
             self._listeners_at_s = None

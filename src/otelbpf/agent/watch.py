@@ -28,8 +28,8 @@ _log = logging.getLogger(__name__)
 
 _LOOK_S = 0.2
 # What costs more to look at: who else is on the interfaces, and while all of ours are there, what
-# they are called.
-_LINES_S = 1.0
+# they are called. Whoever keeps packets from the programs is noticed at once all the same.
+_LINES_S, _QUIET_LINES_S = 1.0, 5.0
 # How often it goes in front of others, or attaches again, on an interface: who answers each time
 # has the last word.
 _MOVES_MOST = 16
@@ -132,12 +132,13 @@ class Watcher:
         """They are known to keep packets from the programs."""
         self._set_gap(self._asked[on.name], Gap.BEHIND, now_s)
 
-    def look(self, now_s: float, *, at_lines: bool = False) -> None:
+    def look(self, now_s: float, *, at_lines: bool = False, is_quiet: bool = False) -> None:
         """Looks, if it is time to, and does what there is to be done.
 
         Args:
             now_s: on the monotonic clock.
             at_lines: look at once, and at who else is on the interfaces, too.
+            is_quiet: who else is there may wait longer.
         """
         if now_s < self._look_s and not at_lines:
             return
@@ -146,7 +147,7 @@ class Watcher:
         if not at_lines and self.is_whole and self._is_all_alive():
             return
         if at_lines:
-            self._lines_s = now_s + _LINES_S
+            self._lines_s = now_s + (_QUIET_LINES_S if is_quiet else _LINES_S)
         sight = None
         with contextlib.suppress(KernelError):
             sight = self._netns.run(lambda: self._see(at_lines))

@@ -38,7 +38,7 @@ class QueueLimits:
         batch: of requests, sent at once.
         batch_spans: as many requests as become so many spans at the most, instead
             (OTEL_BSP_MAX_EXPORT_BATCH_SIZE); None: `batch` counts.
-        delay_s: the longest that a request waits for others (OTEL_BSP_SCHEDULE_DELAY).
+        delay_s: between two batches that are not full (OTEL_BSP_SCHEDULE_DELAY).
         flush_s: the longest that stopping waits for what takes the spans (OTEL_BSP_EXPORT_TIMEOUT).
         retry_s: for how long a batch that is not taken is tried again.
     """
@@ -46,7 +46,7 @@ class QueueLimits:
     requests: int = 16_384
     batch: int = 1_024
     batch_spans: int | None = None
-    delay_s: float = 1.0
+    delay_s: float = 2.0
     flush_s: float = 10.0
     retry_s: float = 60.0
 
@@ -98,8 +98,10 @@ class Sender:
         self._changed = threading.Condition()
         self._stopping = False
         self._quiet_until = float("-inf")
-        # When some were taken last, or there were none.
+        # When a batch was begun, or some of it were taken last.
         self._moved_at = time.monotonic()
+        # From when on a batch goes that is not full.
+        self._due_at = self._moved_at
         self._sending = 0
         self._abandoned = False
         self._delivery = None if way_out is None else self._delivery_by(way_out)
@@ -128,8 +130,8 @@ class Sender:
         self._thread.start()
 
     def room(self) -> int | None:
-        """How many more fit, where it helps to wait for room; None: nothing was taken lately."""
-        if time.monotonic() - self._moved_at > _LATELY_S:
+        """How many more fit, where it helps to wait for room; None: what is sent is not taken."""
+        if self._sending and time.monotonic() - self._moved_at > _LATELY_S:
             return None
         return self._places()
 
@@ -160,9 +162,11 @@ class Sender:
         if not len(requests):
             return
         with self._changed:
+            # While some wait already, the thread wakes by itself when they are due.
+            wakes = not self._waiting or self._waiting + len(requests) >= self._batch
             self._queue.append(requests)
             self._waiting += len(requests)
-            if self._waiting >= self._batch:
+            if wakes:
                 self._changed.notify()
 
     def stop(self) -> None:
@@ -210,16 +214,19 @@ class Sender:
                         self._tally.lose(reason, count)
 
     def _next_batch(self) -> Requests | None:
-        """The next requests to send; None when all is done."""
+        """The next requests to send; None when all is done.
+
+        What comes after a while without any goes at once: to wait would save no message.
+        """
         with self._changed:
-            while True:
-                if self._waiting < self._batch and not self._stopping:
-                    self._changed.wait(self._limits.delay_s)
-                if self._queue:
-                    return self._taken()
-                self._moved_at = time.monotonic()
-                if self._stopping:
-                    return None
+            while not self._stopping and self._waiting < self._batch:
+                rest_s = self._due_at - time.monotonic() if self._waiting else None
+                if rest_s is not None and rest_s <= 0:
+                    break
+                self._changed.wait(rest_s)
+            self._moved_at = time.monotonic()
+            self._due_at = self._moved_at + self._limits.delay_s
+            return self._taken() if self._queue else None
 
     def _taken(self) -> Requests:
         parts: list[Requests] = []

@@ -122,6 +122,11 @@ class RingReader:
         return places, told - np.uint64(1)
 
     @property
+    def submitted(self) -> int:
+        """How many have finished so far, those that are being told included."""
+        return int(self._submitted[0])
+
+    @property
     def pending(self) -> int:
         """How many have not been read yet, those that are being told included."""
         return int(self._submitted[0]) - int(self._read[0])

@@ -31,6 +31,9 @@ VARIABLE = "otel_thread_ctx_v1"
 # Libraries are loaded when a process starts, mostly: looks at it become rarer.
 _FIRST_WAIT_S = 1.0
 _LONGEST_WAIT_S = 64.0
+# How often a process without the pointer is asked whether it is another one by now. One with it is
+# asked each time: its threads would be read where another has something else.
+_ASK_S = 5.0
 # Their names in a container's or a server's whole life; beyond, all are looked into again.
 _FILES_MOST = 10_000
 
@@ -56,10 +59,12 @@ class _Process:
     Attributes:
         identity: what it was; another program under the same number has another one.
         found: where its threads have the pointer; None: nowhere that is known.
+        ask_s: when it is to be asked whether it is still the same.
         wait_s: until the look after the next one.
     """
 
     identity: tuple[int, str]
+    ask_s: float
     next_look_s: float
     wait_s: float
     found: ThreadLocal | None = None
@@ -83,7 +88,7 @@ class ThreadContexts:
         for pid in pids:
             if pid and pid not in self._processes:
                 wait_s = _FIRST_WAIT_S
-                process = _Process(_identity(pid), now_s + wait_s, 2 * wait_s)
+                process = _Process(_identity(pid), now_s + _ASK_S, now_s + wait_s, 2 * wait_s)
                 self._processes[pid] = process
                 self._look(pid, process, is_first=True)
 
@@ -94,6 +99,9 @@ class ThreadContexts:
             now_s: time.monotonic().
         """
         for pid, process in list(self._processes.items()):
+            if process.found is None and now_s < min(process.ask_s, process.next_look_s):
+                continue
+            process.ask_s = now_s + _ASK_S
             identity = _identity(pid)
             if identity != process.identity or identity == _GONE:
                 del self._processes[pid]
