@@ -80,7 +80,6 @@ class Programs:
         self.limits = limits
         self._roles = tuple(role for part, role in _ROLES.items() if part in settings.parts)
         self._loaded: dict[Load, int] = {}
-        self._fence: int | None = None
         with contextlib.ExitStack() as stack:
             self._make(stack, btf, choices, settings, loader)
             self._close = stack.pop_all()
@@ -102,6 +101,9 @@ class Programs:
             stack.callback(mapped.close)
         self._maps = Maps(settings.parts)
         stack.callback(self._maps.close)
+        # Made now: the agent gives up the right to make maps before it needs this one.
+        self._fence = libbpf.create_map_of_maps("fence", self._maps.fds["overflow_places"])
+        stack.callback(os.close, self._fence)
         stack.callback(self._close_descriptors)
         self._tell(settings)
         self._built = self._build(btf, choices, settings.parts, loader)
@@ -223,8 +225,6 @@ class Programs:
         The kernel waits for them before who changes a map of maps goes on, since 4.20, commit
         1ae80cf31938 (bpf: wait for running BPF programs when updating map-in-map): for this.
         """
-        if self._fence is None:
-            self._fence = libbpf.create_map_of_maps("fence", self._maps.fds["overflow_places"])
         inner = self._maps.fds["overflow_places"]
         libbpf.update_map(self._fence, bytes(4), _fd_value(inner))
 
@@ -276,9 +276,6 @@ class Programs:
         for fd in self._loaded.values():
             os.close(fd)
         self._loaded.clear()
-        if self._fence is not None:
-            os.close(self._fence)
-            self._fence = None
 
     def _load(self, load: Load) -> int:
         if load in self._loaded:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 
 import numpy as np
@@ -12,7 +13,7 @@ _VALUE_ALIGNMENT = 8
 
 
 class MappedArray:
-    """A BPF map of type array, mapped. Close it once nothing refers to its values any more.
+    """A BPF map of type array, mapped.
 
     Args:
         map_fd: of a map that was made with BPF_F_MMAPABLE.
@@ -33,6 +34,7 @@ class MappedArray:
         self.values = np.frombuffer(self._map, dtype, count)
 
     def close(self) -> None:
-        """Unmaps it."""
+        """Unmaps it: once nothing refers to its values any more, as an error on its way out may."""
         del self.values
-        self._map.close()
+        with contextlib.suppress(BufferError):
+            self._map.close()
