@@ -205,16 +205,26 @@ static __always_inline void note_end(u64 sk, struct connection_key *key,
 	}
 }
 
-/* A socket sends its FIN. If the process has closed it, nobody reads an upstream's responses. */
+/*
+ * A socket is to send its FIN. To a server's response it may be the last byte, which is written now.
+ * If the process has closed the socket, nobody reads an upstream's responses.
+ */
 static __always_inline int handle_shutdown(u64 sk)
 {
-	struct connection *conn;
+	struct connection *conn = connection_of(sk, DIRECT);
+	u64 tp;
 
-	if (sock_shutdown(sk) != SHUTDOWN_MASK)
+	if (!conn)
 		return 0;
-	conn = connection_of(sk, DIRECT);
-	if (conn && is_clients(conn))
-		end_responses(conn, bpf_ktime_get_ns());
+	if (is_clients(conn)) {
+		if (sock_shutdown(sk) == SHUTDOWN_MASK)
+			end_responses(conn, bpf_ktime_get_ns());
+	} else if (conn->answered < conn->begun && conn->writes.count) {
+		tp = tcp_sock(sk, DIRECT);
+		if (tp)
+			note_byte_time(&conn->writes, tcp_write_seq(tp, DIRECT), bpf_ktime_get_ns(),
+				       false);
+	}
 	return 0;
 }
 
@@ -232,7 +242,7 @@ static __always_inline int handle_state(u64 sk, u32 earlier, u32 state)
 	bool own;
 	u64 tp, now;
 
-	if (CLIENTS && (state == TCP_FIN_WAIT1 || state == TCP_LAST_ACK))
+	if (state == TCP_FIN_WAIT1 || state == TCP_LAST_ACK)
 		return handle_shutdown(sk);
 	if (state != TCP_ESTABLISHED && state != TCP_SYN_SENT && state != TCP_CLOSE)
 		return 0;

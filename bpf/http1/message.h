@@ -54,16 +54,17 @@ static __always_inline void end_inbound(struct connection *conn, struct scratch 
 		x->record.stamp_ktime_ns[STAMP_NIC_LAST] = last;
 }
 
-/* The message that goes out is whole. */
+/* The message that goes out is whole. Its last byte is the FIN, where nothing else ends it. */
 static __always_inline void end_outbound(struct connection *conn, struct scratch *s,
 					 struct exchange *x)
 {
+	bool until_close = x->record.flags & RESPONSE_UNTIL_CLOSE;
 	u64 last;
 
 	x->outbound_end = s->seq + s->position;
 	if (s->ktime_ns != x->record.stamp_ktime_ns[STAMP_TC_OUT])
 		x->record.stamp_ktime_ns[STAMP_TC_OUT_LAST] = s->ktime_ns;
-	last = byte_time_of(&conn->writes, x->outbound_end - 1);
+	last = byte_time_of(&conn->writes, x->outbound_end - !until_close);
 	if (last != x->record.stamp_ktime_ns[STAMP_WRITE])
 		x->record.stamp_ktime_ns[STAMP_WRITE_LAST] = last;
 }

@@ -191,8 +191,8 @@ SCENES: dict[Callable[[Lab], None], tuple[tuple[Stamp, ...], ...]] = {
     sendfile: (AWAKE, WRITTEN_IN_PIECES),
     other_reads: 3 * (AWAKE,),
     head: (AWAKE,),
-    # The FIN is such a response's end.
-    until_close: ((*AWAKE[:-1], Stamp.TC_OUT_LAST, Stamp.ACKED),),
+    # The FIN is such a response's last byte.
+    until_close: (WRITTEN_IN_PIECES,),
     connection_close: (AWAKE,),
 }
 LEDGERS = tuple((play.__name__, ledger) for play, all_ in SCENES.items() for ledger in all_)

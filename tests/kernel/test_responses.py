@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socket
+import time
 
 import pytest
 from lab import Lab, receive
@@ -115,6 +116,7 @@ def test_statuses_without_a_body(lab: Lab, meter: Meter, answered: bytes) -> Non
 def test_a_response_without_a_length_ends_with_the_connection(
     lab: Lab, meter: Meter, with_fin: bool
 ) -> None:
+    """The FIN is its last byte, which the application writes when it closes the socket."""
     pair = lab.connect()
     pair.ask(b"GET /old HTTP/1.0\r\n\r\n")
     answered = b"HTTP/1.0 200 OK\r\nServer: old\r\n\r\n" + b"until close"
@@ -122,12 +124,14 @@ def test_a_response_without_a_length_ends_with_the_connection(
         # Corked, the last bytes wait for the FIN and leave with it.
         pair.server.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
         pair.server.sendall(answered)
+        closes = time.monotonic_ns()
         pair.server.shutdown(socket.SHUT_WR)
         assert receive(pair.client, len(answered)) == answered
     else:
         pair.answer(answered[:-5])
         pair.answer(answered[-5:])
         assert meter.records(0, others_in_flight=1).size == 0
+        closes = time.monotonic_ns()
         pair.server.shutdown(socket.SHUT_WR)
     record = meter.record()
     assert flags(record) == WHOLE | RequestFlag.RESPONSE_UNTIL_CLOSE
@@ -135,8 +139,11 @@ def test_a_response_without_a_length_ends_with_the_connection(
     assert record["response_bytes"] == len(answered)
     assert record["response_body_bytes"] == len(b"until close")
     at = stamps(record)
+    assert at[Stamp.WRITE] < closes < at[Stamp.WRITE_LAST]
     assert at[Stamp.WRITE] < at[Stamp.TC_OUT] < at[Stamp.ACKED]
-    if not with_fin:
+    if with_fin:
+        assert at[Stamp.WRITE_LAST] < at[Stamp.TC_OUT]
+    else:
         assert at[Stamp.TC_OUT] < at[Stamp.WRITE_LAST] < at[Stamp.TC_OUT_LAST] < at[Stamp.ACKED]
 
 
