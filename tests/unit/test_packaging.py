@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.tags import sys_tags
 from support.wheels import build_wheel
 
 from otelbpf.kernel.objects import object_path
@@ -51,6 +52,27 @@ def test_the_wheel_holds_the_ready_made_programs(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packed = f"otelbpf/kernel/{object_path().name}"
         assert archive.read(packed) == object_path().read_bytes()
+
+
+def test_the_wheel_is_named_after_the_machines_that_its_programs_are_for(wheel: Path) -> None:
+    """pip takes it on those only. Of Pythons it takes any: nothing in it is compiled for one."""
+    machine = object_path().stem.removeprefix("programs-")
+    tag = f"py3-none-linux_{machine}"
+    assert wheel.name == f"otelbpf-{__version__}-{tag}.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        lines = archive.read(f"otelbpf-{__version__}.dist-info/WHEEL").decode().splitlines()
+        programs = [name for name in archive.namelist() if name.endswith(".o")]
+    assert {"Root-Is-Purelib: false", f"Tag: {tag}"} <= set(lines)
+    assert programs == [f"otelbpf/kernel/{object_path().name}"]
+    assert tag in set(map(str, sys_tags()))
+
+
+@pytest.mark.impure  # its backend is fetched
+def test_one_script_builds_it(wheel: Path, tmp_path: Path) -> None:
+    said = run(ROOT / "scripts/build-wheel", tmp_path / "into", cwd=tmp_path)
+    (made,) = (tmp_path / "into").iterdir()
+    assert said == f"{made}\n"
+    assert made.name == wheel.name
 
 
 def test_the_wheel_says_that_it_is_typed(wheel: Path) -> None:
@@ -99,7 +121,7 @@ def test_sources_are_found_in_the_checkout() -> None:
 
 
 def test_sources_are_found_in_an_installed_wheel(wheel: Path, tmp_path: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:  # a pure wheel is installed by unpacking it
+    with zipfile.ZipFile(wheel) as archive:  # this one is installed by unpacking it
         archive.extractall(tmp_path)
     program = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r}); "
