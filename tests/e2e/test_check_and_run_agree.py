@@ -67,6 +67,12 @@ POOR: dict[str, tuple[tuple[str, ...], str, str]] = {
         "cannot read /sys/kernel/btf/",
         "libbpf1",
     ),
+    # A file that nobody can load: the package is gone in a chroot, tests/e2e/test_debian13.py.
+    "no libbpf": (
+        mounted("mount --bind {empty} $(ldconfig -p | sed -n 's/.*libbpf.so.1 .*=> //p')"),
+        "cannot load libbpf.so.1 (",
+        "apt install libbpf1",
+    ),
     "no /sys": (mounted("mount -t tmpfs none /sys/devices"), "how many processors", "sysfs"),
     "no /proc": (mounted("umount --lazy /proc"), "/proc/self/status is missing", "-t proc"),
     "half a /proc": (

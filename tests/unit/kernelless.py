@@ -124,7 +124,7 @@ def _take_the_kernel_away() -> None:
         "attached": _attached,
         "choose": lambda *_, **__: (),
         "require": lambda _: None,
-        "choose_loader": lambda *_: Chosen(Loader.OBJECT),
+        "choose_loader": lambda *_: Chosen(Loader.OBJECT, ""),
         "programs_need_rights": lambda: False,
     }.items():
         having = [module for module in (agent, run) if hasattr(module, name)]

@@ -48,7 +48,7 @@ def _has_none(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_ready_made_ones_need_no_compiler(asked: Loader) -> None:
     chosen = choose_loader(asked, NEW)
     assert chosen.loader is Loader.OBJECT
-    assert str(chosen) == "ready-made"
+    assert str(chosen) == "ready-made, as the kernel has bpf_loop()"
 
 
 @pytest.mark.usefixtures("_has_bcc")
@@ -63,7 +63,10 @@ def test_an_older_kernel_gets_them_compiled() -> None:
 @pytest.mark.usefixtures("_has_bcc")
 def test_who_asks_for_bcc_gets_it() -> None:
     chosen = choose_loader(Loader.BCC, NEW)
-    assert (chosen.loader, str(chosen)) == (Loader.BCC, "to be compiled by BCC 1.2")
+    assert (chosen.loader, str(chosen)) == (
+        Loader.BCC,
+        "to be compiled by BCC 1.2, as --loader bcc asks for it",
+    )
 
 
 @pytest.mark.usefixtures("_has_bcc")
@@ -77,7 +80,7 @@ def test_another_machine_has_no_object(monkeypatch: pytest.MonkeyPatch) -> None:
     ("asked", "words"),
     [
         (Loader.AUTO, ("no bpf_loop()", "the BCC Python module is missing", "apt install")),
-        (Loader.OBJECT, ("no bpf_loop()", "--loader bcc")),
+        (Loader.OBJECT, ("no bpf_loop()", "apt install python3-bpfcc", "--loader bcc")),
         (Loader.BCC, ("the BCC Python module is missing", "apt install")),
     ],
 )

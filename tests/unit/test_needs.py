@@ -128,16 +128,28 @@ def test_limits_that_may_not_be_raised(
 
 
 class Kernel:
-    """One that takes programs, or says why not; and that runs them, or asks for a right."""
+    """One that takes programs, or says why not; and that runs them, or asks for a right.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, loading: int = 0, running: int = 0) -> None:
-        self._loading, self._running = loading, running
+    Args:
+        reading: why it takes none that reads its memory.
+    """
+
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        loading: int = 0,
+        running: int = 0,
+        reading: int = 0,
+    ) -> None:
+        self._loading, self._running, self._reading = loading, running, reading
         monkeypatch.setattr(libbpf, "load_program", self._load)
         monkeypatch.setattr(libbpf, "run_once", self._run)
 
-    def _load(self, *_: object) -> int:
-        if self._loading:
-            raise libbpf.VerifierError(self._loading, "")
+    def _load(self, _name: str, instructions: bytes, _type: int) -> int:
+        reads = instructions == libbpf.READ_KERNEL
+        refusal = self._loading or (self._reading if reads else 0)
+        if refusal:
+            raise libbpf.VerifierError(refusal, "")
         return os.open(os.devnull, os.O_RDONLY)
 
     def _run(self, *_: object, **__: object) -> None:
@@ -169,3 +181,37 @@ def test_a_process_that_may_load_none_is_told_what_it_lacks(
     Kernel(monkeypatch, loading=errno.EPERM)
     monkeypatch.setattr(rights, "held", frozenset)
     assert refusal("bpf()").args == refusal("rights").args
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ("none integrity [confidentiality]\n", "its lockdown is 'confidentiality' ("),
+        (None, "lockdown cannot be read)"),
+    ],
+)
+def test_a_kernel_that_is_locked_down(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, told: str | None, words: str
+) -> None:
+    Kernel(monkeypatch, reading=errno.EINVAL)
+    monkeypatch.setattr(needs, "LOCKDOWN", path := tmp_path / "lockdown")
+    if told is not None:
+        path.write_text(told)
+    error = refusal("kernel's memory")
+    assert words in error.what
+    assert "lockdown=confidentiality" in error.remedy
+
+
+def test_a_kernel_that_takes_no_programs_is_not_thought_to_be_locked_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Kernel(monkeypatch, loading=errno.EPERM)
+    monkeypatch.setattr(rights, "held", lambda: frozenset(Capability))
+    assert refusal("kernel's memory").args == refusal("bpf()").args
+
+
+def test_what_is_missing_once_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    stub(monkeypatch, missing(), Need("sun", "it shines", lambda: None), missing())
+    report = check.examine((), None, Loader.AUTO)
+    assert [each.name for each in report.findings[:2]] == ["moon", "sun"]
+    assert str(report).count("there is no moon") == 1

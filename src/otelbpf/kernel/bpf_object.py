@@ -48,6 +48,8 @@ _FUNCTIONS = {
 # libbpf calls the maps of sections by the object's name, and shortens that.
 _OBJECT_NAME = b"otelbpf"
 _CONFIGURATION = ".rodata"
+#: What to do where these programs cannot be used.
+OTHER_LOADER = "have them compiled here: `apt install python3-bpfcc`, then --loader bcc"
 
 
 class _OpenOpts(ctypes.Structure):
@@ -92,7 +94,7 @@ class BpfObject:
         if not self._handle:
             raise RefusedError(
                 f"libbpf cannot read the ready-made programs ({_reason(ctypes.get_errno())})",
-                "take a newer libbpf1, or run with --loader bcc",
+                f"take a newer libbpf1, or {OTHER_LOADER}",
             )
         maps = {
             self._lib.bpf_map__name(handle).decode(): handle
@@ -173,8 +175,12 @@ class BpfObject:
         # which is more than it has mapped: so each gets one of its own length again.
         for handle, size in self._sections.items():
             own = libbpf.create_value("own_length", size)
-            self._lib.bpf_map__reuse_fd(handle, own)
+            refused = self._lib.bpf_map__reuse_fd(handle, own)
             os.close(own)
+            if refused:
+                # So since libbpf 1.4, once the kernel has refused a program: better some memory
+                # that stays than somebody else's that goes.
+                return
         self._lib.bpf_object__close(self._handle)
 
     def _each(self, following: ctypes._NamedFuncPointer) -> Iterator[int]:

@@ -146,7 +146,11 @@ def examine(
         loader: where the programs are to come from.
         others: what else is needed; looked at only where nothing of the machine's is missing.
     """
-    findings = [_find(need) for need in needs(loader)]
+    findings: list[Finding] = []
+    for finding in map(_find, needs(loader)):
+        # What is missing once is said once, whoever else would need it.
+        if finding.ok or finding.detail not in (other.detail for other in findings):
+            findings.append(finding)
     choices: tuple[Choice, ...] = ()
     with contextlib.suppress(KernelError), Btf.of_kernel() as btf:
         choices = choose(btf, metrics=True)

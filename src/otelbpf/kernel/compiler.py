@@ -44,6 +44,8 @@ class Compiled:
         KernelError: BCC is missing, or its compiler refuses them.
     """
 
+    instead = ""
+
     def __init__(
         self,
         btf: Btf,

@@ -140,6 +140,14 @@ _INSTRUCTION_BYTES = 8
 _LOG_BYTES = (1 << 20, 16 << 20)
 #: The instructions of a program that does nothing.
 RETURN_0 = bytes([0xB7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0])
+#: Of one that reads the kernel's memory: bpf_probe_read_kernel(r10 - 8, 8, 0).
+READ_KERNEL = b"".join(
+    map(
+        bytes.fromhex,
+        ("bfa1000000000000", "07010000f8ffffff", "b702000008000000", "b703000000000000",
+         "8500000071000000"),
+    )
+) + RETURN_0  # fmt: skip
 
 
 class VerifierError(OSError):
@@ -170,6 +178,18 @@ def library() -> ctypes.CDLL:
     # What it cannot do is told by who asked for it.
     library.libbpf_set_print(None)
     return library
+
+
+def version() -> str:
+    """Which libbpf it is.
+
+    Raises:
+        KernelError: it is not installed.
+    """
+    tell = library().libbpf_version_string
+    tell.restype = ctypes.c_char_p
+    told: bytes = tell()
+    return told.decode().removeprefix("v")
 
 
 def checked(result: int) -> int:

@@ -285,7 +285,8 @@ class Programs:
         except libbpf.VerifierError as refusal:
             raise RefusedError(
                 f"the kernel refused program {load} ({refusal}): {last_verdict(refusal.log)}; "
-                + keep_log(load.program, refusal.log)
+                + keep_log(load.program, refusal.log),
+                self._built.instead,
             ) from refusal
         return fd
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from otelbpf.errors import KernelError
 from otelbpf.kernel.bcc_module import import_bcc
+from otelbpf.kernel.bpf_object import OTHER_LOADER
 from otelbpf.kernel.btf import Btf
 from otelbpf.kernel.objects import object_path
 
@@ -32,17 +33,16 @@ class Chosen(NamedTuple):
 
     Attributes:
         loader: OBJECT or BCC.
-        reason: why not the ready-made programs; empty where it is these.
+        reason: why that one.
     """
 
     loader: Loader
-    reason: str = ""
+    reason: str
 
     def __str__(self) -> str:
         if self.loader is Loader.OBJECT:
-            return "ready-made"
-        why = f", as {self.reason}" if self.reason else ""
-        return f"to be compiled by BCC {import_bcc().__version__}{why}"
+            return f"ready-made, as {self.reason}"
+        return f"to be compiled by BCC {import_bcc().__version__}, as {self.reason}"
 
 
 def choose_loader(asked: Loader, btf: Btf) -> Chosen:
@@ -53,14 +53,14 @@ def choose_loader(asked: Loader, btf: Btf) -> Chosen:
     """
     if asked is Loader.BCC:
         import_bcc()
-        return Chosen(Loader.BCC)
+        return Chosen(Loader.BCC, "--loader bcc asks for it")
     reason = _why_not_ready_made(btf)
     if not reason:
-        return Chosen(Loader.OBJECT)
+        return Chosen(Loader.OBJECT, f"the kernel has {_LOOP}()")
     if asked is Loader.OBJECT:
         raise KernelError(
             f"the ready-made programs are of no use here: {reason}",
-            "run otelbpf with --loader bcc, which compiles them",
+            OTHER_LOADER,
         )
     try:
         import_bcc()

@@ -64,7 +64,13 @@ def load_of(candidate: Candidate) -> Load:
 
 
 class Built(Protocol):
-    """The programs, built: on this machine, or ready-made."""
+    """The programs, built: on this machine, or ready-made.
+
+    Attributes:
+        instead: what to do where the kernel refuses one; empty: nothing.
+    """
+
+    instead: str
 
     def load(self, load: Load) -> int:
         """Loads one; its file descriptor.

@@ -22,6 +22,7 @@ from otelbpf.kernel.loaders import Loader, choose_loader
 
 PROC = Path("/proc")
 REALTIME = Path("/sys/kernel/realtime")
+LOCKDOWN = Path("/sys/kernel/security/lockdown")
 _KIB, _MIB = 1 << 10, 1 << 20
 # What an XDP program must at least be run on.
 _PACKET = bytes(64)
@@ -64,12 +65,14 @@ def needs(loader: Loader) -> tuple[Need, ...]:
             Need(f"limit of {limit.what}", f"at least {limit.least // limit.unit}", limit.require)
             for limit in _limits()
         ),
+        Need("libbpf", None, libbpf.version),
         Need("namespaces", "network namespaces have cookies", current_cookie),
         Need("/sys", "it is mounted", libbpf.possible_cpus),
         Need("working directory", "it is there", _require_directory),
         Need("BTF", "the kernel describes its types, and all fields were found", _require_btf),
         Need("programs", None, lambda: _require_loader(loader)),
         Need("bpf()", "the kernel takes programs and runs them", programs_need_rights),
+        Need("kernel's memory", "programs may read it", _require_kernel_memory),
     )
 
 
@@ -211,3 +214,27 @@ def programs_need_rights() -> bool:
     finally:
         os.close(fd)
     return False
+
+
+def _require_kernel_memory() -> None:
+    try:
+        fd = libbpf.load_program("otelbpf_try", libbpf.READ_KERNEL, libbpf.BPF_PROG_TYPE_SCHED_CLS)
+    except OSError as error:
+        programs_need_rights()  # it may take none at all
+        raise KernelError(
+            "this kernel lets no program read its memory, where otelbpf's find sockets and tasks: "
+            + _lockdown(),
+            "start it without lockdown=confidentiality on its command line; lockdown=integrity "
+            "will do",
+        ) from error
+    os.close(fd)
+
+
+def _lockdown() -> str:
+    """How far the kernel is locked down, for people."""
+    try:
+        told = LOCKDOWN.read_text().split()
+    except OSError:
+        return f"it is locked down, probably ({LOCKDOWN} cannot be read)"
+    (mode,) = (word.strip("[]") for word in told if word.startswith("["))
+    return f"its lockdown is {mode!r} ({LOCKDOWN})"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from otelbpf.kernel.bpf_object import opened
+from otelbpf.kernel.bpf_object import OTHER_LOADER, opened
 from otelbpf.kernel.libbpf import VerifierError
 from otelbpf.kernel.loads import Load
 from otelbpf.kernel.records import CONFIGURATION
@@ -39,6 +39,8 @@ class Object:
     Raises:
         RefusedError: libbpf cannot read it.
     """
+
+    instead = OTHER_LOADER
 
     def __init__(
         self,
