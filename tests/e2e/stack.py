@@ -180,6 +180,7 @@ def agent(
     *arguments: str | int | Path,
     environment: Mapping[str, str] | None = None,
     under: Iterable[str] = (),
+    program: Path = OTELBPF,
 ) -> Iterator[Agent]:
     """Starts `otelbpf run` with these arguments; ends it, if it has not, with the block.
 
@@ -190,12 +191,13 @@ def agent(
         environment: its OTEL_* variables, beside short delays; without metrics if it says nothing
             of them.
         under: a command that starts it.
+        program: another installation's command.
     """
     files = directory / f"agent-{next(_numbers)}"
     files.mkdir()
     command = [
         *under,
-        OTELBPF,
+        program,
         "run",
         "--xdp",
         "on",
