@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,44 +91,43 @@ def debian13(directory: Path) -> Iterator[Debian13]:
     (directory / "debian-13").mkdir()
     command = [
         "unshare", "--mount", "--propagation", "private", "sh", "-ec", _ENTER, "sh",
-        _made(), directory, ROOT,
+        bootstrapped(*PACKAGES, *_OTHERS), directory, ROOT,
     ]  # fmt: skip
     with running("debian-13", command, directory) as process:
         process.wait_until(Process.printed_line, _START_S)
         yield Debian13(process, directory)
 
 
-def _cache() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "otelbpf/debian-13"
+def bootstrapped(*packages: str) -> Path:
+    """Debian 13 with no more than these and what it cannot do without; to be left as it is.
 
-
-def _made() -> Path:
-    """The cache's; delete it there to have a newer one.
+    It is in the cache: delete it there to have a newer one.
 
     Raises:
         RuntimeError: debootstrap's last words.
     """
-    cache = _cache()
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cache = Path(home) / "otelbpf/debian-13"
     # Another set of packages is another user land.
-    root = cache / "-".join(sorted({*PACKAGES, *_OTHERS}))
+    root = cache / "-".join(["minbase", *sorted(packages)])
     if root.exists():
         return root
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not root.exists():
-            _make(cache, root)
+            _make(cache, root, packages)
     return root
 
 
-def _make(cache: Path, root: Path) -> None:
+def _make(cache: Path, root: Path, packages: Sequence[str]) -> None:
     for left in cache.glob("unfinished-*"):  # by those who were killed
         shutil.rmtree(left)
     unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=cache))
+    included = [f"--include={','.join(packages)}"] if packages else []
     command = [
-        "debootstrap", "--variant=minbase", f"--keyring={_KEYRING}",
-        f"--include={','.join((*PACKAGES, *_OTHERS))}", "trixie", unfinished, _MIRROR,
+        "debootstrap", "--variant=minbase", f"--keyring={_KEYRING}", *included, "trixie",
+        unfinished, _MIRROR,
     ]  # fmt: skip
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is deployed without us: files that their own tools accept, and that say what is tested.
 
-No container is started here. The capabilities are tried for what they are: a bounding set.
+No container is started here but in test_image.py. The capabilities are tried for what they are: a
+bounding set.
 """
 
 from __future__ import annotations
@@ -184,6 +185,14 @@ def test_the_collector_is_there_before_and_after_otelbpf() -> None:
     assert BESIDE["restartPolicy"] == "Always"
 
 
+def test_the_collector_refuses_spans_before_it_is_killed() -> None:
+    """The agent's limits are tried in test_image.py."""
+    configuration = yaml.safe_load((COLLECTOR / "agent.yaml").read_text())
+    # Go's heap is not all that a process has.
+    least = 1.5 * configuration["processors"]["memory_limiter"]["limit_mib"]
+    assert int(BESIDE["resources"]["limits"]["memory"].removesuffix("Mi")) >= least
+
+
 def test_the_daemonset_probes_where_otelbpf_answers() -> None:
     host, port = build_parser().parse_args(AGENT["args"]).health
     probes = {name: AGENT[name]["httpGet"] for name in ("livenessProbe", "readinessProbe")}
@@ -213,7 +222,7 @@ def test_the_image_has_what_the_set_up_installs() -> None:
     assert needed
     dockerfile = (DEPLOY / "Dockerfile").read_text()
     ready_made = dockerfile.partition("AS ready-made")[2].partition("FROM")[0]
-    assert "FROM debian:13 AS ready-made\n" in dockerfile
+    assert "FROM debian:13-slim AS ready-made\n" in dockerfile
     for package in needed[1].split():
         # Of these the one is for network namespaces' names, the other to install with.
         if package not in ("iproute2", "python3-venv"):
