@@ -20,7 +20,8 @@ def import_bcc() -> ModuleType:
         raise KernelError(
             "the BCC Python module is missing",
             "install it with `apt install python3-bpfcc` and run otelbpf with the distribution's "
-            "python3 (a virtual environment needs --system-site-packages)",
+            "python3 (a virtual environment needs --system-site-packages; the image is built with "
+            "--target bcc)",
         ) from error
     if not hasattr(bcc, "BPF"):
         raise KernelError(
