@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import ssl
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from demo.processes import running
 from demo.receiver import Behaviour, Receiver
 from prometheus import scrape
 from servers import Server, python_server
-from stack import COUNT, OTELBPF, agent, to, wait_for_requests, wait_for_word
+from stack import COUNT, LOADING, OTELBPF, agent, to, wait_for_requests, wait_for_word
 from support.commands import run
 from support.namespaces import Network, join, network
 from support.ports import unused_port
@@ -47,16 +49,28 @@ def ask(net: Network, port: int, count: int = COUNT, host: str | None = None) ->
 
 
 def test_it_says_at_once_that_it_loads(net: Network, server: Server, tmp_path: Path) -> None:
-    """Before the seconds that the compiler takes, and that there is nothing else to see."""
+    """Before anything else: to load programs may take long."""
     with agent(tmp_path, *options(net, server.port), environment=NOWHERE) as running:
         wait_until(lambda: "\n" in running.stderr, "it said something")
-        assert running.stderr == (
-            f"otelbpf: loading, to measure port {server.port} on {net.server.interface}; that "
-            "takes some seconds\n"
-        )
+        assert running.stderr == f"{LOADING}port {server.port} on {net.server.interface}\n"
         assert not running.ready_file.exists()
         running.wait_ready()
         running.stop().assert_clean(seen=0)
+
+
+@pytest.mark.parametrize("option", [(), ("--handler", f"{sys.executable}:PyObject_Call")])
+def test_it_waits_for_no_import_that_it_can_do_without(
+    net: Network, server: Server, tmp_path: Path, option: tuple[str, ...]
+) -> None:
+    """They take longer than all that it says before it is ready."""
+    environment = {**NOWHERE, "OTEL_METRICS_EXPORTER": "none", "PYTHONPROFILEIMPORTTIME": "1"}
+    with agent(tmp_path, *options(net, server.port), *option, environment=environment) as running:
+        running.wait_ready()
+        imported = set(re.findall(r"^import time:.*\| +(\S+)$", running.stderr, re.MULTILINE))
+    assert {"numpy", "otelbpf.agent.run"} <= imported
+    assert imported & {"bcc", "pyroute2", "asyncio", "capstone", "grpc"} == (
+        {"capstone"} if option else set()
+    )
 
 
 def test_an_interface_that_goes_and_comes_again(

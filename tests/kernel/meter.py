@@ -41,7 +41,7 @@ from otelbpf.ledger.request import bounds_of
 from otelbpf.ledger.sweeper import ACK_WAIT_NS, Sweeper
 from otelbpf.policy.sampler import Sampler
 from otelbpf.policy.upstreams import Upstreams
-from otelbpf.userspace.handlers import Handler
+from otelbpf.userspace.handler import Handler
 from otelbpf.userspace.uprobes import attached_to_handlers
 
 #: Of a request that went as it should.

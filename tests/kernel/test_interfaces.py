@@ -16,12 +16,13 @@ from strangers import Strangers
 from support.commands import run
 
 from otelbpf.errors import KernelError
-from otelbpf.host.interfaces import VETH_AND_XDP, Xdp, find_interfaces, look_at_xdp
+from otelbpf.host.interfaces import Xdp, find_interfaces
 from otelbpf.host.netns import current_cookie
 from otelbpf.kernel import libbpf
 from otelbpf.kernel.attach import attached
 from otelbpf.kernel.on_interface import OnInterface
 from otelbpf.kernel.records import Stamp
+from otelbpf.kernel.xdp_slots import VETH_AND_XDP, look_at_xdp
 
 EVERYWHERE = {
     Stamp.NIC, Stamp.TC, Stamp.TCP, Stamp.QUEUED, Stamp.READ, Stamp.WRITE, Stamp.TC_OUT,
@@ -110,7 +111,7 @@ def test_xdp_unasked_never_where_somebody_else_has_it(
     with stranger.attached(unattached.lab, "pass_xdp", "server", libbpf.BPF_XDP, interface=tap):
         (said,) = absent(unattached, tap)
         assert "it has an XDP program already" in said
-        assert look_at_xdp({tap: index}, unattached.netns)[tap].program == stranger.id("pass_xdp")
+        assert look_at_xdp(index, unattached.netns).program == stranger.id("pass_xdp")
     assert absent(unattached, tap) == []
 
 
@@ -139,8 +140,7 @@ def test_one_that_is_removed_while_the_programs_are_loaded(
     ):
         pass
     assert len(os.listdir("/proc/self/fd")) == before
-    left = {INTERFACE: found[INTERFACE]}
-    assert look_at_xdp(left, meter.netns)[INTERFACE].program is None
+    assert look_at_xdp(found[INTERFACE], meter.netns).program is None
 
 
 def test_an_interface_that_is_not_asked_for_is_not_measured(lab: Lab, meter: Meter) -> None:

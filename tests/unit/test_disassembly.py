@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from binaries import Instruction, compile_c, compile_go, disassemble
 
-from otelbpf.userspace.disassembly import Code, UnclearCodeError, ends_of, start_of_go
+from otelbpf.userspace.code import Code
+from otelbpf.userspace.disassembly import UnclearCodeError, ends_of, start_of_go
 from otelbpf.userspace.elf import Elf
 
 pytestmark = pytest.mark.impure

@@ -16,14 +16,8 @@ import pytest
 from binaries import USDT, compile_c, compile_go, disassemble, offset_in_file, run
 
 from otelbpf.errors import UsageError
-from otelbpf.userspace.handlers import (
-    MAX_FUNCTIONS,
-    Handler,
-    HandlerKind,
-    ProbeSite,
-    PythonFunction,
-    find_handlers,
-)
+from otelbpf.userspace.handler import Handler, HandlerKind, ProbeSite, PythonFunction
+from otelbpf.userspace.handlers import MAX_FUNCTIONS, find_handlers
 from otelbpf.userspace.usdt import ArgumentKind, UsdtArgument
 
 pytestmark = pytest.mark.impure

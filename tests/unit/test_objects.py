@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import itertools
 import json
 import re
 import subprocess
@@ -14,7 +15,9 @@ from types import ModuleType
 import pytest
 
 from otelbpf.errors import RefusedError
-from otelbpf.kernel.bpf_object import maps_of
+from otelbpf.kernel import objects
+from otelbpf.kernel.bpf_object import maps_of, opened
+from otelbpf.kernel.loads import Load
 from otelbpf.kernel.objects import object_path
 from otelbpf.kernel.records import MAPS
 from otelbpf.kernel.sources import bpf_directory
@@ -47,6 +50,22 @@ def test_the_compiler_makes_it(build_objects: ModuleType, tmp_path: Path) -> Non
 
 def test_it_has_the_maps_that_are_made_for_it() -> None:
     assert maps_of(object_path().read_bytes()) == MAPS
+
+
+def test_the_work_is_shared_out() -> None:
+    """Nobody has more than the most dear program beside what is even; and each is loaded once."""
+    loads = [Load(name) for name in (*objects._WORK, "sweep", "traced_tcp")]
+    for workers in range(1, 5):
+        shares = objects._shared(loads, workers)
+        assert sorted(map(str, itertools.chain(*shares))) == sorted(map(str, loads))
+        works = [sum(map(objects._work, share)) for share in shares]
+        assert max(works) - min(works) <= max(map(objects._work, loads)) / 2
+    assert objects._shared(loads[:2], 4) == [[loads[0]], [loads[1]]]
+
+
+def test_whose_work_is_known_is_there() -> None:
+    with opened(object_path().read_bytes()) as one:
+        assert set(objects._WORK) <= set(one._programs)
 
 
 @pytest.mark.parametrize("octets", [b"", b"no object", bytes(4_096)])

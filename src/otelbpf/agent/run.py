@@ -51,7 +51,7 @@ from otelbpf.policy.routes import Routes
 from otelbpf.policy.sampler import Sampler
 from otelbpf.policy.upstreams import Upstreams, resolve
 from otelbpf.traces.description import Description, StageStyle
-from otelbpf.userspace.handlers import Handler, HandlerKind, find_handlers
+from otelbpf.userspace.handler import Handler, HandlerKind
 from otelbpf.userspace.uprobes import attached_to_handlers
 
 # What exporters may need to start: their certificates may be another user's.
@@ -113,14 +113,14 @@ def run(
     environment: Mapping[str, str],
     stop: Stop,
     on_ready: Callable[[Running], None],
-    on_loading: Callable[[], None] = lambda: None,
+    on_loading: Callable[[Loader], None] = lambda _: None,
 ) -> Sums:
     """Runs the agent until `stop` is set.
 
     Args:
         environment: the OTEL_* variables.
         on_ready: called once everything is attached.
-        on_loading: called before the programs are loaded.
+        on_loading: called before the programs are loaded: where they come from.
     Returns:
         the sums at the end; nothing is in flight any more.
     Raises:
@@ -136,10 +136,11 @@ def run(
     ids = Ids()
     with contextlib.ExitStack() as stack:
         health = stack.enter_context(answering_probes(config.health))
-        on_loading()
         with Btf.of_kernel() as btf:
+            loader = choose_loader(config.loader, btf).loader
+            on_loading(loader)
             choices = _choose(config, btf, exports)
-            programs = _load(config, btf, choices, target, sampler, ids)
+            programs = _load(config, loader, btf, choices, target, sampler, ids)
         stack.enter_context(contextlib.closing(programs))
         agent = _wire(stack, config, programs, target, routes, exports, ids)
         kept = _rights_kept(config, choices, exports)
@@ -235,10 +236,19 @@ def _find(config: Config) -> _Target:
         netns,
         netns.cookie,
         find_interfaces(config.interfaces, netns),
-        tuple(handler for spec in config.handlers for handler in find_handlers(spec)),
+        _find_handlers(config.handlers),
         resolve(config.upstreams, config.client_ports, netns),
         Listeners(config.ports, netns),
     )
+
+
+def _find_handlers(specs: tuple[str, ...]) -> tuple[Handler, ...]:
+    if not specs:
+        return ()
+    # What reads machine code takes long to import.
+    from otelbpf.userspace.handlers import find_handlers
+
+    return tuple(handler for spec in specs for handler in find_handlers(spec))
 
 
 def _choose(config: Config, btf: Btf, exports: _Exports) -> tuple[Choice, ...]:
@@ -255,6 +265,7 @@ def _choose(config: Config, btf: Btf, exports: _Exports) -> tuple[Choice, ...]:
 
 def _load(
     config: Config,
+    loader: Loader,
     btf: Btf,
     choices: tuple[Choice, ...],
     target: _Target,
@@ -269,13 +280,12 @@ def _load(
         ids=ids,
         parts=_parts(target.handlers),
     )
-    loader = choose_loader(config.loader, btf).loader
     try:
         return Programs(btf, choices, config.limits, told, loader)
     except RefusedError as refusal:
         if config.loader is not Loader.AUTO or loader is Loader.BCC or not has_bcc():
             raise
-        _log.warning("%s; BCC compiles them here instead", refusal.what)
+        _log.warning("%s; BCC compiles them here instead, in some seconds", refusal.what)
         return Programs(btf, choices, config.limits, told, Loader.BCC)
 
 

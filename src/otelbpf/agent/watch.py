@@ -14,8 +14,6 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from pyroute2.netlink.exceptions import NetlinkError
-
 from otelbpf.errors import KernelError, OtelbpfError
 from otelbpf.host.interfaces import require_ethernet
 from otelbpf.host.netns import Netns, current_cookie
@@ -219,7 +217,7 @@ class Watcher:
         try:
             self._netns.run(lambda: require_ethernet(_name_of(index)))
             on = self._attachments.attach_again(name, index)
-        except (OtelbpfError, OSError, NetlinkError) as error:
+        except (OtelbpfError, OSError) as error:
             if not asked.on:
                 self._set_gap(asked, Gap.REFUSED, now_s)
             if str(error) != asked.refusal:

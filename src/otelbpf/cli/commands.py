@@ -154,11 +154,14 @@ def _tell_sums(sums: Sums) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    # What is made until it is ready stays: there is no garbage to look for.
+    gc.disable()
     _require_measurable(arguments)
     # Imported late: these take half a second, and bad options should not wait for them.
     from otelbpf.agent.run import run
     from otelbpf.export.exporters import Signal, exporter_name
     from otelbpf.export.sender import QueueLimits
+    from otelbpf.kernel.loaders import Loader
     from otelbpf.ledger.tally import NOT_JOINED
     from otelbpf.policy.sampler import Sampler, Slow
     from otelbpf.traces.description import StageStyle
@@ -191,6 +194,7 @@ def _run(arguments: argparse.Namespace) -> int:
         # often as Python does by default would take a quarter of all the work on them.
         gc.freeze()
         gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
+        gc.enable()
         spans_to, metrics_to = running.destination, running.metrics_destination
         print(
             f"otelbpf: measuring {_measured(config)}; "
@@ -212,10 +216,11 @@ def _run(arguments: argparse.Namespace) -> int:
             timer.daemon = True
             timer.start()
 
-    def on_loading() -> None:
+    def on_loading(loader: Loader) -> None:
         where = ", ".join(config.interfaces)
         print(
-            f"otelbpf: loading, to measure {_measured(config)} on {where}; that takes some seconds",
+            f"otelbpf: loading, to measure {_measured(config)} on {where}"
+            + ("; BCC compiles first, in some seconds" if loader is Loader.BCC else ""),
             file=sys.stderr,
             flush=True,
         )

@@ -1,23 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network interfaces that are measured, and who may have their XDP slots."""
+"""The network interfaces that are measured."""
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import socket
 import struct
-from dataclasses import dataclass
 from enum import StrEnum
-
-from pyroute2 import IPRoute
 
 from otelbpf.errors import UsageError
 from otelbpf.host.netns import Netns
 
 #: The kinds of interface (ARPHRD_*) whose packets start with an Ethernet header.
 _ETHERNET_KINDS = {1, 772}  # Ethernet, loopback
-#: Why a veth is left alone unless XDP is asked for.
-VETH_AND_XDP = "for XDP on a veth its peer would have to send packets of one segment each"
+# linux/sockios.h, and struct ethtool_drvinfo with the command that fills it, linux/ethtool.h
+_SIOCGIFHWADDR = 0x8927
+_SIOCETHTOOL = 0x8946
+_ETHTOOL_GDRVINFO = 3
+_DRVINFO = struct.Struct("I32s160x")
 
 
 class Xdp(StrEnum):
@@ -28,35 +30,6 @@ class Xdp(StrEnum):
     #: All of them; where the driver has none, the kernel's generic one.
     ON = "on"
     OFF = "off"
-
-
-@dataclass(frozen=True)
-class XdpSlot:
-    """Where one interface takes an XDP program.
-
-    Attributes:
-        program: the number of the one that it has; None: none.
-    """
-
-    program: int | None
-    is_veth: bool
-
-
-def look_at_xdp(interfaces: dict[str, int], netns: Netns) -> dict[str, XdpSlot]:
-    """The XDP slots of interfaces, given as name -> ifindex, as they are now."""
-
-    def look() -> dict[str, XdpSlot]:
-        slots = {}
-        with IPRoute() as route:
-            for name, ifindex in interfaces.items():
-                link = route.get_links(ifindex)[0]
-                xdp = link.get_attr("IFLA_XDP")
-                kind = link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND")
-                program = xdp.get_attr("IFLA_XDP_PROG_ID") if xdp else None
-                slots[name] = XdpSlot(program, kind == "veth")
-        return slots
-
-    return netns.run(look)
 
 
 def find_interfaces(names: tuple[str, ...], netns: Netns) -> dict[str, int]:
@@ -89,12 +62,30 @@ def require_ethernet(name: str) -> None:
     Raises:
         OSError: there is no such interface.
     """
-    siocgifhwaddr = 0x8927
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        answer = fcntl.ioctl(probe, siocgifhwaddr, struct.pack("256s", name.encode()[:15]))
+        answer = fcntl.ioctl(probe, _SIOCGIFHWADDR, struct.pack("256s", name.encode()[:15]))
     kind = struct.unpack_from("H", answer, 16)[0]
     if kind not in _ETHERNET_KINDS:
         raise UsageError(
             f"interface {name} has no Ethernet header (its kind is {kind}, as of a tunnel), which "
             "otelbpf needs: give the interface below it"
         )
+
+
+def is_veth(name: str) -> bool:
+    """Is it one end of a pair of virtual interfaces, in the calling thread's namespace?
+
+    Raises:
+        OSError: there is no such interface.
+    """
+    told = ctypes.create_string_buffer(_DRVINFO.pack(_ETHTOOL_GDRVINFO, b""), _DRVINFO.size)
+    asked = struct.pack("16sP16x", name.encode()[:15], ctypes.addressof(told))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            fcntl.ioctl(probe, _SIOCETHTOOL, asked)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            return False  # it has no driver that would say what it is, as a veth's does
+    driver: bytes = _DRVINFO.unpack(told)[1]
+    return driver.rstrip(b"\0") == b"veth"

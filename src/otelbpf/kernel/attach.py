@@ -18,8 +18,6 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from pyroute2.netlink.exceptions import NetlinkError
-
 from otelbpf.errors import KernelError
 from otelbpf.host.interfaces import Xdp
 from otelbpf.host.netns import Netns
@@ -221,7 +219,7 @@ def _unless_gone(name: str, ifindex: int, netns: Netns) -> Iterator[None]:
     """Each way of attaching has its own error for an interface that is gone; here all have one."""
     try:
         yield
-    except (KernelError, OSError, NetlinkError) as error:
+    except (KernelError, OSError) as error:
         try:
             netns.run(lambda: socket.if_indextoname(ifindex))
         except OSError:

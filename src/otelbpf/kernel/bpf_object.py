@@ -37,7 +37,6 @@ _FUNCTIONS = {
     "bpf_map__max_entries": (_U32, _POINTER),
     "bpf_map__initial_value": (_POINTER, _POINTER, _POINTER),
     "bpf_program__name": (_TEXT, _POINTER),
-    "bpf_program__insn_cnt": (_SIZE, _POINTER),
     "bpf_program__fd": (_INT, _POINTER),
     "bpf_program__set_autoload": (_INT, _POINTER, ctypes.c_bool),
     "bpf_program__set_type": (_INT, _POINTER, _INT),
@@ -114,11 +113,6 @@ class BpfObject:
         handle = self.maps[name]
         of = ("type", "key_size", "value_size", "max_entries")
         return MapShape(*(getattr(self._lib, f"bpf_map__{what}")(handle) for what in of))
-
-    def length_of(self, program: str) -> int:
-        """In instructions."""
-        length: int = self._lib.bpf_program__insn_cnt(self._programs[program])
-        return length
 
     def configure(self, configuration: bytes) -> None:
         """Fills the read-only data."""

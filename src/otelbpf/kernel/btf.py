@@ -116,6 +116,17 @@ def _libbpf() -> ctypes.CDLL:
     return lib
 
 
+def require_btf() -> None:
+    """Raises KernelError: the kernel was built without BTF."""
+    if not VMLINUX_BTF.exists():
+        raise KernelError(
+            f"this kernel ({os.uname().release}) has no BTF ({VMLINUX_BTF} is missing), from "
+            "which otelbpf learns where the kernel's fields lie",
+            "use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as all current distribution "
+            "kernels are",
+        )
+
+
 class Btf:
     """The types of one kernel or one object file."""
 
@@ -130,13 +141,7 @@ class Btf:
         Raises:
             KernelError: the kernel was built without BTF.
         """
-        if not VMLINUX_BTF.exists():
-            raise KernelError(
-                f"this kernel ({os.uname().release}) has no BTF ({VMLINUX_BTF} is missing), from "
-                "which otelbpf learns where the kernel's fields lie",
-                "use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as all current distribution "
-                "kernels are",
-            )
+        require_btf()
         lib = _libbpf()
         handle = lib.btf__load_vmlinux_btf()
         if not handle:

@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass
 
 from otelbpf.errors import KernelError, OtelbpfError
 from otelbpf.host import rights
-from otelbpf.host.interfaces import VETH_AND_XDP, XdpSlot, find_interfaces, look_at_xdp
+from otelbpf.host.interfaces import find_interfaces
 from otelbpf.host.netns import find_netns
 from otelbpf.host.rights import Right
 from otelbpf.kernel.btf import Btf
 from otelbpf.kernel.hooks import Choice, choose, require, takes_filters
 from otelbpf.kernel.loaders import Loader
 from otelbpf.kernel.needs import Need, needs, programs_need_rights
+from otelbpf.kernel.xdp_slots import VETH_AND_XDP, XdpSlot, look_at_xdp
 
 
 @dataclass(frozen=True)
@@ -180,8 +181,10 @@ def _programs_need_rights() -> bool:
 
 def _interface_findings(interfaces: tuple[str, ...], netns_name: str | None) -> list[Finding]:
     netns = find_netns(netns_name)
-    slots = look_at_xdp(find_interfaces(interfaces, netns), netns)
-    return [Finding(f"XDP on {name}", True, _detail(slot)) for name, slot in slots.items()]
+    return [
+        Finding(f"XDP on {name}", True, _detail(look_at_xdp(ifindex, netns)))
+        for name, ifindex in find_interfaces(interfaces, netns).items()
+    ]
 
 
 def _detail(slot: XdpSlot) -> str:

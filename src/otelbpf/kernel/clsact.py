@@ -11,7 +11,7 @@ import contextlib
 import errno
 import functools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from pyroute2 import IPRoute
@@ -57,6 +57,16 @@ class _Filter:
         return self.name == _name(os.getpid())
 
 
+@contextlib.contextmanager
+def _route() -> Iterator[IPRoute]:
+    """A socket to ask the kernel by, whose refusals are OSErrors."""
+    try:
+        with IPRoute() as route:
+            yield route
+    except NetlinkError as error:
+        raise OSError(error.code, os.strerror(error.code)) from error
+
+
 def _filters(route: IPRoute, ifindex: int, parent: int) -> list[_Filter]:
     """Those in one direction, in their order."""
     found = []
@@ -87,7 +97,7 @@ def _attach(ifindex: int, program_fd: int, direction: str) -> bool:
     """Adds the filter; was the qdisc added for it too?"""
     added = True
     parent = _PARENTS[direction]
-    with IPRoute() as route:
+    with _route() as route:
         try:
             route.tc("add", "clsact", ifindex)
         except NetlinkError as error:
@@ -133,7 +143,7 @@ class ClsactLine:
         fds: of the programs.
         direction: "ingress" or "egress".
     Raises:
-        KernelError: the kernel refused.
+        KernelError, OSError: the kernel refused.
     """
 
     can_move = False
@@ -148,17 +158,14 @@ class ClsactLine:
             for fd in fds:
                 self._added_qdisc |= netns.run(functools.partial(_attach, ifindex, fd, direction))
                 self._count += 1
-        except KernelError:
+        except (KernelError, OSError):
             self.close()
             raise
 
     def strangers(self) -> list[Stranger] | None:
         """See Line. Other agents of otelbpf are none: their programs hand on as ours do."""
-        try:
-            with IPRoute() as route:
-                present = _filters(route, self._ifindex, self._parent)
-        except NetlinkError as error:
-            raise OSError(error.code, os.strerror(error.code)) from error
+        with _route() as route:
+            present = _filters(route, self._ifindex, self._parent)
         if sum(filter_.is_ours() for filter_ in present) < self._count:
             return None
         return [
@@ -185,7 +192,7 @@ class ClsactLine:
             self._netns.run(self._detach)
 
     def _detach(self) -> None:
-        with IPRoute() as route, contextlib.suppress(NetlinkError):
+        with contextlib.suppress(OSError), _route() as route:
             for filter_ in _filters(route, self._ifindex, self._parent):
                 if filter_.is_ours():
                     _delete(route, self._ifindex, self._parent, filter_)

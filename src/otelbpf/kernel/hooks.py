@@ -365,11 +365,9 @@ class Kernel:
 
     def _look_at_fentry(self, candidate: Candidate, arguments: tuple[str, ...]) -> tuple[bool, str]:
         target = candidate.target
-        available, reason = self._look_at_function(target, arguments)
-        if not available:
-            return available, reason
-        refusal = self._fentry_refusal(target)
-        return (False, refusal) if refusal else (available, reason)
+        if self._btf.has_function(target) and (refusal := self._fentry_refusal(target)):
+            return False, refusal
+        return self._look_at_function(target, arguments)
 
     def _look_at_cgroup(self, _: Candidate, __: tuple[str, ...]) -> tuple[bool, str]:
         directory = cgroup_directory()
@@ -378,12 +376,14 @@ class Kernel:
         return True, f"for all processes in {directory}"
 
     def _look_at_function(self, name: str, arguments: tuple[str, ...]) -> tuple[bool, str]:
-        reason = self._symbols.why_not_probed(name)
-        if reason:
-            return False, reason
         if not self._btf.has_function(name):
-            return False, f"the kernel's BTF does not describe the function {name}"
-        return self._compare(f"function {name}", self._btf.function_arguments(name), arguments)
+            return False, f"this kernel has no function {name} that its BTF describes"
+        available, reason = self._compare(
+            f"function {name}", self._btf.function_arguments(name), arguments
+        )
+        # Asked last: to read all of the kernel's symbols takes longer than all else.
+        missed = self._symbols.why_not_probed(name) if available else None
+        return (False, missed) if missed else (available, reason)
 
     def _compare(
         self, what: str, found: tuple[str, ...], arguments: tuple[str, ...]

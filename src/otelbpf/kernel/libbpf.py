@@ -312,6 +312,17 @@ def link_create(program_fd: int, ifindex: int, attach_type: int, flags: int = 0)
     return checked(library().bpf_link_create(program_fd, ifindex, attach_type, ctypes.byref(opts)))
 
 
+def xdp_program(ifindex: int) -> int | None:
+    """The number of the XDP program of an interface of the calling thread's network namespace.
+
+    Raises:
+        OSError: the kernel's refusal: there is no such interface, for one.
+    """
+    number = ctypes.c_uint32()
+    checked(library().bpf_xdp_query_id(ifindex, 0, ctypes.byref(number)))
+    return number.value or None
+
+
 def link_update(link_fd: int, program_fd: int) -> None:
     """Puts another program in the place of a link's own.
 

@@ -17,7 +17,7 @@ from otelbpf.kernel.arrays import Arrays
 from otelbpf.kernel.btf import Btf
 from otelbpf.kernel.compiler import Compiled
 from otelbpf.kernel.diagnostics import keep_log, last_verdict
-from otelbpf.kernel.hooks import Candidate, Choice, Mechanism
+from otelbpf.kernel.hooks import Candidate, Choice, Mechanism, takes_filters
 from otelbpf.kernel.limits import Limits
 from otelbpf.kernel.loaders import Loader
 from otelbpf.kernel.loads import ROSTER, Built, Load, load_of
@@ -114,6 +114,8 @@ class Programs:
             if role in self._roles
         }
         wanted = [Load(program) for program in (*places, "sweep", "learn_agent")]
+        if not takes_filters(choices):
+            wanted.append(ROSTER)  # which looks after links
         for choice in choices:
             if choice.chosen is not None and choice.chosen.mechanism is not Mechanism.TC:
                 wanted.append(load_of(choice.chosen))

@@ -16,7 +16,7 @@ from otelbpf.errors import KernelError
 from otelbpf.host import rights
 from otelbpf.host.netns import current_cookie
 from otelbpf.kernel import libbpf
-from otelbpf.kernel.btf import Btf
+from otelbpf.kernel.btf import Btf, require_btf
 from otelbpf.kernel.fields import field_offsets
 from otelbpf.kernel.loaders import Loader, choose_loader
 
@@ -69,7 +69,7 @@ def needs(loader: Loader) -> tuple[Need, ...]:
         Need("namespaces", "network namespaces have cookies", current_cookie),
         Need("/sys", "it is mounted", libbpf.possible_cpus),
         Need("working directory", "it is there", _require_directory),
-        Need("BTF", "the kernel describes its types, and all fields were found", _require_btf),
+        Need("BTF", "the kernel describes its types", require_btf),
         Need("programs", None, lambda: _require_loader(loader)),
         Need("bpf()", "the kernel takes programs and runs them", programs_need_rights),
         Need("kernel's memory", "programs may read it", _require_kernel_memory),
@@ -183,14 +183,12 @@ def _require_directory() -> None:
         ) from error
 
 
-def _require_btf() -> None:
-    with Btf.of_kernel() as btf:
-        field_offsets(btf)
-
-
 def _require_loader(loader: Loader) -> str:
     with Btf.of_kernel() as btf:
-        return str(choose_loader(loader, btf))
+        chosen = choose_loader(loader, btf)
+        if chosen.loader is Loader.BCC:
+            field_offsets(btf)
+        return str(chosen)
 
 
 def programs_need_rights() -> bool:

@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from otelbpf.errors import KernelError
-from otelbpf.host.interfaces import VETH_AND_XDP, Xdp, look_at_xdp
+from otelbpf.host.interfaces import Xdp
 from otelbpf.host.netns import Netns
 from otelbpf.kernel import libbpf
-from otelbpf.kernel.clsact import ClsactLine
 from otelbpf.kernel.hooks import Choice
 from otelbpf.kernel.lines import Line
 from otelbpf.kernel.loader import Programs
 from otelbpf.kernel.tcx import Tcx, TcxLine
+from otelbpf.kernel.xdp_slots import VETH_AND_XDP, look_at_xdp
 
 #: Ingress comes after all else: a request is first seen when every later hook is there to stamp it.
 DIRECTIONS = ("egress", "ingress")
@@ -79,9 +79,12 @@ class OnInterface:
         self.attached_ktime_ns = time.monotonic_ns()
 
     def _line(self, way: str, fds: list[int], direction: str) -> Line:
-        if way == "clsact":
-            return ClsactLine(self._ways.netns, fds, direction, self.ifindex)
         try:
+            if way == "clsact":
+                # Most kernels have links, and importing pyroute2 takes longer than attaching.
+                from otelbpf.kernel.clsact import ClsactLine
+
+                return ClsactLine(self._ways.netns, fds, direction, self.ifindex)
             tcx = self._ways.tcx
             assert tcx is not None
             return self._ways.netns.run(lambda: TcxLine(tcx, fds, direction, self.ifindex))
@@ -101,7 +104,7 @@ class OnInterface:
         modes = {"native": libbpf.XDP_FLAGS_DRV_MODE}
         if self._ways.xdp is Xdp.ON:
             modes["generic"] = libbpf.XDP_FLAGS_SKB_MODE
-        elif look_at_xdp({self.name: self.ifindex}, self._ways.netns)[self.name].is_veth:
+        elif look_at_xdp(self.ifindex, self._ways.netns).is_veth:
             self._leave_alone(VETH_AND_XDP)
             return
         fd = self._ways.programs.fd("xdp_arrival")

@@ -9,11 +9,12 @@ exception through the function. Their functions' ends are probed one by one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import takewhile
 
 import capstone
 from capstone import CsInsn, x86
+
+from otelbpf.userspace.code import Code
 
 #: How many instructions the check of the stack's size has at most, at a Go function's start.
 _CHECK = 10
@@ -31,17 +32,6 @@ _LAST_INSTRUCTIONS = (
 
 class UnclearCodeError(Exception):
     """Why the ends of a function cannot be told; a clause without its subject."""
-
-
-@dataclass(frozen=True)
-class Code:
-    """Instructions, and the address of the first as it was linked."""
-
-    address: int
-    data: bytes
-
-    def __contains__(self, address: object) -> bool:
-        return address in range(self.address, self.address + len(self.data))
 
 
 def ends_of(function: Code, rare: Sequence[Code] = (), *, is_go: bool) -> tuple[int, ...]:

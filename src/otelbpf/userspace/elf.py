@@ -24,7 +24,7 @@ from elftools.elf.sections import NoteSection, Section
 from elftools.elf.segments import NoteSegment
 
 from otelbpf.errors import UsageError
-from otelbpf.userspace.disassembly import Code
+from otelbpf.userspace.code import Code
 
 #: Where distributions put the symbols that they stripped, by build id.
 DEBUG_ROOT = Path("/usr/lib/debug")

@@ -13,7 +13,7 @@ from otelbpf.errors import KernelError, UsageError
 from otelbpf.kernel import libbpf
 from otelbpf.kernel.loader import Programs
 from otelbpf.kernel.records import MAPS, PT_REGS, PYTHON_SITE
-from otelbpf.userspace.handlers import Handler, HandlerKind, ProbeSite, PythonFunction
+from otelbpf.userspace.handler import Handler, HandlerKind, ProbeSite, PythonFunction
 from otelbpf.userspace.usdt import ArgumentKind, UsdtArgument
 
 _PROGRAMS = {
