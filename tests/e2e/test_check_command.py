@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from demo.receiver import Receiver
 from servers import Server
-from stack import Ended, agent, otelbpf
+from stack import Ended, agent, otelbpf, to
 from support.namespaces import Network
 from test_run_refusals import AS_NOBODY
 
@@ -63,6 +66,38 @@ def test_json_names_a_candidate_for_each_hook(net: Network, tmp_path: Path) -> N
         assert available or hook["name"] in ("sendfile", "accept")
         assert hook["chosen"] == (available[0] if available else None)
         assert all(each["reason"] for each in hook["candidates"])
+
+
+def test_memory_is_what_a_run_takes(
+    net: Network, server: Server, receiver: Receiver, tmp_path: Path
+) -> None:
+    """What the kernel adds to its tables is little; what is resident is an estimate."""
+    report = json.loads(otelbpf(tmp_path, "check", "--json").stdout)
+    detail = finding(report, "memory")["detail"]
+    tables_mib, resident_mib = map(int, re.findall(r"(\d+) MiB", detail))
+    # Metrics go where traces do, as by default.
+    environment = {**to(receiver), "OTEL_METRICS_EXPORTER": "otlp"}
+    with agent(tmp_path, *options(net), "--port", server.port, environment=environment) as running:
+        running.wait_ready()
+        status = Path(f"/proc/{running.pid}/status").read_text()
+        kernels = map_bytes(running.pid) / (1 << 20)
+        running.stop().assert_clean(seen=0)
+    resident = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
+    assert resident is not None
+    assert tables_mib - 1 < kernels < 1.02 * tables_mib
+    assert 0.6 * resident_mib < int(resident[1]) / 1024 < 1.25 * resident_mib
+
+
+def map_bytes(pid: int) -> int:
+    """What the kernel counts for the maps that a process holds."""
+    found = {}
+    for path in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            lines = path.read_text().splitlines()
+            fields = dict(line.split(":", 1) for line in lines if ":" in line)
+            if "map_id" in fields:
+                found[fields["map_id"]] = int(fields["memlock"])
+    return sum(found.values())
 
 
 def test_as_text(net: Network, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from kernel_maps import KernelMaps
 
 from otelbpf.kernel.limits import Limits
 from otelbpf.kernel.records import EXCHANGE, ExchangeState, RequestFlag
+from otelbpf.ledger import sweeper as sweeper_module
 from otelbpf.ledger.sweeper import ACK_WAIT_NS, Sweeper
 
 NOW = 10_000_000_000_000
@@ -64,7 +65,9 @@ def kernel() -> Iterator[Kernel]:
 
 
 @pytest.fixture
-def sweeper(kernel: Kernel) -> Iterator[Sweeper]:
+def sweeper(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sweeper]:
+    """It looks through the table in several steps."""
+    monkeypatch.setattr(sweeper_module, "_AT_ONCE", 5)
     made = Sweeper(kernel, IDLE_NS)  # type: ignore[arg-type]
     yield made
     made.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from otelbpf.errors import UsageError
-from otelbpf.kernel.limits import MOST
+from otelbpf.kernel.limits import DEFAULT, MOST
 from otelbpf.policy.routes import Routes
 from otelbpf.version import __version__
 
@@ -251,7 +251,7 @@ def _measuring() -> _Command:
     add(
         "--series",
         type=_number(8, MOST.series),
-        default=256,
+        default=DEFAULT.series,
         metavar="N",
         help="how many combinations of service, route, method and status metrics and `top` tell "
         "apart; and how many found routes are in spans (default: 256)",
@@ -267,14 +267,14 @@ def _measuring() -> _Command:
     add(
         "--connections",
         type=_number(16, MOST.connections),
-        default=65_536,
+        default=DEFAULT.connections,
         metavar="N",
         help="connections remembered at once (default: 65536)",
     )
     add(
         "--ring",
         type=_number(16, MOST.ring),
-        default=49_152,
+        default=DEFAULT.ring,
         metavar="N",
         help="finished requests that may wait for the agent to read them (default: 49152)",
     )

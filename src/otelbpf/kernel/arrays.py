@@ -46,13 +46,10 @@ class Arrays:
     """
 
     def __init__(self, limits: Limits) -> None:
-        self._sets = -(-limits.connections // FixedLength.WAYS)
-        # A power of two, and twice as many: then few sockets meet in one.
-        self._socket_slots = 2 << (limits.connections - 1).bit_length()
         self._limits = limits
-        self._cpu_slots = 1 << (libbpf.possible_cpus() - 1).bit_length()
+        self._cpu_slots = _cpu_slots()
         self.fds: dict[str, int] = {}
-        for name, size in self._sizes().items():
+        for name, size in sizes(limits).items():
             try:
                 self.fds[name] = libbpf.create_value(name, size) if size else NO_MAP
             except OSError as error:
@@ -69,8 +66,8 @@ class Arrays:
         return {
             "series": bool(limits.series),
             "cpu_slots": self._cpu_slots,
-            "connection_sets": self._sets,
-            "socket_slots": self._socket_slots,
+            "connection_sets": _connection_sets(limits),
+            "socket_slots": _socket_slots(limits),
             "max_exchanges": limits.exchanges,
             "ring_max": limits.ring,
             "ring_slots": limits.ring_slots,
@@ -97,27 +94,45 @@ class Arrays:
                 os.close(fd)
         self.fds.clear()
 
-    def _sizes(self) -> dict[str, int]:
-        """Of each in bytes, by its name in bpf/; 0: it is not needed."""
-        limits = self._limits
-        sizes = {
-            "scratches": self._cpu_slots * SCRATCH.itemsize,
-            "connections": self._sets * FixedLength.WAYS * CONNECTION.itemsize,
-            "connection_tags": self._sets * FixedLength.WAYS * 8,
-            "socket_places": self._socket_slots * 4,
-            "exchanges": limits.exchanges * EXCHANGE.itemsize,
-            "readers": FixedLength.READER_SLOTS * READER.itemsize,
-            "settings": SETTINGS.itemsize,
-            "measured_ports": FixedLength.PORTS,
-            "upstream_ports": FixedLength.PORTS,
-            "ring": limits.ring_slots * 8,
-            "ring_ends": RING_ENDS.itemsize,
-            "notices": NOTICES.itemsize,
-        }
-        of_series = {
-            "series": limits.series * SERIES.itemsize,
-            "series_sets": FixedLength.SERIES_SETS * SERIES_SET.itemsize,
-            "stage_orders": FixedLength.STAGE_ORDERS * STAGE_ORDER.itemsize,
-            "connection_sums": 2 * CONNECTION_SUMS.itemsize,
-        }
-        return sizes | (of_series if limits.series else dict.fromkeys(of_series, 0))
+
+def sizes(limits: Limits) -> dict[str, int]:
+    """Of each array in bytes, by its name in bpf/; 0: it is not needed.
+
+    Raises:
+        KernelError: the kernel does not say how many processors there may be.
+    """
+    connections = _connection_sets(limits) * FixedLength.WAYS
+    always = {
+        "scratches": _cpu_slots() * SCRATCH.itemsize,
+        "connections": connections * CONNECTION.itemsize,
+        "connection_tags": connections * 8,
+        "socket_places": _socket_slots(limits) * 4,
+        "exchanges": limits.exchanges * EXCHANGE.itemsize,
+        "readers": FixedLength.READER_SLOTS * READER.itemsize,
+        "settings": SETTINGS.itemsize,
+        "measured_ports": FixedLength.PORTS,
+        "upstream_ports": FixedLength.PORTS,
+        "ring": limits.ring_slots * 8,
+        "ring_ends": RING_ENDS.itemsize,
+        "notices": NOTICES.itemsize,
+    }
+    of_series = {
+        "series": limits.series * SERIES.itemsize,
+        "series_sets": FixedLength.SERIES_SETS * SERIES_SET.itemsize,
+        "stage_orders": FixedLength.STAGE_ORDERS * STAGE_ORDER.itemsize,
+        "connection_sums": 2 * CONNECTION_SUMS.itemsize,
+    }
+    return always | (of_series if limits.series else dict.fromkeys(of_series, 0))
+
+
+def _connection_sets(limits: Limits) -> int:
+    return -(-limits.connections // FixedLength.WAYS)
+
+
+def _socket_slots(limits: Limits) -> int:
+    """A power of two, and twice as many as connections: then few sockets meet in one."""
+    return 2 << (limits.connections - 1).bit_length()
+
+
+def _cpu_slots() -> int:
+    return 1 << (libbpf.possible_cpus() - 1).bit_length()

@@ -31,5 +31,7 @@ class Limits:
         return 1 << (self.exchanges - 1).bit_length()
 
 
+#: Unless options say otherwise, where series are asked for.
+DEFAULT = Limits(series=256)
 #: The verifier follows an index into up to 512 MiB: no array may be longer.
 MOST = Limits(connections=1 << 19, ring=1 << 16, series=1 << 12)

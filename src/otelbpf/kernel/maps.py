@@ -36,10 +36,10 @@ class Maps:
     def __init__(self, parts: Collection[Part]) -> None:
         self.fds: dict[str, int] = {}
         for name, shape in MAPS.items():
-            part = _OF_PARTS.get(name)
-            is_needed = part is None or part in parts
             try:
-                self.fds[name] = libbpf.create_map(name, shape) if is_needed else NO_MAP
+                self.fds[name] = (
+                    libbpf.create_map(name, shape) if _is_needed(name, parts) else NO_MAP
+                )
             except OSError as error:
                 self.close()
                 raise KernelError(
@@ -72,6 +72,17 @@ class Maps:
             if fd != NO_MAP:
                 os.close(fd)
         self.fds.clear()
+
+
+def map_bytes(parts: Collection[Part]) -> int:
+    """What there is room for in the maps that these parts need: keys and values."""
+    needed = [shape for name, shape in MAPS.items() if _is_needed(name, parts)]
+    return sum(shape.max_entries * (shape.key_size + shape.value_size) for shape in needed)
+
+
+def _is_needed(name: str, parts: Collection[Part]) -> bool:
+    part = _OF_PARTS.get(name)
+    return part is None or part in parts
 
 
 def _key(name: str, key: int | bytes) -> bytes:

@@ -15,7 +15,7 @@ from pathlib import Path
 from otelbpf.errors import KernelError
 from otelbpf.host import rights
 from otelbpf.host.netns import current_cookie
-from otelbpf.kernel import libbpf
+from otelbpf.kernel import libbpf, memory
 from otelbpf.kernel.btf import Btf, require_btf
 from otelbpf.kernel.fields import field_offsets
 from otelbpf.kernel.loaders import Loader, choose_loader
@@ -71,6 +71,7 @@ def needs(loader: Loader) -> tuple[Need, ...]:
         Need("working directory", "it is there", _require_directory),
         Need("BTF", "the kernel describes its types", require_btf),
         Need("programs", None, lambda: _require_loader(loader)),
+        Need("memory", None, memory.told),
         Need("bpf()", "the kernel takes programs and runs them", programs_need_rights),
         Need("kernel's memory", "programs may read it", _require_kernel_memory),
     )

@@ -14,6 +14,7 @@ import numpy as np
 
 from otelbpf.kernel.loader import Programs
 from otelbpf.kernel.mapped import MappedArray
+from otelbpf.kernel.mapped_parts import PartlyMappedArray
 from otelbpf.kernel.records import EXCHANGE, PROCESS, REQUEST_RECORD, RING_ENDS, ExchangeState
 
 _UNKNOWN = np.zeros((), PROCESS)
@@ -21,6 +22,8 @@ _NONE = np.empty(0, REQUEST_RECORD)
 _NOWHERE = np.empty(0, np.uint64)
 #: A record as far as it tells whose it is; its texts come after that.
 RECORD_HEAD = np.dtype(REQUEST_RECORD.descr[: (REQUEST_RECORD.names or ()).index("join")])
+# Of the table, 16 MiB: each processor goes through its own part of it.
+_PARTS = 64
 _NO_HEADS = np.empty(0, RECORD_HEAD)
 # Of what lies beyond its length, a text has whatever was there before.
 _TEXTS = {"join": ("traceparent",), "http1": ("request_line", "host", "user_agent")}
@@ -58,15 +61,18 @@ class RingReader:
 
     def __init__(self, programs: Programs) -> None:
         limits = programs.limits
+        self._table = PartlyMappedArray(
+            programs.map_fd("exchanges"), EXCHANGE, limits.exchanges, most=_PARTS, writable=True
+        )
         self._mapped = [
             MappedArray(programs.map_fd(name), dtype, count, writable=True)
             for name, dtype, count in (
-                ("exchanges", EXCHANGE, limits.exchanges),
                 ("ring", np.uint64, limits.ring_slots),
                 ("ring_ends", RING_ENDS, 1),
             )
         ]
-        exchanges, self._ring, ends = (mapped.values for mapped in self._mapped)
+        exchanges = self._table.values
+        self._ring, ends = (mapped.values for mapped in self._mapped)
         self._records, self._heads = (
             _octets(exchanges["record"], dtype) for dtype in (REQUEST_RECORD, RECORD_HEAD)
         )
@@ -107,7 +113,10 @@ class RingReader:
         return _with_processes(self._heads[slots].view(RECORD_HEAD))
 
     def _told(self, begin: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
-        """Places in the ring from the `begin`th request on, and which slots these tell."""
+        """Places in the ring from the `begin`th request on, and which slots these tell.
+
+        Of the table these are the ones that may be touched, until this is called again.
+        """
         count = min(int(self._submitted[0]) - begin, limit)
         if not count:
             return _NOWHERE, _NOWHERE
@@ -119,7 +128,9 @@ class RingReader:
             places, told = places[: missing[0]], told[: missing[0]]
         with self._fence:  # orders the reads before and after it on weakly ordered machines
             pass
-        return places, told - np.uint64(1)
+        slots = told - np.uint64(1)
+        self._table.reach(slots)
+        return places, slots
 
     @property
     def submitted(self) -> int:
@@ -134,6 +145,7 @@ class RingReader:
     def close(self) -> None:
         """Unmaps what was mapped."""
         del self._records, self._heads, self._states, self._ring, self._submitted, self._read
+        self._table.close()
         for mapped in self._mapped:
             mapped.close()
 

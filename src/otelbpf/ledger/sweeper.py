@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from otelbpf.kernel.loader import Programs
-from otelbpf.kernel.mapped import MappedArray
+from otelbpf.kernel.mapped_parts import PartlyMappedArray
 from otelbpf.kernel.records import EXCHANGE, ExchangeState
 
 #: How long what should follow at once is waited for: a whole response's acknowledgement, the
@@ -14,7 +14,9 @@ from otelbpf.kernel.records import EXCHANGE, ExchangeState
 ACK_WAIT_NS = 2_000_000_000
 # What waits longer is asked for more rarely: there may be thousands of long polls.
 _LONGEST_BETWEEN_NS = 30_000_000_000
-_NONE = np.empty(0, np.intp)
+_NONE, _NEVER = np.empty(0, np.intp), np.empty(0, np.uint64)
+# So many slots are mapped at a time.
+_AT_ONCE = 4_096
 
 
 class Sweeper:
@@ -28,8 +30,8 @@ class Sweeper:
         self._programs = programs
         self._idle_ns = idle_ns
         count = programs.limits.exchanges
-        self._mapped = MappedArray(programs.map_fd("exchanges"), EXCHANGE, count)
-        self._table = self._mapped.values
+        # A sweep is short: nothing stays mapped in between.
+        self._table = PartlyMappedArray(programs.map_fd("exchanges"), EXCHANGE, count, most=0)
         # Of each slot: what it was last asked for, and when it is to be asked for again.
         self._asked_activity = np.zeros(count, np.uint64)
         self._next_ask = np.zeros(count, np.int64)
@@ -39,8 +41,7 @@ class Sweeper:
         # The machine may have been started later than that.
         waited = max(0, now_ktime_ns - ACK_WAIT_NS)
         idle = max(0, now_ktime_ns - self._idle_ns)
-        slots = self._silent_since(max(waited, idle))
-        activity = self._table["activity_ktime_ns"][slots]
+        slots, activity = self._silent_since(max(waited, idle))
         due = (self._asked_activity[slots] != activity) | (self._next_ask[slots] <= now_ktime_ns)
         slots, activity = slots[due], activity[due]
         for slot in slots:
@@ -55,17 +56,32 @@ class Sweeper:
 
     def finish(self, now_ktime_ns: int) -> None:
         """Ends everything: what is over is reported, the rest counted as lost."""
-        for slot in self._silent_since(now_ktime_ns):
+        slots, _ = self._silent_since(now_ktime_ns)
+        for slot in slots:
             self._programs.sweep(int(slot), now_ktime_ns, now_ktime_ns, stopped=True)
 
-    def _silent_since(self, before_ktime_ns: int) -> np.ndarray:
+    def _silent_since(self, before_ktime_ns: int) -> tuple[np.ndarray, np.ndarray]:
+        """Slots in use that were silent since, and when there was activity in each last."""
         # To look through it all takes milliseconds.
         if not self._programs.in_flight():
-            return _NONE
-        in_use = np.flatnonzero(self._table["state"] >= ExchangeState.IN_FLIGHT)
-        return in_use[self._table["activity_ktime_ns"][in_use] <= before_ktime_ns]
+            return _NONE, _NEVER
+        found = [
+            self._silent_among(begin, before_ktime_ns)
+            for begin in range(0, len(self._next_ask), _AT_ONCE)
+        ]
+        self._table.let_go()
+        slots, activity = zip(*found, strict=True)
+        return np.concatenate(slots), np.concatenate(activity)
+
+    def _silent_among(self, begin: int, before_ktime_ns: int) -> tuple[np.ndarray, np.ndarray]:
+        """The same of some slots, from the `begin`th on."""
+        self._table.reach_range(begin, begin + _AT_ONCE)
+        table = self._table.values[begin : begin + _AT_ONCE]
+        in_use = np.flatnonzero(table["state"] >= ExchangeState.IN_FLIGHT)
+        activity = table["activity_ktime_ns"][in_use]
+        is_silent = activity <= before_ktime_ns
+        return in_use[is_silent] + begin, activity[is_silent]
 
     def close(self) -> None:
         """Unmaps the table."""
-        del self._table
-        self._mapped.close()
+        self._table.close()

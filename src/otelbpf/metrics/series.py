@@ -17,7 +17,7 @@ import numpy as np
 
 from otelbpf.host.resource import Resources
 from otelbpf.kernel.loader import Programs
-from otelbpf.kernel.mapped import MappedArray
+from otelbpf.kernel.mapped_parts import PartlyMappedArray
 from otelbpf.kernel.records import SERIES, Stamp
 from otelbpf.ledger.batch import Batch, Requests, numbers_of, sorted_stamps, times_of
 from otelbpf.metrics.series_places import SeriesPlaces
@@ -49,7 +49,8 @@ class SeriesTable:
         self._places = SeriesPlaces(programs, routes, resources, slow)
         self._stages = StagePlaces(programs)
         most = programs.limits.series
-        self._mapped = MappedArray(programs.map_fd("series"), SERIES, most)
+        # As far as there are series.
+        self._mapped = PartlyMappedArray(programs.map_fd("series"), SERIES, most)
         self._kernels = self._mapped.values
         self._ours = np.zeros(most, SERIES)
         # All that each has, as numbers modulo 2**64.
@@ -109,13 +110,20 @@ class SeriesTable:
         if not self._moving.acquire(blocking=False):
             return
         try:
-            total = self._kernels["request_bytes"] + self._ours["request_bytes"]
-            had_requests = total != self._seen_bytes
-            self._seen_bytes = total
+            given = self._reach_living()
+            total = self._kernels["request_bytes"][:given] + self._ours["request_bytes"][:given]
+            had_requests = total != self._seen_bytes[:given]
+            self._seen_bytes[:given] = total
             for place, overflow in self._places.end_silent(had_requests, now_s):
                 self._move(place, overflow)
         finally:
             self._moving.release()
+
+    def _reach_living(self) -> int:
+        """Maps the places that series have or had, which are the first ones; how many these are."""
+        given = self._places.given
+        self._mapped.reach_range(0, given)
+        return given
 
     def _move(self, place: int, overflow: int) -> None:
         """Moves the sums of a place to another one; nothing is added to it meanwhile.
@@ -154,7 +162,10 @@ class SeriesTable:
             return tuple(self._series())
 
     def _series(self) -> Iterator[Series]:
-        for place, key, since_unix_ns in self._places.living():
+        # Others may come meanwhile.
+        living = [*self._places.living()]
+        self._reach_living()
+        for place, key, since_unix_ns in living:
             both = self._kernels_numbers[place] + self._our_numbers[place]
             sums = both.view(SERIES)[0]
             duration = _histogram(sums["duration"])

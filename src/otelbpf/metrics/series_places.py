@@ -89,10 +89,16 @@ class SeriesPlaces:
             *(None,) * (most - _FIRST),
         ]
         self._free: list[int] = [*range(most - 1, _FIRST - 1, -1)]
+        self._given = _FIRST
         self._places: dict[SeriesKey, int] = {}
         self._known: dict[bytes, _Known] = {}
         self._used_s = np.zeros(most)
         self._last_end_unix_ns = 0
+
+    @property
+    def given(self) -> int:
+        """So many places, the first ones, were given to series so far."""
+        return self._given
 
     def living(self) -> Iterator[Living]:
         """All series that have a place."""
@@ -122,13 +128,13 @@ class SeriesPlaces:
         """Ends series that have long had no requests, if others have no place.
 
         Args:
-            had_requests: (n,) bool, by place: since this was called last.
+            had_requests: (given,) bool, by place: since this was called last.
             now_s: on the monotonic clock.
         Returns:
             of each series that has ended its place, to which the kernel adds nothing any more, and
             that of its kind's overflow. The next ones to come get these places.
         """
-        self._used_s[had_requests] = now_s
+        self._used_s[: len(had_requests)][had_requests] = now_s
         if self._free or not had_requests[:_FIRST].any():
             return []
         silent = self._silent(now_s)
@@ -201,6 +207,7 @@ class SeriesPlaces:
 
     def _give(self, key: SeriesKey) -> int:
         place = self._places[key] = self._free.pop()
+        self._given = max(self._given, place + 1)
         # It may have had a place before, and have ended then or earlier.
         self._living[place] = Living(place, key, self._last_end_unix_ns)
         if not self._free:
