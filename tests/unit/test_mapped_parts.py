@@ -17,7 +17,7 @@ from otelbpf.kernel.mapped_parts import PART_BYTES, PartlyMappedArray
 
 #: No part begins or ends with a row.
 ROW = np.dtype([("number", np.uint64), ("rest", "V856")])
-COUNT = 2_000
+COUNT = 8_000
 ROWS_OF_A_PART = PART_BYTES // ROW.itemsize
 PARTS = -(-COUNT * ROW.itemsize // PART_BYTES)
 
@@ -95,12 +95,12 @@ def test_what_was_not_asked_for_for_longest_goes(kernel: Kernel) -> None:
 
 def test_a_range(kernel: Kernel) -> None:
     array = kernel.array(most=0)
-    for begin in range(0, COUNT, 600):
-        array.reach_range(begin, begin + 600)
-        numbers = array.values["number"][begin : begin + 600]
-        assert numbers.tolist() == [*range(begin, min(begin + 600, COUNT))]
+    for begin in range(0, COUNT, 2_600):
+        array.reach_range(begin, begin + 2_600)
+        numbers = array.values["number"][begin : begin + 2_600]
+        assert numbers.tolist() == [*range(begin, min(begin + 2_600, COUNT))]
         del numbers
-        assert len(parts_mapped(array)) <= 600 // ROWS_OF_A_PART + 2
+        assert len(parts_mapped(array)) <= 2_600 // ROWS_OF_A_PART + 2
     array.close()
 
 

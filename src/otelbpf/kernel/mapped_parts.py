@@ -16,8 +16,8 @@ import threading
 import numpy as np
 import numpy.typing as npt
 
-#: To map one and unmap it takes 16 us, a twentieth of a microsecond for each request in it.
-PART_BYTES = 1 << 18
+#: To map one and unmap it takes 32 us; smaller ones take more for each byte.
+PART_BYTES = 1 << 20
 # Addresses that are reserved: what touches them ends the process.
 _NOTHING = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 # asm-generic/mman-common.h

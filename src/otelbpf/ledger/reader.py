@@ -8,6 +8,7 @@ get them back once that is done.
 from __future__ import annotations
 
 import functools
+import os
 import threading
 
 import numpy as np
@@ -22,8 +23,8 @@ _NONE = np.empty(0, REQUEST_RECORD)
 _NOWHERE = np.empty(0, np.uint64)
 #: A record as far as it tells whose it is; its texts come after that.
 RECORD_HEAD = np.dtype(REQUEST_RECORD.descr[: (REQUEST_RECORD.names or ()).index("join")])
-# Of the table, 16 MiB: each processor goes through its own part of it.
-_PARTS = 64
+# MiB of the table: each processor goes through its own part of it.
+_PARTS = 16 + (os.cpu_count() or 1)
 _NO_HEADS = np.empty(0, RECORD_HEAD)
 # Of what lies beyond its length, a text has whatever was there before.
 _TEXTS = {"join": ("traceparent",), "http1": ("request_line", "host", "user_agent")}
