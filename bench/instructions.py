@@ -3,12 +3,13 @@
 
     .venv/bin/python bench/instructions.py 6.12 6.1
     .venv/bin/python bench/instructions.py 6.12 --loaders    # the ready-made programs beside BCC's
+    .venv/bin/python bench/instructions.py 6.12 --only kept "kept, a browser's head"
 
-boots each of these kernels in QEMU, one after the other. In such a guest an instruction takes a
-nanosecond, so the kernel's statistics of the time in BPF programs are the number of instructions
-that they ran, helpers included, and what counting them takes itself. Client and server share the
-guest's kernel, so the hooks of the client's sockets are counted too. Both are told apart: by an
-empty program, and by an agent that measures another port.
+boots each of these kernels in QEMU, one after the other; with --only that takes three minutes. In
+such a guest an instruction takes a nanosecond, so the kernel's statistics of the time in BPF
+programs are the number of instructions that they ran, helpers included, and what counting them
+takes itself. Client and server share the guest's kernel, so the hooks of the client's sockets are
+counted too. Both are told apart: by an empty program, and by an agent that measures another port.
 """
 
 from __future__ import annotations
@@ -46,17 +47,51 @@ from otelbpf.kernel.hooks import FORCEABLE, Choice, choose, without
 GUEST_TIMEOUT_S = 3600
 # Whether client and server take turns for one request or for several differs from load to load.
 LOADS = 3
-# What becomes of the requests: options and environment.
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What becomes of the requests, and what they are.
+
+    Attributes:
+        environment: the agent's.
+        options: the agent's.
+        headers: of each request.
+    """
+
+    environment: dict[str, str]
+    options: tuple[str, ...] = ()
+    headers: tuple[str, ...] = ()
+
+
 NO_SPANS = {"OTEL_TRACES_SAMPLER": "always_off"}
 NO_METRICS = {"OTEL_METRICS_EXPORTER": "none"}
+# What a browser sends beside the request line and Host, and a proxy's traceparent; with wrk's two
+# lines, 645 bytes.
+BROWSERS = (
+    "Connection: keep-alive",
+    "Cache-Control: max-age=0",
+    "Upgrade-Insecure-Requests: 1",
+    "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0",
+    "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8",
+    "Sec-Fetch-Site: same-origin",
+    "Sec-Fetch-Mode: navigate",
+    "Sec-Fetch-Dest: document",
+    "Referer: https://shop.example.com/catalogue",
+    "Accept-Encoding: gzip, deflate, br",
+    "Accept-Language: en-GB,en;q=0.5",
+    "Cookie: session=4f1c2a9be07d43c58a6be1d2f3907a5c; theme=dark; seen=17; visit=1794012",
+    "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+)
 # As on every veth: native XDP has a price of its own there, since it copies each packet for it.
 WITHOUT_XDP = ("--xdp", "auto")
 FATES = {
-    "added up": ((), {**NO_SPANS, "OTEL_METRICS_EXPORTER": "prometheus"}),
-    "kept": ((), NO_METRICS),
-    "kept, no XDP": (WITHOUT_XDP, NO_METRICS),
-    "sampled out": ((), {**NO_SPANS, **NO_METRICS}),
-    "sampled out, no XDP": (WITHOUT_XDP, {**NO_SPANS, **NO_METRICS}),
+    "added up": Fate({**NO_SPANS, "OTEL_METRICS_EXPORTER": "prometheus"}),
+    "kept": Fate(NO_METRICS),
+    "kept, a browser's head": Fate(NO_METRICS, headers=BROWSERS),
+    "kept, no XDP": Fate(NO_METRICS, WITHOUT_XDP),
+    "sampled out": Fate({**NO_SPANS, **NO_METRICS}),
+    "sampled out, no XDP": Fate({**NO_SPANS, **NO_METRICS}, WITHOUT_XDP),
 }
 NGINX = """\
 worker_processes 1; daemon off; user root; pid {directory}/pid; error_log stderr;
@@ -79,7 +114,8 @@ class Measured:
         counted: the load under which they were counted, while the agent was paused.
         paused: those without counting, while it was paused.
         agent_s: what the agent itself took for all of these.
-        beside: one without counting that shared the processor with it.
+        beside: one without counting that shared the processor with it; like `paused` it is empty
+            where that was not asked for.
         absent: the stamps that it does not give.
     """
 
@@ -119,7 +155,7 @@ class Measured:
 def as_one(loads: list[Load]) -> Load:
     """All of them together."""
     requests = sum(each.requests for each in loads)
-    return Load(requests, requests / sum(each.seconds for each in loads))
+    return Load(requests, requests / sum(each.seconds for each in loads)) if loads else Load(0, 0)
 
 
 def nginx(directory: Path) -> list[str | Path]:
@@ -159,26 +195,35 @@ def measure(
     seconds: int,
     port: int = PORT,
     loader: str = "auto",
+    loads: int = LOADS,
 ) -> Measured:
-    options, environment = FATES[fate]
-    if options == WITHOUT_XDP:
+    """What the programs take for requests of a fate.
+
+    Args:
+        loads: without counting, for their throughput.
+    """
+    what = FATES[fate]
+    if what.options == WITHOUT_XDP:
         choices = without(choices, "arrival", "it was asked to be left alone")
     how = ("--hooks", name, "--loader", loader)
-    with agent(net, port, *how, *options, **environment) as measuring:
-        load(net, seconds)  # the series, and the orders that stamps come in, get their places
+    with agent(net, port, *how, *what.options, **what.environment) as measuring:
+        # The series, and the orders that stamps come in, get their places.
+        load(net, seconds, what.headers)
         measuring.catch_up()
         before_s = measuring.processor_s()
         free = []
-        for _ in range(LOADS):
+        for _ in range(loads):
             with measuring.paused():
-                free.append(load(net, seconds))
+                free.append(load(net, seconds, what.headers))
         with measuring.paused(), stats_enabled():
-            done = load(net, seconds)
+            done = load(net, seconds, what.headers)
             costs = costs_of(measuring.pid)
         measuring.catch_up()
         agent_s = measuring.processor_s() - before_s
-        beside = load(net, seconds)
-        measuring.catch_up()
+        beside = Load(0, 0)
+        if loads:
+            beside = load(net, seconds, what.headers)
+            measuring.catch_up()
         sums = measuring.stop()
     used = dict.fromkeys(str(choice.chosen) for choice in choices if choice.chosen)
     becomes = fate if port == PORT else "passed by: another port is measured"
@@ -234,6 +279,15 @@ def compare_loaders(seconds: int) -> None:
             for fate in ("kept", "added up"):
                 measured = measure(net, name, choices, fate, seconds, loader=loader)
                 found.append((measured, clients))
+    print_requests(found, counting)
+
+
+def measure_only(fates: list[str], seconds: int) -> None:
+    """These alone, with the best hooks; nothing of the client's sockets nor of the throughput."""
+    name, choices = ways()[0]
+    with served(nginx) as net:
+        counting = baseline(net, seconds)["empty"].each
+        found = [(measure(net, name, choices, fate, seconds, loads=0), 0.0) for fate in fates]
     print_requests(found, counting)
 
 
@@ -315,11 +369,21 @@ def main() -> int:
     parser.add_argument(
         "--loaders", action="store_true", help="only compare the ready-made programs with BCC's"
     )
+    parser.add_argument(
+        "--only",
+        metavar="FATE",
+        nargs="+",
+        choices=FATES,
+        help=f"only what the programs take for these: {', '.join(FATES)}",
+    )
     options = parser.parse_args()
     if options.here:
-        (compare_loaders if options.loaders else measure_here)(options.seconds)
+        if options.only:
+            measure_only(options.only, options.seconds)
+        else:
+            (compare_loaders if options.loaders else measure_here)(options.seconds)
         return 0
-    more = ("--loaders",) if options.loaders else ()
+    more = ("--loaders",) if options.loaders else ("--only", *options.only) if options.only else ()
     return max(measure_in_guest(kernel, options.seconds, *more) for kernel in options.kernels)
 
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -272,8 +272,12 @@ def empty_xdp(net: Network) -> Iterator[None]:
         os.close(program)
 
 
-def load(net: Network, seconds: int) -> Load:
-    """Keep-alive requests, as many as there can be."""
+def load(net: Network, seconds: int, headers: Sequence[str] = ()) -> Load:
+    """Keep-alive requests, as many as there can be.
+
+    Args:
+        headers: lines of their heads, beside the request line and Host.
+    """
     answer = subprocess.run(
         [
             *net.client.enter(),
@@ -281,6 +285,7 @@ def load(net: Network, seconds: int) -> Load:
             "-t1",
             f"-c{CONNECTIONS}",
             f"-d{seconds}s",
+            *(part for line in headers for part in ("-H", line)),
             f"http://{net.server.ipv4}:{PORT}/hello",
         ],
         capture_output=True,

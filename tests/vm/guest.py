@@ -221,7 +221,9 @@ def _command(kernel: Kernel, job: Job, output: int, console: int, image: int) ->
     if job.out:
         command += _share("out", job.out, "multidevs=remap")
     if job.icount:
-        command += ["-icount", "shift=0,sleep=off"]
+        # An idle guest waits as long as it says. Would its clock jump to its next time-out instead,
+        # that would be over before a busy machine has read it a file.
+        command += ["-icount", "shift=0,sleep=on"]
     return command
 
 
