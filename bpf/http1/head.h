@@ -27,7 +27,7 @@ static __always_inline int take_request_lines(struct scratch *s, struct connecti
 		} else if (x) {
 			x->record.http1.http_minor = 1;
 		}
-		if ((start & FIRST_BYTES(5)) == WORD('H', 'E', 'A', 'D', ' ', 0, 0, 0))
+		if ((u32)start == FOUR('H', 'E', 'A', 'D') && (u8)(start >> 32) == ' ')
 			conn->head_requests |= 1ULL << ((conn->begun - 1) & 63);
 	}
 	if (!x)
@@ -148,25 +148,29 @@ static __always_inline void consume_lines(struct scratch *s, struct connection *
 	p->carried = 0;
 	if (v->end) {
 		consume(s, x, v->end - carried, flow);
-	} else if (partial < CARRY_MAX && !v->skip && v->at >= total &&
-		   s->position + v->loaded == s->payload_length) {
+		return; /* what follows is up to what the lines say */
+	}
+	if (partial < CARRY_MAX && v->kind != LINE_REST && v->at >= total &&
+	    s->position + v->loaded == s->payload_length) {
 		/* The next segment finishes this line. */
 		s->carry = conn->id << 1 | IS_OUTBOUND(flow);
 		UPDATE(carries, &s->carry, (struct carry *)(s->window + (line & WINDOW_MASK)));
 		p->carried = partial;
 		consume(s, x, v->loaded, flow);
-	} else if (line && (v->at < total || (partial < CARRY_MAX && !v->skip))) {
+	} else if (line && (v->at < total || (partial < CARRY_MAX && v->kind != LINE_REST))) {
 		/* The next run starts again at this line. */
 		consume(s, x, line - carried, flow);
 	} else {
 		/* A line too long to keep: its start is all that is looked at. */
-		if (!v->skip)
-			note_line(s, v, line, CARRY_MAX, flow);
-		v->skip = 1;
+		if (v->kind == LINE_FIRST)
+			note_first_line(s, line, CARRY_MAX);
+		else if (v->kind == LINE_HEADER)
+			note_header(s, line, CARRY_MAX, flow);
+		v->kind = LINE_REST;
 		consume(s, x, at_most(total, v->at) - carried, flow);
 	}
-	p->state = v->state;
-	p->skip_line = v->skip;
+	p->state = v->kind == LINE_FIRST ? PARSER_FIRST_LINE : PARSER_HEADERS;
+	p->skip_line = v->kind == LINE_REST;
 }
 
 /*
@@ -197,8 +201,9 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 	v->loaded = loaded;
 	v->at = p->carried ? p->carried - 1 : 0; /* the last byte may be the CR of a CRLF */
 	v->total = p->carried + loaded;
-	v->state = p->state;
-	v->skip = p->skip_line;
+	v->kind = p->skip_line                    ? LINE_REST
+		  : p->state == PARSER_FIRST_LINE ? LINE_FIRST
+						  : LINE_HEADER;
 	v->line = 0;
 	v->end = 0;
 	__builtin_memset(s->found_length, 0, sizeof(s->found_length));

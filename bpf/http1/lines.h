@@ -4,69 +4,91 @@
 
 #include "http1/window.h"
 
-/* Notes where the value of a line of interest lies. */
-static __always_inline void note_line(struct scratch *s, volatile struct head_cursor *v, u64 at,
-				      u64 length, enum flow flow)
+/* Notes where the value of a header lies, if it is of interest. */
+static __always_inline void note_header(struct scratch *s, u64 at, u64 length, enum flow flow)
 {
 	u64 start, next, found, name_length;
 
-	if (v->state == PARSER_FIRST_LINE) {
-		v->state = PARSER_HEADERS;
-		s->found_at[FOUND_FIRST_LINE] = at;
-		s->found_length[FOUND_FIRST_LINE] = length;
-		return;
-	}
-	start = word_at(s, at) | LETTERS_LOWER;
-	next = word_at(s, at + 8) | LETTERS_LOWER;
-	if (start == WORD('c', 'o', 'n', 't', 'e', 'n', 't', '-') &&
-	    (next & FIRST_BYTES(7)) == WORD('l', 'e', 'n', 'g', 't', 'h', ':', 0)) {
+	/* By its first letters most that are of no interest are told. */
+	switch (four_at(s, at) | FOUR_LOWER) {
+	case FOUR('c', 'o', 'n', 't'):
+		start = word_at(s, at) | LETTERS_LOWER;
+		next = word_at(s, at + 8) | LETTERS_LOWER;
+		if (start != WORD('c', 'o', 'n', 't', 'e', 'n', 't', '-') ||
+		    (next & FIRST_BYTES(7)) != WORD('l', 'e', 'n', 'g', 't', 'h', ':', 0))
+			return;
 		found = FOUND_CONTENT_LENGTH;
 		name_length = 15;
-	} else if (start == WORD('t', 'r', 'a', 'n', 's', 'f', 'e', 'r') &&
-		   next == WORD('-', 'e', 'n', 'c', 'o', 'd', 'i', 'n')) {
+		break;
+	case FOUR('t', 'r', 'a', 'n'):
+		start = word_at(s, at) | LETTERS_LOWER;
+		next = word_at(s, at + 8) | LETTERS_LOWER;
+		if (start != WORD('t', 'r', 'a', 'n', 's', 'f', 'e', 'r') ||
+		    next != WORD('-', 'e', 'n', 'c', 'o', 'd', 'i', 'n'))
+			return;
 		found = FOUND_TRANSFER_ENCODING;
 		name_length = 18;
-	} else if (!CARRIES_REQUESTS(flow)) {
-		return; /* the others are a request's */
-	} else if ((start & FIRST_BYTES(5)) == WORD('h', 'o', 's', 't', ':', 0, 0, 0)) {
+		break;
+	/* The others are a request's. */
+	case FOUR('h', 'o', 's', 't'):
+		if (!CARRIES_REQUESTS(flow) || byte_at(s, at + 4) != ':')
+			return;
 		found = FOUND_HOST;
 		name_length = 5;
-	} else if (start == WORD('u', 's', 'e', 'r', '-', 'a', 'g', 'e') &&
-		   (next & FIRST_BYTES(3)) == WORD('n', 't', ':', 0, 0, 0, 0, 0)) {
+		break;
+	case FOUR('u', 's', 'e', 'r'):
+		start = word_at(s, at) | LETTERS_LOWER;
+		next = four_at(s, at + 8) | FOUR_LOWER;
+		if (!CARRIES_REQUESTS(flow) ||
+		    start != WORD('u', 's', 'e', 'r', '-', 'a', 'g', 'e') ||
+		    (next & FIRST_BYTES(3)) != FOUR('n', 't', ':', 0))
+			return;
 		found = FOUND_USER_AGENT;
 		name_length = 11;
-	} else if (start == WORD('t', 'r', 'a', 'c', 'e', 'p', 'a', 'r') &&
-		   (next & FIRST_BYTES(4)) == WORD('e', 'n', 't', ':', 0, 0, 0, 0)) {
+		break;
+	case FOUR('t', 'r', 'a', 'c'):
+		start = word_at(s, at) | LETTERS_LOWER;
+		next = four_at(s, at + 8) | FOUR_LOWER;
+		if (!CARRIES_REQUESTS(flow) ||
+		    start != WORD('t', 'r', 'a', 'c', 'e', 'p', 'a', 'r') ||
+		    next != FOUR('e', 'n', 't', ':'))
+			return;
 		found = FOUND_TRACEPARENT;
 		name_length = 12;
-	} else {
+		break;
+	default:
 		return;
 	}
-	found &= 7;
 	s->found_times[found]++;
 	s->found_at[found] = at + name_length;
 	s->found_length[found] = length - name_length;
 }
 
-/* How far the next byte is from `at` that may end a line; 32 where it is farther. */
+static __always_inline void note_first_line(struct scratch *s, u64 at, u64 length)
+{
+	s->found_at[FOUND_FIRST_LINE] = at;
+	s->found_length[FOUND_FIRST_LINE] = length;
+}
+
+#define WORDS_EACH TAKEN_EACH(16, 4) /* they fit between the window's last byte and its end */
+
+/* How far the next byte is from `at` that may end a line; as far as is looked at where it is farther. */
 static __always_inline u64 distance_to_line_end(const struct scratch *s, u64 at)
 {
 	const u64 *words = (const u64 *)(s->window + (at & WINDOW_MASK));
-	u64 marks;
+	u64 shift = BYTES(0x80 - ' '), all = BYTES(0x80), text;
 	u64 i;
 
+	/* Else clang would load them again for each word. */
+	asm("" : "+r"(shift), "+r"(all));
 #pragma unroll
-	for (i = 0; i < 4; i++) {
-		marks = maybe_line_ends(words[i]);
-		if (marks)
-			return 8 * i + lowest(marks);
+	for (i = 0; i < WORDS_EACH; i++) {
+		text = (words[i] + shift) & all;
+		if (text != all)
+			return 8 * i + lowest(text ^ all);
 	}
-	return 32;
+	return 8 * WORDS_EACH;
 }
-
-struct line_scanner {
-	struct scratch *s;
-};
 
 /*
  * Takes what is up to the next byte that may end a line; notes the line if it is of interest and
@@ -76,33 +98,40 @@ struct line_scanner {
  * unknown to the verifier, so each turn looks the same to it and it need not
  * walk every path through every turn.
  */
-static __always_inline long scan_line(struct line_scanner *scanner, enum flow flow)
+static __always_inline long scan_line(struct scratch *s, enum flow flow)
 {
-	struct scratch *s = scanner->s;
 	volatile struct head_cursor *v = &s->head;
-	u64 at = v->at, two, line;
+	u64 at = v->at, total = v->total, next, two, line, kind;
 
-	if (at >= v->total)
+	if (at >= total)
 		return 1;
 	at += distance_to_line_end(s, at);
 	two = two_at(s, at);
-	if (two == CRLF) {
-		v->at = at + 2;
-	} else {
-		v->at = at + 1;
-		if ((two & 0xff) != '\n')
+	next = at + 2;
+	if (two != CRLF) {
+		next = at + 1;
+		if ((two & 0xff) != '\n') {
+			v->at = next;
 			return 0;
+		}
 	}
-	if (v->at > v->total)
+	v->at = next;
+	if (next > total)
 		return 1;
 	line = v->line;
-	v->line = v->at;
-	if (v->skip) {
-		v->skip = 0;
+	v->line = next;
+	kind = v->kind;
+	if (kind != LINE_HEADER) {
+		if (kind == LINE_FIRST) {
+			if (at == line)
+				return 0;
+			note_first_line(s, line, at - line);
+		}
+		v->kind = LINE_HEADER;
 	} else if (at != line) {
-		note_line(s, v, line, at - line, flow);
-	} else if (v->state == PARSER_HEADERS) {
-		v->end = v->at;
+		note_header(s, line, at - line, flow);
+	} else {
+		v->end = next;
 		return 1;
 	}
 	return 0;
@@ -110,18 +139,34 @@ static __always_inline long scan_line(struct line_scanner *scanner, enum flow fl
 
 /* At least a byte each: a line that takes them all is too long to be carried. */
 #define SCAN_STEPS CARRY_MAX
-#define LINES_EACH 16
+#define LINES_EACH 8
 
-STEPS(scan_request_lines, struct line_scanner, scan_line, LINES_EACH, REQUESTS_IN)
-STEPS(scan_response_lines, struct line_scanner, scan_line, LINES_EACH, RESPONSES_OUT)
+static __always_inline long scan_some_lines(struct scratch *s, enum flow flow)
+{
+	u32 i;
+
+	BOUNDED_LOOP
+	for (i = 0; i < LINES_EACH; i++)
+		if (scan_line(s, flow))
+			return 1;
+	return 0;
+}
+
+STEP scan_request_lines(u64 turn UNUSED, struct scratch **s)
+{
+	return scan_some_lines(*s, REQUESTS_IN);
+}
+
+STEP scan_response_lines(u64 turn UNUSED, struct scratch **s)
+{
+	return scan_some_lines(*s, RESPONSES_OUT);
+}
 
 /* Notes the lines of interest in the window, up to its end or the head's. */
 static __always_inline void scan_lines(struct scratch *s, enum flow flow)
 {
-	struct line_scanner scanner = { .s = s };
-
 	if (CARRIES_REQUESTS(flow))
-		REPEAT(SCAN_STEPS / LINES_EACH, scan_request_lines, &scanner);
+		REPEAT(SCAN_STEPS / LINES_EACH, scan_request_lines, &s);
 	else
-		REPEAT(SCAN_STEPS / LINES_EACH, scan_response_lines, &scanner);
+		REPEAT(SCAN_STEPS / LINES_EACH, scan_response_lines, &s);
 }

@@ -15,7 +15,7 @@ static __always_inline void strip(u64 *at, u64 *length, const struct scratch *s)
 		*length -= 1;
 		return;
 	}
-	n = at_most(*length, lowest(not_blank(word_at(s, *at))));
+	n = at_most(*length, lowest(not_blank(word_at(s, *at)) | LAST_BYTE));
 	*at += n;
 	*length -= n;
 	text = not_blank(word_at(s, *at + *length - 8));
@@ -36,15 +36,14 @@ static __always_inline void capture(u8 *to, u16 *to_length, u64 max, struct scra
 {
 	u64 at = s->found_at[found], length = s->found_length[found];
 	const u64 *from;
-	u64 i, j;
+	u64 i = 0, j;
 
 	if (length == 0)
 		return;
 	if (found != FOUND_FIRST_LINE)
 		strip(&at, &length, s);
 	*to_length = length;
-	BOUNDED_LOOP
-	for (i = 0; i < max && i < length; i += CAPTURED_AT_ONCE(max)) {
+	do {
 		/* clang 19 would count in another variable, whose bound the verifier cannot see. */
 		asm volatile("" : "+r"(i));
 		if (i >= max)
@@ -53,7 +52,8 @@ static __always_inline void capture(u8 *to, u16 *to_length, u64 max, struct scra
 #pragma unroll
 		for (j = 0; j < CAPTURED_AT_ONCE(max) / 8; j++)
 			((u64 *)(to + i))[j] = from[j];
-	}
+		i += CAPTURED_AT_ONCE(max);
+	} while (i < length);
 }
 
 /* Content-Length's digits; -1 where they are not a number. */

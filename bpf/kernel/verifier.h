@@ -27,6 +27,13 @@
 #define REPEAT(count, step, context) bpf_loop(count, step, context, 0)
 #endif
 
+/* How much one turn is to take: the more, the more ways through it, of which BCC's turns have each. */
+#ifdef BCC_BUILD
+#define TAKEN_EACH(in_an_object, by_bcc) (by_bcc)
+#else
+#define TAKEN_EACH(in_an_object, by_bcc) (in_an_object)
+#endif
+
 /* A step of several: for what is short a call each time would cost more than it does itself. */
 #define STEPS(name, type, one, each, ...)                \
 	STEP name(u64 turn UNUSED, type *context)        \
@@ -54,12 +61,17 @@ static __always_inline u64 at_most(u64 max, u64 value)
  * A pointer that is NULL where something else does not hold: is it? Without this clang may test that
  * other thing again instead of the pointer, from which the verifier cannot tell that it is not NULL.
  */
-#define NULL_UNLESS(condition, pointer)                                           \
-	({                                                                        \
-		typeof(pointer) pointer_or_null = (condition) ? (pointer) : NULL; \
-                                                                                  \
-		asm volatile("" : "+r"(pointer_or_null));                         \
-		pointer_or_null;                                                  \
+#define NULL_UNLESS(condition, pointer)                           \
+	({                                                        \
+		typeof(pointer) pointer_or_null = NULL;           \
+                                                                  \
+		if (condition) {                                  \
+			pointer_or_null = (pointer);              \
+			asm volatile("" : "+r"(pointer_or_null)); \
+			if (!pointer_or_null)                     \
+				__builtin_unreachable();          \
+		}                                                 \
+		pointer_or_null;                                  \
 	})
 
 /*

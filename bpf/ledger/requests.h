@@ -29,15 +29,17 @@ static __always_inline struct exchange *claim_any(struct scratch *s, u32 *slot)
 	struct exchange *x;
 	u64 i;
 
+	*slot = next;
 	BOUNDED_LOOP
 	for (i = 0; i <= CLAIM_TRIES; i++) {
-		*slot = next % MAX_EXCHANGES;
 		x = claim(*slot);
 		if (x) {
-			s->next_slot = *slot + 1;
+			next = *slot + 1;
+			s->next_slot = next < MAX_EXCHANGES ? next : 0;
 			return x;
 		}
 		next = i ? next + 1 : bpf_get_prandom_u32();
+		*slot = next % MAX_EXCHANGES;
 	}
 	return NULL;
 }

@@ -18,9 +18,9 @@ static __always_inline bool same_key(const struct connection_key *a, const struc
 	const u64 *a_peer = (const u64 *)a->peer_address, *a_local = (const u64 *)a->local_address;
 	const u64 *b_peer = (const u64 *)b->peer_address, *b_local = (const u64 *)b->local_address;
 
-	return !((a_peer[0] ^ b_peer[0]) | (a_peer[1] ^ b_peer[1]) | (a_local[0] ^ b_local[0]) |
-		 (a_local[1] ^ b_local[1]) |
-		 (*(const u32 *)&a->peer_port ^ *(const u32 *)&b->peer_port));
+	return a_peer[0] == b_peer[0] && a_peer[1] == b_peer[1] && a_local[0] == b_local[0] &&
+	       a_local[1] == b_local[1] &&
+	       *(const u32 *)&a->peer_port == *(const u32 *)&b->peer_port;
 }
 
 static __always_inline void copy_key(struct connection_key *to, const struct connection_key *from)

@@ -35,6 +35,15 @@ static __always_inline u64 set_of(u64 hash) { return (hash >> 32) * CONNECTION_S
 /* Never 0, which is the tag of nobody. */
 static __always_inline u64 tag_of(u64 hash) { return hash | 1; }
 
+static __always_inline struct connection_tags *tags_of(u64 set)
+{
+	struct connection_tags *tags = &connection_tags()[set];
+
+	/* Else clang would add it up anew for each way. */
+	asm("" : "+r"(tags));
+	return tags;
+}
+
 /* The way that has this tag; WAYS: none. */
 static __always_inline u32 way_of(const struct connection_tags *tags, u64 tag)
 {
@@ -51,7 +60,7 @@ static __always_inline u32 way_of(const struct connection_tags *tags, u64 tag)
 static __always_inline struct connection *find_connection(const struct connection_key *key)
 {
 	u64 hash = hash_key(key), index = set_of(hash);
-	u64 way = way_of(&connection_tags()[index], tag_of(hash));
+	u64 way = way_of(tags_of(index), tag_of(hash));
 	struct connection *conn;
 
 	if (way == WAYS)
@@ -98,7 +107,7 @@ static __always_inline struct connection *create_connection(const struct connect
 							    u64 now)
 {
 	u64 hash = hash_key(key), index = set_of(hash);
-	struct connection_tags *tags = &connection_tags()[index];
+	struct connection_tags *tags = tags_of(index);
 	u64 place = forgotten(index * WAYS + claim_way(tags, index, tag_of(hash)), hash);
 	u32 zero = 0;
 	struct connection *conn, *blank = LOOKUP(blank_connection, &zero);
@@ -126,7 +135,7 @@ static __always_inline struct connection *create_connection(const struct connect
 static __always_inline void delete_connection(struct connection *conn)
 {
 	u64 hash = hash_key(&conn->key);
-	struct connection_tags *tags = &connection_tags()[set_of(hash)];
+	struct connection_tags *tags = tags_of(set_of(hash));
 	u32 way = way_of(tags, tag_of(hash));
 
 	conn->id = 0;

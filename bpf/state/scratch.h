@@ -18,7 +18,13 @@ enum found {
 	FOUND_TRACEPARENT,
 	FOUND_CONTENT_LENGTH,
 	FOUND_TRANSFER_ENCODING,
-	FOUND_COUNT = 8
+	FOUND_COUNT
+};
+
+enum line_kind {
+	LINE_FIRST,
+	LINE_HEADER,
+	LINE_REST, /* of one that is too long to keep: it is skipped */
 };
 
 /* What the loop over a head's lines carries. Indices into the window. */
@@ -28,8 +34,7 @@ struct head_cursor {
 	u64 total;  /* where the window ends */
 	u64 loaded; /* how much of it this segment gave */
 	u64 end;    /* where the head ends, once it is seen */
-	u64 state;
-	u64 skip;
+	u64 kind;   /* enum line_kind: of the current line */
 };
 
 /* What the loop over a request line carries. Indices into the line. */
@@ -104,9 +109,8 @@ struct scratch {
 	struct handshake attempt;
 	u64 found_at[FOUND_COUNT];
 	u64 found_length[FOUND_COUNT];
-	u8 found_times[FOUND_COUNT]; /* may wrap: 256 lines of one name find room in no window */
+	u8 found_times[8]; /* may wrap: 256 lines of one name find room in no window */
 	u8 window[WINDOW_MASK + 1 + CARRY_MAX + 16];
-	u64 unused_end[3];
 } __attribute__((aligned(64))); /* no two CPUs write to one cache line */
 
 ASSERT_BYTES(scratch, SCRATCH_BYTES);
@@ -115,7 +119,11 @@ DEFINE_ARRAY(struct scratch, scratches)
 
 static __always_inline struct scratch *own_scratch(void)
 {
-	return &scratches()[bpf_get_smp_processor_id() & (CPU_SLOTS - 1)];
+	struct scratch *s = &scratches()[bpf_get_smp_processor_id() & (CPU_SLOTS - 1)];
+
+	/* Else clang would add it up anew wherever it is needed. */
+	asm("" : "+r"(s));
+	return s;
 }
 
 static __always_inline void count_in(struct scratch *s, u32 counter, u32 n)

@@ -934,7 +934,7 @@ PT_REGS = np.dtype(
     }
 )
 
-#: struct scratch, 3072 bytes.
+#: struct scratch, 3008 bytes.
 SCRATCH = np.dtype(
     {
         "names": [
@@ -946,7 +946,7 @@ SCRATCH = np.dtype(
         "offsets": [
             0,
         ],
-        "itemsize": 3072,
+        "itemsize": 3008,
     }
 )
 
