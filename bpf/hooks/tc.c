@@ -21,6 +21,14 @@ static __always_inline int parse_skb(struct __sk_buff *skb, enum flow flow, stru
 	return result;
 }
 
+/* Does a packet say anything of its connection, where it has no payload? An ACK mostly does not. */
+static __always_inline bool says_something(const struct connection *conn, const struct segment *seg,
+					   enum flow flow)
+{
+	return seg->payload_length || seg->tcp_flags & (TCP_FIN | TCP_RST) ||
+	       (!IS_CLIENTS(flow) && conn->finished < conn->answered);
+}
+
 /* The connection of a packet in the direction of requests that concerns one, be it new. */
 static __always_inline struct connection *connection_asked(struct __sk_buff *skb, struct scratch *s,
 							   struct segment *seg, enum flow flow)
@@ -32,7 +40,7 @@ static __always_inline struct connection *connection_asked(struct __sk_buff *skb
 	if (SERIES && seg->tcp_flags & TCP_SYN)
 		ask_for_connection(s, seg, skb->ifindex, IS_CLIENTS(flow));
 	conn = find_connection(&seg->key);
-	if (!conn && !seg->payload_length)
+	if (conn ? !says_something(conn, seg, flow) : !seg->payload_length)
 		return NULL;
 	s->ktime_ns = bpf_ktime_get_ns();
 	return conn ? conn : create_connection(&seg->key, s->ktime_ns);

@@ -190,6 +190,11 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 		return -1;
 	if (p->state != PARSER_BETWEEN) {
 		*x = current_exchange(conn, flow);
+		v->at = p->carried ? p->carried - 1 : 0; /* the last byte may be the CR of a CRLF */
+		v->total = p->carried + loaded;
+		v->kind = p->skip_line                    ? LINE_REST
+			  : p->state == PARSER_FIRST_LINE ? LINE_FIRST
+							  : LINE_HEADER;
 	} else {
 		begun = CARRIES_REQUESTS(flow) ? start_request(s, conn, p, x, flow, source)
 					       : start_response(s, conn, p, x, flow, source);
@@ -197,13 +202,11 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 			return begun;
 		if (!CARRIES_REQUESTS(flow) && read_familiar_head(s, conn, p, *x, loaded, flow))
 			return 0;
+		v->at = 0;
+		v->total = loaded;
+		v->kind = LINE_FIRST;
 	}
 	v->loaded = loaded;
-	v->at = p->carried ? p->carried - 1 : 0; /* the last byte may be the CR of a CRLF */
-	v->total = p->carried + loaded;
-	v->kind = p->skip_line                    ? LINE_REST
-		  : p->state == PARSER_FIRST_LINE ? LINE_FIRST
-						  : LINE_HEADER;
 	v->line = 0;
 	v->end = 0;
 	__builtin_memset(s->found_length, 0, sizeof(s->found_length));

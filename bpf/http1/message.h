@@ -250,16 +250,28 @@ static __always_inline void forget_response(struct connection *conn, struct exch
 	x->record.response_bytes = 0;
 }
 
+/* Is the request a HEAD whose response begins? Its mark is free then for a later one. */
+static __always_inline bool is_answer_to_head(struct connection *conn)
+{
+	u64 mark = 1ULL << (conn->answered & 63);
+	bool is_one = conn->head_requests & mark;
+
+	conn->head_requests &= ~mark;
+	return is_one;
+}
+
 static __always_inline void begin_response_body(struct connection *conn, struct parser *p,
 						struct exchange *x, enum flow flow)
 {
-	bool to_head = conn->head_requests >> (conn->answered & 63) & 1;
+	bool to_head = false;
 
 	if (p->status < 200 && p->status != 101) {
 		p->state = PARSER_BETWEEN;
 		forget_response(conn, x, flow);
 		return;
 	}
+	if (conn->head_requests)
+		to_head = is_answer_to_head(conn);
 	if (x)
 		x->record.status = p->status;
 	if (ends_http(x, p->status)) {

@@ -91,7 +91,6 @@ static __always_inline struct exchange *begin_request(struct scratch *s, struct 
 	conn->begun = ordinal + 1;
 	if (!IS_CLIENTS(flow))
 		conn->arrived = ordinal + 1;
-	conn->head_requests &= ~(1ULL << (ordinal & 63));
 	if (ordinal - conn->finished >= IN_FLIGHT_MAX) {
 		count(COUNT_LOST_PIPELINE_FULL);
 		return NULL;

@@ -43,7 +43,7 @@ struct connection {
 	u64 socket;        /* its struct sock, once a socket hook has seen it */
 	u64 used_ktime_ns; /* by the peer */
 	u64 locked;        /* by a processor that reads one of its packets */
-	u64 head_requests; /* bit n % 64: request n is a HEAD */
+	u64 head_requests; /* bit n % 64: request n is a HEAD whose response has yet to begin */
 	struct parser inbound;
 	struct parser outbound;
 	struct head_shape shape;
