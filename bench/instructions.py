@@ -240,8 +240,12 @@ def measure(
     return Measured(f"{name}, {fate}", costs, done, as_one(free), agent_s, beside, absent(choices))
 
 
-def measure_here(seconds: int) -> None:
-    """Inside a guest."""
+def measure_here(seconds: int, loads: int) -> None:
+    """Inside a guest.
+
+    Args:
+        loads: without counting, of each kind, for the throughput; 0: that is not measured.
+    """
     print(
         f"kernel {platform.release()}, {os.cpu_count()} processor; nginx, wrk with {CONNECTIONS} "
         f"keep-alive connections, {seconds} s of the guest's time a load",
@@ -249,21 +253,27 @@ def measure_here(seconds: int) -> None:
     )
     with served(nginx) as net:
         load(net, 2 * seconds)
-        alone = as_one([load(net, seconds) for _ in range(LOADS)])
-        with empty_xdp(net):
-            load(net, seconds)
-            with_xdp = as_one([load(net, seconds) for _ in range(LOADS)])
+        alone = as_one([load(net, seconds) for _ in range(loads)])
+        with_xdp = Load(0, 0)
+        if loads:
+            with empty_xdp(net):
+                load(net, seconds)
+                with_xdp = as_one([load(net, seconds) for _ in range(loads)])
         counting = baseline(net, seconds)["empty"].each
         print(f"\n  an empty tracepoint program: {counting:.0f} instructions a run")
         found = []
         for name, choices in ways():
-            passing_by = measure(net, name, choices, "sampled out", seconds, OTHER_PORT)
+            passing_by = measure(
+                net, name, choices, "sampled out", seconds, OTHER_PORT, loads=loads
+            )
             clients = passing_by.clients(counting)
             # All are added up whatever the hooks are; of the best ones the rest, too.
             for fate in FATES if name == "auto" else ("added up",):
-                found.append((measure(net, name, choices, fate, seconds), clients))
+                measured = measure(net, name, choices, fate, seconds, loads=loads)
+                found.append((measured, clients))
     print_requests(found, counting)
-    print_throughput(found, alone, with_xdp)
+    if loads:
+        print_throughput(found, alone, with_xdp)
 
 
 def compare_loaders(seconds: int) -> None:
@@ -274,10 +284,12 @@ def compare_loaders(seconds: int) -> None:
         load(net, 2 * seconds)
         counting = baseline(net, seconds)["empty"].each
         for loader in ("object", "bcc"):
-            passing_by = measure(net, name, choices, "sampled out", seconds, OTHER_PORT, loader)
+            passing_by = measure(
+                net, name, choices, "sampled out", seconds, OTHER_PORT, loader, loads=0
+            )
             clients = passing_by.clients(counting)
-            for fate in ("kept", "added up"):
-                measured = measure(net, name, choices, fate, seconds, loader=loader)
+            for fate in ("kept", "kept, a browser's head", "added up"):
+                measured = measure(net, name, choices, fate, seconds, loader=loader, loads=0)
                 found.append((measured, clients))
     print_requests(found, counting)
 
@@ -370,6 +382,9 @@ def main() -> int:
         "--loaders", action="store_true", help="only compare the ready-made programs with BCC's"
     )
     parser.add_argument(
+        "--no-throughput", action="store_true", help="only count: that takes a third of the time"
+    )
+    parser.add_argument(
         "--only",
         metavar="FATE",
         nargs="+",
@@ -380,10 +395,14 @@ def main() -> int:
     if options.here:
         if options.only:
             measure_only(options.only, options.seconds)
+        elif options.loaders:
+            compare_loaders(options.seconds)
         else:
-            (compare_loaders if options.loaders else measure_here)(options.seconds)
+            measure_here(options.seconds, 0 if options.no_throughput else LOADS)
         return 0
-    more = ("--loaders",) if options.loaders else ("--only", *options.only) if options.only else ()
+    more = [f"--{name}" for name in ("loaders", "no-throughput") if f"--{name}" in sys.argv]
+    if options.only:
+        more += ["--only", *options.only]
     return max(measure_in_guest(kernel, options.seconds, *more) for kernel in options.kernels)
 
 

@@ -191,7 +191,7 @@ static __always_inline void note_end(u64 sk, struct connection_key *key,
 				     const struct connection *conn, u32 earlier)
 {
 	u32 error = sock_error(sk);
-	bool clients = CLIENTS && has_role(key, ROLE_CLIENT);
+	bool clients = has_role(key, ROLE_CLIENT);
 
 	if (earlier == TCP_SYN_SENT) {
 		if (clients)
@@ -335,7 +335,7 @@ static __always_inline int handle_reset(u64 sk, u64 skb)
 		return 0;
 	tp = tcp_sock(sk, DIRECT);
 	if (tp && !measured_key(sk, tcp_bound_port(tp, DIRECT), &key, DIRECT))
-		COUNT_CONNECTION(CLIENTS && has_role(&key, ROLE_CLIENT), reset);
+		COUNT_CONNECTION(has_role(&key, ROLE_CLIENT), reset);
 	return 0;
 }
 

@@ -70,11 +70,13 @@ static __always_inline bool handle_received(struct __sk_buff *skb, struct scratc
 					    struct connection *conn, const struct segment *seg)
 {
 	struct parser *p = &conn->inbound;
+	struct exchange *x;
 
 	conn->used_ktime_ns = s->ktime_ns;
 	if (seg->tcp_flags & TCP_ACK && conn->finished < conn->answered) {
-		judge_leaving_again(skb, seg, s, conn);
-		acknowledge(conn, seg->ack_seq, s->ktime_ns);
+		x = in_flight(conn, conn->finished);
+		judge_leaving_again(skb, seg, s, x);
+		acknowledge(conn, x, seg->ack_seq, s->ktime_ns);
 	}
 	track_peers_ending(conn, seg, REQUESTS_IN);
 	if (!seg->payload_length || p->state == PARSER_OFF)

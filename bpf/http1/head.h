@@ -89,13 +89,14 @@ static __always_inline void remember_shape(const struct scratch *s, struct head_
 /* Are the head's end, and the line of its Content-Length, where they were before? */
 static __always_inline bool has_shape(const struct scratch *s, const struct head_shape *shape)
 {
-	u64 at = shape->digits_at;
+	const u8 *before = s->window + ((shape->digits_at - 18) & WINDOW_MASK);
 
 	return four_at(s, shape->end - 4) == CRLF_CRLF && two_at(s, shape->digits_end) == CRLF &&
-	       two_at(s, at - 18) == CRLF &&
-	       (word_at(s, at - 16) | LETTERS_LOWER) ==
+	       *(u16 *)before == CRLF &&
+	       (*(u64 *)(before + 2) | LETTERS_LOWER) ==
 		       WORD('c', 'o', 'n', 't', 'e', 'n', 't', '-') &&
-	       (word_at(s, at - 8) | LETTERS_LOWER) == WORD('l', 'e', 'n', 'g', 't', 'h', ':', ' ');
+	       (*(u64 *)(before + 10) | LETTERS_LOWER) ==
+		       WORD('l', 'e', 'n', 'g', 't', 'h', ':', ' ');
 }
 
 /*

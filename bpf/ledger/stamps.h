@@ -65,14 +65,16 @@ STEP stamp_next_tcp(u64 turn UNUSED, struct tcp_stamper *s) { return stamp_one_t
  */
 static __always_inline bool stamp_tcp(struct connection *conn, struct byte_range range, u64 now)
 {
-	struct tcp_stamper stamper = { .conn = conn, .range = range, .now = now };
+	struct tcp_stamper first = { .conn = conn, .range = range, .now = now }, rest;
 
 	skip_finished(conn, &conn->tcp);
-	stamper.ordinal = conn->tcp;
-	/* A request at a time, mostly. */
-	if (!stamp_one_tcp(&stamper) && stamper.ordinal < conn->arrived)
-		REPEAT(IN_FLIGHT_MAX - 1, stamp_next_tcp, &stamper);
-	return stamper.passed_over;
+	first.ordinal = conn->tcp;
+	/* A request at a time, mostly: it is in registers. */
+	if (stamp_one_tcp(&first) || first.ordinal >= conn->arrived)
+		return first.passed_over;
+	rest = first;
+	REPEAT(IN_FLIGHT_MAX - 1, stamp_next_tcp, &rest);
+	return rest.passed_over;
 }
 
 struct queued_stamper {
@@ -103,11 +105,13 @@ STEP stamp_next_queued(u64 turn UNUSED, struct queued_stamper *s) { return stamp
 /* All bytes before rcv_nxt are on the receive queue, in order. */
 static __always_inline void stamp_queued(struct connection *conn, u32 rcv_nxt, u64 now)
 {
-	struct queued_stamper stamper = { .conn = conn, .now = now, .rcv_nxt = rcv_nxt };
+	struct queued_stamper first = { .conn = conn, .now = now, .rcv_nxt = rcv_nxt }, rest;
 
 	skip_finished(conn, &conn->queued);
-	if (!stamp_one_queued(&stamper) && conn->queued < conn->arrived)
-		REPEAT(IN_FLIGHT_MAX - 1, stamp_next_queued, &stamper);
+	if (stamp_one_queued(&first) || conn->queued >= conn->arrived)
+		return;
+	rest = first;
+	REPEAT(IN_FLIGHT_MAX - 1, stamp_next_queued, &rest);
 }
 
 /*
@@ -155,8 +159,6 @@ static __always_inline void note_goroutine(const struct connection *conn, const 
 	struct handling h = {};
 	struct pt_regs *regs;
 
-	if (!GO_HANDLERS)
-		return;
 	regs = (void *)bpf_task_pt_regs(bpf_get_current_task_btf());
 	bpf_probe_read_kernel(&key.g, sizeof(key.g), &regs->r14);
 	name_request(&h.last_read, conn, x);
@@ -182,7 +184,8 @@ static __always_inline void note_reader(struct connection *conn, struct exchange
 	if (CLIENTS)
 		take_in_hand(conn, r, sock_blocks(sk, access));
 	name_request(&r->handling.last_read, conn, x);
-	note_goroutine(conn, x);
+	if (GO_HANDLERS)
+		note_goroutine(conn, x);
 }
 
 struct read_stamper {
@@ -224,18 +227,20 @@ STEP stamp_next_copied(u64 turn UNUSED, struct read_stamper *s)
 static __always_inline void stamp_read(struct connection *conn, u64 sk, u32 copied_seq, u64 now,
 				       enum access access)
 {
-	struct read_stamper stamper = {
+	struct read_stamper first = {
 		.conn = conn,
 		.sk = sk,
 		.now = now,
 		.copied_seq = copied_seq,
 	};
+	struct read_stamper rest;
 
 	skip_finished(conn, &conn->read);
-	if (stamp_one_read(&stamper, access) || conn->read >= conn->arrived)
+	if (stamp_one_read(&first, access) || conn->read >= conn->arrived)
 		return;
+	rest = first;
 	if (access == DIRECT)
-		REPEAT(IN_FLIGHT_MAX - 1, stamp_next_read, &stamper);
+		REPEAT(IN_FLIGHT_MAX - 1, stamp_next_read, &rest);
 	else
-		REPEAT(IN_FLIGHT_MAX - 1, stamp_next_copied, &stamper);
+		REPEAT(IN_FLIGHT_MAX - 1, stamp_next_copied, &rest);
 }

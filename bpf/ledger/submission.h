@@ -79,14 +79,12 @@ struct acknowledged {
 	u64 ack_seq;
 };
 
-static __always_inline long acknowledge_one(struct acknowledged *a, enum ending ending)
+/* x: the first request that has been answered and is not finished; NULL: it was never tracked. */
+static __always_inline long acknowledge_one(const struct acknowledged *a, struct exchange *x,
+					    enum ending ending)
 {
 	struct connection *conn = a->conn;
-	struct exchange *x;
 
-	if (conn->finished >= conn->answered)
-		return 1;
-	x = in_flight(conn, conn->finished);
 	if (x) {
 		if (before((u32)a->ack_seq, x->outbound_end))
 			return 1;
@@ -103,14 +101,25 @@ static __always_inline long acknowledge_one(struct acknowledged *a, enum ending 
 
 STEP acknowledge_next(u64 turn UNUSED, struct acknowledged *a)
 {
-	return acknowledge_one(a, IRREGULAR);
+	struct connection *conn = a->conn;
+
+	if (conn->finished >= conn->answered)
+		return 1;
+	return acknowledge_one(a, in_flight(conn, conn->finished), IRREGULAR);
 }
 
-/* The peer has all bytes before ack_seq: report the responses that end there. */
-static __always_inline void acknowledge(struct connection *conn, u32 ack_seq, u64 now)
+/*
+ * The peer has all bytes before ack_seq: report the responses that end there.
+ *
+ * x: the first of them, as for acknowledge_one().
+ */
+static __always_inline void acknowledge(struct connection *conn, struct exchange *x, u32 ack_seq,
+					u64 now)
 {
-	struct acknowledged a = { .conn = conn, .now = now, .ack_seq = ack_seq };
+	struct acknowledged first = { .conn = conn, .now = now, .ack_seq = ack_seq }, rest;
 
-	if (!acknowledge_one(&a, ORDERLY) && conn->finished < conn->answered)
-		REPEAT(IN_FLIGHT_MAX - 1, acknowledge_next, &a);
+	if (acknowledge_one(&first, x, ORDERLY) || conn->finished >= conn->answered)
+		return;
+	rest = first;
+	REPEAT(IN_FLIGHT_MAX - 1, acknowledge_next, &rest);
 }

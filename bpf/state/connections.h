@@ -124,7 +124,7 @@ static __always_inline struct connection *create_connection(const struct connect
 	conn->place = place;
 	conn->home = NO_SLOT;
 	conn->used_ktime_ns = now;
-	if (CLIENTS && has_role(key, ROLE_CLIENT))
+	if (has_role(key, ROLE_CLIENT))
 		conn->flags = CLIENT;
 	/* Other CPUs may find it from here on, and find it whole. */
 	asm volatile("" : : : "memory");

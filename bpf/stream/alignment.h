@@ -92,9 +92,8 @@ static __always_inline void leave_again(struct __sk_buff *skb, const struct segm
  * takes its time to acknowledge it.
  */
 static __always_inline void judge_leaving_again(struct __sk_buff *skb, const struct segment *seg,
-						struct scratch *s, struct connection *conn)
+						struct scratch *s, struct exchange *x)
 {
-	struct exchange *x = in_flight(conn, conn->finished);
 	struct tcp_options o;
 
 	if (!x || !x->left_again || before(seg->ack_seq, x->outbound_end))
