@@ -151,6 +151,30 @@ def test_white_space_around_values(lab: Lab, meter: Meter, space: str, after: st
     assert record["response_body_bytes"] == 5
 
 
+@pytest.mark.parametrize("digits", range(1, 17))
+def test_a_length_of_any_number_of_digits(lab: Lab, meter: Meter, digits: int) -> None:
+    length = f"{4:0{digits}}"
+    asked = f"POST / HTTP/1.1\r\nContent-Length: {length}\r\n\r\nbody".encode()
+    answered = f"HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\nbody".encode()
+    pair = lab.connect()
+    for _ in range(2):  # the second response has the shape of the first one
+        pair.exchange(asked, answered)
+        record = meter.record()
+        assert record["request_body_bytes"] == 4
+        assert record["response_body_bytes"] == 4
+
+
+@pytest.mark.parametrize("length", [12, 345, 6_789, 12_345, 67_890])
+def test_each_digit_of_a_length_counts(lab: Lab, meter: Meter, length: int) -> None:
+    pair = lab.connect()
+    pair.exchange(request("POST", body=b"1" * length), response(body=b"2" * length))
+    record = meter.record()
+    assert flags(record) == WHOLE
+    assert record["request_body_bytes"] == length
+    assert record["response_body_bytes"] == length
+    meter.assert_next_is_right(pair, 1)
+
+
 def test_line_feeds_alone_end_lines(lab: Lab, meter: Meter) -> None:
     asked = b"POST /lf HTTP/1.1\nHost: lf.example\nContent-Length: 4\n\nbody"
     answered = b"HTTP/1.1 200 OK\nContent-Length: 2\n\nlf"
@@ -231,6 +255,12 @@ def test_nothing_else_is_kept_of_a_head_in_two_segments(lab: Lab, meter: Meter, 
         b"POST / HTTP/1.1\r\nContent-Length: many\r\n\r\n",
         b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
         b"POST / HTTP/1.1\r\nContent-Length: 9999999999999999999\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 00000000000000001\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 1:\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 1/3\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 12345678x\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: x12345678\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 123\xb145678\r\n\r\n",
         b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
         b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n",
     ],
