@@ -311,14 +311,14 @@ def print_requests(found: list[tuple[Measured, float]], counting: float) -> None
         counting: what that takes, a run.
     """
     print(
-        f"\n  {'instructions of a request':<27} BPF  - counting  - client's sockets  of first  "
+        f"\n  {'instructions of a request':<33} BPF  - counting  - client's sockets  of first  "
         "programs run"
     )
     first = found[0][0].instructions
     for each, clients in found:
         own = each.instructions - each.runs * counting
         print(
-            f"    {each.name:<25} {each.instructions:5.0f}  {own:10.0f}  {own - clients:18.0f}  "
+            f"    {each.name:<31} {each.instructions:5.0f}  {own:10.0f}  {own - clients:18.0f}  "
             f"{each.instructions / first:8.0%}  {each.runs:12.2f}"
             + (f"; absent: {', '.join(each.absent)}" if each.absent else "")
         )
