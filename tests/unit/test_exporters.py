@@ -8,7 +8,7 @@ import itertools
 import pytest
 
 from otelbpf.errors import UsageError
-from otelbpf.export.exporters import destination, exporter_name, require_endpoint
+from otelbpf.export.exporters import destination, exporter_name
 from otelbpf.export.sender import QueueLimits
 
 PROTOCOLS = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
@@ -80,6 +80,11 @@ def test_several_exporters_are_refused() -> None:
             "http://b:2/v1 (http/protobuf)",
         ),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:1"}, "console", "console"),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://me:secret@a:1/x"},
+            "otlp_proto_http",
+            "https://me:…@a:1/x (http/protobuf)",
+        ),
     ],
 )
 def test_destination(environment: dict[str, str], name: str, text: str) -> None:
@@ -115,40 +120,3 @@ def test_bad_queue_limits_are_refused(name: str, text: str) -> None:
     with pytest.raises(UsageError) as refusal:
         QueueLimits.from_environment({name: text})
     assert str(refusal.value) == f"{name}={text} is no whole number from 1 to 999999999"
-
-
-@pytest.mark.parametrize(
-    ("environment", "name", "remedy"),
-    [
-        (
-            {"OTEL_EXPORTER_OTLP_ENDPOINT": "localhost:4317"},
-            "otlp_proto_grpc",
-            "http://localhost:4317",
-        ),
-        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "ftp://x"}, "otlp_proto_http", "http://x"),
-    ],
-)
-def test_an_endpoint_must_say_whether_to_use_tls(
-    environment: dict[str, str], name: str, remedy: str
-) -> None:
-    with pytest.raises(UsageError, match=remedy):
-        require_endpoint(environment, name)
-
-
-@pytest.mark.parametrize(
-    ("environment", "name"),
-    [
-        ({}, "otlp_proto_grpc"),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector:4317"}, "otlp_proto_grpc"),
-        (
-            {
-                "OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317",
-                "OTEL_EXPORTER_OTLP_INSECURE": "true",
-            },
-            "otlp_proto_grpc",
-        ),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "localhost:4317"}, "console"),
-    ],
-)
-def test_endpoints_that_are_clear(environment: dict[str, str], name: str) -> None:
-    require_endpoint(environment, name)

@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from otelbpf.errors import UsageError
+from otelbpf.export.endpoints import require_understood, to_show
 from otelbpf.export.variables import require_otlp
 
 _BY_PROTOCOL = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
@@ -80,20 +81,19 @@ def is_otlp(name: str) -> bool:
 def require_endpoint(
     environment: Mapping[str, str], name: str, signal: Signal = Signal.TRACES
 ) -> None:
-    """Raises UsageError for an endpoint that the exporter would take for something else."""
+    """Raises UsageError for an endpoint that the exporter could not send to, or not to there."""
     if not is_otlp(name):
         return
-    for variable in _variables(signal, "ENDPOINT"):
+    grpc = name == _BY_PROTOCOL["grpc"]
+    insecure = environment.get("OTEL_EXPORTER_OTLP_INSECURE", "").strip().lower() == "true"
+    own, of_all = _variables(signal, "ENDPOINT")
+    for variable in (own, of_all):
         endpoint = environment.get(variable, "").strip()
-        insecure = environment.get("OTEL_EXPORTER_OTLP_INSECURE", "").strip().lower() == "true"
-        if not endpoint or endpoint.startswith(("http://", "https://")):
-            continue
-        if "://" not in endpoint and insecure and name == _BY_PROTOCOL["grpc"]:
-            continue
-        raise UsageError(
-            f"{variable}={endpoint} does not say whether to use TLS: write "
-            f"http://{endpoint.rpartition('://')[2]}, or https:// for TLS"
-        )
+        if endpoint:
+            require_understood(
+                variable, endpoint, grpc=grpc, insecure=insecure,
+                is_base=variable == of_all and not grpc,
+            )  # fmt: skip
 
 
 def asked_for(environment: Mapping[str, str], signal: Signal) -> str:
@@ -115,7 +115,8 @@ def destination(environment: Mapping[str, str], name: str, signal: Signal = Sign
         return name
     protocol = next(key for key, value in _BY_PROTOCOL.items() if value == name)
     default = "http://localhost:4317" if protocol == "grpc" else "http://localhost:4318"
-    return f"{_given(environment, signal, 'ENDPOINT') or default} ({protocol})"
+    endpoint = _given(environment, signal, "ENDPOINT") or default
+    return f"{to_show(endpoint)} ({protocol})"
 
 
 def load_exporter(

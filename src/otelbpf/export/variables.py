@@ -95,9 +95,6 @@ def require_otlp(environment: Mapping[str, str], signal: str, *, grpc: bool) -> 
     for kind in _FILES:
         for name, path in given(kind):
             _require_file(name, path, kind, grpc=grpc)
-    for name, text in given("ENDPOINT"):
-        if not text.isprintable() or " " in text:
-            raise UsageError(f"{name}={text!r} is no URL")
     for name, text in given("HEADERS"):
         for header in filter(None, (each.strip() for each in text.split(","))):
             if not _is_header(header, grpc=grpc):
@@ -114,7 +111,7 @@ def require_otlp(environment: Mapping[str, str], signal: str, *, grpc: bool) -> 
             raise UsageError(f"{name}={text} is neither true nor false")
     asks_for_tls = [name for name, text in given("INSECURE")[:1] if text.lower() == "false"]
     endpoint = next((text for _, text in given("ENDPOINT")), "http://localhost:4317")
-    if grpc and asks_for_tls and endpoint.startswith("http://"):
+    if grpc and asks_for_tls and endpoint.lower().startswith("http://"):
         raise UsageError(
             f"{asks_for_tls[0]}=false asks for TLS, and the endpoint {endpoint} for none",
             "write https:// for TLS, or leave that variable out",
