@@ -149,6 +149,22 @@ def crash(net: Network, directory: Path, command: list[str | Path], port: int) -
         assert process.popen.wait(DEADLINE_S) == 3
 
 
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_what_multiprocessing_starts_is_its_parents_service(
+    net: Network, receiver: Receiver, tmp_path: Path, method: str
+) -> None:
+    """What it runs is not in its own command line."""
+    with (
+        python_server(net, tmp_path, "worker_server", PORT, method),
+        measuring(net, receiver, tmp_path) as measured,
+    ):
+        for number in range(COUNT):
+            get(net, PORT, f"/{number}")
+        requests = wait_for_requests(receiver, COUNT)
+        measured.stop().assert_clean(seen=COUNT)
+    assert names(requests) == {(PORT, "worker_server.py"): COUNT}
+
+
 @pytest.mark.parametrize("kind", ["program", "script"])
 def test_a_service_that_crashes_is_itself_or_unknown(
     net: Network, receiver: Receiver, tmp_path: Path, build: Callable[[str], Path], kind: str

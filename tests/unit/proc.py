@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -41,6 +42,8 @@ class Proc:
         personality: int = 0,
         state: str = "S",
         cgroup_id: int = 1,
+        parent: int = 1,
+        files: Mapping[int, str] | None = None,
     ) -> Process:
         """A process, as the kernel has it in a record.
 
@@ -48,14 +51,16 @@ class Proc:
             executable: its path; empty: who asks has no right to look at what it runs.
             comm: None: as exec() sets it.
             stack: None: one of its own.
+            files: what it has open, by their numbers.
         """
         made = self.directory / str(pid)
-        made.mkdir(exist_ok=True)
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir()
         stack = next(_stacks) if stack is None else stack
         start_boottime_ns = start_boottime_ns or 1_000_000_000 * pid + 7_654_321
         name = Path(executable).name.encode()[:15] if comm is None else comm
         (made / "comm").write_bytes(name + b"\n")
-        fields = [state, *["0"] * 18, str(start_boottime_ns // _TICK_NS), *["0"] * 5]
+        fields = [state, str(parent), *["0"] * 17, str(start_boottime_ns // _TICK_NS), *["0"] * 5]
         told = stack if executable else 0
         (made / "stat").write_bytes(
             f"{pid} (".encode() + name + f") {' '.join(fields)} {told} 0 0\n".encode()
@@ -68,11 +73,12 @@ class Proc:
             (made / "environ").write_text("".join(f"{key}={value}\0" for key, value in pairs))
         (made / "cmdline").write_text("".join(f"{each}\0" for each in arguments))
         (made / "cgroup").write_text(cgroup)
+        (made / "fd").mkdir()
+        for number, file in (files or {}).items():
+            (made / "fd" / str(number)).symlink_to(file)
         return Process(pid, start_boottime_ns, cgroup_id, stack, name)
 
     def remove(self, pid: int) -> None:
         """It ends."""
         gone = self.directory / str(pid)
-        for each in gone.iterdir():
-            each.unlink()
-        gone.rmdir()
+        shutil.rmtree(gone)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -56,6 +56,7 @@ class Running:
     """What /proc says of a process; empty is what it does not say.
 
     Attributes:
+        parent: its pid; 0: it has none that can be seen from here.
         start_ticks: since boot, by the clock that the agent sees.
         stack: its address; 0: it is not told, or exec() did not draw it by lot.
         executable: its file name.
@@ -63,6 +64,8 @@ class Running:
         cgroups: the lines of its cgroups.
     """
 
+    pid: int
+    parent: int
     start_ticks: int
     stack: int
     comm: bytes
@@ -94,6 +97,8 @@ def look_at(pid: int, variables: Iterable[str]) -> Running | None:
         if before is None:
             return None
         running = Running(
+            pid=pid,
+            parent=before.parent,
             start_ticks=before.start_ticks,
             stack=before.stack if _is_drawn_by_lot(process) else 0,
             comm=_read(process / "comm").removesuffix(b"\n"),
@@ -102,13 +107,14 @@ def look_at(pid: int, variables: Iterable[str]) -> Running | None:
             variables=_variables_of(process, variables),
             cgroups=_text(_read(process / "cgroup")),
         )
-        # Else another process, or an exec(), has come between.
+        # Else another process, another parent, or an exec() has come between.
         if _stat_of(process) == before:
             return running
     return None
 
 
 class _Stat(NamedTuple):
+    parent: int
     start_ticks: int
     stack: int
 
@@ -118,7 +124,7 @@ def _stat_of(process: Path) -> _Stat | None:
     fields = _read(process / "stat").rpartition(b")")[2].split()
     if not fields or fields[0] in (b"Z", b"X"):
         return None
-    return _Stat(int(fields[19]), int(fields[25]))
+    return _Stat(int(fields[1]), int(fields[19]), int(fields[25]))
 
 
 def _is_drawn_by_lot(process: Path) -> bool:
@@ -169,6 +175,17 @@ def executable_name(pid: int) -> str:
         return Path(os.readlink(_PROC / str(pid) / "exe")).name.removesuffix(" (deleted)")
     except OSError:
         return ""
+
+
+def open_files(pid: int) -> Iterator[tuple[int, str]]:
+    """The numbers of a process's open files, and what each one is; as far as it can be told."""
+    try:
+        with os.scandir(_PROC / str(pid) / "fd") as files:
+            for file in files:
+                with contextlib.suppress(OSError):
+                    yield int(file.name), os.readlink(file.path)
+    except OSError:
+        return
 
 
 def cgroup_directory() -> Path | None:

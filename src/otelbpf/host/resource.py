@@ -21,6 +21,7 @@ from opentelemetry.util.types import AttributeValue
 from otelbpf.host.cgroups import Cgroups, container_id, paths_of, service_unit
 from otelbpf.host.command_lines import is_interpreter, program_of
 from otelbpf.host.processes import Process, Running, cgroup_directory, look_at
+from otelbpf.host.spawned import starter_of
 from otelbpf.version import __version__
 
 _NAME, _NAMESPACE, _INSTANCE = "service.name", "service.namespace", "service.instance.id"
@@ -256,6 +257,8 @@ def _program_name(running: Running) -> str:
     # Without the right to look at what it runs: what exec() has called it.
     executable = running.executable or running.comm.decode("utf-8", "backslashreplace")
     program = program_of(executable, running.arguments)
+    if not program and (starter := starter_of(running)) is not None:
+        program = program_of(starter.executable, starter.arguments)
     if program or not running.executable:
         return program or _UNKNOWN_SERVICE
     return f"{_UNKNOWN_SERVICE}:{running.executable}"
