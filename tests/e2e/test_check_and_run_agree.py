@@ -205,13 +205,30 @@ def test_what_is_not_missing(net: Network, tmp_path: Path, rich: str) -> None:
     assert ended.stderr.endswith("otelbpf: seen 0 = exported 0 + sampled out 0 + lost 0\n")
 
 
-@pytest.mark.parametrize("right", ["sys_ptrace", "dac_read_search", "checkpoint_restore"])
-def test_what_it_can_do_without(net: Network, tmp_path: Path, right: str) -> None:
+RIGHTS_TO_LOOK = ("sys_ptrace", "dac_read_search", "checkpoint_restore")
+# What starts a command with less than it could use, and what that is.
+LESS: dict[str, tuple[tuple[str, ...], str]] = {
+    **{
+        right: (without(right), f"this process does not have CAP_{right.upper()} (")
+        for right in RIGHTS_TO_LOOK
+    },
+    "PID namespace": (
+        ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child"),
+        "this PID namespace has other numbers for processes ",
+    ),
+}
+
+
+@pytest.mark.parametrize("less", LESS)
+def test_what_it_can_do_without(net: Network, tmp_path: Path, less: str) -> None:
     """Both say what it will not see, and it runs."""
-    checked, report = check(tmp_path, net, list(without(right)))
+    under, what = LESS[less]
+    checked, report = check(tmp_path, net, list(under))
     assert (checked.code, report["can_run"]) == (0, True)
     (finding,) = [each for each in report["findings"] if not each["ok"]]
-    assert finding["detail"].startswith(f"this process does not have CAP_{right.upper()} (")
-    ended = run(tmp_path, net, list(without(right)))
+    assert finding["detail"].startswith(what)
+    ended = run(tmp_path, net, list(under))
     assert ended.code == 0
     assert ended.stderr.startswith(f"otelbpf: limited: {finding['detail']}: {finding['remedy']}\n")
+    kept = [f"{right['capability']} ({right['purpose']})" for right in report["keeps"]]
+    assert f"otelbpf: keeps {', '.join(kept)}\n" in ended.stderr

@@ -95,6 +95,46 @@ def test_no_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("namespace", "numbers", "is_refused"),
+    [
+        (4026531836, "7", False),  # the host's
+        (4026532323, "7", True),
+        (4026532323, "9172\t7", False),  # and the /proc of the host
+        (None, "7", False),
+    ],
+)
+def test_processes_by_other_numbers_than_the_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    namespace: int | None,
+    numbers: str,
+    is_refused: bool,
+) -> None:
+    monkeypatch.setattr(needs, "PROC", tmp_path)
+    (tmp_path / "self/ns").mkdir(parents=True)
+    (tmp_path / "self/status").write_text(f"Name:\totelbpf\nNSpid:\t{numbers}\nThreads:\t1\n")
+    if namespace is not None:
+        (tmp_path / "self/ns/pid").symlink_to(f"pid:[{namespace}]")
+    if is_refused:
+        assert "`hostPID: true`" in refusal("process numbers").remedy
+    else:
+        named("process numbers").require()
+    assert named("process numbers").optional
+
+
+@pytest.mark.parametrize("held", [set(), {Capability.CAP_NET_ADMIN}, set(Capability)])
+def test_what_is_kept_was_had(monkeypatch: pytest.MonkeyPatch, held: set[Capability]) -> None:
+    stub(monkeypatch, Need("sun", "it shines", lambda: None))
+    monkeypatch.setattr(check, "programs_need_rights", lambda: True)
+    monkeypatch.setattr(rights, "held", lambda: frozenset(held))
+    report = check.examine((), None, Loader.AUTO)
+    kept = {right.capability for right in report.keeps}
+    assert kept <= held
+    assert (Capability.CAP_NET_ADMIN in kept) == (Capability.CAP_NET_ADMIN in held)
+    assert ("gives up all rights but" in str(report)) == bool(held)
+
+
+@pytest.mark.parametrize(
     ("soft", "hard", "raised_to"),
     [(UNLIMITED, UNLIMITED, None), (256, 256, None), (64, 4096, 256), (64, UNLIMITED, 256)],
 )

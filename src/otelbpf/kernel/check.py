@@ -42,7 +42,7 @@ class Report:
     """What was found out.
 
     Attributes:
-        keeps: the rights that otelbpf does not give up once it has attached.
+        keeps: the rights of this process that otelbpf does not give up once it has attached.
     """
 
     kernel: str
@@ -102,8 +102,9 @@ class Report:
             lines.append(
                 f"  {gives:<26} {_describe(choice) or _nothing(choice):<38} " + _passed_over(choice)
             )
-        lines += ["", "  once attached it gives up all rights but"]
-        lines += [f"  {right.capability.name:<26} {right.purpose}" for right in self.keeps]
+        if self.keeps:
+            lines += ["", "  once attached it gives up all rights but"]
+            lines += [f"  {right.capability.name:<26} {right.purpose}" for right in self.keeps]
         lines += ["", "otelbpf can run here." if self.can_run else "otelbpf cannot run here."]
         return "\n".join(line.rstrip() for line in lines)
 
@@ -164,10 +165,12 @@ def examine(
         find_netns(netns_name)
     if interfaces:
         findings += _interface_findings(interfaces, netns_name)
-    keeps = rights.kept(
-        programs=_programs_need_rights(),
-        filters=takes_filters(choices),
-        namespace=netns_name is not None,
+    keeps = rights.had(
+        rights.kept(
+            programs=_programs_need_rights(),
+            filters=takes_filters(choices),
+            namespace=netns_name is not None,
+        )
     )
     return Report(os.uname().release, tuple(findings), choices, keeps)
 

@@ -23,6 +23,8 @@ from otelbpf.kernel.loaders import Loader, choose_loader
 PROC = Path("/proc")
 REALTIME = Path("/sys/kernel/realtime")
 LOCKDOWN = Path("/sys/kernel/security/lockdown")
+# include/linux/proc_ns.h, PROC_PID_INIT_INO: in its numbers the kernel's programs tell processes.
+_HOST_PIDS = f"pid:[{0xEFFFFFFC}]"
 _KIB, _MIB = 1 << 10, 1 << 20
 # What an XDP program must at least be run on.
 _PACKET = bytes(64)
@@ -61,6 +63,7 @@ def needs(loader: Loader) -> tuple[Need, ...]:
             rights.require_to_look,
             optional=True,
         ),
+        Need("process numbers", "/proc has the kernel's own", _require_host_pids, optional=True),
         *(
             Need(f"limit of {limit.what}", f"at least {limit.least // limit.unit}", limit.require)
             for limit in _limits()
@@ -98,6 +101,23 @@ def _require_proc() -> None:
                 f"{path} is missing, from which otelbpf learns what there is",
                 f"mount a whole proc file system there (`mount -t proc proc {PROC}`)",
             )
+
+
+def _require_host_pids() -> None:
+    try:
+        namespace = os.readlink(PROC / "self/ns/pid")
+        status = (PROC / "self/status").read_text()
+    except OSError:
+        return
+    # More than one: this process has others than /proc, which is then of a namespace around it.
+    numbers = next(line.split()[1:] for line in status.splitlines() if line.startswith("NSpid:"))
+    if namespace != _HOST_PIDS and len(numbers) == 1:
+        raise KernelError(
+            "this PID namespace has other numbers for processes than the kernel tells: whose a "
+            "request is cannot be found out here (`unknown_service`)",
+            "run otelbpf in the host's PID namespace (`hostPID: true` for a pod, `--pid=host` for "
+            "a container)",
+        )
 
 
 def _require_processor() -> None:
