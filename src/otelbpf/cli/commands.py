@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import gc
 import io
 import logging
@@ -17,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from otelbpf.cli import want
 from otelbpf.cli.options import build_parser
 from otelbpf.errors import OtelbpfError, UsageError
 from otelbpf.protocols.urls import authority_of
@@ -24,21 +24,11 @@ from otelbpf.protocols.urls import authority_of
 if TYPE_CHECKING:
     from otelbpf.agent.config import Config
     from otelbpf.agent.run import Running
+    from otelbpf.kernel.findings import Report
     from otelbpf.ledger.tally import Sums
 
 _EXIT_REFUSED = 2
 _LONGEST_LINE = 4_000
-# Files, memory, threads, disk.
-_WANTING = {
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.EAGAIN,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-}
 _OBJECTS_BETWEEN_COLLECTIONS = 100_000
 
 
@@ -76,15 +66,18 @@ def _measured(config: Config) -> str:
 
 def _require_measurable(arguments: argparse.Namespace) -> None:
     """Raises an OtelbpfError if there is nothing to measure, or no way to."""
-    from otelbpf.export import variables
-    from otelbpf.kernel import needs
-    from otelbpf.kernel.loaders import Loader
+    from otelbpf.host import ulimits
 
     if not (arguments.port or arguments.upstream or arguments.client_port):
         raise UsageError(
             "nothing to measure: give a server's --port, or an --upstream or a --client-port that "
             f"requests are sent to; see `otelbpf {arguments.command} --help`"
         )
+    ulimits.require()
+    from otelbpf.export import variables
+    from otelbpf.kernel import needs
+    from otelbpf.kernel.loaders import Loader
+
     variables.settle(os.environ)
     for limited in needs.require(Loader(arguments.loader)):
         print(f"otelbpf: limited: {limited}", file=sys.stderr)
@@ -271,6 +264,14 @@ def _write_whole(path: Path, text: str) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    from otelbpf.kernel import findings
+
+    report = findings.of_limits() or _examine(arguments)
+    print(report.as_json() if arguments.json else report)
+    return 0 if report.can_run else 1
+
+
+def _examine(arguments: argparse.Namespace) -> Report:
     from otelbpf.kernel import check
     from otelbpf.kernel.loaders import Loader
     from otelbpf.kernel.needs import Need
@@ -284,11 +285,9 @@ def _check(arguments: argparse.Namespace) -> int:
     variables = Need(
         "variables", "no OTEL_* variable that `otelbpf run` would refuse", require_variables
     )
-    report = check.examine(
+    return check.examine(
         tuple(arguments.interface), arguments.netns, Loader(arguments.loader), (variables,)
     )
-    print(report.as_json() if arguments.json else report)
-    return 0 if report.can_run else 1
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -319,12 +318,6 @@ def _in_one_line(text: str) -> str:
     if len(text) > _LONGEST_LINE:
         text = f"{text[: _LONGEST_LINE // 2]} ... {text[-_LONGEST_LINE // 2 :]}"
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
-
-
-def _is_for_want_of_something(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in _WANTING
-    return isinstance(error, MemoryError) or "can't start new thread" in str(error)
 
 
 class _Unfailing(io.TextIOBase):
@@ -384,13 +377,9 @@ def main() -> int:
     except BrokenPipeError:
         _give_up_what_is_not_written()
         return 1
-    except (OSError, MemoryError, RuntimeError) as error:
-        if not _is_for_want_of_something(error):
+    except want.ERRORS as error:
+        if not want.is_why(error):
             raise
-        print(
-            f"otelbpf: the system has no more of what this takes ({error or 'memory'}): see what "
-            "limits this process (`ulimit -a`), and whether disk and memory are full",
-            file=sys.stderr,
-        )
+        print(f"otelbpf: {want.sentence(error)}", file=sys.stderr)
         _give_up_what_is_not_written()
         return _EXIT_REFUSED

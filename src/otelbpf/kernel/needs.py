@@ -7,13 +7,12 @@ Both ask the same functions, so they say the same.
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from otelbpf.errors import KernelError
-from otelbpf.host import rights
+from otelbpf.host import rights, ulimits
 from otelbpf.host.netns import current_cookie
 from otelbpf.kernel import libbpf, memory
 from otelbpf.kernel.btf import Btf, require_btf
@@ -25,7 +24,6 @@ REALTIME = Path("/sys/kernel/realtime")
 LOCKDOWN = Path("/sys/kernel/security/lockdown")
 # include/linux/proc_ns.h, PROC_PID_INIT_INO: in its numbers the kernel's programs tell processes.
 _HOST_PIDS = f"pid:[{0xEFFFFFFC}]"
-_KIB, _MIB = 1 << 10, 1 << 20
 # What an XDP program must at least be run on.
 _PACKET = bytes(64)
 
@@ -64,10 +62,7 @@ def needs(loader: Loader) -> tuple[Need, ...]:
             optional=True,
         ),
         Need("process numbers", "/proc has the kernel's own", _require_host_pids, optional=True),
-        *(
-            Need(f"limit of {limit.what}", f"at least {limit.least // limit.unit}", limit.require)
-            for limit in _limits()
-        ),
+        *(Need(limit.name, limit.met, limit.require) for limit in ulimits.limits()),
         Need("libbpf", None, libbpf.version),
         Need("namespaces", "network namespaces have cookies", current_cookie),
         Need("/sys", "it is mounted", libbpf.possible_cpus),
@@ -141,57 +136,6 @@ def _require_no_realtime() -> None:
             "by another one on the same processor that works in the same memory",
             "use a kernel without PREEMPT_RT",
         )
-
-
-@dataclass(frozen=True)
-class _Limit:
-    """What one of this process's resource limits must at least be.
-
-    Attributes:
-        what: is limited, for people.
-        shell: how a shell sets it.
-        least: the soft limit is raised to it where the hard one allows that.
-        unit: in which the shell counts, in bytes or pieces.
-    """
-
-    what: str
-    number: int
-    shell: str
-    least: int
-    unit: int = 1
-
-    def require(self) -> None:
-        soft, hard = resource.getrlimit(self.number)
-        if _is_enough(soft, self.least):
-            return
-        if not _is_enough(hard, self.least):
-            raise KernelError(
-                f"the limit of this process's {self.what} is {hard // self.unit}, and otelbpf "
-                f"needs {self.least // self.unit}",
-                f"raise it (`{self.shell} {self.least // self.unit}`)",
-            )
-        resource.setrlimit(self.number, (self.least, hard))
-
-
-def _is_enough(limit: int, least: int) -> bool:
-    return limit == resource.RLIM_INFINITY or limit >= least
-
-
-def _limits() -> tuple[_Limit, ...]:
-    """Twice what a run took, with what the threads that load programs may reserve."""
-    threads = (os.cpu_count() or 1) + 4
-    return (
-        _Limit("open files", resource.RLIMIT_NOFILE, "ulimit -n", 256),
-        _Limit(
-            "address space in KiB",
-            resource.RLIMIT_AS,
-            "ulimit -v",
-            (2048 + 128 * threads) * _MIB,
-            _KIB,
-        ),
-        _Limit("data in KiB", resource.RLIMIT_DATA, "ulimit -d", (512 + 32 * threads) * _MIB, _KIB),
-        _Limit("stack in KiB", resource.RLIMIT_STACK, "ulimit -s", _MIB, _KIB),
-    )
 
 
 def _require_directory() -> None:

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this process's own resource limits must at least be.
+
+They are looked at before anything else: below them not even importing what looks at the rest is
+sure to work. So this imports nothing that is large.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from dataclasses import dataclass
+
+from otelbpf.errors import KernelError
+
+_KIB, _MIB = 1 << 10, 1 << 20
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What one of this process's resource limits must at least be.
+
+    Attributes:
+        what: is limited, for people.
+        shell: how a shell sets it.
+        least: the soft limit is raised to it where the hard one allows that.
+        unit: in which the shell counts, in bytes or pieces.
+    """
+
+    what: str
+    number: int
+    shell: str
+    least: int
+    unit: int = 1
+
+    @property
+    def name(self) -> str:
+        """For people, among all that otelbpf needs."""
+        return f"limit of {self.what}"
+
+    @property
+    def met(self) -> str:
+        """What is there, for people, where it is high enough."""
+        return f"at least {self.least // self.unit}"
+
+    def require(self) -> None:
+        """Raises KernelError where it is lower, and cannot be raised."""
+        soft, hard = resource.getrlimit(self.number)
+        if _is_enough(soft, self.least):
+            return
+        if not _is_enough(hard, self.least):
+            raise KernelError(
+                f"the limit of this process's {self.what} is {hard // self.unit}, and otelbpf "
+                f"needs {self.least // self.unit}",
+                f"raise it (`{self.shell} {self.least // self.unit}`)",
+            )
+        resource.setrlimit(self.number, (self.least, hard))
+
+
+def limits() -> tuple[Limit, ...]:
+    """Twice what a run took, with what the threads that load programs may reserve."""
+    threads = (os.cpu_count() or 1) + 4
+    return (
+        Limit("open files", resource.RLIMIT_NOFILE, "ulimit -n", 256),
+        Limit(
+            "address space in KiB",
+            resource.RLIMIT_AS,
+            "ulimit -v",
+            (2048 + 128 * threads) * _MIB,
+            _KIB,
+        ),
+        Limit("data in KiB", resource.RLIMIT_DATA, "ulimit -d", (512 + 32 * threads) * _MIB, _KIB),
+        Limit("stack in KiB", resource.RLIMIT_STACK, "ulimit -s", _MIB, _KIB),
+    )
+
+
+def require() -> None:
+    """Raises KernelError for the first one that is too low."""
+    for limit in limits():
+        limit.require()
+
+
+def too_low() -> list[tuple[Limit, KernelError]]:
+    """All that are, and what is to be said of each."""
+    found = []
+    for limit in limits():
+        try:
+            limit.require()
+        except KernelError as error:
+            found.append((limit, error))
+    return found
+
+
+def _is_enough(limit: int, least: int) -> bool:
+    return limit == resource.RLIM_INFINITY or limit >= least
