@@ -72,6 +72,10 @@ REFUSED = [
         for port in ("", "0", "65536", "http")
     ),
     ((*RUN, "--client-port", "0"), "argument --client-port: '0' is no TCP port"),
+    *(
+        ((*RUN, f"--service-name={name}"), f"argument --service-name: {name!r} is no name: it is ")
+        for name in ("", "  ", "\u00a0", "a\nb", "a\x7f", "\x9b1m")
+    ),
     ((*RUN, "--interface"), "argument --interface: expected one argument"),
     ((*RUN, "--dur", "1"), "unrecognized arguments: --dur 1"),  # no abbreviations
     ((*RUN, "more"), "unrecognized arguments: more"),

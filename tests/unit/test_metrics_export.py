@@ -220,11 +220,15 @@ def test_prometheus(environment: dict[str, str], destination: str) -> None:
         ),
         (
             {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": "65536"},
-            "OTEL_EXPORTER_PROMETHEUS_PORT=65536 is no TCP port: it is a number from 1 to 65535",
+            "OTEL_EXPORTER_PROMETHEUS_PORT=65536 is no whole number from 1 to 65535",
         ),
         (
             {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": "http"},
-            "OTEL_EXPORTER_PROMETHEUS_PORT=http is no whole number from 1 to 999999999",
+            "OTEL_EXPORTER_PROMETHEUS_PORT=http is no whole number from 1 to 65535",
+        ),
+        (
+            {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": "0"},
+            "OTEL_EXPORTER_PROMETHEUS_PORT=0 is no whole number from 1 to 65535",
         ),
     ],
 )

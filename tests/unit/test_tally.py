@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from otelbpf.kernel.records import Counter
-from otelbpf.ledger.tally import Coverage, Gap, Lost, Sums, Tally
+from otelbpf.ledger.tally import Coverage, Gap, Lost, Sums, Tally, not_joined
 
 IN_KERNEL = {
     Counter.LOST_RING_FULL: Lost.RING_FULL,
@@ -73,6 +73,19 @@ def test_joins_are_told_by_name() -> None:
     assert sums.joins == {
         "marks_joined": 4, "marks_unknown": 0, "marks_ambiguous": 2, "causes_ambiguous": 1,
     }  # fmt: skip
+
+
+def test_what_was_not_joined_is_told() -> None:
+    """One in the singular, with what is known of why."""
+    joins = {"marks_joined": 4, "marks_unknown": 1, "marks_ambiguous": 0, "causes_ambiguous": 1_200}
+    assert not_joined(joins) == [
+        "1 span of an application has no request's span above it: not of a request in flight, or "
+        "not of the trace that it carries",
+        "1,200 requests to upstreams start traces of their own: which request it was for is not "
+        "known, as a thread may have several in hand where it does not wait for each one's bytes",
+    ]
+    assert not_joined({"causes_ambiguous": 1})[0].startswith("1 request to an upstream starts a ")
+    assert not_joined({}) == []
 
 
 def test_sums_do_not_change_afterwards() -> None:

@@ -140,8 +140,8 @@ def _tell_sums(sums: Sums) -> None:
         if not count:
             continue
         print(
-            f"otelbpf: {hook} missed {count} calls: another program was running on that "
-            "processor; their stamps are absent",
+            f"otelbpf: {hook} missed {count} {'call' if count == 1 else 'calls'}: another program "
+            "was running on that processor; what it would have stamped is absent",
             file=sys.stderr,
         )
 
@@ -155,7 +155,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from otelbpf.export.exporters import Signal, exporter_name
     from otelbpf.export.sender import QueueLimits
     from otelbpf.kernel.loaders import Loader
-    from otelbpf.ledger.tally import NOT_JOINED
+    from otelbpf.ledger.tally import not_joined
     from otelbpf.policy.sampler import Sampler, Slow
     from otelbpf.traces.description import StageStyle
 
@@ -219,9 +219,8 @@ def _run(arguments: argparse.Namespace) -> int:
         )
 
     sums = run(config, os.environ, stop, on_ready, on_loading)
-    for name, meaning in NOT_JOINED.items():
-        if sums.joins.get(name):
-            print(f"otelbpf: {sums.joins[name]} {meaning}", file=sys.stderr)
+    for sentence in not_joined(sums.joins):
+        print(f"otelbpf: {sentence}", file=sys.stderr)
     _tell_sums(sums)
     if config.sums_file is not None:
         _write_whole(config.sums_file, sums.as_json() + "\n")

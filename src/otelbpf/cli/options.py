@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -124,6 +125,14 @@ def _text(text: str) -> str:
     return text
 
 
+def _name(text: str) -> str:
+    if not text.strip() or any(unicodedata.category(each) == "Cc" for each in _text(text)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no name: it is blank, or has control characters"
+        )
+    return text
+
+
 def _route(text: str) -> str:
     try:
         Routes((_text(text),))
@@ -201,7 +210,7 @@ def _measuring() -> _Command:
     add("--duration", type=_seconds, metavar="S", help="stop by itself after S seconds")
     add(
         "--service-name",
-        type=_text,
+        type=_name,
         metavar="NAME",
         help="service.name of all that is measured (default: each process's own: its "
         "OTEL_SERVICE_NAME, else its systemd service, else what it runs)",

@@ -140,6 +140,8 @@ class Delivery(Generic[Units]):
         give_up_at: float | None = None
         most = self._most_at_once(len(units))
         largest_taken, is_too_large = 0, False
+        # Of what was too large and more than one unit: as large a part need not be sent to know.
+        least_too_large = float("inf")
         parts = [units[first : first + most] for first in range(0, len(units), most)][::-1]
         while parts:
             part = parts.pop()
@@ -148,12 +150,15 @@ class Delivery(Generic[Units]):
                 continue
             give_up_at = give_up_at or time.monotonic() + self._retry_s
             formed = self._formed(part)
+            size = _size(formed)
             answer = (
-                Answer(Verdict.TOO_LARGE) if formed is None
+                Answer(Verdict.TOO_LARGE)
+                if formed is None or (len(part) > 1 and size >= least_too_large)
                 else self._until_decided(formed.payload, give_up_at)
-            )  # fmt: skip
+            )
             if answer.verdict is Verdict.TOO_LARGE and len(part) > 1:
                 is_too_large = True
+                least_too_large = min(least_too_large, size or float("inf"))
                 middle = len(part) // 2
                 parts += [part[middle:], part[:middle]]
                 continue
@@ -292,6 +297,12 @@ class _News:
         if key not in self._remarks and len(self._remarks) < _MOST_TOLD:
             self._remarks.add(key)
             _log.warning("%s", sentence)
+
+
+def _size(formed: Formed | None) -> int:
+    """0: it is not known, as that of what an exporter makes bytes of by itself."""
+    payload = formed.payload if formed is not None else None
+    return len(payload) if isinstance(payload, (bytes, str)) else 0
 
 
 def _without_numbers(sentence: str) -> str:

@@ -22,17 +22,19 @@ class Signal(StrEnum):
     METRICS = "metrics"
 
 
-def whole_number(environment: Mapping[str, str], name: str, default: float) -> float:
+def whole_number(
+    environment: Mapping[str, str], name: str, default: float, most: int = 999_999_999
+) -> float:
     """The number that the variable `name` has; `default` where it is not set.
 
     Raises:
-        UsageError: it is no whole number, or none from 1 to 999999999.
+        UsageError: it is no whole number, or none from 1 to `most`.
     """
     text = environment.get(name, "").strip()
     if not text:
         return default
-    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
-        raise UsageError(f"{name}={text} is no whole number from 1 to 999999999")
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= most):
+        raise UsageError(f"{name}={text} is no whole number from 1 to {most}")
     return int(text)
 
 

@@ -125,9 +125,7 @@ class _Scraped:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         host = environment.get(_HOST, "").strip() or "localhost"
-        port = int(whole_number(environment, _PORT, 9464))
-        if port > 65_535:
-            raise UsageError(f"{_PORT}={port} is no TCP port: it is a number from 1 to 65535")
+        port = int(whole_number(environment, _PORT, 9464, most=65_535))
         self.low_port = port < 1024
         self._endpoint = PrometheusEndpoint(host, port)
         self.destination = f"http://{authority_of(host, port)}/metrics (Prometheus)"

@@ -40,15 +40,38 @@ _IN_KERNEL = {
     Counter.LOST_STOPPED: Lost.STOPPED,
 }
 
-#: What was left apart, by its name in Sums.joins, and after how many there are of it.
-NOT_JOINED = {
-    "marks_unknown": "spans of applications have no request's span above them: they were not of a "
-    "request in flight, or not of the trace that it carries",
-    "marks_ambiguous": "spans of applications have no request's span above them: several requests "
-    "were in flight on the connection, so which one each was of is not known",
-    "causes_ambiguous": "requests to upstreams start traces of their own: their threads serve "
-    "several requests, so which one each was for is not known",
+# What was left apart, by its name in Sums.joins: of one, of several, and why.
+_NOT_JOINED = {
+    "marks_unknown": (
+        "span of an application has no request's span above it",
+        "spans of applications have no request's span above them",
+        "not of a request in flight, or not of the trace that it carries",
+    ),
+    "marks_ambiguous": (
+        "span of an application has no request's span above it",
+        "spans of applications have no request's span above them",
+        "several requests were in flight on the connection, so which one it was of is not known",
+    ),
+    "causes_ambiguous": (
+        "request to an upstream starts a trace of its own",
+        "requests to upstreams start traces of their own",
+        "which request it was for is not known, as a thread may have several in hand where it does "
+        "not wait for each one's bytes",
+    ),
 }
+
+
+def not_joined(joins: Mapping[str, int]) -> list[str]:
+    """What is said of what was not joined.
+
+    Args:
+        joins: as in Sums.
+    """
+    told = []
+    for name, (one, several, why) in _NOT_JOINED.items():
+        if count := joins.get(name, 0):
+            told.append(f"{count:,} {one if count == 1 else several}: {why}")
+    return told
 
 
 class Gap(StrEnum):

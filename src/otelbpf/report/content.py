@@ -21,7 +21,7 @@ from otelbpf.ledger.stamps import (
     place_of_stamp,
     shade_of,
 )
-from otelbpf.ledger.tally import NOT_JOINED
+from otelbpf.ledger.tally import not_joined
 from otelbpf.report.distributions import BINS_PER_DECADE, Distribution, distribution
 from otelbpf.report.otlp_json import Span, Value
 from otelbpf.report.recording import Recording, Route, path_of, text_of
@@ -87,7 +87,7 @@ def content(recording: Recording, sums: RecordedSums | None) -> Json:
         "requests": shown.requests(),
         "resources": shown.resources,
         "reasons": REASONS,
-        "unjoined": NOT_JOINED,
+        "unjoined": [] if sums is None else not_joined(sums.joins),
         "sums": None if sums is None else asdict(sums),
     }  # fmt: skip
 

@@ -54,13 +54,11 @@ function drawLosses() {
   }
   for (const [hook, many] of Object.entries(sums.missed)) {
     if (many) {
-      notes.push(el('li', {}, `${count(many)} calls of `, el('code', {}, hook),
-        ' were missed, since another program ran there: their stamps are absent.'));
+      notes.push(el('li', {}, `${counted(many, 'call')} of `, el('code', {}, hook),
+        ' missed, since another program ran there: what it would have stamped is absent.'));
     }
   }
-  for (const [name, text] of Object.entries(data.unjoined)) {
-    if (sums.joins[name]) notes.push(el('li', {}, `${count(sums.joins[name])} ${text}.`));
-  }
+  for (const sentence of data.unjoined) notes.push(el('li', {}, `${sentence}.`));
   if (sums.connections.not_http) {
     notes.push(el('li', {},
       `${counted(sums.connections.not_http, 'connection')} spoke something other than HTTP/1, and`
