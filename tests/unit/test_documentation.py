@@ -15,6 +15,8 @@ from otelbpf.cli.options import build_parser
 from otelbpf.export import variables
 from otelbpf.export.sender import QueueLimits
 from otelbpf.ledger.batch import SPANS_MOST
+from otelbpf.ledger.tally import Lost
+from otelbpf.report.sums import REASONS
 
 ROOT = Path(__file__).resolve().parents[2]
 #: What users read. The change log also names what is gone.
@@ -119,3 +121,12 @@ def test_the_queues_variables() -> None:
         "OTEL_BSP_EXPORT_TIMEOUT": f"{limits.flush_s * 1000:.0f}",
     }
     assert f"a request is {SPANS_MOST} spans at the most, so 512 are {512 // SPANS_MOST}" in table
+
+
+def test_each_reason_for_a_loss_is_told_of() -> None:
+    """One table of all: what it means, and what to do."""
+    text = (ROOT / "docs/reliability.md").read_text()
+    _, _, section = text.partition("## Reasons for losses\n")
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \|$", section.partition("\n## ")[0], re.M)
+    assert sorted(reason for reason, *_ in rows) == sorted(Lost)
+    assert set(REASONS) == set(Lost)

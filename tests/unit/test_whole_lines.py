@@ -293,3 +293,20 @@ def test_standard_output_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(sys, "__stdout__", None)
     with pytest.raises(UsageError, match=r"^standard output is closed"):
         whole_lines.standard_output()
+
+
+@pytest.mark.parametrize("how", ["rename", "copytruncate"])
+def test_rotation(how: str, tmp_path: Path) -> None:
+    """What docs/reliability.md says of it: it appends to the file that it has opened."""
+    path, rotated = tmp_path / "spans.jsonl", tmp_path / "spans.jsonl.1"
+    lines = open_lines(str(path))
+    lines.send(b"one\n", 1.0)
+    if how == "rename":
+        path.rename(rotated)
+        lines.send(b"two\n", 1.0)
+        assert (path.exists(), rotated.read_bytes()) == (False, b"one\ntwo\n")
+    else:
+        rotated.write_bytes(path.read_bytes())
+        os.truncate(path, 0)
+        lines.send(b"two\n", 1.0)
+        assert (rotated.read_bytes(), path.read_bytes()) == (b"one\n", b"two\n")

@@ -101,7 +101,7 @@ _CONNECTIONS = {
     "refused": "Connections that were asked for and refused by a reset.",
     "unanswered": "Connections that were asked for and had no answer in time.",
     "evicted": "Connections forgotten to make room for others.",
-    "not_http": "Connections that are not HTTP/1, and left alone.",
+    "not_http": "Connections that are not HTTP/1, or not any more: also after a 101 or a CONNECT.",
     "tls": "Those of them that are of TLS.",
     "http2": "Those of them that are HTTP/2.",
     "unseen": "Connections some of whose bytes passed no measured interface.",

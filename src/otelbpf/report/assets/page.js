@@ -61,8 +61,8 @@ function drawLosses() {
   for (const sentence of data.unjoined) notes.push(el('li', {}, `${sentence}.`));
   if (sums.connections.not_http) {
     notes.push(el('li', {},
-      `${counted(sums.connections.not_http, 'connection')} spoke something other than HTTP/1, and`
-      + ' were left alone.'));
+      `${counted(sums.connections.not_http, 'connection')} spoke something other than HTTP/1, be`
+      + ' it from the start or after a 101 or CONNECT, and was left alone then.'));
   }
   if (sums.exported !== sums.seen) {
     notes.push(el('li', {}, 'Rates and distributions above are of what was exported.'));
