@@ -87,6 +87,8 @@ class _Reader:
 class _Nothing:
     """Does whatever it is asked for, and nothing."""
 
+    period_s = 5.0
+
     def __init__(self, *_: object) -> None:
         pass
 

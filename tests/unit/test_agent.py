@@ -60,6 +60,8 @@ class Pipeline:
 class Rest:
     """Whatever is asked of it, it does nothing."""
 
+    period_s = 5.0
+
     def __init__(self, *_: object) -> None:
         pass
 

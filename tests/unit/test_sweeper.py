@@ -116,6 +116,43 @@ def test_the_table_is_not_looked_through_where_nothing_is_in_flight(
     assert [order[0] for order in kernel.orders] == [3]
 
 
+@pytest.mark.parametrize(
+    ("asked", "at_s"), [(1, [0, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50]), (0, [0, 5, 15, 35])]
+)
+def test_it_sweeps_every_five_seconds_and_less_where_there_is_nothing_to_end(
+    sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch, asked: int, at_s: list[int]
+) -> None:
+    swept: list[int] = []
+
+    def sweep(now_ktime_ns: int) -> int:
+        swept.append((now_ktime_ns - NOW) // SECOND_NS)
+        return asked
+
+    monkeypatch.setattr(sweeper, "sweep", sweep)
+    for second in range(54):
+        sweeper.look(NOW + second * SECOND_NS)
+    assert swept == at_s
+
+
+@pytest.mark.parametrize(
+    ("idle_ns", "after_ns"), [(IDLE_NS, ACK_WAIT_NS), (SECOND_NS // 2, SECOND_NS // 2)]
+)
+def test_it_does_not_look_where_nothing_can_have_been_silent_for_so_long(
+    kernel: Kernel, idle_ns: int, after_ns: int
+) -> None:
+    """A moment ago none was in flight, so none of those that are now is older."""
+    sweeper = Sweeper(kernel, idle_ns)  # type: ignore[arg-type]
+    kernel.put(3, UNANSWERED, 10 * IDLE_NS)
+    kernel.has_any_in_flight = False
+    sweeper.look(NOW)
+    kernel.has_any_in_flight = True
+    sweeper.look(NOW + after_ns - 1)
+    assert kernel.orders == []
+    sweeper.look(NOW + after_ns)
+    assert [order[0] for order in kernel.orders] == [3]
+    sweeper.close()
+
+
 def test_those_that_wait_for_long_are_asked_for_more_rarely(
     kernel: Kernel, sweeper: Sweeper
 ) -> None:

@@ -42,13 +42,10 @@ _BATCH = 4_096
 _HOUSEKEEPING_S = 1.0
 # How often it looks around for what is not measured: while something is not, each turn.
 _LOOK_AROUND_S = 0.5
-# Without a request for so long it is quiet, and looks around and keeps house more rarely, until the
-# next request comes.
+# Without a request for so long it is quiet: it looks around more rarely, and keeps house only as
+# often as it must sweep, until the next request comes.
 _QUIET_AFTER_S = 10.0
 _QUIET_LOOK_AROUND_S = 1.0
-# How often requests are looked for that have gone silent, which is dear: more often only where they
-# may not be silent for so long.
-_SWEEP_S = 5.0
 _LAST_RECORD_S = 1.0
 # At the stop, until what has no room is counted as lost.
 _LAST_ROOM_S = 1.0
@@ -82,7 +79,6 @@ class Agent:
         self._started_unix_ns = time.time_ns()
         self._reader = RingReader(programs)
         self._sweeper = Sweeper(programs, int(config.idle_timeout_s * 1e9))
-        self._sweep_s = min(_SWEEP_S, config.idle_timeout_s)
         self._thread_contexts = ThreadContexts(programs)
         self._rest_s = min(_REST_S, config.queue.delay_s)
         self._worth_it = min(_WORTH_IT, config.limits.ring // 4)
@@ -110,7 +106,6 @@ class Agent:
         """
         came_at = looked_at = look_around_at = time.monotonic()
         housekeeping_at = looked_at + _HOUSEKEEPING_S
-        sweep_at = looked_at + self._sweep_s
         while not stop.is_set():
             now = time.monotonic()
             is_quiet = now - came_at > _QUIET_AFTER_S
@@ -121,10 +116,8 @@ class Agent:
                     look_around_at = now + (_QUIET_LOOK_AROUND_S if is_quiet else _LOOK_AROUND_S)
             if now >= housekeeping_at:
                 self._keep_house(missed)
-                if now >= sweep_at:
-                    self._sweeper.sweep(time.monotonic_ns())
-                    sweep_at = now + self._sweep_s
-                housekeeping_at = now + max(_HOUSEKEEPING_S, self._sweep_s if is_quiet else 0)
+                seldom_s = self._sweeper.period_s if is_quiet else 0
+                housekeeping_at = now + max(_HOUSEKEEPING_S, seldom_s)
             now = time.monotonic()
             count = self._look_at_ring(now)
             if count != 0:
@@ -141,6 +134,7 @@ class Agent:
 
     def _keep_house(self, missed: Callable[[], dict[str, int]]) -> None:
         self.pipeline.refresh()
+        self._sweeper.look(time.monotonic_ns())
         self._thread_contexts.refresh(time.monotonic())
         if self._series is not None:
             self._series.refresh(time.monotonic())

@@ -12,6 +12,9 @@ from otelbpf.kernel.records import EXCHANGE, ExchangeState
 #: How long what should follow at once is waited for: a whole response's acknowledgement, the
 #: socket's end after the FIN.
 ACK_WAIT_NS = 2_000_000_000
+# How often the table is looked through, which is dear: more often only where nothing may be silent
+# for so long, and more rarely the longer there was nothing to be ended.
+_SWEEP_S, _MORE_RARELY = 5.0, 4
 # What waits longer is asked for more rarely: there may be thousands of long polls.
 _LONGEST_BETWEEN_NS = 30_000_000_000
 _NONE, _NEVER = np.empty(0, np.intp), np.empty(0, np.uint64)
@@ -24,11 +27,15 @@ class Sweeper:
 
     Args:
         idle_ns: how long an unanswered request may be silent that is of no socket known to be open.
+    Attributes:
+        period_s: how often look() is to be called at least.
     """
 
     def __init__(self, programs: Programs, idle_ns: int) -> None:
         self._programs = programs
         self._idle_ns = idle_ns
+        self.period_s = self._wait_s = min(_SWEEP_S, idle_ns / 1e9)
+        self._next_sweep_ns = self._none_ktime_ns = 0
         count = programs.limits.exchanges
         # A sweep is short: nothing stays mapped in between.
         self._table = PartlyMappedArray(programs.map_fd("exchanges"), EXCHANGE, count, most=0)
@@ -36,8 +43,23 @@ class Sweeper:
         self._asked_activity = np.zeros(count, np.uint64)
         self._next_ask = np.zeros(count, np.int64)
 
-    def sweep(self, now_ktime_ns: int) -> None:
-        """Ends what has been silent for too long."""
+    def look(self, now_ktime_ns: int) -> None:
+        """Once a second: sweeps if it is time to, and if there can be anything to be found.
+
+        There cannot, where no request was in flight a moment ago: none is silent for longer.
+        """
+        if not self._programs.in_flight():
+            self._none_ktime_ns = now_ktime_ns
+        shortest_ns = min(ACK_WAIT_NS, self._idle_ns)
+        if now_ktime_ns < max(self._next_sweep_ns, self._none_ktime_ns + shortest_ns):
+            return
+        if self.sweep(now_ktime_ns):
+            self._wait_s = self.period_s
+        self._next_sweep_ns = now_ktime_ns + int(self._wait_s * 1e9)
+        self._wait_s = min(2 * self._wait_s, _MORE_RARELY * self.period_s)
+
+    def sweep(self, now_ktime_ns: int) -> int:
+        """Has the kernel end what has been silent for too long; how many it was asked for."""
         # The machine may have been started later than that.
         waited = max(0, now_ktime_ns - ACK_WAIT_NS)
         idle = max(0, now_ktime_ns - self._idle_ns)
@@ -53,6 +75,7 @@ class Sweeper:
         )
         self._asked_activity[slots] = activity
         self._next_ask[slots] = now_ktime_ns + between
+        return len(slots)
 
     def finish(self, now_ktime_ns: int) -> None:
         """Ends everything: what is over is reported, the rest counted as lost."""
