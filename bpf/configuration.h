@@ -35,7 +35,7 @@ struct configuration {
 };
 
 #ifndef BCC_BUILD
-const struct configuration configuration_data SECTION(".rodata") = {};
+READ_ONLY struct configuration configuration_data SECTION(".rodata") = {};
 
 /* Its address as if it were not known: else clang would take its zeros for what it holds. */
 static __always_inline const struct configuration *configuration(void)

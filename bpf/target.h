@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * The two ways to build these programs. Nothing else here needs to know of them.
+ * The ways to build these programs. Little else here needs to know of them.
  *
  * - By clang, once, as an object for libbpf: src/otelbpf/kernel/objects.py.
  * - By BCC, when the agent starts (BCC_BUILD): src/otelbpf/kernel/compiler.py. Of it only the compiler
  *   is used: maps are made by the agent, which tells it their descriptors, FD_<name>.
+ * - By any compiler, as a program of this machine whose every step sanitizers watch (HOST_BUILD):
+ *   tests/unit/host. What stands in for the kernel is there.
  *
  * What type and size a map has is said once, by MAP(), from which src/otelbpf/kernel/records.py is
  * generated.
@@ -40,8 +42,23 @@ static long (*tail_call)(void *context, u64 map, u32 index) = (void *)BPF_FUNC_t
 
 #include "kernel/uapi.h"
 
+#ifdef HOST_BUILD
+#include <host.h>
+#else
 #define HELPER(result, name, ...) \
 	static result (*bpf_##name)(__VA_ARGS__) __attribute__((unused)) = (void *)BPF_FUNC_##name
+#define SECTION(name) __attribute__((section(name), used))
+/* As libbpf reads it from the object's BTF. */
+#define MAP(map_type, name, key_type, value_type, count) \
+	struct {                                         \
+		int (*type)[BPF_MAP_TYPE_##map_type];    \
+		int (*max_entries)[count];               \
+		key_type *key;                           \
+		value_type *value;                       \
+	} name SECTION(".maps");
+/* What the agent fills before the programs are loaded. */
+#define READ_ONLY const
+#endif
 
 HELPER(u64, ktime_get_ns, void);
 HELPER(u32, get_prandom_u32, void);
@@ -73,15 +90,6 @@ HELPER(long, tail_call, void *context, void *map, u32 index);
 #define PT_REGS_PARM1(registers) ((registers)->di)
 #define PT_REGS_PARM2(registers) ((registers)->si)
 
-#define SECTION(name) __attribute__((section(name), used))
-/* As libbpf reads it from the object's BTF. */
-#define MAP(map_type, name, key_type, value_type, count) \
-	struct {                                         \
-		int (*type)[BPF_MAP_TYPE_##map_type];    \
-		int (*max_entries)[count];               \
-		key_type *key;                           \
-		value_type *value;                       \
-	} name SECTION(".maps");
 #define MAP_OF(name) (&(name))
 /* Who wants the types alone has another one: none is compiled then. */
 #ifndef PROGRAM

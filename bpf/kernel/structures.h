@@ -12,11 +12,13 @@
 #ifdef BCC_BUILD
 #define FIELD(base, of, field) ((base) + OFFSET_##of##_##field)
 #else
+#ifndef HOST_BUILD
 /* Its address, from that of the structure. */
 #define FIELD(base, of, field) \
 	((u64)__builtin_preserve_access_index(&((const struct of *)(base))->field))
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+#endif
 
 struct in6_addr {
 	u8 unused[16];
@@ -129,5 +131,7 @@ struct bpf_map {
 	u8 name[16];
 };
 
+#ifndef HOST_BUILD
 #pragma clang attribute pop
+#endif
 #endif

@@ -23,6 +23,10 @@
 			__builtin_unreachable();                                  \
 		return first;                                                     \
 	}
+#elif defined(HOST_BUILD)
+#define DEFINE_ARRAY(type, name)   \
+	static type *name##_array; \
+	static __always_inline type *name(void) { return name##_array; }
 #else
 #define DEFINE_ARRAY(type, name)                                           \
 	__attribute__((weak)) type name##_array[1] SECTION(".bss." #name); \

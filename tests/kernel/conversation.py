@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from frames import ACK, Frame, Wire
+from frames import Wire
+from support.frames import ACK, Frame
 
 
 @dataclass

@@ -7,9 +7,10 @@ import json
 import socket
 import struct
 
-from frames import ACK, RST, SYN, Frame, fresh_port
+from frames import fresh_port
 from lab import CLIENT_INTERFACE, INTERFACE, PORT, SERVER_IPV4, Lab
 from support.commands import run
+from support.frames import ACK, RST, SYN, Frame
 from support.waiting import DEADLINE_S
 
 from otelbpf.host.netns import Netns

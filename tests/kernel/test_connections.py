@@ -8,10 +8,11 @@ import os
 import socket
 
 import pytest
-from frames import ACK, FIN, Frame, Wire, fresh_port
+from frames import Wire, fresh_port
 from lab import CLIENT_IPV4, SERVER_IPV4, Lab, Pair, prepare, receive, reset
 from messages import OK, request
 from meter import WHOLE, Meter, flags, stamps
+from support.frames import ACK, FIN, Frame
 
 from otelbpf.host.interfaces import find_interfaces
 from otelbpf.kernel import libbpf

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from conversation import Conversation
-from frames import ACK, FIN, RST, Frame, UpstreamWire, Wire, fresh_port
+from frames import UpstreamWire, Wire, fresh_port
 from lab import Pair, reset
 from messages import OK, request, response
 from meter import FREE_PORT, Meter, flags, stages, stamps, told_stages
+from support.frames import ACK, FIN, RST, Frame
 from support.waiting import wait_until
 
 from otelbpf.kernel.records import Counter, RequestFlag, Stamp

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from conversation import Conversation, cut, early
-from frames import ACK, FIN, Frame, Wire, fresh_port
+from frames import Wire, fresh_port
 from messages import CHUNKED, OK, chunks, request
 from meter import WHOLE, Meter, flags, stages, stamps
+from support.frames import ACK, FIN, Frame
 
 from otelbpf.host.interfaces import find_interfaces
 from otelbpf.kernel.records import Counter, RequestFlag, Stamp

@@ -7,7 +7,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from frames import (
+from frames import Wire, fresh_port
+from lab import PORT
+from messages import OK, request
+from meter import WHOLE, Meter, flags, stamps
+from support.frames import (
     ACK,
     AUTHENTICATION,
     DESTINATION,
@@ -16,12 +20,7 @@ from frames import (
     PSH,
     ROUTING,
     Frame,
-    Wire,
-    fresh_port,
 )
-from lab import PORT
-from messages import OK, request
-from meter import WHOLE, Meter, flags, stamps
 
 from otelbpf.kernel.records import Counter, RequestFlag, Stamp
 

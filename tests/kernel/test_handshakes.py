@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from frames import ACK, RST, SYN, Frame, UpstreamWire, Wire, fresh_port, verdict
+from frames import UpstreamWire, Wire, fresh_port, verdict
 from lab import INTERFACE, SERVER_IPV4, SERVER_IPV6, SPARE_PORT, Lab, Pair, prepare, reset
 from messages import OK, request
 from meter import FREE_PORT, GATEWAY_PORT
@@ -19,6 +19,7 @@ from netem import tcp_statistics
 from puppet import Puppet
 from sums_of_connections import Sums, spare_listener
 from support.commands import run
+from support.frames import ACK, RST, SYN, Frame
 from support.waiting import DEADLINE_S, wait_until
 
 from otelbpf.ledger.request import Kind

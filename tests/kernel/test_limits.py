@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 from conversation import Conversation
-from frames import Frame, Wire, fresh_port
+from frames import Wire, fresh_port
 from lab import laboratory
 from messages import OK, request, response
 from meter import WHOLE, Meter, flags, load
+from support.frames import Frame
 
 from otelbpf.kernel.limits import Limits
 from otelbpf.kernel.records import Counter

@@ -11,11 +11,12 @@ import netem
 import numpy as np
 import pytest
 from conversation import Conversation, cut, early
-from frames import ACK, FIN, RST, Frame, UpstreamWire, fresh_port
+from frames import UpstreamWire, fresh_port
 from lab import Pair, Worker, receive
 from messages import CHUNKED, OK, chunks, request, response
 from meter import FREE_PORT, OUTGOING, Meter, flags, stages, stamps
 from strangers import Strangers
+from support.frames import ACK, FIN, RST, Frame
 
 from otelbpf.kernel import libbpf
 from otelbpf.kernel.records import Counter, RequestFlag, Stamp

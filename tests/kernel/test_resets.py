@@ -7,10 +7,11 @@ import socket
 from collections.abc import Callable
 
 import pytest
-from frames import ACK, RST, Frame, UpstreamWire, Wire
+from frames import UpstreamWire, Wire
 from lab import CLIENT_IPV4, SERVER_IPV4, reset, unread_bytes
 from netem import tcp_statistics
 from sums_of_connections import Sums, spare_listener
+from support.frames import ACK, RST, Frame
 from support.waiting import wait_until
 
 from otelbpf.ledger.request import Kind

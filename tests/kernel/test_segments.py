@@ -11,10 +11,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conversation import Conversation
-from frames import ACK, FIN, RST, Frame, Wire, fresh_port
+from frames import Wire, fresh_port
 from lab import Lab
 from messages import CHUNKED, OK, chunk, chunks, request, response
 from meter import WHOLE, Meter, flags, stamps
+from support.frames import ACK, FIN, RST, Frame
 
 from otelbpf.kernel.records import Counter, RequestFlag, Stamp
 

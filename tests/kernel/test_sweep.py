@@ -7,10 +7,11 @@ import time
 
 import pytest
 from conversation import Conversation
-from frames import Frame, Wire, fresh_port
+from frames import Wire, fresh_port
 from lab import Lab
 from messages import OK, request, response
 from meter import WHOLE, Meter, flags, stamps
+from support.frames import Frame
 
 from otelbpf.kernel.records import Counter, RequestFlag, Stamp
 from otelbpf.ledger.sweeper import ACK_WAIT_NS, Sweeper
