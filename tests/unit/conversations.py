@@ -63,6 +63,26 @@ class Conversation:
     def in_order(self) -> bool:
         return all(turn.in_order for turn in self.turns)
 
+    def whole(self) -> Conversation:
+        """The same, each turn in one segment."""
+        return replace(self, turns=tuple(replace(turn, segments=()) for turn in self.turns))
+
+    def byte_by_byte(self) -> Conversation:
+        """The same, each byte in a segment of its own."""
+        turns = (
+            replace(turn, segments=tuple((at, at + 1) for at in range(len(turn.data))))
+            for turn in self.turns
+        )
+        return replace(self, turns=tuple(turns))
+
+    def cut_at(self, place: int, *, by_client: bool) -> Conversation:
+        """The same, one side's first turn cut in two behind so many bytes."""
+        for index, turn in enumerate(self.turns):
+            if turn.by_client == by_client:
+                cut = replace(turn, segments=((0, place), (place, len(turn.data))))
+                return replace(self, turns=(*self.turns[:index], cut, *self.turns[index + 1 :]))
+        raise ValueError("it says nothing")
+
     def __iter__(self) -> Iterator[Passing | StateChange]:
         """What happens on this machine."""
         said = {True: 0, False: 0}

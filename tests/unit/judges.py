@@ -45,11 +45,8 @@ class H11:
         assert isinstance(head, h11.Response | h11.InformationalResponse)
         end = len(data) - len(conn.trailing_data[0])
         status = head.status_code
-        tunnel = status == 101 or (method == b"CONNECT" and status < 300)
         start = _final(data, at)
-        return Message(
-            start, end, body, _first_line(data, start), _is_chunked(head), status, tunnel
-        )
+        return _response(data, start, end, body, _is_chunked(head), status, method)
 
 
 def _h11_events(conn: h11.Connection) -> tuple[h11.Event, int]:
@@ -140,9 +137,7 @@ class Llhttp:
                 end = len(data)
             status = parser.get_status_code()
             if status >= 200 or status == 101:
-                tunnel = status == 101 or (method == b"CONNECT" and status < 300)
-                line = _first_line(data, at)
-                return Message(at, end, heard.body, line, heard.chunked, status, tunnel)
+                return _response(data, at, end, heard.body, heard.chunked, status, method)
             at = end
 
 
@@ -163,6 +158,14 @@ def _llhttp(parser: httptools.HttpParser, data: bytes, at: int, is_done: Callabl
     except httptools.HttpParserError:
         raise Unclear from None
     raise Unfinished
+
+
+def _response(
+    data: bytes, start: int, end: int, body: int, chunked: bool, status: int, method: bytes
+) -> Message:
+    tunnel = status == 101 or (method == b"CONNECT" and status < 300)
+    chunked &= not (tunnel or method == b"HEAD" or status in (204, 304))
+    return Message(start, end, body, _first_line(data, start), chunked, status, tunnel)
 
 
 def _first_line(data: bytes, start: int) -> bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ ")
+_METHOD = re.compile(rb"[^ \t]+[ \t]")
 _VERSION = re.compile(rb"[ \t]HTTP/1\.[0-9]\Z")
 _STATUS_LINE = re.compile(rb"HTTP/1\.[0-9] ([1-9][0-9][0-9])(?: .*)?\Z", re.DOTALL)
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]+)[ \t]*(?:;[^\n]*)?\r?\n")
@@ -96,8 +96,8 @@ def _head(data: bytes, start: int, *, of_request: bool) -> _Head:
         if not line:
             break
         if line[:1] in (b" ", b"\t"):  # section 5.2
-            if not fields:
-                raise Unclear
+            if not fields:  # section 2.2: such lines may be skipped
+                continue
             fields[-1] = (fields[-1][0], fields[-1][1] + b" " + line.strip(b" \t"))
             continue
         name, colon, value = line.partition(b":")
