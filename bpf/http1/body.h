@@ -54,6 +54,27 @@ struct chunk_reader {
 	struct scratch *s;
 };
 
+/* A character of a chunk's line, neither of its extension nor its last one: 1 where none such may be. */
+static __always_inline u32 read_size(volatile struct chunk_cursor *v, u8 c)
+{
+	u32 digit = c - '0', state = v->state;
+
+	if (digit > 9)
+		digit = (c | 0x20) - 'a' + 10;
+	if (state <= PARSER_CHUNK_DIGITS && digit < 16 && (c <= '9' || digit >= 10) &&
+	    !(v->remaining >> 56)) {
+		v->remaining = v->remaining << 4 | digit;
+		v->state = PARSER_CHUNK_DIGITS;
+		return 0;
+	}
+	if (state == PARSER_CHUNK_SIZE || state == PARSER_CHUNK_CR)
+		return 1;
+	v->state = c == ';'    ? PARSER_CHUNK_EXTENSION
+		   : c == '\r' ? PARSER_CHUNK_CR
+			       : PARSER_CHUNK_BLANK;
+	return c != ';' && c != '\r' && c != ' ' && c != '\t';
+}
+
 /*
  * Steps over a chunk, or reads the line before it: at once where it is plain, else a byte of it. 1 at
  * the payload's end or the body's, and where it is no chunk, which sets `failed`.
@@ -63,7 +84,7 @@ static __always_inline long read_chunk(struct chunk_reader *reader, enum source 
 {
 	struct scratch *s = reader->s;
 	volatile struct chunk_cursor *v = &s->chunks;
-	u32 length = s->payload_length, n, digit, position = v->position, at = 0, line_length = 0;
+	u32 length = s->payload_length, n, position = v->position, at = 0, line_length = 0;
 	u8 c;
 
 	if (position >= length)
@@ -83,7 +104,7 @@ static __always_inline long read_chunk(struct chunk_reader *reader, enum source 
 		}
 		at = (position - v->window_start) & (CHUNK_WINDOW - 1);
 	}
-	if (v->state == PARSER_CHUNK_SIZE && !v->remaining && position + 8 <= v->window_end) {
+	if (v->state == PARSER_CHUNK_SIZE && position + 8 <= v->window_end) {
 		n = plain_chunk_size(*(u64 *)(s->window + at), &line_length);
 		if (n) {
 			v->remaining = n + 2;
@@ -115,26 +136,16 @@ static __always_inline long read_chunk(struct chunk_reader *reader, enum source 
 	} else if (v->state == PARSER_TRAILER_LINE) {
 		if (c == '\n')
 			v->state = PARSER_TRAILER_START;
-	} else if (c == '\n') { /* the size line is whole */
+	} else if (c == '\n' && v->state != PARSER_CHUNK_SIZE) { /* the size's line is whole */
 		v->state = PARSER_TRAILER_START;
 		if (v->remaining) {
 			v->remaining += 2;
 			v->state = PARSER_CHUNK_DATA;
 		}
-	} else if (v->state == PARSER_CHUNK_SIZE) {
-		digit = c - '0';
-		if (digit > 9)
-			digit = (c | 0x20) - 'a' + 10;
-		if (digit < 16 && (c <= '9' || digit >= 10) && !(v->remaining >> 56)) {
-			v->remaining = v->remaining << 4 | digit;
-		} else if (c == ';' || c == ' ' || c == '\t' || c == '\r') {
-			v->state = PARSER_CHUNK_EXTENSION;
-		} else {
-			v->failed = 1;
-			return 1;
-		}
+	} else if (v->state != PARSER_CHUNK_EXTENSION) {
+		v->failed = read_size(v, c);
 	}
-	return 0;
+	return v->failed;
 }
 
 #define CHUNK_STEPS 96 /* with 33 tail calls: 64 KiB of 16-byte chunks */

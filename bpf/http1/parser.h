@@ -13,7 +13,10 @@ enum parser_state {
 	PARSER_ENDED, /* of a message, which end_message() then ends */
 	PARSER_BODY,  /* `remaining` bytes of known length */
 	PARSER_UNTIL_CLOSE,
-	PARSER_CHUNK_SIZE,
+	PARSER_CHUNK_SIZE,   /* at its first digit */
+	PARSER_CHUNK_DIGITS, /* it may have another one */
+	PARSER_CHUNK_BLANK,  /* behind it */
+	PARSER_CHUNK_CR,     /* at the LF that ends its line */
 	PARSER_CHUNK_EXTENSION,
 	PARSER_CHUNK_DATA,    /* `remaining` bytes, the chunk's CRLF included */
 	PARSER_TRAILER_START, /* at the start of a trailer's line */
