@@ -12,18 +12,18 @@ static __always_inline int take_request_lines(struct scratch *s, struct connecti
 					      struct exchange *x)
 {
 	u64 length = s->found_length[FOUND_FIRST_LINE], at = s->found_at[FOUND_FIRST_LINE];
-	u64 start, version;
+	u64 start, minor;
 
 	if (length) {
 		start = word_at(s, at);
 		if (length != CARRY_MAX) { /* not cut */
-			version = word_at(s, at + length - 8);
-			if (length < 12 || /* "X / HTTP/1.1" */
-			    (version & FIRST_BYTES(7)) !=
-				    WORD('H', 'T', 'T', 'P', '/', '1', '.', 0))
+			minor = (u64)byte_at(s, at + length - 1) - '0';
+			if (length < 12 || minor > 9 || /* "X / HTTP/1.1" */
+			    word_at(s, at + length - 9) !=
+				    WORD(' ', 'H', 'T', 'T', 'P', '/', '1', '.'))
 				return -1;
 			if (x)
-				x->record.http1.http_minor = (version >> 56) - '0';
+				x->record.http1.http_minor = minor;
 		} else if (x) {
 			x->record.http1.http_minor = 1;
 		}
@@ -46,17 +46,25 @@ static __always_inline int take_request_lines(struct scratch *s, struct connecti
 	return 0;
 }
 
+/* The status of a line that is at least as long as "HTTP/1.1 200"; -1: it is none. */
 static __always_inline int take_status_line(const struct scratch *s, struct parser *p, u64 at,
 					    u64 length)
 {
-	u32 status;
+	u64 text, status;
+	u8 after;
 
 	if (length < 12 ||
 	    (word_at(s, at) & FIRST_BYTES(7)) != WORD('H', 'T', 'T', 'P', '/', '1', '.', 0))
 		return -1;
-	status = (byte_at(s, at + 9) - '0') * 100 + (byte_at(s, at + 10) - '0') * 10 +
-		 (byte_at(s, at + 11) - '0');
-	if (status < 100 || status > 999)
+	/* "1 200 " and what follows: digits become numbers, and the blank among them 0. */
+	text = word_at(s, at + 7);
+	after = text >> 40;
+	text = (text ^ WORD('0', ' ', '0', '0', '0', 0, 0, 0)) & FIRST_BYTES(5);
+	if ((text | (text + WORD(6, 0x7f, 6, 6, 6, 0, 0, 0))) &
+	    WORD(0xf0, 0x80, 0xf0, 0xf0, 0xf0, 0, 0, 0))
+		return -1;
+	status = (text >> 16 & 0xff) * 100 + (text >> 24 & 0xff) * 10 + (text >> 32);
+	if (status < 100 || (after != ' ' && after != '\r' && after != '\n'))
 		return -1;
 	p->status = status;
 	return 0;
