@@ -84,7 +84,7 @@ static __always_inline void remember_shape(const struct scratch *s, struct head_
 	u64 line_end = at + length;
 
 	if (!length || !s->found_length[FOUND_FIRST_LINE] ||
-	    s->found_length[FOUND_TRANSFER_ENCODING])
+	    s->found_times[FOUND_TRANSFER_ENCODING])
 		return;
 	strip(&at, &length, s);
 	if (at + length != line_end)
@@ -225,19 +225,20 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 
 	if (CARRIES_REQUESTS(flow) ? take_request_lines(s, conn, *x) : take_response_lines(s, p))
 		return -1;
-	if (s->found_length[FOUND_TRANSFER_ENCODING] && is_chunked(s))
-		p->message_flags |= MESSAGE_CHUNKED;
-	if (s->found_length[FOUND_CONTENT_LENGTH]) {
-		if (read_length(s, &p->remaining))
-			return -1;
-		p->message_flags |= MESSAGE_HAS_LENGTH;
+	if (s->found_times[FOUND_TRANSFER_ENCODING]) {
+		p->message_flags |= MESSAGE_CODED | MESSAGE_CHUNKED;
+		/* Of several lines the last one has the last coding. */
+		if (!is_chunked(s))
+			p->message_flags &= ~MESSAGE_CHUNKED;
 	}
+	if (s->found_times[FOUND_CONTENT_LENGTH] && take_length(s, p))
+		return -1;
 	if (!v->end)
 		return 0;
 	if (CARRIES_REQUESTS(flow)) {
 		if (SERIES && *x)
 			(*x)->record.route_hash = hash_route(&(*x)->record, &s->route, flow);
-		begin_request_body(conn, p, *x, flow);
+		return begin_request_body(conn, p, *x, flow);
 	} else {
 		remember_shape(s, &conn->shape);
 		begin_response_body(conn, p, *x, flow);

@@ -24,7 +24,8 @@ static __always_inline void note_header(struct scratch *s, u64 at, u64 length, e
 		start = word_at(s, at) | LETTERS_LOWER;
 		next = word_at(s, at + 8) | LETTERS_LOWER;
 		if (start != WORD('t', 'r', 'a', 'n', 's', 'f', 'e', 'r') ||
-		    next != WORD('-', 'e', 'n', 'c', 'o', 'd', 'i', 'n'))
+		    next != WORD('-', 'e', 'n', 'c', 'o', 'd', 'i', 'n') ||
+		    (two_at(s, at + 16) | 0x20) != ('g' | ':' << 8))
 			return;
 		found = FOUND_TRANSFER_ENCODING;
 		name_length = 18;

@@ -204,9 +204,9 @@ static __always_inline int start_response(struct scratch *s, struct connection *
 	return 1;
 }
 
-/* The request's head is whole: how long is its body? */
-static __always_inline void begin_request_body(struct connection *conn, struct parser *p,
-					       struct exchange *x, enum flow flow)
+/* The request's head is whole: how long is its body? -1: nobody can say (RFC 9112, section 6.3). */
+static __always_inline int begin_request_body(struct connection *conn, struct parser *p,
+					      struct exchange *x, enum flow flow)
 {
 	if (x) {
 		x->head_whole = 1;
@@ -214,7 +214,9 @@ static __always_inline void begin_request_body(struct connection *conn, struct p
 		if (IS_CLIENTS(flow))
 			name_cause(conn, x);
 	}
-	if (p->message_flags & MESSAGE_CHUNKED) {
+	if (p->message_flags & MESSAGE_CODED) {
+		if (!(p->message_flags & MESSAGE_CHUNKED))
+			return -1;
 		p->state = PARSER_CHUNK_SIZE;
 		p->remaining = 0;
 		if (x)
@@ -224,6 +226,7 @@ static __always_inline void begin_request_body(struct connection *conn, struct p
 	} else {
 		p->state = PARSER_ENDED;
 	}
+	return 0;
 }
 
 /* After 101, or 2xx to CONNECT, the connection belongs to another protocol. */
@@ -286,7 +289,8 @@ static __always_inline void begin_response_body(struct connection *conn, struct 
 		p->remaining = 0;
 		if (x)
 			x->record.flags |= RESPONSE_CHUNKED;
-	} else if (p->message_flags & MESSAGE_HAS_LENGTH) {
+	} else if ((p->message_flags & (MESSAGE_HAS_LENGTH | MESSAGE_CODED)) ==
+		   MESSAGE_HAS_LENGTH) {
 		p->state = p->remaining ? PARSER_BODY : PARSER_ENDED;
 	} else {
 		p->state = PARSER_UNTIL_CLOSE;

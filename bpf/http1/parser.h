@@ -23,7 +23,12 @@ enum parser_state {
 	PARSER_TRAILER_LINE,
 };
 
-enum message_flag { MESSAGE_HAS_LENGTH = 1, MESSAGE_CHUNKED = 2, MESSAGE_ENDS_HTTP = 4 };
+enum message_flag {
+	MESSAGE_HAS_LENGTH = 1,
+	MESSAGE_CODED = 2, /* Transfer-Encoding decides where it ends */
+	MESSAGE_CHUNKED = 4,
+	MESSAGE_ENDS_HTTP = 8
+};
 
 /*
  * Where the framing of one flow stands. Written by one TC hook alone, and by the socket's where bytes

@@ -95,24 +95,38 @@ static __always_inline int read_digits(const struct scratch *s, u64 at, u64 leng
 	return 0;
 }
 
-/* Content-Length's value. */
-static __always_inline int read_length(const struct scratch *s, u64 *value)
+/* Content-Length's value; -1 where it is none, or another one than the same head has had. */
+static __always_inline int take_length(const struct scratch *s, struct parser *p)
 {
 	u64 at = s->found_at[FOUND_CONTENT_LENGTH], length = s->found_length[FOUND_CONTENT_LENGTH];
+	u64 value;
 
 	strip(&at, &length, s);
-	return read_digits(s, at, length, value);
+	if (read_digits(s, at, length, &value) ||
+	    (p->message_flags & MESSAGE_HAS_LENGTH && value != p->remaining))
+		return -1;
+	p->remaining = value;
+	p->message_flags |= MESSAGE_HAS_LENGTH;
+	return 0;
 }
 
-/* Is the last coding "chunked"? */
+/* Is the last coding "chunked", and not one that ends like it? */
 static __always_inline bool is_chunked(struct scratch *s)
 {
 	u64 at = s->found_at[FOUND_TRANSFER_ENCODING],
 	    length = s->found_length[FOUND_TRANSFER_ENCODING];
+	u8 before;
 
 	strip(&at, &length, s);
 	if (length < 7)
 		return false;
-	return ((word_at(s, at + length - 7) | LETTERS_LOWER) & FIRST_BYTES(7)) ==
-	       WORD('c', 'h', 'u', 'n', 'k', 'e', 'd', 0);
+	if (((word_at(s, at + length - 7) | LETTERS_LOWER) & FIRST_BYTES(7)) !=
+	    WORD('c', 'h', 'u', 'n', 'k', 'e', 'd', 0))
+		return false;
+	if (length == 7)
+		return true;
+	before = byte_at(s, at + length - 8);
+	if (length > 8 && (before == ' ' || before == '\t'))
+		before = byte_at(s, at + length - 9);
+	return before == ',';
 }

@@ -154,9 +154,7 @@ def _chunks(data: bytes, at: int) -> tuple[int, int]:
 def _body(data: bytes, head: _Head) -> tuple[int, int, bool]:
     """Where it ends, its content, and whether it is in chunks."""
     if head.codings:
-        if head.codings[-1].lower() != b"chunked" or b"chunked" in (
-            each.lower() for each in head.codings[:-1]
-        ):
+        if head.codings[-1].lower() != b"chunked":
             raise Unclear
         return *_chunks(data, head.end), True
     length = _length(head) if head.lengths else 0

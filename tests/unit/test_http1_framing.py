@@ -76,20 +76,8 @@ UNMENDED: dict[str, tuple[str, ...]] = {
         "a response's length with more folded behind it",
     ),
     "a coding is judged by its last seven bytes, if it is chunked at all": (
-        "a request's coding that ends like chunked",
         "the same of a request in two lines",
-        "a request's coding twice",
-        "a request's unknown coding and its length",
-        "a blank before the colon of a request's coding",
-        "a request's coding that is none",
-        "a response's coding that ends like chunked",
         "the same of a response in two lines",
-        "a response's unknown coding and its length",
-        "until the end, in an unknown coding with a length",
-    ),
-    "a name that only begins like Transfer-Encoding": (
-        "a name that begins like a request's coding's",
-        "a name that is nearly a request's coding's",
     ),
     "control characters pass for '-' and ':' in a name": (
         "a name with a CR in place of a response's hyphen",
