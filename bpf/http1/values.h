@@ -4,10 +4,43 @@
 
 #include "http1/window.h"
 
-/* Strips up to seven spaces and tabs before a header's value, and eight after it; it is not empty. */
+/* A header's value with the blanks around it. */
+struct stripped {
+	const struct scratch *s;
+	u64 at;
+	u64 length;
+};
+
+/* Strips up to seven blanks before it: 1 where there are no more. */
+STEP strip_before(u64 turn UNUSED, struct stripped *v)
+{
+	u64 n = at_most(v->length, lowest(not_blank(word_at(v->s, v->at)) | LAST_BYTE));
+
+	v->at += n;
+	v->length -= n;
+	return n < 7;
+}
+
+/* Strips up to eight blanks after it: 1 where there are no more. */
+STEP strip_after(u64 turn UNUSED, struct stripped *v)
+{
+	u64 text = not_blank(word_at(v->s, v->at + v->length - 8)), n;
+
+	text |= text >> 8;
+	text |= text >> 16;
+	text |= text >> 32;
+	n = at_most(v->length, 8 - ((text >> 7) * BYTES(1) >> 56));
+	v->length -= n;
+	return n < 8;
+}
+
+#define STRIP_STEPS 8 /* as many blanks as anybody lines values up with */
+
+/* Strips the spaces and tabs around a header's value; it is not empty. */
 static __always_inline void strip(u64 *at, u64 *length, const struct scratch *s)
 {
-	u64 two = two_at(s, *at), text, n;
+	struct stripped v = { .s = s };
+	u64 two = two_at(s, *at);
 
 	/* One space before it and none after, as most write it. */
 	if ((two & 0xff) == ' ' && two >> 8 > ' ' && byte_at(s, *at + *length - 1) > ' ') {
@@ -15,15 +48,12 @@ static __always_inline void strip(u64 *at, u64 *length, const struct scratch *s)
 		*length -= 1;
 		return;
 	}
-	n = at_most(*length, lowest(not_blank(word_at(s, *at)) | LAST_BYTE));
-	*at += n;
-	*length -= n;
-	text = not_blank(word_at(s, *at + *length - 8));
-	text |= text >> 8;
-	text |= text >> 16;
-	text |= text >> 32;
-	n = 8 - ((text >> 7) * BYTES(1) >> 56);
-	*length -= at_most(*length, n);
+	v.at = *at;
+	v.length = *length;
+	REPEAT(STRIP_STEPS, strip_before, &v);
+	REPEAT(STRIP_STEPS, strip_after, &v);
+	*at = v.at;
+	*length = v.length;
 }
 
 #define CAPTURED_AT_ONCE(max) ((max) % 32 ? (max) : 32)
