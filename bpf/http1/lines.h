@@ -4,31 +4,53 @@
 
 #include "http1/window.h"
 
+/* Is a Content-Length the one that was noted before, to the byte, and short enough to tell? */
+static __always_inline bool same_length(const struct scratch *s, u64 at, u64 length)
+{
+	u64 other = s->found_at[FOUND_CONTENT_LENGTH];
+
+	if (length != s->found_length[FOUND_CONTENT_LENGTH] || length - 1 > 7)
+		return false;
+	return !((word_at(s, at) ^ word_at(s, other)) << (64 - 8 * length));
+}
+
+/* Blanks before the colon are not allowed, and taken for nothing by some: then nothing is certain. */
+static __always_inline bool may_end_name(u8 c) { return c == ':' || c == ' ' || c == '\t'; }
+
 /* Notes where the value of a header lies, if it is of interest. */
 static __always_inline void note_header(struct scratch *s, u64 at, u64 length, enum flow flow)
 {
 	u64 start, next, found, name_length;
+	u8 after;
 
 	/* By its first letters most that are of no interest are told. */
 	switch (four_at(s, at) | FOUR_LOWER) {
 	case FOUR('c', 'o', 'n', 't'):
-		start = word_at(s, at) | LETTERS_LOWER;
-		next = word_at(s, at + 8) | LETTERS_LOWER;
+		start = word_at(s, at) | (LETTERS_LOWER & FIRST_BYTES(7));
+		next = word_at(s, at + 8) | (LETTERS_LOWER & FIRST_BYTES(6));
+		after = next >> 48;
 		if (start != WORD('c', 'o', 'n', 't', 'e', 'n', 't', '-') ||
-		    (next & FIRST_BYTES(7)) != WORD('l', 'e', 'n', 'g', 't', 'h', ':', 0))
+		    (next & FIRST_BYTES(6)) != WORD('l', 'e', 'n', 'g', 't', 'h', 0, 0) ||
+		    !may_end_name(after))
 			return;
 		found = FOUND_CONTENT_LENGTH;
 		name_length = 15;
+		if (after != ':' || (s->found_times[FOUND_CONTENT_LENGTH] &&
+				     !same_length(s, at + name_length, length - name_length)))
+			length = name_length; /* which is no number */
 		break;
 	case FOUR('t', 'r', 'a', 'n'):
 		start = word_at(s, at) | LETTERS_LOWER;
-		next = word_at(s, at + 8) | LETTERS_LOWER;
+		next = word_at(s, at + 8) | (LETTERS_LOWER & ~FIRST_BYTES(1));
+		after = byte_at(s, at + 17);
 		if (start != WORD('t', 'r', 'a', 'n', 's', 'f', 'e', 'r') ||
 		    next != WORD('-', 'e', 'n', 'c', 'o', 'd', 'i', 'n') ||
-		    (two_at(s, at + 16) | 0x20) != ('g' | ':' << 8))
+		    (byte_at(s, at + 16) | 0x20) != 'g' || !may_end_name(after))
 			return;
 		found = FOUND_TRANSFER_ENCODING;
 		name_length = 18;
+		if (after != ':')
+			length = name_length; /* which is no coding */
 		break;
 	/* The others are a request's. */
 	case FOUR('h', 'o', 's', 't'):

@@ -155,7 +155,11 @@ static __always_inline int start_request(struct scratch *s, struct connection *c
 	if (first < 'A' || first > 'Z') {
 		if (!conn->begun)
 			note_protocol(s, conn, IS_OUTBOUND(flow));
-		return -1;
+		if (conn->begun == conn->answered)
+			return -1;
+		/* It costs those nothing that are whole: they may still be answered. */
+		p->state = PARSER_OFF;
+		return 0;
 	}
 	/* The preface of HTTP/2, with which a connection begins, was made to look like a request. */
 	if (!conn->begun && s->payload_length - s->position >= 4 &&
