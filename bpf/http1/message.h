@@ -155,11 +155,7 @@ static __always_inline int start_request(struct scratch *s, struct connection *c
 	if (first < 'A' || first > 'Z') {
 		if (!conn->begun)
 			note_protocol(s, conn, IS_OUTBOUND(flow));
-		if (conn->begun == conn->answered)
-			return -1;
-		/* It costs those nothing that are whole: they may still be answered. */
-		p->state = PARSER_OFF;
-		return 0;
+		return -1;
 	}
 	/* The preface of HTTP/2, with which a connection begins, was made to look like a request. */
 	if (!conn->begun && s->payload_length - s->position >= 4 &&
@@ -178,6 +174,25 @@ static __always_inline int start_request(struct scratch *s, struct connection *c
 	if (source == FROM_PIECE && *x)
 		(*x)->record.stamp_ktime_ns[STAMP_TCP] = s->tcp_ktime_ns;
 	return 1;
+}
+
+/*
+ * What comes is no request. It costs those nothing before it that wait for their answers: of what the
+ * client says no more is read. -1 where there are none such: framing is lost.
+ */
+static __always_inline int refuse_request(struct connection *conn, struct parser *p)
+{
+	bool begun = p->state != PARSER_BETWEEN;
+	struct exchange *x;
+
+	if (conn->begun - begun == conn->answered)
+		return -1;
+	x = in_flight(conn, conn->begun - 1);
+	if (begun && x)
+		abandon(x, COUNT_LOST_PARSER);
+	forget_disorder(conn);
+	p->state = PARSER_OFF;
+	return 0;
 }
 
 /* A response begins with the window's first byte: 1; -1 where none was asked for. */

@@ -18,7 +18,7 @@ from drawn_messages import conversations, spoiled_conversations
 from host_programs import HostPrograms, build
 from hypothesis import HealthCheck, given, settings
 from odd_messages import Odd
-from verdicts import Expected, check
+from verdicts import FORGIVING, Expected, check
 
 pytestmark = pytest.mark.impure  # gcc
 
@@ -40,10 +40,6 @@ UNMENDED: dict[str, tuple[str, ...]] = {
     "a folded value is read without what is folded": (
         "a request's length with more folded behind it",
         "a response's length with more folded behind it",
-    ),
-    "a coding is judged by its last seven bytes, if it is chunked at all": (
-        "the same of a request in two lines",
-        "the same of a response in two lines",
     ),
     "that a chunk's content ends with CRLF is not looked at: it would have to be loaded": (
         "a chunk of a request that goes on behind its end",
@@ -80,13 +76,12 @@ def test_what_is_well_said_is_seen_in_any_segments(
         check(form, expected, programs.play(form))
 
 
-@pytest.mark.xfail(reason="as long as there is anything unmended", raises=AssertionError)
 @_DRAWN
 @given(talk=spoiled_conversations())
 def test_of_what_is_not_no_more_is_said_than_the_bytes_bear(
     programs: HostPrograms, talk: Conversation
 ) -> None:
-    expected = Expected.of(talk)
+    expected = Expected.of(talk, FORGIVING)
     for form in (talk, talk.whole(), talk.byte_by_byte()):
         check(form, expected, programs.play(form))
 
