@@ -175,7 +175,7 @@ static __always_inline int read_chunks(struct __sk_buff *skb, struct scratch *s,
 	else
 		REPEAT(CHUNK_STEPS / CHUNKS_EACH, read_pieces_chunks, &reader);
 	if (v->failed)
-		return -1;
+		return CARRIES_REQUESTS(flow) ? refuse_request(conn, p) : -1;
 	p->state = v->state;
 	p->remaining = v->remaining;
 	x = current_exchange(conn, flow);

@@ -185,7 +185,7 @@ static __always_inline int refuse_request(struct connection *conn, struct parser
 	bool begun = p->state != PARSER_BETWEEN;
 	struct exchange *x;
 
-	if (conn->begun - begun == conn->answered)
+	if (conn->begun - begun <= conn->answered)
 		return -1;
 	x = in_flight(conn, conn->begun - 1);
 	if (begun && x)

@@ -133,7 +133,11 @@ def check(talk: Conversation, expected: Expected, outcome: Outcome) -> None:
     assert seen == len(outcome.records) + outcome.lost
     by_ordinal = {int(record["ordinal"]): record for record in outcome.records}
     assert len(by_ordinal) == len(outcome.records)
+    # Bytes between two responses: the programs begin again with the request after them.
+    begins_again = Counter.RESPONSES_UNASKED in outcome.counts
     for ordinal in range(len(expected.asked)):
+        if ordinal >= expected.certain and begins_again:
+            return
         record = by_ordinal.pop(ordinal, None)
         if record is not None:
             lines = {message.line[:_LINE_MAX] for message in expected.asked[ordinal]}
@@ -152,7 +156,11 @@ def check(talk: Conversation, expected: Expected, outcome: Outcome) -> None:
             return  # what the client has sent on before is read as what it looks like
     record = by_ordinal.get(len(expected.asked))
     # One that the programs have begun again with, behind what is none, is another.
-    if record is not None and record["http1"]["request_line"].startswith(expected.next_line):
+    if (
+        record is not None
+        and expected.next_line
+        and record["http1"]["request_line"].startswith(expected.next_line)
+    ):
         assert not record["flags"] & RequestFlag.REQUEST_RECEIVED, "what is no request is one"
 
 
