@@ -288,6 +288,12 @@ STATUSES = (
 )
 
 ENDS = (
+    Odd("an empty line before a response", _GET + _NEXT, b"\r\n" + _OK + b"\n" + _OK),
+    Odd(
+        "a chunk that is none behind a whole request",
+        _GET + b"POST / HTTP/1.1\r\nHost: h\r\n" + _CHUNKED + b"\r\nx\r\n",
+    ),
+    Odd("a first line that is none behind a whole request", _GET + b"GET / HTTP/x.1\r\n\r\n"),
     Odd("bytes behind a whole request", _GET + b"\0"),
     Odd("text behind a whole request", _GET + b"garbage"),
     Odd("bytes behind a whole body", b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\nabc"),

@@ -192,15 +192,16 @@ def response(
 
     Args:
         closed: nothing comes after `data`.
-        forgiving: as request()'s.
+        forgiving: as request()'s. Empty lines before it are part of it.
     """
     while True:
-        first, _ = _line(data, at)
+        line_at = skip_empty_lines(data, at) if forgiving else at
+        first, _ = _line(data, line_at)
         told = _STATUS_LINE.match(first)
         if not told:
             raise Unclear
         status = int(told[1])
-        head = _head(data, at, of_request=False, folds=not forgiving)
+        head = _head(data, line_at, of_request=False, folds=not forgiving)
         if status >= 200 or status == 101:
             break
         at = head.end
