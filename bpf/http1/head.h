@@ -50,20 +50,24 @@ static __always_inline int take_request_lines(struct scratch *s, struct connecti
 static __always_inline int take_status_line(const struct scratch *s, struct parser *p, u64 at,
 					    u64 length)
 {
-	u64 text, status;
+	u32 minor, text, status;
 	u8 after;
 
 	if (length < 12 ||
 	    (word_at(s, at) & FIRST_BYTES(7)) != WORD('H', 'T', 'T', 'P', '/', '1', '.', 0))
 		return -1;
-	/* "1 200 " and what follows: digits become numbers, and the blank among them 0. */
-	text = word_at(s, at + 7);
-	after = text >> 40;
-	text = (text ^ WORD('0', ' ', '0', '0', '0', 0, 0, 0)) & FIRST_BYTES(5);
-	if ((text | (text + WORD(6, 0x7f, 6, 6, 6, 0, 0, 0))) &
-	    WORD(0xf0, 0x80, 0xf0, 0xf0, 0xf0, 0, 0, 0))
+	/* Most are this one. */
+	if (word_at(s, at + 5) == WORD('1', '.', '1', ' ', '2', '0', '0', ' ')) {
+		p->status = 200;
+		return 0;
+	}
+	minor = byte_at(s, at + 7) - '0';
+	after = byte_at(s, at + 12);
+	/* Of " 200" the blank becomes 0, and digits their numbers. */
+	text = four_at(s, at + 8) ^ FOUR(' ', '0', '0', '0');
+	if (minor > 9 || (text | (text + FOUR(0, 6, 6, 6))) & FOUR(0xff, 0xf0, 0xf0, 0xf0))
 		return -1;
-	status = (text >> 16 & 0xff) * 100 + (text >> 24 & 0xff) * 10 + (text >> 32);
+	status = (text >> 8 & 0xff) * 100 + (text >> 16 & 0xff) * 10 + (text >> 24);
 	if (status < 100 || (after != ' ' && after != '\r' && after != '\n'))
 		return -1;
 	p->status = status;
