@@ -20,11 +20,11 @@ NOT_UNDERSTOOD = {
     "has no host and port": ("http://[::1", "http://::1:4317", "http://a:b:1", "http://a:port"),
     "has no host:": ("http://", "http://:4318", "https:///v1/traces", "http://?a", "http://[]:1"),
     "has no TCP port": ("http://127.0.0.1:99999", "http://[::1]:65536", "http://a:0",
-                        f"http://a:{'9' * 5000}"),
+                        f"http://a:{'9' * 5000}", "http://a:0065536"),
     "has no IPv6 address": ("http://[v1.x]:1", "http://[127.0.0.1]:1", "http://[::1::]:1"),
     "has a host that cannot": ("http://*:1", "http://.a:1", "http://a..b:1", "http://a\\b:1",
                                f"http://{'a' * 64}:1", "http://a%zz:1", "http://{host}:1"),
-    "whether to use TLS": ("ftp://x", "unix:///run/collector", "://x"),
+    "whether to use TLS": ("ftp://x", "unix:///run/collector", "unix://host/a", "://x"),
 }  # fmt: skip
 UNDERSTOOD = (
     "http://127.0.0.1:1", "https://collector:4317", "HTTP://collector:4317", "hTTps://a.b.:65535",
@@ -73,12 +73,28 @@ def test_all_that_the_library_refuses_is_not_understood() -> None:
 
 
 @pytest.mark.parametrize(
-    "endpoint", ["collector:4317", "collector", "127.0.0.1:4317", "[::1]:4317", "::1", "unix:/a/b"]
+    "endpoint",
+    [
+        "collector:4317",
+        "collector",
+        "127.0.0.1:4317",
+        "[::1]:4317",
+        "::1",
+        "unix:/a/b",
+        "unix:///a/b",
+        "dns:///collector:4317",
+        "dns:collector:4317",
+    ],
 )
 def test_grpc_takes_a_host_and_a_port_where_tls_is_settled(endpoint: str) -> None:
     require_endpoint({OF_ALL: endpoint, **INSECURE}, GRPC)
-    for name, others in ((GRPC, {}), (HTTP, INSECURE)):
-        with pytest.raises(UsageError, match=r"to use TLS: write http://.*, or https:// for TLS$"):
+    plain = "write http://.*, or https:// for TLS"
+    settled = "without it, set OTEL_EXPORTER_OTLP_INSECURE=true"
+    of_resolver = endpoint.startswith(("unix:", "dns:"))
+    for name, others, remedy in (
+        (GRPC, {}, settled if of_resolver else plain), (HTTP, INSECURE, plain),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=rf"to use TLS: {remedy}$"):
             require_endpoint({OF_ALL: endpoint, **others}, name)
 
 
@@ -128,3 +144,10 @@ def test_both_signals_are_looked_at(signal: Signal, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv(variable, "http://127.0.0.1:99999")
     with pytest.raises(UsageError, match=f"^{variable}=http://127.0.0.1:99999 has no TCP port"):
         require_variables({variable: "http://127.0.0.1:99999"})
+
+
+def test_the_one_for_all_is_not_looked_at_where_none_uses_it() -> None:
+    environment = {OF_ALL: "junk", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector:4317"}
+    require_endpoint(environment, GRPC, Signal.TRACES)
+    with pytest.raises(UsageError, match=f"^{OF_ALL}=junk "):
+        require_endpoint(environment, GRPC, Signal.METRICS)

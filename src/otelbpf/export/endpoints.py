@@ -14,8 +14,9 @@ from otelbpf.errors import UsageError
 
 _PORT_MOST = 65_535
 _SCHEMES = ("http", "https")
-# What gRPC takes besides a host and a port: names of its own resolvers.
-_RESOLVERS = re.compile(r"(?:dns|ipv4|ipv6|unix|unix-abstract|vsock|xds):")
+# What gRPC takes besides a host and a port: names of its own resolvers. Of what is behind two
+# slashes the exporter would hand on no more than a host.
+_RESOLVERS = re.compile(r"(?:dns|ipv4|ipv6|unix|unix-abstract|vsock|xds):(?!//[^/])")
 _AUTHORITY = re.compile(
     r"(?:.*@)?(?:\[(?P<address>[^\[\]]*)\]|(?P<name>[^\[\]:@]*))(?::(?P<port>[0-9]*))?"
 )
@@ -43,12 +44,20 @@ def require_understood(
     scheme, separator, rest = endpoint.partition("://")
     if separator and scheme.lower() in _SCHEMES:
         authority, behind = _split(rest)
-    elif separator or not (grpc and insecure):
+    elif grpc and _RESOLVERS.match(endpoint):
+        if insecure:
+            return
         raise UsageError(
             f"{what} does not say whether to use TLS",
-            f"write http://{to_show(rest or endpoint)}, or https:// for TLS",
+            "without it, set OTEL_EXPORTER_OTLP_INSECURE=true",
         )
-    elif _RESOLVERS.match(endpoint) or _is_ipv6(endpoint):
+    elif separator or not (grpc and insecure):
+        plain = to_show(rest or endpoint).strip("\"'")
+        raise UsageError(
+            f"{what} does not say whether to use TLS",
+            f"write http://{plain}, or https:// for TLS",
+        )
+    elif _is_ipv6(endpoint):
         return
     else:
         authority, behind = endpoint, ""
@@ -75,7 +84,7 @@ def _require_authority(what: str, authority: str, *, grpc: bool) -> None:
     if parts is None or not (parts["address"] or parts["name"]):
         why = "has no host" if parts is not None else "has no host and port that can be told apart"
         raise UsageError(f"{what} {why}", _remedy(grpc=grpc))
-    if parts["port"] and not 1 <= int(parts["port"][:6]) <= _PORT_MOST:
+    if parts["port"] and not (len(parts["port"]) <= 5 and 1 <= int(parts["port"]) <= _PORT_MOST):
         raise UsageError(f"{what} has no TCP port", f"it is a number from 1 to {_PORT_MOST}")
     if parts["address"]:
         if not _is_ipv6(parts["address"]):

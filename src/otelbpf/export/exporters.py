@@ -96,6 +96,7 @@ def require_endpoint(
                 variable, endpoint, grpc=grpc, insecure=insecure,
                 is_base=variable == of_all and not grpc,
             )  # fmt: skip
+            return  # the signal's own goes before the one for all
 
 
 def asked_for(environment: Mapping[str, str], signal: Signal) -> str:
