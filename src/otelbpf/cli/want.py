@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 
 #: What they come as, among others.
-ERRORS = (OSError, MemoryError, RuntimeError, ImportError)
+ERRORS = (OSError, MemoryError, RuntimeError, ImportError, SystemError)
 
 _WANTING = {
     errno.EMFILE,
@@ -24,6 +24,9 @@ _WORDS = (
     "failed to map segment",
     "cannot allocate memory",
     "cannot map zero-fill",
+    # Python's, where it had no memory to say it.
+    "without exception set",
+    "without setting an exception",
 )
 
 
