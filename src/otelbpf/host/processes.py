@@ -255,13 +255,12 @@ def who_listens(netns: Netns) -> dict[int, set[int]]:
 def _owners(sockets: Mapping[str, int]) -> dict[int, set[int]]:
     """The processes that have these sockets, by port."""
     found: dict[int, set[int]] = {}
-    for descriptors in _PROC.glob("[0-9]*/fd") if sockets else ():
-        with contextlib.suppress(OSError):  # it has just ended
-            for name in os.listdir(descriptors):
-                with contextlib.suppress(OSError):
-                    port = sockets.get(os.readlink(descriptors / name))
-                    if port is not None:
-                        found.setdefault(port, set()).add(int(descriptors.parent.name))
+    for process in _PROC.glob("[0-9]*") if sockets else ():
+        pid = int(process.name)
+        for _, file in open_files(pid):
+            port = sockets.get(file)
+            if port is not None:
+                found.setdefault(port, set()).add(pid)
     return found
 
 
