@@ -3,15 +3,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import pytest
+
+from otelbpf.host import processes
 from otelbpf.host.processes import Process
 
 _TICK_NS = 10_000_000
 _stacks = itertools.count(0x7FFD_0000_1000, 0x1_0000)
+
+
+@contextlib.contextmanager
+def instead_of_proc(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proc]:
+    """A made-up one in this directory, which is looked at in the place of the kernel's."""
+    monkeypatch.setattr(processes, "_PROC", directory)
+    processes._boottime_offset_ns.cache_clear()
+    yield Proc(directory)
+    processes._boottime_offset_ns.cache_clear()
 
 
 class Proc:

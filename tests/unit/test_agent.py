@@ -110,23 +110,17 @@ def test_a_few_are_met_soon_and_taken_later(agent: Agent) -> None:
     assert pipeline(agent).taken == [1, 3]
 
 
-@pytest.mark.parametrize("agent", [Limits(ring=64)], indirect=True)
-def test_in_a_small_ring_fewer_are_many(agent: Agent) -> None:
-    reader(agent).come(15, pid=2)
+@pytest.mark.parametrize(
+    ("agent", "many"), [(Limits(), 1_024), (Limits(ring=64), 16)], indirect=["agent"]
+)
+def test_many_are_taken_at_once(agent: Agent, many: int) -> None:
+    """In a small ring fewer are many."""
+    reader(agent).come(many - 1, pid=2)
     agent._look_at_ring(100.25)
     assert pipeline(agent).taken == [1]
     reader(agent).come(1, pid=2)
     agent._look_at_ring(100.26)
-    assert pipeline(agent).taken == [1, 16]
-
-
-def test_many_are_taken_at_once(agent: Agent) -> None:
-    reader(agent).come(1_023, pid=2)
-    agent._look_at_ring(100.25)
-    assert pipeline(agent).taken == [1]
-    reader(agent).come(1, pid=2)
-    agent._look_at_ring(100.26)
-    assert pipeline(agent).taken == [1, 1_024]
+    assert pipeline(agent).taken == [1, many]
 
 
 def test_none_are_left_at_the_end(agent: Agent) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from proc import Proc
+from proc import Proc, instead_of_proc
 
 from otelbpf.host import processes as processes_module
 from otelbpf.host.netns import find_netns
@@ -32,10 +32,8 @@ _TICK_NS = 10_000_000
 
 @pytest.fixture
 def proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Proc]:
-    monkeypatch.setattr(processes_module, "_PROC", tmp_path)
-    processes_module._boottime_offset_ns.cache_clear()
-    yield Proc(tmp_path)
-    processes_module._boottime_offset_ns.cache_clear()
+    with instead_of_proc(tmp_path, monkeypatch) as made:
+        yield made
 
 
 def is_still(process: Process) -> bool:

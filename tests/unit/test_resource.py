@@ -19,9 +19,8 @@ from opentelemetry.semconv._incubating.attributes import (
     process_attributes,
     service_attributes,
 )
-from proc import Proc
+from proc import Proc, instead_of_proc
 
-from otelbpf.host import processes as processes_module
 from otelbpf.host import resource
 from otelbpf.host.processes import NOBODY, Process, look_at
 from otelbpf.host.resource import Resources
@@ -51,11 +50,9 @@ def proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Proc]:
     """A /proc, and a cgroup2 hierarchy in `cgroup`."""
     (tmp_path / "proc").mkdir()
     (tmp_path / "cgroup").mkdir()
-    monkeypatch.setattr(processes_module, "_PROC", tmp_path / "proc")
     monkeypatch.setattr(resource, "cgroup_directory", lambda: tmp_path / "cgroup")
-    processes_module._boottime_offset_ns.cache_clear()
-    yield Proc(tmp_path / "proc")
-    processes_module._boottime_offset_ns.cache_clear()
+    with instead_of_proc(tmp_path / "proc", monkeypatch) as made:
+        yield made
 
 
 class Listeners:

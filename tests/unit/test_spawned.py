@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from proc import Proc
+from proc import Proc, instead_of_proc
 from support.waiting import wait_until
 
-from otelbpf.host import processes as processes_module
 from otelbpf.host.processes import Process, look_at
 from otelbpf.host.resource import Resources
 from otelbpf.host.spawned import starter_of
@@ -34,10 +33,8 @@ FORK_SERVER = (
 
 @pytest.fixture
 def proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Proc]:
-    monkeypatch.setattr(processes_module, "_PROC", tmp_path)
-    processes_module._boottime_offset_ns.cache_clear()
-    yield Proc(tmp_path)
-    processes_module._boottime_offset_ns.cache_clear()
+    with instead_of_proc(tmp_path, monkeypatch) as made:
+        yield made
 
 
 def starter(pid: int) -> int | None:
