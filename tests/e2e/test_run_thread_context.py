@@ -95,6 +95,7 @@ def assert_joined(request: Measured) -> None:
     assert request.span.parent_span_id == ""
     assert all(stage.trace_id == trace_id for stage in request.stages)
     assert request["otelbpf.thread_context.trace_id"] is None
+    request.assert_complete()
     request.assert_tiled()
 
 
