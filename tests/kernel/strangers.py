@@ -48,13 +48,25 @@ int settle(struct __sk_buff *skb)
 	return 0;
 }
 
+/* Interfaces talk on their own, too (neighbours, routers, multicast): nobody wants that lost. */
+static __always_inline int is_tcp(struct __sk_buff *skb)
+{
+	u8 protocol = 0;
+
+	if (skb->protocol == bpf_htons(0x0800))
+		bpf_skb_load_bytes(skb, 14 + 9, &protocol, 1);
+	else if (skb->protocol == bpf_htons(0x86dd))
+		bpf_skb_load_bytes(skb, 14 + 6, &protocol, 1);
+	return protocol == 6;
+}
+
 int lose(struct __sk_buff *skb)
 {
 	int zero = 0;
 	u64 *least = least_length.lookup(&zero);
 	s64 *left = to_drop.lookup(&zero);
 
-	if (!left || !least || skb->len < *least || *left <= 0)
+	if (!left || !least || skb->len < *least || *left <= 0 || !is_tcp(skb))
 		return -1;
 	__sync_fetch_and_add(left, -1);
 	/* To an interface that there is not: a sender would be told of a packet dropped here. */
@@ -97,7 +109,7 @@ class Strangers:
         return self._bpf[b"runs"][ctypes.c_int(0)].value
 
     def lose(self, count: int, *, least_length: int = 0) -> None:
-        """`lose` drops the next `count` packets of at least `least_length` bytes."""
+        """`lose` drops the next `count` TCP packets of at least `least_length` bytes."""
         self._bpf[b"least_length"][ctypes.c_int(0)] = ctypes.c_uint64(least_length)
         self._bpf[b"to_drop"][ctypes.c_int(0)] = ctypes.c_int64(count)
 
