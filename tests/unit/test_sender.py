@@ -23,8 +23,7 @@ from samples import SMALL, description, numbered, requests
 from varied_records import varied
 
 from otelbpf.export import sender
-from otelbpf.export.answers import Answer, Verdict
-from otelbpf.export.doors import Door
+from otelbpf.export.answers import Answer, Door, Verdict
 from otelbpf.export.sender import QueueLimits, Sender
 from otelbpf.export.ways_out import by_export
 from otelbpf.kernel.records import Counter, Stamp

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from binaries import compile_c
 
-from otelbpf.userspace import thread_contexts as thread_context
+from otelbpf.userspace import thread_locals
 from otelbpf.userspace.thread_contexts import ThreadContexts
 from otelbpf.userspace.thread_locals import ThreadLocal, UnresolvedError
 
@@ -151,7 +151,7 @@ def looks(contexts: ThreadContexts, until_s: int) -> None:
 
 def test_looks_become_rarer(monkeypatch: pytest.MonkeyPatch) -> None:
     counted = []
-    monkeypatch.setattr(thread_context, "find_thread_local", lambda pid, *_: counted.append(pid))
+    monkeypatch.setattr(thread_locals, "find_thread_local", lambda pid, *_: counted.append(pid))
     contexts = ThreadContexts(Table())
     contexts.saw([os.getpid()], now_s=0.0)
     looks(contexts, 128)
@@ -166,7 +166,7 @@ def test_what_cannot_be_told_is_said_once(
     def refuse(*_: object) -> None:
         raise UnresolvedError("it is hidden")
 
-    monkeypatch.setattr(thread_context, "find_thread_local", refuse)
+    monkeypatch.setattr(thread_locals, "find_thread_local", refuse)
     contexts = ThreadContexts(Table())
     contexts.saw([os.getpid()], now_s=0.0)
     assert caplog.messages == []
@@ -181,7 +181,7 @@ def test_what_cannot_be_told_is_said_once(
 def test_a_full_table_is_said_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(thread_context, "find_thread_local", lambda *_: ThreadLocal(-8))
+    monkeypatch.setattr(thread_locals, "find_thread_local", lambda *_: ThreadLocal(-8))
     contexts = ThreadContexts(Table(room=0))
     contexts.saw([os.getpid(), os.getppid()], now_s=0.0)
     looks(contexts, 10)

@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from samples import description, requests
 
 from otelbpf.errors import UsageError
-from otelbpf.export import ways_out
+from otelbpf.export import doors, ways_out
 from otelbpf.export.answers import Answer, Verdict
 from otelbpf.export.doors import GrpcDoor, HttpDoor
 from otelbpf.export.ways_out import ExportDoor, by_export, metrics_way_out, spans_way_out
@@ -75,7 +75,7 @@ def test_one_without_a_known_door_is_asked_by_its_export(
     spans: list[ReadableSpan],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(ways_out, "door_of", lambda exporter, signal: None)
+    monkeypatch.setattr(doors, "door_of", lambda exporter, signal: None)
     made = spans_way_out(name, SAID)
     assert made is not None
     assert isinstance(made.door, ExportDoor)
@@ -97,7 +97,7 @@ def test_by_export(spans: list[ReadableSpan]) -> None:
 
 def test_whom_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Only what speaks OTLP is called a collector."""
-    monkeypatch.setattr(ways_out, "door_of", lambda exporter, signal: None)
+    monkeypatch.setattr(doors, "door_of", lambda exporter, signal: None)
     monkeypatch.setattr(ways_out, "load_exporter", lambda *_: InMemorySpanExporter())
     file = str(tmp_path / "spans.jsonl")
     for name, output, whose in (

@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
-from otelbpf.export.answers import Answer, Verdict
-from otelbpf.export.doors import Door
+from otelbpf.export.answers import Answer, Door, Verdict
 from otelbpf.ledger.tally import Lost
 
 _log = logging.getLogger(__name__)

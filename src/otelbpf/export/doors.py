@@ -14,10 +14,10 @@ from __future__ import annotations
 import gzip
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from otelbpf.export import answers
-from otelbpf.export.answers import Answer, Verdict
+from otelbpf.export import responses
+from otelbpf.export.answers import Answer, Door, Verdict, of_error, words
 from otelbpf.export.exporters import Signal
 
 if TYPE_CHECKING:
@@ -32,22 +32,6 @@ _SERVICES = {
 # Of a body; a Status and a partial success are far shorter.
 _MOST_BODY = 64 << 10
 _LEAST_TIMEOUT_S = 0.001
-
-Payload_contra = TypeVar("Payload_contra", contravariant=True)
-
-
-class Door(Protocol[Payload_contra]):
-    """A way for one message at a time."""
-
-    def send(self, payload: Payload_contra, within_s: float) -> Answer:
-        """Sends it once.
-
-        Args:
-            within_s: the longest to wait for an answer, where the door's own time-out is longer.
-        """
-
-    def close(self) -> None:
-        """Ends what is under way, where that can be ended; nothing can be sent any more."""
 
 
 def door_of(exporter: Any, signal: Signal) -> Door[bytes] | None:
@@ -93,15 +77,15 @@ class GrpcDoor:
             response = self._export(octets, metadata=self._headers, timeout=timeout_s)
         except grpc.RpcError as error:
             trailers = {each.key: each.value for each in error.trailing_metadata() or ()}
-            answer = answers.of_grpc_status(
+            answer = responses.of_grpc_status(
                 error.code().name, error.details() or "", trailers.get("grpc-status-details-bin")
             )
             if error.code() is grpc.StatusCode.UNAVAILABLE and answer.after_s is None:
                 self._renew()
             return answer
         except ValueError as error:  # the channel was closed
-            return Answer(Verdict.LATER, answers.words(str(error)))
-        return answers.of_response(response, self._signal)
+            return Answer(Verdict.LATER, words(str(error)))
+        return responses.of_response(response, self._signal)
 
     def _renew(self) -> None:
         """A channel that could not connect waits by itself, up to two minutes; a new one tries."""
@@ -147,13 +131,13 @@ class HttpDoor:
         try:
             response = self._post_or_again(octets, end)
         except Exception as error:
-            return answers.of_error(error)
+            return of_error(error)
         # To be closed: what is left of its body is not waited for.
         with response:
             body, is_whole = _read(response, end)
         self._has_kept_a_connection = is_whole
         headers = {name.lower(): value for name, value in response.headers.items()}
-        return answers.of_http_status(
+        return responses.of_http_status(
             response.status_code, response.reason or "", headers, body, self._signal
         )
 

@@ -14,8 +14,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from otelbpf.errors import UsageError
-from otelbpf.export.answers import Answer, Verdict
-from otelbpf.export.doors import Door, door_of
+from otelbpf.export.answers import Answer, Door, Verdict
 from otelbpf.export.exporters import Signal, is_otlp, load_exporter
 from otelbpf.export.whole_lines import WholeLines, open_lines, standard_output
 from otelbpf.ledger.batch import Requests
@@ -157,6 +156,9 @@ def metrics_way_out(
 
 
 def _known_door(exporter: Any, signal: Signal) -> Door[bytes] | None:
+    # Only here: it brings protobuf, for which an agent that has no such exporter need not wait.
+    from otelbpf.export.doors import door_of
+
     door = door_of(exporter, signal)
     if door is None:
         _log.warning(

@@ -15,15 +15,12 @@ import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from otelbpf.host.processes import executable_name, start_time
-from otelbpf.userspace.thread_locals import (
-    KnownFiles,
-    ThreadLocal,
-    UnresolvedError,
-    find_thread_local,
-)
+
+if TYPE_CHECKING:
+    from otelbpf.userspace.thread_locals import KnownFiles, ThreadLocal
 
 #: The pointer's name.
 VARIABLE = "otel_thread_ctx_v1"
@@ -113,6 +110,9 @@ class ThreadContexts:
                 self._look(pid, process)
 
     def _look(self, pid: int, process: _Process, *, is_first: bool = False) -> None:
+        # Only here: it brings what reads ELF files, for which nobody need wait before it is ready.
+        from otelbpf.userspace.thread_locals import UnresolvedError, find_thread_local
+
         if len(self._known) > _FILES_MOST:
             self._known.clear()
         try:
