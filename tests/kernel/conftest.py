@@ -4,53 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from lab import Lab, laboratory
 from meter import Meter, load, load_gateway
 from strangers import Strangers, strangers
 from sums_of_connections import Sums, loaded_sums
-from unseen import Unseen
 
 from otelbpf.ledger.request import Kind
-
-_RERUNS = 2
-
-
-class _Watch:
-    """Whether the kernel kept its tracing programs from running during the test under way."""
-
-    unseen: Unseen | None = None
-    moments_before = 0
-
-    def spoiled(self) -> bool:
-        """Can that be why the test failed?"""
-        return self.unseen is not None and self.unseen.moments() > self.moments_before
-
-
-_watch = _Watch()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What fails in such a moment is asked again, and told as a rerun; all else fails."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.flaky(reruns=_RERUNS, condition=_watch.spoiled))
-
-
-@pytest.fixture(scope="session")
-def _unseen() -> Iterator[Unseen]:
-    _watch.unseen = Unseen()
-    yield _watch.unseen
-    _watch.unseen.close()
-    _watch.unseen = None
-
-
-@pytest.fixture(autouse=True)
-def _moments_are_known(_unseen: Unseen) -> None:
-    _watch.moments_before = _unseen.moments()
 
 
 @pytest.fixture(scope="session")

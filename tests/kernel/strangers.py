@@ -8,17 +8,15 @@ import ctypes
 import errno
 import os
 from collections.abc import Iterator
-from typing import Any
 
 from lab import CLIENT_INTERFACE, INTERFACE, Lab
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
+from support.compiled import compiled
 
 from otelbpf.host.interfaces import find_interfaces
 from otelbpf.host.netns import Netns
 from otelbpf.kernel import libbpf
-from otelbpf.kernel.bcc_module import import_bcc
-from otelbpf.kernel.sources import bpf_directory
 
 _BPF_F_BEFORE = 1 << 3
 _ETH_P_ALL = 3
@@ -73,13 +71,6 @@ int lose(struct __sk_buff *skb)
 	return bpf_redirect(0x7fffffff, 0);
 }
 """
-
-
-def compiled(source: str, *flags: str) -> Any:
-    """BCC's object for programs of the tests' own, which need no kernel headers either."""
-    bcc = import_bcc()
-    os.environ["BCC_KERNEL_SOURCE"] = str(bpf_directory() / "shim")
-    return bcc.BPF(text=source.encode(), cflags=list(flags))
 
 
 class Strangers:

@@ -12,9 +12,8 @@ from __future__ import annotations
 import ctypes
 import os
 
-from strangers import compiled
-
 from otelbpf.kernel.btf import Btf
+from support.compiled import compiled
 
 _SOURCE = """
 BPF_PERCPU_ARRAY(on_processor, u32, 1);	/* the task's number and one; 0: not known */
@@ -60,6 +59,30 @@ class Unseen:
         """How many there were."""
         _pass_all_processors()
         return self._bpf[b"unseen"][ctypes.c_int(0)].value
+
+
+class Watch:
+    """Whether the kernel kept its tracing programs from running during the test under way."""
+
+    def __init__(self) -> None:
+        self._unseen: Unseen | None = None
+        self._moments_before = 0
+
+    def begin(self) -> None:
+        """A test begins."""
+        if self._unseen is None:
+            self._unseen = Unseen()
+        self._moments_before = self._unseen.moments()
+
+    def spoiled(self) -> bool:
+        """Can that be why the test failed?"""
+        return self._unseen is not None and self._unseen.moments() > self._moments_before
+
+    def close(self) -> None:
+        """Watches no more."""
+        if self._unseen is not None:
+            self._unseen.close()
+            self._unseen = None
 
 
 def _pass_all_processors() -> None:
