@@ -10,6 +10,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -221,7 +222,15 @@ def agent(
         **(environment or {}),
     }
     with running("otelbpf", command, files, environment) as process:
-        yield Agent(process, files)
+        started = Agent(process, files)
+        try:
+            yield started
+        except BaseException:
+            # What it says at its end shows what became of the requests that somebody missed.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                ended = started.stop() if started.is_running() else started.wait()
+                print(f"otelbpf ended with {ended.code}, {ended.sums}, and said:\n{ended.stderr}")
+            raise
 
 
 def wait_for_word(running: Agent, *words: str) -> str:

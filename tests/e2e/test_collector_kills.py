@@ -95,12 +95,18 @@ def ask(net: Network, port: int, count: int) -> None:
             client.ask(f"/{number}")
 
 
+def length_ns(span: Span) -> int:
+    return span.end_unix_ns - span.start_unix_ns
+
+
 def assert_jaeger_has(storage: Jaeger, count: int) -> None:
     """That many requests, each with all its stages."""
 
     def whole(spans: list[Span]) -> list[Measured]:
+        """Of those that are there. Jaeger shows a request while its stages are yet to come."""
         roots = {span.span_id for span in spans if not span.parent_span_id}
-        return measured(s for s in spans if s.span_id in roots or s.parent_span_id in roots)
+        known = measured(s for s in spans if s.span_id in roots or s.parent_span_id in roots)
+        return [each for each in known if sum(map(length_ns, each.stages)) == length_ns(each.span)]
 
     spans = storage.wait_for(
         SERVICE,
