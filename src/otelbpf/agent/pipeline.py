@@ -13,6 +13,7 @@ from otelbpf.host.clock import ClockReading, read_clock
 from otelbpf.host.processes import NOBODY, Process
 from otelbpf.host.resource import Resources
 from otelbpf.kernel.records import PROCESS, RequestFlag
+from otelbpf.kernel.rows import octets_of
 from otelbpf.ledger.batch import SPANS_MOST, Requests
 from otelbpf.ledger.ids import Ids
 from otelbpf.ledger.tally import Tally
@@ -89,7 +90,7 @@ class Pipeline:
         words = whose.view(np.uint64).reshape(len(whose), -1)
         changes = np.flatnonzero((words[1:] != words[:-1]).any(axis=1)) + 1
         begins = np.concatenate(([0], changes))
-        keys = whose[begins].view(f"V{_WHOSE.itemsize}").tolist()
+        keys = octets_of(whose[begins])
         a_row = dict(zip(keys, begins.tolist(), strict=True))
         known = {key: self._resource_of(*whose[row].item()) for key, row in a_row.items()}
         resources = np.empty(len(keys), object)

@@ -19,6 +19,7 @@ import numpy as np
 from otelbpf.host.resource import Resources
 from otelbpf.kernel.loader import Programs
 from otelbpf.kernel.records import SERIES_KEY, RequestFlag, RequestRecordRow
+from otelbpf.kernel.rows import octets_of
 from otelbpf.ledger.request import KINDS, Kind, ended_by, line_of, process_of, server_of
 from otelbpf.metrics.series_sets import SeriesSets, keys_of
 from otelbpf.metrics.snapshot import SeriesKey
@@ -106,18 +107,16 @@ class SeriesPlaces:
 
     def of(self, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The place of each record's series, and from how many ns on it is slow."""
-        keys, firsts, inverse = np.unique(
-            keys_of(records).view(f"V{SERIES_KEY.itemsize}"),
-            return_index=True,
-            return_inverse=True,
-        )
-        places, slow_ns = np.empty(len(keys), int), np.empty(len(keys), np.uint64)
-        # The places that are left go to those that came first.
-        for at in np.argsort(firsts):
-            known = self._known_of(keys[at].tobytes(), records[firsts[at]])
-            places[at], slow_ns[at] = known.place, known.slow_ns
-        inverse = inverse.reshape(-1)
-        return places[inverse], slow_ns[inverse]
+        first_rows: dict[bytes, int] = {}
+        first_row = [
+            first_rows.setdefault(key, row) for row, key in enumerate(octets_of(keys_of(records)))
+        ]
+        places, slow_ns = np.empty(len(records), int), np.empty(len(records), np.uint64)
+        # In the order in which they came: to the first ones go the places that are left.
+        for key, row in first_rows.items():
+            known = self._known_of(key, records[row])
+            places[row], slow_ns[row] = known.place, known.slow_ns
+        return places[first_row], slow_ns[first_row]
 
     def of_key(self, key: np.void) -> int | None:
         """The place of a key's series; None: it was not asked for lately."""

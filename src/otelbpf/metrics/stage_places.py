@@ -12,6 +12,7 @@ import numpy as np
 from otelbpf.kernel.loader import Programs
 from otelbpf.kernel.mapped import MappedArray
 from otelbpf.kernel.records import SERIES, STAGE_ORDER, STAMP_ORDER, FixedLength, Stamp
+from otelbpf.kernel.rows import octets_of
 from otelbpf.ledger.batch import numbers_of
 from otelbpf.ledger.request import stage_name
 from otelbpf.metrics.series_sets import PLACE_FACTOR, index_of
@@ -58,13 +59,13 @@ class StagePlaces:
         Args:
             stamps: as sorted_stamps() gives them.
         """
-        for order in np.unique(_orders_of(stamps), axis=0):
-            words = order.view(np.uint64).tolist()
+        for order in _orders_of(stamps):
+            words = np.frombuffer(order, np.uint64).tolist()
             at = _index_of_order(words)
             known = self._orders["order"]["words"][[at, at ^ 1]].tolist()
             if words not in known and _NO_ORDER in known:
                 told = self._orders[at ^ known.index(_NO_ORDER)]
-                numbers = order[order != 0].astype(np.int64) - 1
+                numbers = np.frombuffer(order.rstrip(b"\0"), np.uint8).astype(np.int64) - 1
                 told["places"][: len(numbers) - 1] = self.of(numbers[:-1], numbers[1:])
                 # The first word last: no order is without it, so the kernel finds all or nothing.
                 for i, word in reversed(list(enumerate(words))):
@@ -84,10 +85,11 @@ def _index_of_order(words: list[int]) -> int:
     return index_of(word, FixedLength.STAGE_ORDERS)
 
 
-def _orders_of(stamps: np.ndarray) -> np.ndarray:
-    """(n, bytes of struct stamp_order) uint8: the orders of these stamps."""
-    orders = np.zeros((len(stamps), STAMP_ORDER.itemsize), np.uint8)
-    rows, at = np.nonzero(stamps)
-    absent = (stamps == 0).sum(axis=1)
-    orders[rows, at - absent[rows]] = numbers_of(stamps[rows, at]) + 1
-    return orders
+def _orders_of(stamps: np.ndarray) -> list[bytes]:
+    """The orders of these stamps, each once: struct stamp_order."""
+    numbers = np.where(stamps != 0, numbers_of(stamps) + 1, 0).astype(np.uint8)
+    # The absent ones come first here, and last there.
+    return [
+        octets.lstrip(b"\0").ljust(STAMP_ORDER.itemsize, b"\0")
+        for octets in dict.fromkeys(octets_of(numbers))
+    ]

@@ -23,6 +23,7 @@ import numpy as np
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import SpanKind
 
+from otelbpf.kernel.rows import octets_of
 from otelbpf.ledger.batch import STAGE_NAMES, Batch, Requests, batches_of
 from otelbpf.traces.description import (
     SCOPE,
@@ -70,11 +71,6 @@ def _put(rows: np.ndarray, at: int, dtype: np.dtype | str, column: np.ndarray) -
     np.ndarray(len(rows), dtype, rows, at, rows.strides[:1])[:] = column
 
 
-def _each_row(octets: np.ndarray) -> list[bytes]:
-    rows: list[bytes] = octets.view(f"V{octets.shape[1]}")[:, 0].tolist()
-    return rows
-
-
 def _joined(columns: Sequence[np.ndarray]) -> list[bytes]:
     """The bytes of columns of n values, one after the other, for each row."""
     widths = [column.dtype.itemsize for column in columns]
@@ -83,7 +79,7 @@ def _joined(columns: Sequence[np.ndarray]) -> list[bytes]:
     for column, width in zip(columns, widths, strict=True):
         _put(octets, at, column.dtype, column)
         at += width
-    return _each_row(octets)
+    return octets_of(octets)
 
 
 class _Rows:
@@ -121,7 +117,7 @@ class _Rows:
         for at, dtype, column in self._columns:
             _put(octets, at, dtype, column)
         if not self._holes:
-            return _each_row(octets)
+            return octets_of(octets)
         kept = np.ones((self._count, width), bool)
         lengths = np.full(self._count, width)
         for begin, end, where in self._holes:
