@@ -335,6 +335,16 @@ def test_the_last_of_those_that_became_spans_are_exemplars(table: SeriesTable) -
     assert len(table.snapshot()) == 1
 
 
+def test_exemplars_are_the_last_ones_of_a_series_whatever_keys_it_has(table: SeriesTable) -> None:
+    """Paths of one route have several keys."""
+    records = np.concatenate([one("/a", 11 + number % 2) for number in range(7)])
+    requests = dataclasses.replace(numbered(7), records=records)
+    table.add(records)
+    table.exemplify(requests)
+    (series,) = table.snapshot()
+    assert [exemplar.span_id for exemplar in series.exemplars] == [7, 6, 5, 4]
+
+
 def orders_told(kernel: Kernel) -> dict[tuple[Stamp, ...], list[int]]:
     """What the kernel knows of orders of stamps."""
     size = 256 * STAGE_ORDER.itemsize

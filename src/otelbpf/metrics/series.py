@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 
@@ -21,7 +21,6 @@ from otelbpf.kernel.mapped_parts import PartlyMappedArray
 from otelbpf.kernel.records import SERIES, Stamp
 from otelbpf.ledger.batch import Batch, Requests, numbers_of, sorted_stamps, times_of
 from otelbpf.metrics.series_places import SeriesPlaces
-from otelbpf.metrics.series_sets import keys_of
 from otelbpf.metrics.snapshot import Exemplar, Histogram, Series, buckets_of
 from otelbpf.metrics.stage_places import StagePlaces
 from otelbpf.policy.routes import Routes
@@ -141,16 +140,16 @@ class SeriesTable:
 
     def exemplify(self, requests: Requests) -> None:
         """Remembers, for each series, the last ones of these requests, which become spans."""
-        keys = keys_of(requests.records)
-        groups = [rows[::-1][:_EXEMPLARS_EACH] for rows in _by_key(keys)]
+        rows_of: dict[int, list[int]] = {}
+        # The newest first.
+        for row, place in reversed(list(enumerate(self._places.known(requests.records)))):
+            if place is not None and len(rows := rows_of.setdefault(place, [])) < _EXEMPLARS_EACH:
+                rows.append(row)
         # Of all at once: where many series have a request each, that is most of the work.
-        newest = _exemplars(requests[np.concatenate(groups)])
-        for rows in groups:
-            exemplars = [*islice(newest, len(rows))]
-            place = self._places.of_key(keys[rows[0]])
-            if place is not None:
-                exemplars += self._exemplars.get(place, ())
-                self._exemplars[place] = exemplars[:_EXEMPLARS_EACH]
+        newest = _exemplars(requests[np.array([*chain(*rows_of.values())], int)])
+        for place, rows in rows_of.items():
+            exemplars = [*islice(newest, len(rows)), *self._exemplars.get(place, ())]
+            self._exemplars[place] = exemplars[:_EXEMPLARS_EACH]
 
     def snapshot(self) -> tuple[Series, ...]:
         """All series that have requests; from any thread.
@@ -197,14 +196,6 @@ class SeriesTable:
         self._mapped.close()
         self._stages.close()
         self._places.close()
-
-
-def _by_key(keys: np.ndarray) -> list[np.ndarray]:
-    """The rows of each key, in their order."""
-    words = keys.view(np.uint64).reshape(len(keys), -1)
-    order = np.lexsort(words.T)
-    changes = (np.diff(words[order], axis=0) != 0).any(axis=1)
-    return np.split(order, np.flatnonzero(changes) + 1)
 
 
 def _exemplars(requests: Requests) -> Iterator[Exemplar]:

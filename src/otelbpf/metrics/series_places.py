@@ -118,10 +118,10 @@ class SeriesPlaces:
             places[row], slow_ns[row] = known.place, known.slow_ns
         return places[first_row], slow_ns[first_row]
 
-    def of_key(self, key: np.void) -> int | None:
-        """The place of a key's series; None: it was not asked for lately."""
-        known = self._known.get(key.tobytes())
-        return None if known is None else known.place
+    def known(self, records: np.ndarray) -> list[int | None]:
+        """The place of each record's series; None: it was not asked for lately."""
+        found = map(self._known.get, octets_of(keys_of(records)))
+        return [None if known is None else known.place for known in found]
 
     def end_silent(self, had_requests: np.ndarray, now_s: float) -> list[tuple[int, int]]:
         """Ends series that have long had no requests, if others have no place.
