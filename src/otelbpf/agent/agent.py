@@ -203,7 +203,7 @@ class Agent:
         return len(records)
 
     def _saw(self, records: np.ndarray) -> None:
-        self._thread_contexts.saw(np.unique(records["pid"]).tolist(), time.monotonic())
+        self._thread_contexts.saw(set(records["pid"].tolist()), time.monotonic())
 
     def sums(self) -> Sums:
         """The sums so far."""

@@ -56,7 +56,8 @@ class Pipeline:
 
     def meet(self, records: np.ndarray) -> None:
         """Looks at the processes of requests that are to be taken a little later."""
-        self._resources_of(records)
+        for whose in dict.fromkeys(_whose(records)):
+            self._resource_of(whose)
 
     def take(self, records: np.ndarray) -> None:
         """Takes a batch of records: queues those that are kept, adds up what is yet to be."""
@@ -82,20 +83,19 @@ class Pipeline:
 
     def _resources_of(self, records: np.ndarray) -> np.ndarray:
         """(n,) of Resource. Now, as the processes may be gone when spans are made."""
-        whose = np.zeros(len(records), _WHOSE)
-        whose["process"], whose["pid"] = records["process"], records["pid"]
-        is_client = records["flags"] & np.uint32(RequestFlag.CLIENT) != 0
-        whose["port"] = np.where(is_client, 0, records["local_port"])
-        # Most neighbours are of one process.
-        words = whose.view(np.uint64).reshape(len(whose), -1)
-        changes = np.flatnonzero((words[1:] != words[:-1]).any(axis=1)) + 1
-        begins = np.concatenate(([0], changes))
-        keys = octets_of(whose[begins])
-        a_row = dict(zip(keys, begins.tolist(), strict=True))
-        known = {key: self._resource_of(*whose[row].item()) for key, row in a_row.items()}
-        resources = np.empty(len(keys), object)
-        resources[:] = [known[key] for key in keys]
-        return np.repeat(resources, np.diff(begins, append=len(whose)))
+        whose = _whose(records)
+        known = {each: self._resource_of(each) for each in dict.fromkeys(whose)}
+        return np.fromiter(map(known.__getitem__, whose), object, len(whose))
 
-    def _resource_of(self, process: tuple[int, int, int, bytes], pid: int, port: int) -> Resource:
+    def _resource_of(self, whose: bytes) -> Resource:
+        process, pid, port = np.frombuffer(whose, _WHOSE)[0].item()
         return self.resources.of(Process(pid, *process) if pid else NOBODY, port).resource
+
+
+def _whose(records: np.ndarray) -> list[bytes]:
+    """Of each request _WHOSE."""
+    whose = np.zeros(len(records), _WHOSE)
+    whose["process"], whose["pid"] = records["process"], records["pid"]
+    is_client = records["flags"] & np.uint32(RequestFlag.CLIENT) != 0
+    whose["port"] = np.where(is_client, 0, records["local_port"])
+    return octets_of(whose)
