@@ -12,6 +12,7 @@ import functools
 import mmap
 import os
 import threading
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -52,10 +53,9 @@ class PartlyMappedArray:
         self._row_bytes = np.dtype(dtype).itemsize
         self._bytes = count * self._row_bytes
         self._access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        #: When each part was asked for last, as a number of calls; 0: it is not mapped.
-        self._asked = np.zeros(-(-self._bytes // PART_BYTES), np.int64)
-        self._most = len(self._asked) if most is None else most
-        self._calls = 0
+        #: The parts that are mapped, those first that were not asked for for longest.
+        self._mapped: dict[int, None] = {}
+        self._most = -(-self._bytes // PART_BYTES) if most is None else most
         self._lock = threading.Lock()
         self._address = _map(None, self._bytes, _NO_ACCESS, _NOTHING)
         octets = (ctypes.c_char * self._bytes).from_address(self._address)
@@ -64,45 +64,39 @@ class PartlyMappedArray:
     def reach(self, rows: np.ndarray) -> None:
         """Maps what has these rows, and lets go of what was not asked for for longest."""
         begins = rows.astype(np.int64) * self._row_bytes
-        wanted = np.zeros(len(self._asked), bool)
-        wanted[begins // PART_BYTES] = True
-        wanted[(begins + self._row_bytes - 1) // PART_BYTES] = True
-        self._reach(wanted)
+        ends = begins + (self._row_bytes - 1)
+        self._reach(set((np.concatenate((begins, ends)) // PART_BYTES).tolist()))
 
     def reach_range(self, begin: int, end: int) -> None:
         """The same with the rows from `begin` to `end`."""
-        wanted = np.zeros(len(self._asked), bool)
         last = -(-min(end * self._row_bytes, self._bytes) // PART_BYTES)
-        wanted[begin * self._row_bytes // PART_BYTES : last] = True
-        self._reach(wanted)
+        self._reach(set(range(begin * self._row_bytes // PART_BYTES, last)))
 
     def let_go(self) -> None:
         """Unmaps all parts; rows are to be asked for again."""
         with self._lock:
-            self._unmap(np.flatnonzero(self._asked))
+            self._unmap(list(self._mapped))
 
-    def _reach(self, wanted: np.ndarray) -> None:
+    def _reach(self, wanted: set[int]) -> None:
         with self._lock:
-            self._calls += 1
-            for part in np.flatnonzero(wanted & (self._asked == 0)).tolist():
-                self._map(part)
-            self._asked[wanted] = self._calls
-            mapped = np.flatnonzero(self._asked)
-            if len(mapped) > self._most:
-                oldest = mapped[np.argsort(self._asked[mapped], kind="stable")]
-                excess = oldest[: len(mapped) - self._most]
-                self._unmap(excess[~wanted[excess]])
+            for part in wanted:
+                if part not in self._mapped:
+                    self._map(part)
+                self._mapped.pop(part, None)
+                self._mapped[part] = None
+            excess = list(self._mapped)[: max(0, len(self._mapped) - self._most)]
+            self._unmap([part for part in excess if part not in wanted])
 
     def _map(self, part: int) -> None:
         at, length = self._place_of(part)
         flags = mmap.MAP_SHARED | _MAP_FIXED
         _map(self._address + at, length, self._access, flags, self._fd, at)
 
-    def _unmap(self, parts: np.ndarray) -> None:
-        for part in parts.tolist():
+    def _unmap(self, parts: Iterable[int]) -> None:
+        for part in parts:
             at, length = self._place_of(part)
             _map(self._address + at, length, _NO_ACCESS, _NOTHING | _MAP_FIXED)
-        self._asked[parts] = 0
+            del self._mapped[part]
 
     def _place_of(self, part: int) -> tuple[int, int]:
         """Where it begins, and how long it is."""

@@ -24,7 +24,7 @@ _NOWHERE = np.empty(0, np.uint64)
 #: A record as far as it tells whose it is; its texts come after that.
 RECORD_HEAD = np.dtype(REQUEST_RECORD.descr[: (REQUEST_RECORD.names or ()).index("join")])
 # MiB of the table: each processor goes through its own part of it.
-_PARTS = 16 + (os.cpu_count() or 1)
+_PARTS = 8 + (os.cpu_count() or 1)
 _NO_HEADS = np.empty(0, RECORD_HEAD)
 # Of what lies beyond its length, a text has whatever was there before.
 _TEXTS = {"join": ("traceparent",), "http1": ("request_line", "host", "user_agent")}
@@ -124,9 +124,9 @@ class RingReader:
         places = (begin + np.arange(count)) % len(self._ring)
         told = self._ring[places]
         # One that is not told yet holds up those behind it.
-        missing = np.flatnonzero(told == 0)
-        if missing.size:
-            places, told = places[: missing[0]], told[: missing[0]]
+        if not told.all():
+            count = int(told.argmin())
+            places, told = places[:count], told[:count]
         with self._fence:  # orders the reads before and after it on weakly ordered machines
             pass
         slots = told - np.uint64(1)
