@@ -2,7 +2,7 @@
 """What sending spans costs the agent: processor time for each request, all of its threads together.
 
     .venv/bin/python bench/export.py [--agent OTHER/.venv/bin/otelbpf]
-    .venv/bin/python bench/export.py --memory 600
+    .venv/bin/python bench/export.py --memory 600 [--rates 1000]
 
 asks a server at a steady rate, or as fast as wrk does, while an agent sends every request to a
 receiver that throws away what it gets. With --agent, another checkout's agent does that. With
@@ -31,8 +31,9 @@ from measure import PORT, Network, agent, load, resident_mib, served
 from support.namespaces import Side
 
 _TICK_S = 0.01
-# How often an agent's size is told, under so many requests a second.
-_EACH_S, _RATE = 15.0, 5_000
+_RATES = (400, 5_000, 0)
+# How often an agent's size is told, and under how many requests a second.
+_EACH_S, _MEMORY_RATES = 15, (5_000,)
 _WARM_UP_S = 2.0
 # A batch waits no longer for its requests, and then there is nothing left to do.
 _REST_S = 2.5
@@ -195,15 +196,15 @@ def idle(net: Network, seconds: float) -> str:
     return f"   idle    {used_s / seconds:.2%} of a processor  {memory_mib:.0f} MiB"
 
 
-def memory(net: Network, seconds: float) -> None:
+def memory(net: Network, rate: int, seconds: float) -> None:
     """How large an agent is at ready, and while it sends all the time."""
     with receiver("grpc") as variables, agent(net, PORT, **variables) as running:
         ready_mib = resident_mib(running.pid)
-        print(f"{_RATE} requests a second, grpc, spans", flush=True)
+        print(f"{rate or 'as many as can be'} requests a second, grpc, spans", flush=True)
         print(_size("at ready", running.pid), flush=True)
         sizes_mib, began_s, asked = [], time.monotonic(), 0
-        while (at_s := time.monotonic() - began_s) < seconds:
-            asked += ask(net, _RATE, min(_EACH_S, seconds - at_s))
+        while time.monotonic() - began_s < seconds:
+            asked += ask(net, rate, _EACH_S) if rate else load(net, _EACH_S).requests
             sizes_mib.append(resident_mib(running.pid))
             print(_size(f"{time.monotonic() - began_s:.0f} s", running.pid), flush=True)
         sums = running.stop()
@@ -224,7 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--agent", type=Path, help="an agent's command, instead of this one's")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each load")
-    parser.add_argument("--rates", type=int, nargs="+", default=[400, 5_000, 0], help="0: wrk's")
+    parser.add_argument("--rates", type=int, nargs="+", help="of requests a second; 0: wrk's")
     parser.add_argument("--protocols", nargs="+", default=["grpc", "http/protobuf"])
     parser.add_argument("--styles", nargs="+", default=list(_STYLES), choices=_STYLES)
     parser.add_argument("--new-paths", action="store_true", help="no path is asked for twice")
@@ -235,12 +236,13 @@ def main() -> None:
     if given.memory is not None:
         print(f"kernel {platform.release()}; {measure.COMMAND}")
         with served(asyncio_server) as net:
-            memory(net, given.memory)
+            for rate in given.rates or _MEMORY_RATES:
+                memory(net, rate, given.memory)
         return
     print(f"kernel {platform.release()}; {given.seconds:.0f} s a load; {measure.COMMAND}")
     with served(asyncio_server) as net:
         print(idle(net, given.seconds), flush=True)
-        for rate in given.rates:
+        for rate in given.rates or _RATES:
             for protocol in given.protocols:
                 for style in given.styles:
                     print(
