@@ -27,6 +27,7 @@ from otelbpf.export.sender import QueueLimits
 from otelbpf.export.variables import settle
 from otelbpf.export.ways_out import WayOut, spans_way_out
 from otelbpf.host import rights
+from otelbpf.host.heap import keep_what_a_batch_takes
 from otelbpf.host.interfaces import Xdp, find_interfaces
 from otelbpf.host.netns import Netns, find_netns
 from otelbpf.host.processes import Listeners
@@ -126,6 +127,7 @@ def run(
     Raises:
         OtelbpfError: what failed, and what to do; nothing is left attached.
     """
+    keep_what_a_batch_takes()
     routes = _routes_of(config)
     description = Description(routes, capture_query=config.capture_query, stages=config.stages)
     exports = _exports(config.output, description, environment)
