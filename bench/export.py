@@ -3,10 +3,13 @@
 
     .venv/bin/python bench/export.py [--agent OTHER/.venv/bin/otelbpf]
     .venv/bin/python bench/export.py --memory 600 [--rates 1000]
+    .venv/bin/python bench/export.py --new-series 40
 
 asks a server at a steady rate, or as fast as wrk does, while an agent sends every request to a
 receiver that throws away what it gets. With --agent, another checkout's agent does that. With
---memory it does so for that many seconds, and tells the agent's size meanwhile.
+--memory it does so for that many seconds, and tells the agent's size meanwhile. With --new-series
+each path is asked for so many times and never again, and all requests are added up, too, in 4,096
+series.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import functools
 import platform
 import re
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -216,6 +220,43 @@ def memory(net: Network, rate: int, seconds: float) -> None:
     )
 
 
+# A word of letters, which no route is folded by.
+_WORDS = """
+local count = 0
+request = function()
+  local number = math.floor(count / EACH)
+  local word = ""
+  for i = 1, 4 do
+    word = word .. string.char(97 + number % 26)
+    number = math.floor(number / 26)
+  end
+  count = count + 1
+  return wrk.format("GET", "/" .. word)
+end
+"""
+
+
+def new_series(net: Network, each: int, seconds: int) -> str:
+    """Many new series at once: the row of what becomes of their requests."""
+    with (
+        tempfile.NamedTemporaryFile("w", suffix=".lua") as script,
+        receiver("grpc") as variables,
+        agent(net, PORT, "--series", "4096", OTEL_METRICS_EXPORTER="otlp", **variables) as running,
+    ):
+        script.write(_WORDS.replace("EACH", str(each)))
+        script.flush()
+        running.catch_up()
+        before_s = running.processor_s()
+        done = load(net, seconds, script=Path(script.name))
+        time.sleep(_REST_S)
+        used_s = running.processor_s() - before_s
+        sums = running.stop()
+    return (
+        f"{done.per_second:>7.0f}/s, {done.per_second / each:.0f} new series/s "
+        f"{used_s / done.requests * 1e6:>5.1f} us  lost {sums['lost']}"
+    )
+
+
 def _size(when: str, pid: int) -> str:
     own_mib = resident_mib(pid, "RssAnon")
     return f"  {when:>8}  {resident_mib(pid):6.1f} MiB, its own {own_mib:6.1f}"
@@ -230,6 +271,7 @@ def main() -> None:
     parser.add_argument("--styles", nargs="+", default=list(_STYLES), choices=_STYLES)
     parser.add_argument("--new-paths", action="store_true", help="no path is asked for twice")
     parser.add_argument("--memory", type=float, metavar="SECONDS", help="its size, so long")
+    parser.add_argument("--new-series", type=int, metavar="N", help="each has N requests")
     given = parser.parse_args()
     if given.agent is not None:
         measure.COMMAND = given.agent
@@ -241,6 +283,9 @@ def main() -> None:
         return
     print(f"kernel {platform.release()}; {given.seconds:.0f} s a load; {measure.COMMAND}")
     with served(asyncio_server) as net:
+        if given.new_series is not None:
+            print(new_series(net, given.new_series, round(given.seconds)))
+            return
         print(idle(net, given.seconds), flush=True)
         for rate in given.rates or _RATES:
             for protocol in given.protocols:

@@ -272,11 +272,14 @@ def empty_xdp(net: Network) -> Iterator[None]:
         os.close(program)
 
 
-def load(net: Network, seconds: int, headers: Sequence[str] = ()) -> Load:
+def load(
+    net: Network, seconds: int, headers: Sequence[str] = (), script: Path | None = None
+) -> Load:
     """Keep-alive requests, as many as there can be.
 
     Args:
         headers: lines of their heads, beside the request line and Host.
+        script: of wrk's, in Lua.
     """
     answer = subprocess.run(
         [
@@ -286,6 +289,7 @@ def load(net: Network, seconds: int, headers: Sequence[str] = ()) -> Load:
             f"-c{CONNECTIONS}",
             f"-d{seconds}s",
             *(part for line in headers for part in ("-H", line)),
+            *(("-s", script) if script else ()),
             f"http://{net.server.ipv4}:{PORT}/hello",
         ],
         capture_output=True,
