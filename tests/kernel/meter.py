@@ -93,7 +93,6 @@ class Meter:
 
     def close(self) -> None:
         self._exchanges.close()
-        self.sweeper.close()
         self.reader.close()
         self.programs.close()
 

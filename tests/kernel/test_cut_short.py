@@ -221,7 +221,6 @@ def sweep(meter: Meter, after_ns: int, idle_ns: int = 1_000_000_000) -> None:
     """As the agent does, so much later."""
     sweeper = Sweeper(meter.programs, idle_ns)
     sweeper.sweep(time.monotonic_ns() + after_ns)
-    sweeper.close()
 
 
 @pytest.mark.guest
@@ -323,7 +322,6 @@ def test_when_the_agent_stops_what_had_ended_is_told_and_the_rest_is_lost(
     pair.ask(request(target="/open"))
     sweeper = Sweeper(meter.programs, LONG_NS)
     sweeper.finish(time.monotonic_ns())
-    sweeper.close()
     assert meter.record()["http1"]["request_line"] == b"GET /over HTTP/1.1"
     assert meter.losses() == {Counter.LOST_STOPPED: 1}
 

@@ -21,10 +21,8 @@ IDLE_NS = 30_000_000_000
 
 
 @pytest.fixture
-def sweeper(meter: Meter):
-    sweeper = Sweeper(meter.programs, IDLE_NS)
-    yield sweeper
-    sweeper.close()
+def sweeper(meter: Meter) -> Sweeper:
+    return Sweeper(meter.programs, IDLE_NS)
 
 
 @pytest.fixture

@@ -63,8 +63,6 @@ def test_nothing_is_mapped_that_nobody_asked_for(kernel: Kernel) -> None:
     array.reach(np.array([0, COUNT - 1], np.uint64))
     assert parts_mapped(array) == [0, PARTS - 1]
     assert array.values["number"][[0, COUNT - 1]].tolist() == [0, COUNT - 1]
-    array.let_go()
-    assert parts_mapped(array) == []
     array.close()
 
 
@@ -116,13 +114,12 @@ def test_both_see_what_is_written(kernel: Kernel) -> None:
     array.close()
 
 
-@pytest.mark.parametrize("let_go", [False, True])
-def test_nobody_reads_something_else(kernel: Kernel, let_go: bool) -> None:
-    """Of a row that was not asked for there is nothing that could be taken for it."""
-    array = kernel.array()
-    if let_go:
-        array.reach(np.array([5]))
-        array.let_go()
+@pytest.mark.parametrize("asked", [[], [5, COUNT - 1]])
+def test_nobody_reads_something_else(kernel: Kernel, asked: list[int]) -> None:
+    """Of a row that was not asked for, or not lately, nothing is there to be taken for it."""
+    array = kernel.array(most=1)
+    for row in asked:
+        array.reach(np.array([row]))
     child = os.fork()
     if not child:
         signal.signal(signal.SIGSEGV, signal.SIG_DFL)

@@ -17,7 +17,7 @@ from otelbpf.ledger.sweeper import ACK_WAIT_NS, Sweeper
 NOW = 10_000_000_000_000
 SECOND_NS = 1_000_000_000
 IDLE_NS = 120_000_000_000
-SLOTS = 64
+SLOTS = 300
 UNANSWERED = RequestFlag.REQUEST_RECEIVED
 ANSWERED = UNANSWERED | RequestFlag.REQUEST_ANSWERED
 
@@ -65,12 +65,10 @@ def kernel() -> Iterator[Kernel]:
 
 
 @pytest.fixture
-def sweeper(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sweeper]:
+def sweeper(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> Sweeper:
     """It looks through the table in several steps."""
-    monkeypatch.setattr(sweeper_module, "_AT_ONCE", 5)
-    made = Sweeper(kernel, IDLE_NS)  # type: ignore[arg-type]
-    yield made
-    made.close()
+    monkeypatch.setattr(sweeper_module, "_AT_ONCE", 128)
+    return Sweeper(kernel, IDLE_NS)  # type: ignore[arg-type]
 
 
 def test_an_empty_table(kernel: Kernel, sweeper: Sweeper) -> None:
@@ -79,7 +77,7 @@ def test_an_empty_table(kernel: Kernel, sweeper: Sweeper) -> None:
     assert kernel.orders == []
 
 
-@pytest.mark.parametrize("slot", [0, 5, SLOTS - 1])
+@pytest.mark.parametrize("slot", [0, 127, 128, SLOTS - 1])
 @pytest.mark.parametrize("flags", [UNANSWERED, ANSWERED, RequestFlag(0)])
 def test_the_kernel_is_asked_once_it_has_waited(
     kernel: Kernel, sweeper: Sweeper, slot: int, flags: RequestFlag
@@ -150,7 +148,6 @@ def test_it_does_not_look_where_nothing_can_have_been_silent_for_so_long(
     assert kernel.orders == []
     sweeper.look(NOW + after_ns)
     assert [order[0] for order in kernel.orders] == [3]
-    sweeper.close()
 
 
 def test_those_that_wait_for_long_are_asked_for_more_rarely(
@@ -187,7 +184,6 @@ def test_an_idle_time_that_is_shorter_than_the_wait_for_an_acknowledgement(
     sweeper = Sweeper(kernel, ACK_WAIT_NS // 4)  # type: ignore[arg-type]
     kernel.put(1, UNANSWERED, ACK_WAIT_NS // 4)
     sweeper.sweep(NOW)
-    sweeper.close()
     assert kernel.orders == [(1, NOW - ACK_WAIT_NS, NOW - ACK_WAIT_NS // 4, False)]
 
 
@@ -195,7 +191,6 @@ def test_an_idle_time_longer_than_the_machine_has_been_up(kernel: Kernel) -> Non
     sweeper = Sweeper(kernel, 10**18)  # type: ignore[arg-type]
     kernel.put(1, UNANSWERED, NOW)
     sweeper.sweep(NOW)
-    sweeper.close()
     assert kernel.orders == [(1, NOW - ACK_WAIT_NS, 0, False)]
 
 

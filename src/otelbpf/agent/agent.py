@@ -227,7 +227,6 @@ class Agent:
     def close(self) -> None:
         """Unmaps what was mapped."""
         self._reader.close()
-        self._sweeper.close()
 
 
 def _pause_s(count: int, in_s: float) -> float:

@@ -72,11 +72,6 @@ class PartlyMappedArray:
         last = -(-min(end * self._row_bytes, self._bytes) // PART_BYTES)
         self._reach(set(range(begin * self._row_bytes // PART_BYTES, last)))
 
-    def let_go(self) -> None:
-        """Unmaps all parts; rows are to be asked for again."""
-        with self._lock:
-            self._unmap(list(self._mapped))
-
     def _reach(self, wanted: set[int]) -> None:
         with self._lock:
             for part in wanted:

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 
 from otelbpf.kernel.loader import Programs
-from otelbpf.kernel.mapped_parts import PartlyMappedArray
+from otelbpf.kernel.mapped import MappedArray
 from otelbpf.kernel.records import EXCHANGE, ExchangeState
 
 #: How long what should follow at once is waited for: a whole response's acknowledgement, the
@@ -18,7 +20,7 @@ _SWEEP_S, _MORE_RARELY = 5.0, 4
 # What waits longer is asked for more rarely: there may be thousands of long polls.
 _LONGEST_BETWEEN_NS = 30_000_000_000
 _NONE, _NEVER = np.empty(0, np.intp), np.empty(0, np.uint64)
-# So many slots are mapped at a time.
+# So many slots are mapped at a time: with each 128th one a page begins.
 _AT_ONCE = 4_096
 
 
@@ -37,8 +39,6 @@ class Sweeper:
         self.period_s = self._wait_s = min(_SWEEP_S, idle_ns / 1e9)
         self._next_sweep_ns = self._none_ktime_ns = 0
         count = programs.limits.exchanges
-        # A sweep is short: nothing stays mapped in between.
-        self._table = PartlyMappedArray(programs.map_fd("exchanges"), EXCHANGE, count, most=0)
         # Of each slot: what it was last asked for, and when it is to be asked for again.
         self._asked_activity = np.zeros(count, np.uint64)
         self._next_ask = np.zeros(count, np.int64)
@@ -85,26 +85,25 @@ class Sweeper:
 
     def _silent_since(self, before_ktime_ns: int) -> tuple[np.ndarray, np.ndarray]:
         """Slots in use that were silent since, and when there was activity in each last."""
-        # To look through it all takes six milliseconds, most of which map it and unmap it.
+        # To look through it all takes milliseconds, two thirds of which map it and unmap it.
         if not self._programs.in_flight():
             return _NONE, _NEVER
         found = [
             self._silent_among(begin, before_ktime_ns)
             for begin in range(0, len(self._next_ask), _AT_ONCE)
         ]
-        self._table.let_go()
         slots, activity = zip(*found, strict=True)
         return np.concatenate(slots), np.concatenate(activity)
 
     def _silent_among(self, begin: int, before_ktime_ns: int) -> tuple[np.ndarray, np.ndarray]:
-        """The same of some slots, from the `begin`th on."""
-        self._table.reach_range(begin, begin + _AT_ONCE)
-        table = self._table.values[begin : begin + _AT_ONCE]
-        in_use = np.flatnonzero(table["state"] >= ExchangeState.IN_FLIGHT)
-        activity = table["activity_ktime_ns"][in_use]
+        """The same of some slots, from the `begin`th on.
+
+        They are mapped for that only: what is mapped counts as resident.
+        """
+        count = min(_AT_ONCE, len(self._next_ask) - begin)
+        fd = self._programs.map_fd("exchanges")
+        with contextlib.closing(MappedArray(fd, EXCHANGE, count, first=begin)) as mapped:
+            in_use = np.flatnonzero(mapped.values["state"] >= ExchangeState.IN_FLIGHT)
+            activity = mapped.values["activity_ktime_ns"][in_use]
         is_silent = activity <= before_ktime_ns
         return in_use[is_silent] + begin, activity[is_silent]
-
-    def close(self) -> None:
-        """Unmaps the table."""
-        self._table.close()
