@@ -9,6 +9,7 @@ is told where its stages are. A snapshot is the sum of both.
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections.abc import Iterator
 from itertools import chain, islice
@@ -51,7 +52,9 @@ class SeriesTable:
         # As far as there are series.
         self._mapped = PartlyMappedArray(programs.map_fd("series"), SERIES, most)
         self._kernels = self._mapped.values
-        self._ours = np.zeros(most, SERIES)
+        # In a mapping of its own, of which only pages that are touched take memory: for an array as
+        # large as this numpy asks for huge pages, which are cleared as a whole.
+        self._ours = np.frombuffer(mmap.mmap(-1, most * SERIES.itemsize), SERIES)
         # All that each has, as numbers modulo 2**64.
         self._kernels_numbers, self._our_numbers = _numbers(self._kernels), _numbers(self._ours)
         #: Each one's bytes of requests when it was last looked who has new ones: no request has
