@@ -12,7 +12,7 @@ _MIB = 1 << 20
 #: What an agent had resident, as bench/export.py measured it with the exporter over gRPC: when all
 #: was attached, and at the most while it sent what a load generator asked for. Nearly all of it is
 #: Python and its libraries.
-AT_READY_MIB, UNDER_LOAD_MIB = 80, 115
+AT_READY_MIB, UNDER_LOAD_MIB = 75, 105
 
 
 def table_bytes(limits: Limits = DEFAULT) -> int:

@@ -23,8 +23,8 @@ _NONE = np.empty(0, REQUEST_RECORD)
 _NOWHERE = np.empty(0, np.uint64)
 #: A record as far as it tells whose it is; its texts come after that.
 RECORD_HEAD = np.dtype(REQUEST_RECORD.descr[: (REQUEST_RECORD.names or ()).index("join")])
-# MiB of the table: each processor goes through its own part of it.
-_PARTS = 8 + (os.cpu_count() or 1)
+# MiB of the table that stay mapped: each processor goes through its own part of it.
+_PARTS = 4 + (os.cpu_count() or 1)
 _NO_HEADS = np.empty(0, RECORD_HEAD)
 # Of what lies beyond its length, a text has whatever was there before.
 _TEXTS = {"join": ("traceparent",), "http1": ("request_line", "host", "user_agent")}
