@@ -234,6 +234,19 @@ static __always_inline bool is_ahead_of(const struct connection *conn, u32 rcv_n
 	return conn->inbound.next_seq && before(rcv_nxt, conn->inbound.next_seq);
 }
 
+/* No more of the connection will be seen: what is in flight ends, and its place is free. */
+static __always_inline void end_connection(struct connection *conn, u64 now)
+{
+	/* Else TC might still be at one of its packets. */
+	bool held = forgotten(lock(&conn->locked), now);
+
+	end_responses(conn, now);
+	close_requests(conn, now);
+	delete_connection(conn);
+	if (held)
+		unlock(&conn->locked);
+}
+
 static __always_inline int handle_state(u64 sk, u32 earlier, u32 state)
 {
 	struct connection_key key = {};
@@ -267,11 +280,9 @@ static __always_inline int handle_state(u64 sk, u32 earlier, u32 state)
 		now = bpf_ktime_get_ns();
 		if (!(conn->flags & LOCAL_CLOSED))
 			note_closed(conn, sock_error(sk));
-		end_responses(conn, now);
-		close_requests(conn, now);
-		delete_connection(conn);
+		end_connection(conn, now);
 		count(COUNT_CONNECTIONS_CLOSED);
-		COUNT_CONNECTION(is_clients(conn), closed);
+		COUNT_CONNECTION(has_role(&key, ROLE_CLIENT), closed);
 		return 0;
 	}
 	now = bpf_ktime_get_ns();
@@ -283,9 +294,7 @@ static __always_inline int handle_state(u64 sk, u32 earlier, u32 state)
 			return 0;
 		}
 		/* Else it is an earlier connection between the same ports, whose end was missed. */
-		end_responses(conn, conn->used_ktime_ns);
-		close_requests(conn, conn->used_ktime_ns);
-		delete_connection(conn);
+		end_connection(conn, conn->used_ktime_ns);
 		conn = NULL;
 	}
 	/* XDP may have seen the first data packet already: its arrival stays. */

@@ -29,9 +29,10 @@ static __always_inline bool says_something(const struct connection *conn, const 
 	       (!IS_CLIENTS(flow) && conn->finished < conn->answered);
 }
 
-/* The connection of a packet in the direction of requests that concerns one, be it new. */
+/* The connection of a packet in the direction of requests that concerns one, be it new, and its id. */
 static __always_inline struct connection *connection_asked(struct __sk_buff *skb, struct scratch *s,
-							   struct segment *seg, enum flow flow)
+							   struct segment *seg, u64 *id,
+							   enum flow flow)
 {
 	struct connection *conn;
 
@@ -39,17 +40,23 @@ static __always_inline struct connection *connection_asked(struct __sk_buff *skb
 		return NULL;
 	if (SERIES && seg->tcp_flags & TCP_SYN)
 		ask_for_connection(s, seg, skb->ifindex, IS_CLIENTS(flow));
-	conn = find_connection(&seg->key);
+	conn = find_with_id(&seg->key, id);
 	if (conn ? !says_something(conn, seg, flow) : !seg->payload_length)
 		return NULL;
 	s->ktime_ns = bpf_ktime_get_ns();
-	return conn ? conn : create_connection(&seg->key, s->ktime_ns);
+	if (!conn) {
+		conn = create_connection(&seg->key, s->ktime_ns);
+		if (conn)
+			*id = conn->id;
+	}
+	return conn;
 }
 
 /* The same in the direction of responses: with one begins nothing that is measured. */
 static __always_inline struct connection *connection_answered(struct __sk_buff *skb,
 							      struct scratch *s,
-							      struct segment *seg, enum flow flow)
+							      struct segment *seg, u64 *id,
+							      enum flow flow)
 {
 	if (parse_skb(skb, flow, seg) != SEGMENT_OURS)
 		return NULL;
@@ -59,7 +66,7 @@ static __always_inline struct connection *connection_answered(struct __sk_buff *
 		if (!(seg->tcp_flags & (TCP_FIN | TCP_RST)))
 			return NULL;
 	}
-	return find_connection(&seg->key);
+	return find_with_id(&seg->key, id);
 }
 
 /*
@@ -173,15 +180,21 @@ static __always_inline struct connection *take_packet(struct __sk_buff *skb, str
 						      enum flow flow)
 {
 	struct segment seg = {};
-	struct connection *conn = CARRIES_REQUESTS(flow) ? connection_asked(skb, s, &seg, flow)
-							 : connection_answered(skb, s, &seg, flow);
+	u64 id = 0;
+	struct connection *conn = CARRIES_REQUESTS(flow)
+					  ? connection_asked(skb, s, &seg, &id, flow)
+					  : connection_answered(skb, s, &seg, &id, flow);
 
 	if (!conn)
 		return NULL;
-	lock(conn);
-	if (handle_segment(skb, s, conn, &seg, flow))
+	if (!lock(&conn->locked)) {
+		count_in(s, COUNT_PACKETS_UNREAD, 1);
+		return NULL;
+	}
+	/* Meanwhile the place may have become another one's. */
+	if (conn->id == id && handle_segment(skb, s, conn, &seg, flow))
 		return conn;
-	unlock(conn);
+	unlock(&conn->locked);
 	return NULL;
 }
 

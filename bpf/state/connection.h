@@ -38,11 +38,11 @@ struct writer {
  * how far each of these hooks has stamped that.
  */
 struct connection {
-	u64 id; /* 0: nobody's, or not whole yet */
+	u64 id;     /* 0: nobody's, or not whole yet */
+	u64 locked; /* the place: by who reads a packet of the connection, or makes or ends it */
 	struct connection_key key;
 	u64 socket;        /* its struct sock, once a socket hook has seen it */
 	u64 used_ktime_ns; /* by the peer */
-	u64 locked;        /* by a processor that reads one of its packets */
 	u64 head_requests; /* bit n % 64: request n is a HEAD whose response has yet to begin */
 	struct parser inbound;
 	struct parser outbound;
@@ -73,9 +73,12 @@ struct connection {
 /* Whose the connections of a set are: see connections.h. 0: nobody's. */
 struct connection_tags {
 	u64 of[WAYS];
+	u64 locked;    /* by who makes a connection of the set */
+	u64 unused[7]; /* a cache line's rest, so that the tags are one */
 };
 
 ASSERT_BYTES(connection, CONNECTION_BYTES);
+ASSERT_BYTES(connection_tags, CONNECTION_TAGS_BYTES);
 
 DEFINE_ARRAY(struct connection, connections)
 DEFINE_ARRAY(struct connection_tags, connection_tags)

@@ -101,7 +101,7 @@ static __always_inline int go_on_with_chunks(struct __sk_buff *skb, enum flow ro
 		lose_framing(conn);
 	else if (!IS_OUTBOUND(flow))
 		track_disorder(skb, s, conn, flow);
-	unlock(conn);
+	unlock(&conn->locked);
 	return TC_NEXT;
 }
 
@@ -128,9 +128,8 @@ static __always_inline int track_early(struct __sk_buff *skb, enum flow flow)
 		lose_framing(conn);
 	else if (conn->inbound.kept)
 		call_kept(skb, conn, flow);
-	else
-		end_disorder(conn);
-	unlock(conn);
+	end_disorder(conn);
+	unlock(&conn->locked);
 	return TC_NEXT;
 }
 
@@ -172,7 +171,7 @@ static __always_inline int read_kept(struct __sk_buff *skb, bool chunks, enum fl
 		return TC_NEXT;
 	}
 	read_pieces(skb, s, conn, chunks, flow);
-	unlock(conn);
+	unlock(&conn->locked);
 	return TC_NEXT;
 }
 
@@ -190,6 +189,6 @@ static __always_inline int read_on(struct __sk_buff *skb, struct scratch *s,
 		lose_framing(conn);
 	else if (!IS_OUTBOUND(flow))
 		track_disorder(skb, s, conn, flow);
-	unlock(conn);
+	unlock(&conn->locked);
 	return TC_NEXT;
 }

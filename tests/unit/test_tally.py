@@ -65,6 +65,7 @@ def test_connections_by_their_short_names() -> None:
         "tls": 0,
         "http2": 0,
         "unseen": 0,
+        "crowded": 0,
     }
 
 

@@ -101,6 +101,7 @@ _CONNECTIONS = {
     "refused": "Connections that were asked for and refused by a reset.",
     "unanswered": "Connections that were asked for and had no answer in time.",
     "evicted": "Connections forgotten to make room for others.",
+    "crowded": "Connections whose segments came out of order and found no room.",
     "not_http": "Connections that are not HTTP/1, or not any more: also after a 101 or a CONNECT.",
     "tls": "Those of them that are of TLS.",
     "http2": "Those of them that are HTTP/2.",

@@ -93,8 +93,8 @@ static void free_entry(struct host_entry *e)
 
 static bool is_array(const struct host_map *map) { return map->type == BPF_MAP_TYPE_ARRAY; }
 
-/* The one that was looked up or updated last comes first: there is room for one more. */
-static void evict(struct host_map *map)
+/* The one that was looked up or updated last comes first. False: there is no room for one more. */
+static bool make_room(struct host_map *map)
 {
 	struct host_entry **last = &map->entries;
 	u32 n;
@@ -102,24 +102,29 @@ static void evict(struct host_map *map)
 	for (n = 1; *last && n < map->most; n++)
 		last = &(*last)->next;
 	if (!*last)
-		return;
-	CHECK(map->type == BPF_MAP_TYPE_LRU_HASH && !(*last)->next);
+		return true;
+	CHECK(map->type != BPF_MAP_TYPE_ARRAY && !(*last)->next);
+	if (map->type != BPF_MAP_TYPE_LRU_HASH)
+		return false;
 	free_entry(*last);
 	*last = NULL;
+	return true;
 }
 
-/* A block of its own for each value: so what is beyond it, or has gone, is nobody's. */
+/* A block of its own for each value: so what is beyond it, or has gone, is nobody's. NULL: no room. */
 static struct host_entry *add_entry(struct host_map *map, const void *key)
 {
-	struct host_entry *e = calloc(1, sizeof(*e));
+	struct host_entry *e;
 
+	if (!make_room(map))
+		return NULL;
+	e = calloc(1, sizeof(*e));
 	CHECK(e);
 	if (!map->is_used) {
 		map->is_used = 1;
 		map->next = used_maps;
 		used_maps = map;
 	}
-	evict(map);
 	e->key = malloc(map->key_size);
 	e->value = calloc(1, map->value_size);
 	CHECK(e->key && e->value);
@@ -172,14 +177,17 @@ static long bpf_map_delete_elem(void *map, const void *key)
 static long bpf_map_update_elem(void *map, const void *key, const void *value, u64 flags)
 {
 	struct host_map *m = map;
+	struct host_entry *e;
 	u8 *copy = malloc(m->value_size);
 
 	CHECK(copy && flags == BPF_ANY && !is_array(m));
 	memcpy(copy, value, m->value_size);
 	bpf_map_delete_elem(m, key);
-	memcpy(add_entry(m, key)->value, copy, m->value_size);
+	e = add_entry(m, key);
+	if (e)
+		memcpy(e->value, copy, m->value_size);
 	free(copy);
-	return 0;
+	return e ? 0 : -7;
 }
 
 static void forget_maps(void)
