@@ -75,6 +75,7 @@ HELPER(long, probe_read_kernel_str, void *to, u32 size, const void *from);
 HELPER(long, probe_read_user, void *to, u32 size, const void *from);
 HELPER(long, probe_read_user_str, void *to, u32 size, const void *from);
 HELPER(long, skb_load_bytes, const void *skb, u32 offset, void *to, u32 size);
+HELPER(long, skb_pull_data, void *skb, u32 size);
 HELPER(long, seq_write, void *file, const void *data, u32 size);
 HELPER(void *, map_lookup_elem, void *map, const void *key);
 HELPER(long, map_update_elem, void *map, const void *key, const void *value, u64 flags);

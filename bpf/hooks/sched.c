@@ -18,11 +18,13 @@ static __always_inline int handle_waking(u64 task)
 		return 0;
 	tid = task_tid(task);
 	r = reader_at(tid);
-	if (CLIENTS && r->tid != tid) {
+	if (r->tid != tid) {
+		/* What the other one has read is no more this one's than what it handles. */
 		r->handling.last_read.connection_id = 0;
+		r->handling.depth = 0;
 		r->mingles = 0;
+		r->tid = tid;
 	}
-	r->tid = tid;
 	r->sk = sk;
 	r->woken_ktime_ns = bpf_ktime_get_ns();
 	r->running_ktime_ns = 0;

@@ -9,14 +9,34 @@
 #include "state/connections.h"
 #include "stream/feed.h"
 
+#define HEADERS_MOST 256
+
+/*
+ * A driver may hand over a packet in pages of its own, with no more than the Ethernet header where it
+ * can be looked at, and no GRO come in between. Then the kernel pulls the headers together, as it would
+ * a little later in any case, and the program begins anew.
+ */
+static __always_inline void pull_headers(struct __sk_buff *skb, enum flow flow)
+{
+	u64 length = at_most(HEADERS_MOST, skb->len);
+
+	if (skb->data_end - skb->data < length && !bpf_skb_pull_data(skb, length))
+		TAIL_CALL(skb, continuations,
+			  (IS_OUTBOUND(flow) ? CONTINUE_OUTBOUND : CONTINUE_INBOUND) +
+				  OF_ROLE(flow));
+}
+
 static __always_inline int parse_skb(struct __sk_buff *skb, enum flow flow, struct segment *seg)
 {
 	int result =
 		parse_segment((u8 *)(long)skb->data, (u8 *)(long)skb->data_end, skb->len,
 			      IS_OUTBOUND(flow), IS_CLIENTS(flow) ? ROLE_CLIENT : ROLE_SERVER, seg);
 
+	if (result != SEGMENT_UNPARSED)
+		return result;
+	pull_headers(skb, flow);
 	/* It may come past the programs of both roles. */
-	if (result == SEGMENT_UNPARSED && !(SERVERS && IS_CLIENTS(flow)))
+	if (!(SERVERS && IS_CLIENTS(flow)))
 		count(COUNT_PACKETS_UNPARSED);
 	return result;
 }

@@ -31,7 +31,8 @@ PROGRAM("xdp") int xdp_arrival(struct xdp_md *xdp)
 		if (!conn)
 			return XDP_VERDICT_PASS;
 	}
+	/* What TC still reads has been counted in, and yet is to be looked up. */
 	note_arrival(&conn->arrivals, seg.seq, seg.seq + seg.payload_length, now,
-		     seg.seq == conn->inbound.next_seq);
+		     seg.seq == conn->inbound.next_seq && !*(volatile u64 *)&conn->locked);
 	return XDP_VERDICT_PASS;
 }

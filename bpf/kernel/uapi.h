@@ -27,6 +27,7 @@ enum bpf_func_id {
 	BPF_FUNC_tail_call = 12,
 	BPF_FUNC_get_current_pid_tgid = 14,
 	BPF_FUNC_skb_load_bytes = 26,
+	BPF_FUNC_skb_pull_data = 39,
 	BPF_FUNC_get_current_cgroup_id = 80,
 	BPF_FUNC_probe_read_user = 112,
 	BPF_FUNC_probe_read_kernel = 113,

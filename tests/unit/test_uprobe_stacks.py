@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much stack the programs of uprobes have.
 
-They may be preempted by one another. From Linux 6.13 on a program with 64 bytes of stack or more has
-one for each processor, which whoever preempts it there would write over: that can bring a kernel down.
+They may be preempted by one another. From Linux 6.13 on a program with 64 bytes of stack or more
+has one for each processor, which whoever preempts it there would write over: that can bring a
+kernel down.
 """
 
 from __future__ import annotations

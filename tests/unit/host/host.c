@@ -6,8 +6,9 @@
  *
  * It is told of conversations on its input and says on its output what came of each:
  *
- *	in	u32 events; for each: u32 enum event, u32 linear bytes, u32 bytes, and these: a frame, or a
- *		struct state_change
+ *	in	u32 events; for each: u32 enum event, u32 linear bytes, u32 bytes, u32 within, and these: a
+ *		frame, or a struct state_change. Not 0, `within` has it happen on another processor, within
+ *		the next event that has 0 there: when that asks for its n-th help of the kernel's.
  *	out	u64 counts[COUNT_COUNT]; u32 records; struct request_record of each
  *
  * At a conversation's end all is swept that is in flight, and forgotten.
@@ -57,7 +58,15 @@ struct host_object {
 	0x20000000 /* fits the 32 bits that a context has for it; nothing is mapped from there on */
 #define TAIL_CALLS 33
 
-enum event { TO_SERVER, FROM_SERVER, FROM_UPSTREAM, TO_UPSTREAM, STATE_CHANGES, EVENTS };
+enum event {
+	TO_SERVER,
+	FROM_SERVER,
+	FROM_UPSTREAM,
+	TO_UPSTREAM,
+	STATE_CHANGES,
+	ARRIVES, /* at the card alone: traffic control will have it later */
+	EVENTS
+};
 
 /* As inet_sock_set_state tells it. */
 struct state_change {
@@ -208,11 +217,18 @@ static void forget_maps(void)
 /* ---- helpers ---- */
 
 static u64 now_ns, random_state;
+static u32 processor;
+
+static void yield(void);
 
 /* Each look at the clock finds it later. */
-static u64 bpf_ktime_get_ns(void) { return now_ns += 1000; }
+static u64 bpf_ktime_get_ns(void)
+{
+	yield();
+	return now_ns += 1000;
+}
 
-static u32 bpf_get_smp_processor_id(void) { return 0; }
+static u32 bpf_get_smp_processor_id(void) { return processor; }
 
 static u32 bpf_get_prandom_u32(void)
 {
@@ -260,11 +276,26 @@ static u32 packet_length;
 
 static long bpf_skb_load_bytes(const void *skb UNUSED, u32 offset, void *to, u32 size)
 {
+	yield();
 	if (offset > packet_length || size > packet_length - offset) {
 		memset(to, 0, size);
 		return -14;
 	}
 	memcpy(to, packet + offset, size);
+	return 0;
+}
+
+static long bpf_skb_pull_data(void *skb, u32 size)
+{
+	struct __sk_buff *s = skb;
+	u32 linear = s->data_end - s->data;
+
+	if (size > packet_length)
+		return -12;
+	if (size > linear) {
+		s->data = s->data_end - size;
+		memcpy((void *)(long)s->data, packet, size);
+	}
 	return 0;
 }
 
@@ -308,7 +339,7 @@ static void run_tc(struct __sk_buff *skb, int (*program)(struct __sk_buff *))
 /* The first `linear` bytes are where a program may look at them, with nothing behind them. */
 static void pass(enum event how, u32 linear)
 {
-	static int (*const programs[STATE_CHANGES])(struct __sk_buff *) = {
+	static int (*const programs[EVENTS])(struct __sk_buff *) = {
 		[TO_SERVER] = tc_ingress,
 		[FROM_SERVER] = tc_egress,
 		[FROM_UPSTREAM] = tc_client_ingress,
@@ -326,9 +357,10 @@ static void pass(enum event how, u32 linear)
 	CHECK(linear <= PACKET_MOST);
 	memcpy((void *)(long)skb.data, packet, linear);
 	/* A card's driver has it all in one piece. */
-	if ((how == TO_SERVER || how == FROM_UPSTREAM) && linear == packet_length)
+	if ((how == TO_SERVER || how == FROM_UPSTREAM || how == ARRIVES) && linear == packet_length)
 		CHECK(xdp_arrival(&xdp) == XDP_VERDICT_PASS);
-	run_tc(&skb, programs[how]);
+	if (how != ARRIVES)
+		run_tc(&skb, programs[how]);
 }
 
 /* ---- sockets ---- */
@@ -366,7 +398,7 @@ static const struct configuration lengths = {
 	.servers = 1,
 	.clients = 1,
 	.series = 1,
-	.cpu_slots = 1,
+	.cpu_slots = 2,
 	.connection_sets = 1,
 	.socket_slots = 1,
 	.max_exchanges = 64,
@@ -439,6 +471,8 @@ static void say_what_came(void)
 {
 	u32 records = ring_ends()->submitted, i;
 
+	for (i = 0; i < COUNT_COUNT; i++)
+		scratches()[0].counts[i] += scratches()[1].counts[i];
 	say(scratches()->counts, sizeof(scratches()->counts));
 	say(&records, sizeof(records));
 	for (i = 0; i < records; i++)
@@ -446,23 +480,77 @@ static void say_what_came(void)
 	CHECK(!fflush(stdout));
 }
 
-static void take_event(void)
-{
-	struct {
-		u32 event, linear, length;
-	} head;
+struct happening {
+	u32 event, linear, length, within;
+	u8 *data;
+};
 
-	CHECK(take(&head, sizeof(head)) && head.event < EVENTS && head.linear <= head.length);
-	packet = malloc(head.length);
-	packet_length = head.length;
-	CHECK(packet && take(packet, head.length));
-	if (head.event < STATE_CHANGES) {
-		pass(head.event, head.linear);
+#define MEANWHILE_MOST 8
+
+static struct happening meanwhile[MEANWHILE_MOST];
+static u32 meanwhile_count, helps;
+
+static void happen(const struct happening *h)
+{
+	packet = h->data;
+	packet_length = h->length;
+	if (h->event != STATE_CHANGES) {
+		pass(h->event, h->linear);
 	} else {
-		CHECK(head.length == sizeof(struct state_change));
+		CHECK(h->length == sizeof(struct state_change));
 		change_state((const struct state_change *)packet);
 	}
-	free(packet);
+	free(h->data);
+}
+
+/* The kernel helps one processor; another one does something meanwhile. */
+static void yield(void)
+{
+	static u8 linear[PACKET_MOST];
+	void *mapped = (void *)(long)(PACKET_END - PACKET_MOST);
+	u8 *of_packet = packet;
+	u32 of_length = packet_length, of_calls = tail_calls, i;
+	jmp_buf of_program;
+
+	if (processor || !meanwhile_count)
+		return;
+	helps++;
+	for (i = 0; i < meanwhile_count; i++) {
+		if (meanwhile[i].within != helps)
+			continue;
+		memcpy(linear, mapped, PACKET_MOST);
+		memcpy(&of_program, &next_program, sizeof(jmp_buf));
+		processor = 1;
+		happen(&meanwhile[i]);
+		processor = 0;
+		meanwhile[i].within = 0;
+		memcpy(&next_program, &of_program, sizeof(jmp_buf));
+		memcpy(mapped, linear, PACKET_MOST);
+		packet = of_packet;
+		packet_length = of_length;
+		tail_calls = of_calls;
+	}
+}
+
+static void take_event(void)
+{
+	struct happening h;
+	u32 i;
+
+	CHECK(take(&h, __builtin_offsetof(struct happening, data)) && h.event < EVENTS &&
+	      h.linear <= h.length);
+	h.data = malloc(h.length);
+	CHECK(h.data && take(h.data, h.length));
+	if (h.within) {
+		CHECK(meanwhile_count < MEANWHILE_MOST);
+		meanwhile[meanwhile_count++] = h;
+		return;
+	}
+	helps = 0;
+	happen(&h);
+	for (i = 0; i < meanwhile_count; i++)
+		CHECK(!meanwhile[i].within); /* else it asked for less help */
+	meanwhile_count = 0;
 }
 
 int main(void)
