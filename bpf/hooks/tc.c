@@ -55,6 +55,7 @@ static __always_inline struct connection *connection_asked(struct __sk_buff *skb
 							   enum flow flow)
 {
 	struct connection *conn;
+	u64 now;
 
 	if (parse_skb(skb, flow, seg) != SEGMENT_OURS)
 		return NULL;
@@ -63,12 +64,15 @@ static __always_inline struct connection *connection_asked(struct __sk_buff *skb
 	conn = find_with_id(&seg->key, id);
 	if (conn ? !says_something(conn, seg, flow) : !seg->payload_length)
 		return NULL;
-	s->ktime_ns = bpf_ktime_get_ns();
-	if (!conn) {
-		conn = create_connection(&seg->key, s->ktime_ns);
-		if (conn)
-			*id = conn->id;
+	now = bpf_ktime_get_ns();
+	s->ktime_ns = now;
+	if (conn) {
+		conn->used_ktime_ns = now;
+		return conn;
 	}
+	conn = create_connection(&seg->key, now);
+	if (conn)
+		*id = conn->id;
 	return conn;
 }
 
@@ -99,7 +103,6 @@ static __always_inline bool handle_received(struct __sk_buff *skb, struct scratc
 	struct parser *p = &conn->inbound;
 	struct exchange *x;
 
-	conn->used_ktime_ns = s->ktime_ns;
 	if (seg->tcp_flags & TCP_ACK && conn->finished < conn->answered) {
 		x = in_flight(conn, conn->finished);
 		judge_leaving_again(skb, seg, s, x);
@@ -144,7 +147,6 @@ static __always_inline bool handle_requested(struct __sk_buff *skb, struct scrat
 {
 	struct parser *p = &conn->outbound;
 
-	conn->used_ktime_ns = s->ktime_ns;
 	track_own_ending(conn, seg, REQUESTS_OUT);
 	if (!seg->payload_length || p->state == PARSER_OFF)
 		return false;
