@@ -10,11 +10,12 @@
 
 static __always_inline int handle_waking(u64 task)
 {
-	u64 sk = own_scratch()->waking_sk;
+	const struct scratch *s = own_scratch();
+	u64 sk = s->waking_sk;
 	struct reader *r;
 	u32 tid;
 
-	if (!sk)
+	if (!sk || s->waking_pid_tgid != bpf_get_current_pid_tgid())
 		return 0;
 	tid = task_tid(task);
 	r = reader_at(tid);

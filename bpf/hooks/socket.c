@@ -47,6 +47,7 @@ static __always_inline int handle_queued(u64 sk, enum access access)
 {
 	struct connection_key key;
 	struct connection *conn;
+	struct scratch *s;
 	bool is_measured;
 	u32 rcv_nxt;
 	u64 tp;
@@ -65,10 +66,13 @@ static __always_inline int handle_queued(u64 sk, enum access access)
 		miss(conn, INBOUND, sock_interface_in(sk, access));
 	stamp_queued(conn, rcv_nxt, bpf_ktime_get_ns());
 	/*
-	 * Whoever is woken on this CPU before the softirq ends, and then reads this socket, was
-	 * woken for it; others may be woken in between, from an interrupt.
+	 * Whoever is woken on this CPU by the same task before the softirq ends, and then reads this
+	 * socket, was woken for it; others may be woken in between, from an interrupt. Where no softirq
+	 * ends, as in a thread of NAPI's, the next task does not go on with it.
 	 */
-	own_scratch()->waking_sk = as_number(sk);
+	s = own_scratch();
+	s->waking_sk = as_number(sk);
+	s->waking_pid_tgid = bpf_get_current_pid_tgid();
 	return 0;
 }
 

@@ -107,11 +107,12 @@ struct scratch {
 	struct disorder_cursor disorder;
 	struct connection_key asked;
 	struct handshake attempt;
+	u64 waking_pid_tgid; /* of the task that brings waking_sk's data, or is interrupted by them */
 	u64 found_at[FOUND_COUNT];
 	u64 found_length[FOUND_COUNT];
 	u8 found_times[8]; /* may wrap: 256 lines of one name find room in no window */
 	u8 window[WINDOW_MASK + 1 + CARRY_MAX + 16];
-	u8 unused_either[48];
+	u8 unused_either[40];
 } __attribute__((aligned(64))); /* no two CPUs write to one cache line */
 
 ASSERT_BYTES(scratch, SCRATCH_BYTES);
