@@ -102,13 +102,13 @@ static __always_inline void remember_shape(const struct scratch *s, struct head_
 static __always_inline bool has_shape(const struct scratch *s, const struct head_shape *shape)
 {
 	const u8 *before = s->window + ((shape->digits_at - 18) & WINDOW_MASK);
+	u32 after = four_at(s, shape->digits_end);
+	u8 next = after >> 16;
 
-	return four_at(s, shape->end - 4) == CRLF_CRLF && two_at(s, shape->digits_end) == CRLF &&
-	       *(u16 *)before == CRLF &&
-	       (*(u64 *)(before + 2) | LETTERS_LOWER) ==
-		       WORD('c', 'o', 'n', 't', 'e', 'n', 't', '-') &&
-	       (*(u64 *)(before + 10) | LETTERS_LOWER) ==
-		       WORD('l', 'e', 'n', 'g', 't', 'h', ':', ' ');
+	return four_at(s, shape->end - 4) == CRLF_CRLF && (u16)after == CRLF && next != ' ' &&
+	       next != '\t' && *(u16 *)before == CRLF &&
+	       is_word(*(u64 *)(before + 2), WORD('c', 'o', 'n', 't', 'e', 'n', 't', '-')) &&
+	       is_word(*(u64 *)(before + 10), WORD('l', 'e', 'n', 'g', 't', 'h', ':', ' '));
 }
 
 /*
@@ -136,7 +136,7 @@ static __always_inline bool read_familiar_head(struct scratch *s, struct connect
 		return false;
 	p->remaining = length;
 	p->message_flags |= MESSAGE_HAS_LENGTH;
-	begin_response_body(conn, p, x, flow);
+	begin_response_body(conn, p, x, flow); /* its length is clear */
 	if (p->state == PARSER_BODY) {
 		add_content(x, length, flow);
 		consume(s, x, end + length, flow);
@@ -178,8 +178,10 @@ static __always_inline void consume_lines(struct scratch *s, struct connection *
 		if (v->kind == LINE_FIRST)
 			note_first_line(s, line, CARRY_MAX);
 		else if (v->kind == LINE_HEADER)
-			note_header(s, line, CARRY_MAX, flow);
-		v->kind = LINE_REST;
+			note_header(s, line, line + CARRY_MAX, false, flow);
+		/* Its end may have come, and what had not is whether there is more of it. */
+		if (v->at < total || byte_at(s, total - 1) != '\n')
+			v->kind = LINE_REST;
 		consume(s, x, at_most(total, v->at) - carried, flow);
 	}
 	p->state = v->kind == LINE_FIRST ? PARSER_FIRST_LINE : PARSER_HEADERS;
@@ -203,7 +205,8 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 		return -1;
 	if (p->state != PARSER_BETWEEN) {
 		*x = current_exchange(conn, flow);
-		v->at = p->carried ? p->carried - 1 : 0; /* the last byte may be the CR of a CRLF */
+		/* The last bytes may be a line's end, or the half of one. */
+		v->at = p->carried > 2 ? p->carried - 2 : 0;
 		v->total = p->carried + loaded;
 		v->kind = p->skip_line                    ? LINE_REST
 			  : p->state == PARSER_FIRST_LINE ? LINE_FIRST
@@ -229,23 +232,17 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 
 	if (CARRIES_REQUESTS(flow) ? take_request_lines(s, conn, *x) : take_response_lines(s, p))
 		return -1;
-	if (s->found_times[FOUND_TRANSFER_ENCODING]) {
-		p->message_flags |= MESSAGE_CODED | MESSAGE_CHUNKED;
-		/* Of several lines the last one has the last coding. */
-		if (!is_chunked(s))
-			p->message_flags &= ~MESSAGE_CHUNKED;
-	}
-	if (s->found_times[FOUND_CONTENT_LENGTH] && take_length(s, p))
-		return -1;
+	if (s->found_times[FOUND_TRANSFER_ENCODING])
+		take_coding(s, p);
+	if (s->found_times[FOUND_CONTENT_LENGTH])
+		take_length(s, p);
 	if (!v->end)
 		return 0;
 	if (CARRIES_REQUESTS(flow)) {
 		if (SERIES && *x)
 			(*x)->record.route_hash = hash_route(&(*x)->record, &s->route, flow);
 		return begin_request_body(conn, p, *x, flow);
-	} else {
-		remember_shape(s, &conn->shape);
-		begin_response_body(conn, p, *x, flow);
 	}
-	return 0;
+	remember_shape(s, &conn->shape);
+	return begin_response_body(conn, p, *x, flow);
 }

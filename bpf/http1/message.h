@@ -233,7 +233,7 @@ static __always_inline int begin_request_body(struct connection *conn, struct pa
 		if (IS_CLIENTS(flow))
 			name_cause(conn, x);
 	}
-	if (p->message_flags & MESSAGE_CODED) {
+	if (p->message_flags & (MESSAGE_CODED | MESSAGE_UNCLEAR_LENGTH)) {
 		if (!(p->message_flags & MESSAGE_CHUNKED))
 			return -1;
 		p->state = PARSER_CHUNK_SIZE;
@@ -282,15 +282,16 @@ static __always_inline bool is_answer_to_head(struct connection *conn)
 	return is_one;
 }
 
-static __always_inline void begin_response_body(struct connection *conn, struct parser *p,
-						struct exchange *x, enum flow flow)
+/* The same of a response. */
+static __always_inline int begin_response_body(struct connection *conn, struct parser *p,
+					       struct exchange *x, enum flow flow)
 {
 	bool to_head = false;
 
 	if (p->status < 200 && p->status != 101) {
 		p->state = PARSER_BETWEEN;
 		forget_response(conn, x, flow);
-		return;
+		return 0;
 	}
 	if (conn->head_requests)
 		to_head = is_answer_to_head(conn);
@@ -308,12 +309,17 @@ static __always_inline void begin_response_body(struct connection *conn, struct 
 		p->remaining = 0;
 		if (x)
 			x->record.flags |= RESPONSE_CHUNKED;
-	} else if ((p->message_flags & (MESSAGE_HAS_LENGTH | MESSAGE_CODED)) ==
-		   MESSAGE_HAS_LENGTH) {
+	} else if ((p->message_flags & (MESSAGE_HAS_LENGTH | MESSAGE_CODED |
+					MESSAGE_UNCLEAR_LENGTH)) == MESSAGE_HAS_LENGTH) {
 		p->state = p->remaining ? PARSER_BODY : PARSER_ENDED;
+	} else if (p->message_flags & MESSAGE_UNCLEAR_CODING ||
+		   (p->message_flags & (MESSAGE_CODED | MESSAGE_UNCLEAR_LENGTH)) ==
+			   MESSAGE_UNCLEAR_LENGTH) {
+		return -1;
 	} else {
 		p->state = PARSER_UNTIL_CLOSE;
 		if (x)
 			x->record.flags |= RESPONSE_UNTIL_CLOSE;
 	}
+	return 0;
 }

@@ -27,7 +27,10 @@ enum message_flag {
 	MESSAGE_HAS_LENGTH = 1,
 	MESSAGE_CODED = 2, /* Transfer-Encoding decides where it ends */
 	MESSAGE_CHUNKED = 4,
-	MESSAGE_ENDS_HTTP = 8
+	MESSAGE_ENDS_HTTP = 8,
+	/* It counts only where nothing that comes before it says where the message ends. */
+	MESSAGE_UNCLEAR_LENGTH = 16,
+	MESSAGE_UNCLEAR_CODING = 32
 };
 
 /*

@@ -37,6 +37,16 @@ struct head_cursor {
 	u64 kind;   /* enum line_kind: of the current line */
 };
 
+/* What the loop over a Content-Length carries. Indices into the window. */
+struct length_cursor {
+	u64 at;
+	u64 end;
+	u64 value;   /* of the number that is read */
+	u64 first;   /* the number before it */
+	u64 numbers; /* is there one? */
+	u64 state;   /* enum length_state */
+};
+
 /* What the loop over a request line carries. Indices into the line. */
 struct route_cursor {
 	u64 at;
@@ -102,6 +112,7 @@ struct scratch {
 	struct piece_key piece; /* the one that is read instead of the packet */
 	u64 tcp_ktime_ns;       /* its own */
 	struct head_cursor head;
+	struct length_cursor length;
 	struct route_cursor route;
 	struct chunk_cursor chunks;
 	struct disorder_cursor disorder;
@@ -111,7 +122,7 @@ struct scratch {
 	u64 found_at[FOUND_COUNT];
 	u64 found_length[FOUND_COUNT];
 	u8 found_times[8]; /* may wrap: 256 lines of one name find room in no window */
-	u8 window[WINDOW_MASK + 1 + CARRY_MAX + 16];
+	u8 window[WINDOW_MASK + 1 + CARRY_MAX + 32];
 	u8 unused_either[40];
 } __attribute__((aligned(64))); /* no two CPUs write to one cache line */
 

@@ -93,7 +93,30 @@ LENGTHS = tuple(
             b"abc",
             by_letter=True,
         ),
+        say(
+            f"a {where}'s length over and over, in other words",
+            b"Content-Length:3 ,\t03,003  ,3 \r\n",
+            b"abc",
+            by_letter=True,
+        ),
+        say(
+            f"a {where}'s length in two lines, in other words",
+            b"Content-Length: 3\r\nContent-Length:  03, 3\r\nContent-Length: 3 \r\n",
+            b"abc",
+            by_letter=True,
+        ),
         say(f"two lengths of a {where}", b"Content-Length: 3, 4\r\n", b"abcd"),
+        say(f"two lengths of a {where} behind one", b"Content-Length: 3, 3, 4\r\n", b"abcd"),
+        say(f"a list of a {where}'s length with a hole", b"Content-Length: 3,,3\r\n", b"abc"),
+        say(f"a {where}'s length and a comma", b"Content-Length: 3,\r\n", b"abc"),
+        say(f"a comma and a {where}'s length", b"Content-Length: ,3\r\n", b"abc"),
+        say(f"a {where}'s length of two words in a list", b"Content-Length: 3 3, 3\r\n", b"abc"),
+        say(f"a {where}'s length and no number", b"Content-Length: 3, x\r\n", b"abc"),
+        say(
+            f"two lengths of a {where} in two lines, one of them no number",
+            b"Content-Length: x\r\nContent-Length: 3\r\n",
+            b"abc",
+        ),
         say(
             f"two lengths of a {where} in two lines",
             b"Content-Length: 3\r\nContent-Length: 4\r\n",
@@ -104,7 +127,21 @@ LENGTHS = tuple(
             f"a {where}'s length with many zeros",
             b"Content-Length: " + 20 * b"0" + b"3\r\n",
             b"abc",
+            by_letter=True,
         ),
+        say(
+            f"a {where}'s length of seventeen digits",
+            b"Content-Length: 00000000000000003\r\n",
+            b"abc",
+            by_letter=True,
+        ),
+        say(
+            f"a {where}'s length that begins like one of 64 bits",
+            b"Content-Length: 18446744073709551616, 0\r\n",
+            b"abc",
+        ),
+        say(f"a {where}'s length of twenty digits", b"Content-Length: " + 20 * b"9" + b"\r\n"),
+        say(f"a {where}'s great length", b"Content-Length: 123456789012345678\r\n", b"abc"),
         say(f"a {where}'s length with a sign", b"Content-Length: +3\r\n", b"abc"),
         say(f"a {where}'s length that is none", b"Content-Length:\r\n", b"abc"),
         say(f"a {where}'s length of two words", b"Content-Length: 3 3\r\n", b"abc"),
@@ -119,6 +156,41 @@ LENGTHS = tuple(
             f"a {where}'s length with more folded behind it", b"Content-Length: 3\r\n 3\r\n", b"abc"
         ),
         say(f"a folded line that looks like a {where}'s length", b"A: b\r\n Content-Length: 3\r\n"),
+        say(
+            f"a {where}'s length folded, by the letter",
+            b"Content-Length:\r\n \r\n\t3\r\n \r\nA: b\r\n",
+            b"abc",
+            by_letter=True,
+        ),
+        say(
+            f"a {where}'s length over and over, folded",
+            b"Content-Length: 3,\r\n\t3\r\n , 3\r\n",
+            b"abc",
+            by_letter=True,
+        ),
+        say(
+            f"a {where}'s length folded by LF",
+            b"Content-Length:\n 3\nA: b\r\n",
+            b"abc",
+            by_letter=True,
+        ),
+        say(f"two lengths of a {where}, folded", b"Content-Length: 3,\r\n 4\r\n", b"abcd"),
+        say(
+            f"a {where}'s length folded before another",
+            b"Content-Length: 3\r\n 3\r\nContent-Length: 3\r\n",
+            b"abc",
+        ),
+        say(
+            f"a {where}'s length with much folded behind it",
+            b"Content-Length: 3\r\n" + 20 * (b" " + 30 * b"x" + b"\r\n"),
+            b"abc",
+        ),
+        say(
+            f"a {where}'s length with blanks folded behind it",
+            b"Content-Length: 3\r\n" + 5 * (30 * b" " + b"\r\n"),
+            b"abc",
+            by_letter=True,
+        ),
     )
 )
 
@@ -175,7 +247,45 @@ CODINGS = tuple(
             b"Content-Length: 3\r\n" + _CHUNKED,
             b"1\r\na\r\n0\r\n\r\n",
         ),
-        say(f"a {where}'s coding folded", b"Transfer-Encoding:\r\n chunked\r\n", b"0\r\n\r\n"),
+        say(
+            f"a {where}'s coding folded",
+            b"Transfer-Encoding:\r\n chunked\r\n",
+            b"0\r\n\r\n",
+            by_letter=True,
+        ),
+        say(
+            f"a {where}'s codings folded",
+            b"Transfer-Encoding: gzip,\r\n   \r\n\tchunked\r\n",
+            b"0\r\n\r\n",
+            by_letter=True,
+        ),
+        say(
+            f"a {where}'s codings and blanks between them",
+            b"Transfer-Encoding: gzip ,   chunked\r\n",
+            b"0\r\n\r\n",
+            by_letter=True,
+        ),
+        say(
+            f"a {where}'s coding with another folded behind it",
+            b"Transfer-Encoding: chunked\r\n , gzip\r\n",
+            b"0\r\n\r\n",
+        ),
+        say(
+            f"a {where}'s coding of two words",
+            b"Transfer-Encoding: gzip\r\n chunked\r\n",
+            b"0\r\n\r\n",
+        ),
+        say(
+            f"a blank before the colon of a {where}'s coding, and another",
+            b"Transfer-Encoding : gzip\r\n" + _CHUNKED,
+            b"0\r\n\r\n",
+        ),
+        say(
+            f"a {where}'s chunks and a length that is none",
+            _CHUNKED + b"Content-Length: x\r\n",
+            b"0\r\n\r\n",
+            by_letter=True,
+        ),
         say(
             f"a blank before the colon of a {where}'s coding",
             b"Transfer-Encoding : chunked\r\n",
@@ -300,6 +410,31 @@ ENDS = (
     Odd("bytes behind a whole response", _GET, _OK + b"more"),
     Odd("a response to a HEAD with a body", b"HEAD / HTTP/1.1\r\nHost: h\r\n\r\n" + _NEXT, 2 * _OK),
     Odd("a 204 with a length", _GET + _NEXT, b"HTTP/1.1 204 No\r\nContent-Length: 0\r\n\r\n" + _OK),
+    Odd(
+        "a 304 with two lengths",
+        _GET + _NEXT,
+        b"HTTP/1.1 304 No\r\nContent-Length: 3, 4\r\n\r\n" + _OK,
+        by_letter=True,
+    ),
+    Odd(
+        "until the end, a blank before the colon of a coding",
+        _GET,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\nabc",
+        closed=True,
+    ),
+    Odd(
+        "until the end, in a coding, with two lengths",
+        _GET,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\nContent-Length: 3, 4\r\n\r\nabc",
+        closed=True,
+        by_letter=True,
+    ),
+    Odd(
+        "until the end, with two lengths",
+        _GET,
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3, 4\r\n\r\nabc",
+        closed=True,
+    ),
     Odd("until the end", _GET, b"HTTP/1.1 200 OK\r\n\r\nabc", closed=True),
     Odd(
         "until the end, in an unknown coding",

@@ -90,7 +90,7 @@ def _list(values: list[bytes]) -> tuple[bytes, ...]:
     return tuple(elements)
 
 
-def _head(data: bytes, start: int, *, of_request: bool, folds: bool) -> _Head:
+def _head(data: bytes, start: int, *, of_request: bool) -> _Head:
     first, at = _line(data, start)
     fields: list[tuple[bytes, bytes]] = []
     while True:
@@ -100,8 +100,8 @@ def _head(data: bytes, start: int, *, of_request: bool, folds: bool) -> _Head:
         if line[:1] in (b" ", b"\t"):  # section 5.2
             if not fields:  # section 2.2: such lines may be skipped
                 continue
-            if folds:
-                fields[-1] = (fields[-1][0], fields[-1][1] + b" " + line.strip(b" \t"))
+            name, value = fields[-1]
+            fields[-1] = (name, (value + b" " + line.strip(b" \t")).strip(b" \t"))
             continue
         name, colon, value = line.partition(b":")
         if not colon:
@@ -171,8 +171,7 @@ def request(data: bytes, at: int, *, forgiving: bool = False) -> Message:
     """The request that begins at `at`, or behind empty lines there.
 
     Args:
-        forgiving: as the programs are. What is folded is not looked at, nor whether a chunk's
-            content ends with CRLF: it would have to be loaded.
+        forgiving: as the programs are: whether a chunk's content ends with CRLF is not looked at.
     Raises:
         Unclear, Unfinished: as they say.
     """
@@ -180,7 +179,7 @@ def request(data: bytes, at: int, *, forgiving: bool = False) -> Message:
     first, _ = _line(data, start)
     if not _METHOD.match(first) or not _VERSION.search(first):
         raise Unclear
-    head = _head(data, start, of_request=True, folds=not forgiving)
+    head = _head(data, start, of_request=True)
     end, body, chunked = _body(data, head, ends=not forgiving)
     return Message(start, end, body, first, chunked)
 
@@ -201,7 +200,7 @@ def response(
         if not told:
             raise Unclear
         status = int(told[1])
-        head = _head(data, line_at, of_request=False, folds=not forgiving)
+        head = _head(data, line_at, of_request=False)
         if status >= 200 or status == 101:
             break
         at = head.end

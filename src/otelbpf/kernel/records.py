@@ -938,7 +938,7 @@ PT_REGS = np.dtype(
     }
 )
 
-#: struct scratch, 3072 bytes.
+#: struct scratch, 3136 bytes.
 SCRATCH = np.dtype(
     {
         "names": [
@@ -950,7 +950,7 @@ SCRATCH = np.dtype(
         "offsets": [
             0,
         ],
-        "itemsize": 3072,
+        "itemsize": 3136,
     }
 )
 
