@@ -165,10 +165,12 @@ static __always_inline long scan_line(struct scratch *s, enum flow flow)
 	v->line = next;
 	kind = v->kind;
 	if (kind != LINE_HEADER) {
-		if (kind == LINE_FIRST) {
+		if (kind != LINE_REST) {
 			if (at == line)
 				return 0;
 			note_first_line(s, line, at - line);
+			if (kind == LINE_FIRST_REST)
+				s->found_times[FOUND_FIRST_LINE] = FIRST_END;
 		}
 		v->kind = LINE_HEADER;
 	} else if (at != line) {

@@ -133,7 +133,8 @@ enum length_state {
 	LENGTH_WRONG
 };
 
-#define LENGTH_MOST (1ULL << 59) /* with one more digit it still fits */
+#define LENGTH_MAX TAKEN_EACH(CARRY_MAX, 20) /* characters */
+#define LENGTH_MOST (1ULL << 59)             /* with one more digit it still fits */
 
 /* Takes a character of it; the end is one more comma. 1 at the end, or where it is no length. */
 STEP read_length(u64 turn UNUSED, struct scratch **scratch)
@@ -181,7 +182,7 @@ static __always_inline int read_long_length(struct scratch *s, u64 *value)
 	v->value = 0;
 	v->numbers = 0;
 	v->state = LENGTH_BEFORE;
-	REPEAT(CARRY_MAX, read_length, &s);
+	REPEAT(LENGTH_MAX, read_length, &s);
 	if (v->at <= v->end || v->state != LENGTH_BEFORE)
 		return -1;
 	*value = v->first;
@@ -228,7 +229,7 @@ static __always_inline void take_coding(struct scratch *s, struct parser *p)
 	p->message_flags &= ~MESSAGE_CHUNKED;
 	if (length)
 		strip(&at, &length, s);
-	if (!length)
+	if (!length || byte_at(s, at + length - 1) == ',')
 		p->message_flags |= MESSAGE_UNCLEAR_CODING;
 	else if (!(p->message_flags & MESSAGE_UNCLEAR_CODING) && is_chunked(s, at, length))
 		p->message_flags |= MESSAGE_CHUNKED;

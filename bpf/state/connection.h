@@ -43,7 +43,9 @@ struct connection {
 	struct connection_key key;
 	u64 socket;        /* its struct sock, once a socket hook has seen it */
 	u64 used_ktime_ns; /* by the peer */
-	u64 head_requests; /* bit n % 64: request n is a HEAD whose response has yet to begin */
+	/* Bit n % 64: request n is a HEAD, or a CONNECT, whose response has yet to begin. */
+	u64 head_requests;
+	u64 connect_requests;
 	struct parser inbound;
 	struct parser outbound;
 	struct head_shape shape;

@@ -13,6 +13,7 @@
  */
 #pragma once
 
+#include "state/carries.h"
 #include "state/connection.h"
 #include "state/disorder.h"
 #include "state/measured.h"
@@ -137,6 +138,7 @@ static __always_inline void retire(struct connection *conn)
 	if (conn->inbound.disorder)
 		drop_disorder(conn->id);
 	conn->inbound.disorder = 0;
+	drop_carries(conn);
 	conn->id = 0;
 	conn->socket = 0;
 }

@@ -172,6 +172,7 @@ static __always_inline bool take_up(struct __sk_buff *skb, struct connection *co
 	conn->answered = conn->begun;
 	conn->arrived = conn->begun;
 	conn->head_requests = 0;
+	conn->connect_requests = 0;
 	requests->state = PARSER_BETWEEN;
 	requests->next_seq = seg->seq;
 	responses->state = PARSER_BETWEEN;

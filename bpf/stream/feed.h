@@ -40,9 +40,7 @@ static __always_inline int feed(struct __sk_buff *skb, struct scratch *s, struct
 		if (s->fin)
 			p->state = PARSER_ENDED;
 	}
-	if (p->state == PARSER_ENDED)
-		end_message(conn, s, x, flow, source);
-	return 0;
+	return p->state == PARSER_ENDED ? end_message(conn, s, x, flow, source) : 0;
 }
 
 /* Goes on with what is left of the segment. Returns only if nothing is (0), or

@@ -212,7 +212,21 @@ def test_http_1_0(lab: Lab, meter: Meter, target: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ["GET", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "X", "M-SEARCH"]
+    "method",
+    [
+        "GET",
+        "PUT",
+        "PATCH",
+        "DELETE",
+        "OPTIONS",
+        "TRACE",
+        "PROPFIND",
+        "X",
+        "M-SEARCH",
+        "get",
+        "2x",
+        "!",
+    ],
 )
 def test_any_method(lab: Lab, meter: Meter, method: str) -> None:
     record = ask_and_take(lab, meter, request(method))

@@ -8,18 +8,20 @@ from collections.abc import Iterator
 import pytest
 from conversation import Conversation
 from frames import Wire, fresh_port
-from lab import laboratory
+from lab import Lab, Pair, laboratory
 from messages import OK, request, response
 from meter import WHOLE, Meter, flags, load
 from support.frames import Frame
 
 from otelbpf.kernel.limits import Limits
-from otelbpf.kernel.records import Counter
+from otelbpf.kernel.records import MAPS, Counter
 
 CONNECTIONS = 8
 RING = 8
 LIMITS = Limits(connections=CONNECTIONS, ring=RING)
 SLOTS = LIMITS.exchanges
+HALF_LINE = b"GET /%d"
+LINES_KEPT = MAPS["carries"].max_entries
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +154,35 @@ def test_a_thousand_connections_one_after_another_leave_no_trace(small: Meter) -
     assert small.losses() == {}
     assert small.counted(Counter.CONNECTIONS_OPENED) == 1000
     small.wait_for(Counter.CONNECTIONS_CLOSED, 1000)
+
+
+def _half_asked(lab: Lab, count: int) -> list[Pair]:
+    """Connections, each with a request of which the first half of a line has come."""
+    pairs = [lab.connect() for _ in range(count)]
+    for number, pair in enumerate(pairs):
+        pair.send_segment(HALF_LINE % number)
+    return pairs
+
+
+def test_lines_of_many_connections_wait_for_their_ends(lab: Lab, meter: Meter) -> None:
+    """However many come after them."""
+    pairs = _half_asked(lab, 1500)
+    for pair in pairs:
+        pair.send_segment(b" HTTP/1.1\r\nHost: x\r\n\r\n")
+    for number, pair in enumerate(pairs):
+        pair.answer(OK)
+        assert meter.records(1, others_in_flight=len(pairs) - number - 1)
+    assert meter.losses() == {}
+
+
+def test_lines_whose_connections_end_leave_no_trace(lab: Lab, meter: Meter) -> None:
+    lines = 0
+    while lines <= LINES_KEPT:
+        lines += len(_half_asked(lab, 1000))
+        lab.close_connections()
+        meter.wait_for(Counter.LOST_CLOSED, lines)
+    pair = lab.connect()
+    pair.send_segment(HALF_LINE % 0)
+    pair.send_segment(b" HTTP/1.1\r\n\r\n")
+    pair.answer(OK)
+    assert meter.record()["http1"]["request_line"] == b"GET /0 HTTP/1.1"

@@ -938,7 +938,7 @@ PT_REGS = np.dtype(
     }
 )
 
-#: struct scratch, 3136 bytes.
+#: struct scratch, 3200 bytes.
 SCRATCH = np.dtype(
     {
         "names": [
@@ -950,12 +950,12 @@ SCRATCH = np.dtype(
         "offsets": [
             0,
         ],
-        "itemsize": 3136,
+        "itemsize": 3200,
     }
 )
 
 #: struct connection.
-CONNECTION = np.dtype("V664")
+CONNECTION = np.dtype("V672")
 
 #: struct connection_tags.
 CONNECTION_TAGS = np.dtype("V128")
@@ -965,9 +965,9 @@ READER = np.dtype("V88")
 
 #: The maps that are looked up or called, by their names.
 MAPS = {
-    "blank_connection": MapShape(2, 4, 664, 1),
+    "blank_connection": MapShape(2, 4, 672, 1),
     "blank_disorder": MapShape(2, 4, 1152, 1),
-    "carries": MapShape(9, 8, 256, 1024),
+    "carries": MapShape(1, 8, 256, 8192),
     "connecting": MapShape(1, 8, 1, 256),
     "continuations": MapShape(3, 4, 4, 12),
     "disorders": MapShape(1, 8, 1152, 512),
