@@ -183,16 +183,19 @@ def request(data: bytes, at: int) -> Message:
 def response(data: bytes, at: int, method: bytes, *, closed: bool) -> Message:
     """The final response to a request with `method`, after all interim ones. Raises as request().
 
+    Empty lines before it are forgiven, too, and part of it.
+
     Args:
         closed: nothing comes after `data`.
     """
     while True:
-        first, _ = _line(data, at)
+        line_at = skip_empty_lines(data, at)
+        first, _ = _line(data, line_at)
         told = _STATUS_LINE.match(first)
         if not told:
             raise Unclear
         status = int(told[1])
-        head = _head(data, at, of_request=False)
+        head = _head(data, line_at, of_request=False)
         if status >= 200 or status == 101:
             break
         at = head.end
