@@ -69,7 +69,11 @@ HELPER(void *, get_current_task_btf, void);
 HELPER(u64, get_attach_cookie, void *context);
 HELPER(u64, get_netns_cookie, void *context);
 HELPER(long, task_pt_regs, void *task);
+HELPER(void *, skc_lookup_tcp, void *context, struct bpf_sock_tuple *tuple, u32 size, u64 netns,
+       u64 flags);
+HELPER(long, sk_release, void *sk);
 HELPER(void *, skc_to_tcp_sock, void *sk);
+HELPER(void *, skc_to_tcp_request_sock, void *sk);
 HELPER(long, probe_read_kernel, void *to, u32 size, const void *from);
 HELPER(long, probe_read_kernel_str, void *to, u32 size, const void *from);
 HELPER(long, probe_read_user, void *to, u32 size, const void *from);

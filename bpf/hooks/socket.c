@@ -10,7 +10,7 @@
 #include "ledger/endings.h"
 #include "ledger/stamps.h"
 #include "ledger/upstreams.h"
-#include "links/handshakes.h"
+#include "links/existing.h"
 #include "links/unseen.h"
 #include "state/sockets.h"
 #include "stream/disorder.h"
@@ -104,6 +104,7 @@ static __always_inline void leave_alone(struct connection *conn)
 		return;
 	conn->inbound.state = PARSER_OFF;
 	conn->outbound.state = PARSER_OFF;
+	conn->origin = ORIGIN_OWN;
 	count(COUNT_CONNECTIONS_OWN);
 }
 
@@ -232,30 +233,19 @@ static __always_inline int handle_shutdown(u64 sk)
 	return 0;
 }
 
-/* Has traffic control seen bytes that TCP has yet to take, which begin no request? */
-static __always_inline bool is_ahead_of(const struct connection *conn, u32 rcv_nxt)
+/* Is the connection in the table this socket's, whose first bytes came before it was ESTABLISHED? */
+static __always_inline bool is_opening(const struct connection *conn, u64 sk, u64 tp)
 {
-	return conn->inbound.next_seq && before(rcv_nxt, conn->inbound.next_seq);
-}
+	u32 first_seq = tcp_rcv_nxt(tp, DIRECT) - (u32)tcp_bytes_received(tp, DIRECT);
 
-/* No more of the connection will be seen: what is in flight ends, and its place is free. */
-static __always_inline void end_connection(struct connection *conn, u64 now)
-{
-	/* Else TC might still be at one of its packets. */
-	bool held = forgotten(lock(&conn->locked), now);
-
-	end_responses(conn, now);
-	close_requests(conn, now);
-	delete_connection(conn);
-	if (held)
-		unlock(&conn->locked);
+	return conn->origin == ORIGIN_OPENING &&
+	       (is_clients(conn) ? conn->socket == as_number(sk) : conn->first_seq == first_seq);
 }
 
 static __always_inline int handle_state(u64 sk, u32 earlier, u32 state)
 {
 	struct connection_key key = {};
 	struct connection *conn;
-	struct exchange *x;
 	bool own;
 	u64 tp, now;
 
@@ -290,32 +280,22 @@ static __always_inline int handle_state(u64 sk, u32 earlier, u32 state)
 		return 0;
 	}
 	now = bpf_ktime_get_ns();
-	if (conn && conn->begun) {
-		/* Begun by data that came with the end of the handshake? Then go on. */
-		x = in_flight(conn, 0);
-		if (x && !is_clients(conn) && x->inbound_start == tcp_rcv_nxt(tp, DIRECT)) {
-			end_handshake(conn, &key, now);
-			return 0;
-		}
-		/* Else it is an earlier connection between the same ports, whose end was missed. */
+	if (conn && conn->origin == ORIGIN_OWN)
+		return 0;
+	if (conn && !is_opening(conn, sk, tp)) {
 		end_connection(conn, conn->used_ktime_ns);
 		conn = NULL;
 	}
-	/* XDP may have seen the first data packet already: its arrival stays. */
-	if (!conn)
+	if (!conn) {
 		conn = create_connection(&key, now);
-	if (!conn || conn->inbound.state != PARSER_LOST)
-		return 0;
-	conn->flags &= CLIENT;
-	conn->ending = 0;
-	conn->ended_ktime_ns = 0;
-	if (!is_ahead_of(conn, tcp_rcv_nxt(tp, DIRECT))) {
-		conn->inbound.counted = 0;
+		if (!conn)
+			return 0;
 		conn->inbound.next_seq = tcp_rcv_nxt(tp, DIRECT);
 		conn->inbound.state = PARSER_BETWEEN;
 		conn->outbound.next_seq = tcp_write_seq(tp, DIRECT);
 		conn->outbound.state = PARSER_BETWEEN;
 	}
+	conn->origin = ORIGIN_OPENED;
 	count(COUNT_CONNECTIONS_OPENED);
 	COUNT_CONNECTION(is_clients(conn), opened);
 	if (CLIENTS && own)

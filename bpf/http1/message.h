@@ -56,6 +56,35 @@ static __always_inline void end_outbound(struct connection *conn, struct scratch
 }
 
 /*
+ * A message that is read in the dark is whole, and its parser at PARSER_BETWEEN. It counts if nothing
+ * came behind it: then the flow stands at its end. See stream/begin.h.
+ */
+static __always_inline void end_in_the_dark(struct connection *conn, const struct scratch *s,
+					    struct parser *p, enum flow flow)
+{
+	struct parser *other = parser_of(conn, flow ^ 1);
+	bool counts = s->position >= s->payload_length && !conn->inbound.disorder &&
+		      !(p->message_flags & MESSAGE_ENDS_HTTP);
+
+	p->message_flags = 0;
+	if (!counts) {
+		drop_carries(conn);
+		conn->framing = FRAMING_UNKNOWN;
+		p->state = PARSER_LOST;
+		other->state = PARSER_LOST;
+	} else if (CARRIES_REQUESTS(flow)) {
+		/* With the client's next byte take_up() looks where both stand. */
+		p->state = PARSER_LOST;
+	} else {
+		conn->framing = conn->framing == FRAMING_REQUEST && other->state == PARSER_LOST
+					? FRAMING_EXCHANGE
+					: FRAMING_ANSWERED;
+		drop_carries(conn);
+		other->state = PARSER_LOST;
+	}
+}
+
+/*
  * For a parser that is at PARSER_ENDED: what it has read was a whole message. -1: HTTP/1 has ended with
  * it, and what was taken for requests behind it are none.
  */
@@ -71,6 +100,8 @@ static __always_inline int end_message(struct connection *conn, struct scratch *
 		else
 			end_inbound(conn, s, x, source);
 		x->record.flags |= CARRIES_REQUESTS(flow) ? REQUEST_RECEIVED : REQUEST_ANSWERED;
+	} else if (conn->framing) {
+		end_in_the_dark(conn, s, p, flow);
 	}
 	if (!CARRIES_REQUESTS(flow)) {
 		conn->answered++;
@@ -198,7 +229,8 @@ static __always_inline int start_response(struct scratch *s, struct connection *
 	u32 seq = s->seq + s->position;
 
 	if (conn->answered >= conn->begun) {
-		count(COUNT_RESPONSES_UNASKED);
+		if (!conn->framing) /* else its request may not be known */
+			count(COUNT_RESPONSES_UNASKED);
 		return -1;
 	}
 	start_message(p);

@@ -128,6 +128,8 @@ struct scratch {
 	struct connection_key asked;
 	struct handshake attempt;
 	u64 waking_pid_tgid; /* of the task that brings waking_sk's data, or is interrupted by them */
+	struct bpf_sock_tuple tuple;
+	u32 unused_2[5];
 	u64 found_at[FOUND_COUNT];
 	u64 found_length[FOUND_COUNT];
 	u8 found_times[8]; /* may wrap: 256 lines of one name find room in no window */

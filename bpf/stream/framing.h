@@ -23,6 +23,7 @@ static __always_inline void lose_framing(struct connection *conn)
 		conn->inbound.state = PARSER_LOST;
 		conn->outbound.state = PARSER_LOST;
 	}
+	conn->framing = FRAMING_UNKNOWN;
 	lose_requests(conn);
 	drop_carries(conn);
 	forget_disorder(conn); /* last: the verifier follows what comes after each way through it */

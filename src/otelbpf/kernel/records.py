@@ -938,24 +938,24 @@ PT_REGS = np.dtype(
     }
 )
 
-#: struct scratch, 3200 bytes.
+#: struct scratch, 3264 bytes.
 SCRATCH = np.dtype(
     {
         "names": [
             "counts",
         ],
         "formats": [
-            ("u8", (28,)),
+            ("u8", (29,)),
         ],
         "offsets": [
             0,
         ],
-        "itemsize": 3200,
+        "itemsize": 3264,
     }
 )
 
 #: struct connection.
-CONNECTION = np.dtype("V672")
+CONNECTION = np.dtype("V688")
 
 #: struct connection_tags.
 CONNECTION_TAGS = np.dtype("V128")
@@ -965,11 +965,12 @@ READER = np.dtype("V88")
 
 #: The maps that are looked up or called, by their names.
 MAPS = {
-    "blank_connection": MapShape(2, 4, 672, 1),
+    "blank_connection": MapShape(2, 4, 688, 1),
     "blank_disorder": MapShape(2, 4, 1152, 1),
     "carries": MapShape(1, 8, 256, 8192),
     "connecting": MapShape(1, 8, 1, 256),
-    "continuations": MapShape(3, 4, 4, 12),
+    "continuations": MapShape(3, 4, 4, 16),
+    "data_of_syns": MapShape(9, 40, 2224, 1024),
     "disorders": MapShape(1, 8, 1152, 512),
     "goroutines": MapShape(9, 16, 56, 16384),
     "handshakes": MapShape(9, 40, 24, 16384),
@@ -1015,7 +1016,13 @@ KERNEL_FIELDS = {
     "inet_sock": [
         "inet_sport",
     ],
+    "tcp_request_sock": [
+        "rcv_isn",
+        "snt_isn",
+    ],
     "tcp_sock": [
+        "bytes_received",
+        "bytes_acked",
         "rcv_nxt",
         "copied_seq",
         "snd_una",
@@ -1160,6 +1167,7 @@ class Counter(IntEnum):
     CONNECTIONS_UNSEEN = 25
     CONNECTIONS_CROWDED = 26
     PACKETS_UNREAD = 27
+    SEGMENTS_STRAY = 28
 
 
 class NoticeKind(IntEnum):

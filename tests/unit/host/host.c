@@ -34,6 +34,7 @@ struct host_object {
 	struct socket socket;
 	struct file file;
 	struct inet_sock inet_sock;
+	struct tcp_request_sock tcp_request_sock;
 	struct tcp_sock tcp_sock;
 	struct iov_iter iov_iter;
 	struct msghdr msghdr;
@@ -255,6 +256,14 @@ static long bpf_loop(u32 count, void *step, void *context, u64 flags)
 
 static void *bpf_skc_to_tcp_sock(void *sk) { return sk; }
 
+/* What a socket tells of is known from its state; the kernel has no others here. */
+static void *bpf_skc_lookup_tcp(void *context UNUSED, struct bpf_sock_tuple *tuple UNUSED, u32 size,
+				u64 netns, u64 flags)
+{
+	CHECK((size == 12 || size == 36) && netns == (u64)BPF_F_CURRENT_NETNS && !flags);
+	return NULL;
+}
+
 /* These are asked where a process does something, and here none does. */
 #define NEVER_ASKED(result, name, ...)                       \
 	static result bpf_##name(__VA_ARGS__)                \
@@ -267,6 +276,8 @@ NEVER_ASKED(u64, get_current_pid_tgid, void)
 NEVER_ASKED(u64, get_current_cgroup_id, void)
 NEVER_ASKED(void *, get_current_task_btf, void)
 NEVER_ASKED(long, task_pt_regs, void *task UNUSED)
+NEVER_ASKED(long, sk_release, void *sk UNUSED)
+NEVER_ASKED(void *, skc_to_tcp_request_sock, void *sk UNUSED)
 NEVER_ASKED(long, probe_read_user, void *to UNUSED, u32 size UNUSED, const void *from UNUSED)
 
 /* ---- packets ---- */
@@ -309,12 +320,16 @@ static int (*const continued_by[CONTINUATION_COUNT])(struct __sk_buff *) = {
 	[CONTINUE_DISORDER] = tc_disorder,
 	[CONTINUE_KEPT] = tc_kept,
 	[CONTINUE_KEPT_CHUNKS] = tc_kept_chunks,
+	[CONTINUE_ADMIT] = tc_admit,
+	[CONTINUE_GRANT] = tc_grant,
 	[CONTINUATIONS_EACH + CONTINUE_INBOUND] = tc_client_ingress,
 	[CONTINUATIONS_EACH + CONTINUE_OUTBOUND] = tc_client_egress,
 	[CONTINUATIONS_EACH + CONTINUE_CHUNKS] = tc_client_chunks,
 	[CONTINUATIONS_EACH + CONTINUE_DISORDER] = tc_client_disorder,
 	[CONTINUATIONS_EACH + CONTINUE_KEPT] = tc_client_kept,
 	[CONTINUATIONS_EACH + CONTINUE_KEPT_CHUNKS] = tc_client_kept_chunks,
+	[CONTINUATIONS_EACH + CONTINUE_ADMIT] = tc_client_admit,
+	[CONTINUATIONS_EACH + CONTINUE_GRANT] = tc_client_grant,
 };
 
 /* As the kernel's, it comes back only if it may not. */
