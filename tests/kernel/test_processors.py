@@ -106,6 +106,12 @@ def bring_rest(talk: Conversation) -> None:
     talk.ask(b"", len(ASKED), acknowledging=len(OK))
 
 
+def crowd_out(meter: Meter) -> None:
+    """New connections take the places of all that there are."""
+    for _ in range(3 * meter.programs.limits.connections):
+        begin(meter)
+
+
 @contextlib.contextmanager
 def on_processor(number: int) -> Iterator[None]:
     """What this thread does within the block it does on one processor."""
@@ -162,9 +168,9 @@ def test_what_is_kept_of_a_connection_goes_with_it(meter: Meter) -> None:
     room = MAPS["disorders"].max_entries
     for _ in range(room):
         bring_early(begin(meter))
-    for _ in range(3 * meter.programs.limits.connections):
-        begin(meter)
+    crowd_out(meter)
     for _ in range(room // 2):
         bring_early(begin(meter))
     assert meter.counted(Counter.CONNECTIONS_CROWDED) == 0
+    crowd_out(meter)
     meter.sweep()
