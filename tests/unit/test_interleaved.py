@@ -56,11 +56,12 @@ def paths(outcome: Outcome) -> list[bytes]:
 
 
 def test_two_processors_make_one_connection(programs: HostPrograms) -> None:
-    """Both have its first segment, at two interfaces; neither has found it."""
-    twice = ask(ONE, within=1)
-    outcome = programs.play([twice, *whole(ONE)])
+    """Neither has found it. Once it has ended, no twin of it answers for the next one."""
+    opened = changes(ONE, SocketState.CLOSE, SocketState.ESTABLISHED)
+    closed = changes(ONE, SocketState.ESTABLISHED, SocketState.CLOSE)
+    outcome = programs.play([replace(opened, within=1), opened, *whole(ONE), closed, *whole(ONE)])
     assert outcome.counts[Counter.SEEN] == 1
-    assert outcome.counts[Counter.CONNECTIONS_ADOPTED] == 1
+    assert outcome.counts[Counter.SEGMENTS_STRAY] == 1
     assert len(outcome.records) == 1
 
 
@@ -133,6 +134,7 @@ def test_the_card_has_the_next_segment_before_the_last_one_is_read(programs: Hos
 
 @pytest.mark.parametrize("linear", [14, 20, 34, 50])
 def test_headers_in_a_page_of_their_own(programs: HostPrograms, linear: int) -> None:
-    outcome = programs.play([replace(each, linear=linear) for each in whole(ONE)])
+    opened = changes(ONE, SocketState.CLOSE, SocketState.ESTABLISHED)
+    outcome = programs.play([opened, *(replace(each, linear=linear) for each in whole(ONE))])
     assert len(outcome.records) == 1
     assert outcome.counts.get(Counter.PACKETS_UNPARSED, 0) == 0
