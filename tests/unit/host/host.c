@@ -382,7 +382,7 @@ static void pass(enum event how, u32 linear)
 
 static void change_state(const struct state_change *change)
 {
-	struct host_object net = { .net.net_cookie = NETNS_COOKIE };
+	static struct host_object net = { .net.net_cookie = NETNS_COOKIE };
 	struct host_object socket = {
 		.sock_common = {
 			.skc_daddr = change->peer_be32,
@@ -404,7 +404,6 @@ static void change_state(const struct state_change *change)
 	u64 arguments[] = { (u64)&socket, change->earlier, change->state };
 
 	traced_state(arguments);
-	settings()->netns_pointer = 0; /* the next one lies elsewhere */
 }
 
 /* ---- conversations ---- */
