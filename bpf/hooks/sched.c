@@ -10,22 +10,19 @@
 
 static __always_inline int handle_waking(u64 task)
 {
-	const struct scratch *s = own_scratch();
-	u64 sk = s->waking_sk;
+	u64 sk = own_scratch()->waking_sk;
 	struct reader *r;
 	u32 tid;
 
-	if (!sk || s->waking_pid_tgid != bpf_get_current_pid_tgid())
+	if (!sk)
 		return 0;
 	tid = task_tid(task);
 	r = reader_at(tid);
-	if (r->tid != tid) {
-		/* What the other one has read is no more this one's than what it handles. */
+	if (CLIENTS && r->tid != tid) {
 		r->handling.last_read.connection_id = 0;
-		r->handling.depth = 0;
 		r->mingles = 0;
-		r->tid = tid;
 	}
+	r->tid = tid;
 	r->sk = sk;
 	r->woken_ktime_ns = bpf_ktime_get_ns();
 	r->running_ktime_ns = 0;

@@ -47,10 +47,9 @@ static __always_inline void miss(struct connection *conn, enum direction directi
 	} else if (conn->begun != conn->finished) {
 		return; /* the agent stops: that is why */
 	}
-	if (!lock(&conn->locked))
-		return; /* the next call tries again */
+	lock(conn);
 	lose_framing(conn);
-	unlock(&conn->locked);
+	unlock(conn);
 }
 
 /* A server's socket has bytes to read, and is not known: it is older than the agent. */

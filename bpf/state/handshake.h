@@ -10,15 +10,10 @@ struct handshake {
 	u32 seq;          /* the same for those sent again */
 	u32 ifindex;      /* a packet may pass several interfaces */
 	u32 answer;       /* enum answer */
-	u32 granted_seq;  /* if REDIRECTED: of the server's first byte */
+	u32 unused;
 };
 
-enum answer {
-	NO_ANSWER,
-	ANSWERED,
-	CAME_AGAIN,
-	REDIRECTED, /* answered by a socket with another address or port */
-};
+enum answer { NO_ANSWER, ANSWERED, CAME_AGAIN };
 
 /* In a flood of SYNs those forgotten first are those that nobody answers. */
 MAP(LRU_HASH, handshakes, struct connection_key, struct handshake, 16384)

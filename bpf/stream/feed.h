@@ -40,7 +40,9 @@ static __always_inline int feed(struct __sk_buff *skb, struct scratch *s, struct
 		if (s->fin)
 			p->state = PARSER_ENDED;
 	}
-	return p->state == PARSER_ENDED ? end_message(conn, s, x, flow, source) : 0;
+	if (p->state == PARSER_ENDED)
+		end_message(conn, s, x, flow, source);
+	return 0;
 }
 
 /* Goes on with what is left of the segment. Returns only if nothing is (0), or
@@ -99,7 +101,7 @@ static __always_inline int go_on_with_chunks(struct __sk_buff *skb, enum flow ro
 		lose_framing(conn);
 	else if (!IS_OUTBOUND(flow))
 		track_disorder(skb, s, conn, flow);
-	unlock(&conn->locked);
+	unlock(conn);
 	return TC_NEXT;
 }
 
@@ -126,8 +128,9 @@ static __always_inline int track_early(struct __sk_buff *skb, enum flow flow)
 		lose_framing(conn);
 	else if (conn->inbound.kept)
 		call_kept(skb, conn, flow);
-	end_disorder(conn);
-	unlock(&conn->locked);
+	else
+		end_disorder(conn);
+	unlock(conn);
 	return TC_NEXT;
 }
 
@@ -169,7 +172,7 @@ static __always_inline int read_kept(struct __sk_buff *skb, bool chunks, enum fl
 		return TC_NEXT;
 	}
 	read_pieces(skb, s, conn, chunks, flow);
-	unlock(&conn->locked);
+	unlock(conn);
 	return TC_NEXT;
 }
 
@@ -187,6 +190,6 @@ static __always_inline int read_on(struct __sk_buff *skb, struct scratch *s,
 		lose_framing(conn);
 	else if (!IS_OUTBOUND(flow))
 		track_disorder(skb, s, conn, flow);
-	unlock(&conn->locked);
+	unlock(conn);
 	return TC_NEXT;
 }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/* One processor at a time reads a packet of a connection, or has its place in the table. */
+/* One processor at a time reads a packet of a connection. */
 #pragma once
 
 #include "kernel/verifier.h"
+#include "state/connection.h"
 
 /* Some 200 us. */
 #define LOCK_TRIES 256
@@ -13,17 +14,12 @@
  * queue for each that sends. Who comes second waits until the first one has read its packet, a
  * microsecond or two; for one that is stopped in the midst of that, no longer than a packet can wait.
  */
-static __always_inline bool try_lock(u64 *locked)
+static __always_inline bool try_lock(struct connection *conn)
 {
-	return !__sync_val_compare_and_swap(locked, 0, 1);
+	return !__sync_val_compare_and_swap(&conn->locked, 0, 1);
 }
 
-struct waiting {
-	u64 *locked;
-	u64 held;
-};
-
-STEP lock_after_a_while(u64 turn UNUSED, struct waiting *w)
+STEP lock_after_a_while(u64 turn UNUSED, struct connection **conn)
 {
 	u32 i;
 
@@ -31,23 +27,14 @@ STEP lock_after_a_while(u64 turn UNUSED, struct waiting *w)
 #pragma unroll
 	for (i = 0; i < CLOCK_READS; i++)
 		bpf_ktime_get_ns();
-	w->held = try_lock(w->locked);
-	return w->held;
+	return try_lock(*conn);
 }
 
-/* False: another one has it for too long. What it holds is left alone, and it alone unlocks. */
-static __always_inline bool lock(u64 *locked)
+static __always_inline void lock(struct connection *conn)
 {
-	struct waiting w = { .locked = locked, .held = try_lock(locked) };
-
-	if (!w.held)
-		REPEAT(LOCK_TRIES, lock_after_a_while, &w);
-	return w.held;
+	if (!try_lock(conn))
+		REPEAT(LOCK_TRIES, lock_after_a_while, &conn);
 }
 
-/* All is written that was to be. Where another program goes on, that one unlocks. */
-static __always_inline void unlock(u64 *locked)
-{
-	asm volatile("" : : : "memory");
-	*(volatile u64 *)locked = 0;
-}
+/* The packet was read as far as it will be. Where another program goes on, that one unlocks. */
+static __always_inline void unlock(struct connection *conn) { conn->locked = 0; }
