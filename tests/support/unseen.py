@@ -65,24 +65,20 @@ class Watch:
     """Whether the kernel kept its tracing programs from running during the test under way."""
 
     def __init__(self) -> None:
-        self._unseen: Unseen | None = None
-        self._moments_before = 0
+        self._unseen = Unseen()
+        self.begin()
 
     def begin(self) -> None:
         """A test begins."""
-        if self._unseen is None:
-            self._unseen = Unseen()
         self._moments_before = self._unseen.moments()
 
     def spoiled(self) -> bool:
         """Can that be why the test failed?"""
-        return self._unseen is not None and self._unseen.moments() > self._moments_before
+        return self._unseen.moments() > self._moments_before
 
     def close(self) -> None:
         """Watches no more."""
-        if self._unseen is not None:
-            self._unseen.close()
-            self._unseen = None
+        self._unseen.close()
 
 
 def _pass_all_processors() -> None:
