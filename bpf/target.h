@@ -69,12 +69,17 @@ HELPER(void *, get_current_task_btf, void);
 HELPER(u64, get_attach_cookie, void *context);
 HELPER(u64, get_netns_cookie, void *context);
 HELPER(long, task_pt_regs, void *task);
+HELPER(void *, skc_lookup_tcp, void *context, struct bpf_sock_tuple *tuple, u32 size, u64 netns,
+       u64 flags);
+HELPER(long, sk_release, void *sk);
 HELPER(void *, skc_to_tcp_sock, void *sk);
+HELPER(void *, skc_to_tcp_request_sock, void *sk);
 HELPER(long, probe_read_kernel, void *to, u32 size, const void *from);
 HELPER(long, probe_read_kernel_str, void *to, u32 size, const void *from);
 HELPER(long, probe_read_user, void *to, u32 size, const void *from);
 HELPER(long, probe_read_user_str, void *to, u32 size, const void *from);
 HELPER(long, skb_load_bytes, const void *skb, u32 offset, void *to, u32 size);
+HELPER(long, skb_pull_data, void *skb, u32 size);
 HELPER(long, seq_write, void *file, const void *data, u32 size);
 HELPER(void *, map_lookup_elem, void *map, const void *key);
 HELPER(long, map_update_elem, void *map, const void *key, const void *value, u64 flags);

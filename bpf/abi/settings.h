@@ -27,9 +27,9 @@ struct python_site {
 	struct usdt_argument file;
 	struct usdt_argument function;
 	u32 file_length; /* 0: any file */
-	u32 unused;
+	u32 function_length;
 	u8 function_name[PYTHON_NAME_MAX]; /* with zeros after it */
-	u8 file_name[PYTHON_FILE_MAX];     /* a slash and the last part of the path, likewise */
+	u8 file_name[PYTHON_FILE_MAX];     /* the last part of the path, likewise */
 };
 
 /* Where each thread of a process has a variable. */

@@ -117,47 +117,73 @@ static __always_inline u64 usdt_pointer(struct pt_regs *ctx, const struct usdt_a
 	return value;
 }
 
-static __always_inline bool same_bytes(const u8 *a, const u8 *b, u32 length)
+/*
+ * Are these bytes at an address of the process's? `wanted` has zeros behind them, as far as whole words.
+ *
+ * They are compared where they are, a word at a time: a uprobe's program may be preempted by another one
+ * on its processor, so that no memory of that is its own, and must do with 64 bytes of stack
+ * (tests/unit/test_uprobe_stacks.py).
+ */
+static __always_inline bool same_text(u64 address, const u8 *wanted, u32 length, u32 most)
 {
+	u64 word, n;
 	u32 i;
 
 	BOUNDED_LOOP
-	for (i = 0; i < length; i++)
-		if (a[i] != b[i])
+	for (i = 0; i < most; i += sizeof(word)) {
+		if (i >= length)
+			return true;
+		word = 0;
+		n = at_most(sizeof(word), length - i);
+		/* What is shorter may end where nothing can be read any more. */
+		if (bpf_probe_read_user(&word, n, (void *)(address + i)) ||
+		    word != *(const u64 *)(wanted + i))
 			return false;
+	}
 	return true;
+}
+
+struct python_path {
+	u8 text[PYTHON_FILE_MAX];
+};
+
+/* What is written there nobody reads: it is of all threads, and its length alone is asked for. */
+MAP(ARRAY, python_paths, u32, struct python_path, 1)
+
+/* Where a text ends, by the zero behind it; 0: it cannot be told. */
+static __always_inline u64 end_of_text(u64 address)
+{
+	struct python_path *path;
+	u32 zero = 0, i;
+	s64 length;
+
+	path = LOOKUP(python_paths, &zero);
+	if (!path)
+		return 0;
+	BOUNDED_LOOP
+	for (i = 0; i < 32; i++) {
+		length = bpf_probe_read_user_str(path->text, sizeof(path->text), (void *)address);
+		if (length <= 0)
+			return 0;
+		address += length - 1;
+		if (length < (s64)sizeof(path->text))
+			return address;
+	}
+	return 0;
 }
 
 /* Is the path at this address the file's name, or does it end with that after a slash? */
 static __always_inline bool is_file(const struct python_site *site, u64 address)
 {
-	u64 wanted = at_most(PYTHON_FILE_MAX - 1, site->file_length); /* the slash included */
-	u8 text[PYTHON_FILE_MAX], name[PYTHON_FILE_MAX] = { '/' };
-	u64 end = address;
-	s64 length;
-	u32 i;
+	u64 end = end_of_text(address), start = end - site->file_length;
+	u8 before = 0;
 
-	BOUNDED_LOOP
-	for (i = 0; i < 32; i++) {
-		length = bpf_probe_read_user_str(text, sizeof(text), (void *)end);
-		if (length <= 0)
-			return false;
-		end += length - 1;
-		if (length < (s64)sizeof(text))
-			break;
-	}
-	if (wanted < 2 || end - address < wanted - 1)
+	if (!end || start < address)
 		return false;
-	/* Bounded once more, as the verifier of 6.1 has forgotten by now that it is. */
-	if (end - address == wanted - 1) {
-		if (bpf_probe_read_user(name + 1, at_most(PYTHON_FILE_MAX - 1, wanted - 1),
-					(void *)address))
-			return false;
-	} else if (bpf_probe_read_user(name, at_most(PYTHON_FILE_MAX - 1, wanted),
-				       (void *)(end - wanted))) {
+	if (start > address &&
+	    (bpf_probe_read_user(&before, 1, (void *)(start - 1)) || before != '/'))
 		return false;
-	}
-	return same_bytes(name, site->file_name, sizeof(name));
+	return same_text(start, site->file_name, site->file_length + 1, PYTHON_FILE_MAX);
 }
 
 /* Is it a call of the function that this site is for? */
@@ -165,13 +191,9 @@ static __always_inline bool is_python_call(struct pt_regs *ctx)
 {
 	u32 index = bpf_get_attach_cookie(ctx);
 	struct python_site *site = LOOKUP(python_sites, &index);
-	u8 name[PYTHON_NAME_MAX] = {};
 
-	if (!site)
-		return false;
-	if (bpf_probe_read_user_str(name, sizeof(name),
-				    (void *)usdt_pointer(ctx, &site->function)) <= 0 ||
-	    !same_bytes(name, site->function_name, sizeof(name)))
+	if (!site || !same_text(usdt_pointer(ctx, &site->function), site->function_name,
+				site->function_length + 1, PYTHON_NAME_MAX))
 		return false;
 	return !site->file_length || is_file(site, usdt_pointer(ctx, &site->file));
 }

@@ -122,7 +122,7 @@ static __always_inline bool join_mark(struct connection *conn, const struct otel
 		return false;
 	}
 	x->record.join.marked = SAID_BY_MARK;
-	set_sampled(x, m->trace_flags & TRACE_FLAG_SAMPLED);
+	x->record.sampled = m->trace_flags & TRACE_FLAG_SAMPLED;
 	count(COUNT_MARKS_JOINED);
 	return true;
 }

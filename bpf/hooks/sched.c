@@ -10,19 +10,22 @@
 
 static __always_inline int handle_waking(u64 task)
 {
-	u64 sk = own_scratch()->waking_sk;
+	const struct scratch *s = own_scratch();
+	u64 sk = s->waking_sk;
 	struct reader *r;
 	u32 tid;
 
-	if (!sk)
+	if (!sk || s->waking_pid_tgid != bpf_get_current_pid_tgid())
 		return 0;
 	tid = task_tid(task);
 	r = reader_at(tid);
-	if (CLIENTS && r->tid != tid) {
+	if (r->tid != tid) {
+		/* What the other one has read is no more this one's than what it handles. */
 		r->handling.last_read.connection_id = 0;
+		r->handling.depth = 0;
 		r->mingles = 0;
+		r->tid = tid;
 	}
-	r->tid = tid;
 	r->sk = sk;
 	r->woken_ktime_ns = bpf_ktime_get_ns();
 	r->running_ktime_ns = 0;

@@ -10,7 +10,7 @@
 #include "ledger/endings.h"
 #include "ledger/stamps.h"
 #include "ledger/upstreams.h"
-#include "links/handshakes.h"
+#include "links/existing.h"
 #include "links/unseen.h"
 #include "state/sockets.h"
 #include "stream/disorder.h"
@@ -47,6 +47,7 @@ static __always_inline int handle_queued(u64 sk, enum access access)
 {
 	struct connection_key key;
 	struct connection *conn;
+	struct scratch *s;
 	bool is_measured;
 	u32 rcv_nxt;
 	u64 tp;
@@ -65,10 +66,13 @@ static __always_inline int handle_queued(u64 sk, enum access access)
 		miss(conn, INBOUND, sock_interface_in(sk, access));
 	stamp_queued(conn, rcv_nxt, bpf_ktime_get_ns());
 	/*
-	 * Whoever is woken on this CPU before the softirq ends, and then reads this socket, was
-	 * woken for it; others may be woken in between, from an interrupt.
+	 * Whoever is woken on this CPU by the same task before the softirq ends, and then reads this
+	 * socket, was woken for it; others may be woken in between, from an interrupt. Where no softirq
+	 * ends, as in a thread of NAPI's, the next task does not go on with it.
 	 */
-	own_scratch()->waking_sk = as_number(sk);
+	s = own_scratch();
+	s->waking_sk = as_number(sk);
+	s->waking_pid_tgid = bpf_get_current_pid_tgid();
 	return 0;
 }
 
@@ -100,6 +104,7 @@ static __always_inline void leave_alone(struct connection *conn)
 		return;
 	conn->inbound.state = PARSER_OFF;
 	conn->outbound.state = PARSER_OFF;
+	conn->origin = ORIGIN_OWN;
 	count(COUNT_CONNECTIONS_OWN);
 }
 
@@ -228,17 +233,19 @@ static __always_inline int handle_shutdown(u64 sk)
 	return 0;
 }
 
-/* Has traffic control seen bytes that TCP has yet to take, which begin no request? */
-static __always_inline bool is_ahead_of(const struct connection *conn, u32 rcv_nxt)
+/* Is the connection in the table this socket's, whose first bytes came before it was ESTABLISHED? */
+static __always_inline bool is_opening(const struct connection *conn, u64 sk, u64 tp)
 {
-	return conn->inbound.next_seq && before(rcv_nxt, conn->inbound.next_seq);
+	u32 first_seq = tcp_rcv_nxt(tp, DIRECT) - (u32)tcp_bytes_received(tp, DIRECT);
+
+	return conn->origin == ORIGIN_OPENING &&
+	       (is_clients(conn) ? conn->socket == as_number(sk) : conn->first_seq == first_seq);
 }
 
 static __always_inline int handle_state(u64 sk, u32 earlier, u32 state)
 {
 	struct connection_key key = {};
 	struct connection *conn;
-	struct exchange *x;
 	bool own;
 	u64 tp, now;
 
@@ -267,42 +274,28 @@ static __always_inline int handle_state(u64 sk, u32 earlier, u32 state)
 		now = bpf_ktime_get_ns();
 		if (!(conn->flags & LOCAL_CLOSED))
 			note_closed(conn, sock_error(sk));
-		end_responses(conn, now);
-		close_requests(conn, now);
-		delete_connection(conn);
+		end_connection(conn, now);
 		count(COUNT_CONNECTIONS_CLOSED);
-		COUNT_CONNECTION(is_clients(conn), closed);
+		COUNT_CONNECTION(has_role(&key, ROLE_CLIENT), closed);
 		return 0;
 	}
 	now = bpf_ktime_get_ns();
-	if (conn && conn->begun) {
-		/* Begun by data that came with the end of the handshake? Then go on. */
-		x = in_flight(conn, 0);
-		if (x && !is_clients(conn) && x->inbound_start == tcp_rcv_nxt(tp, DIRECT)) {
-			end_handshake(conn, &key, now);
-			return 0;
-		}
-		/* Else it is an earlier connection between the same ports, whose end was missed. */
-		end_responses(conn, conn->used_ktime_ns);
-		close_requests(conn, conn->used_ktime_ns);
-		delete_connection(conn);
+	if (conn && conn->origin == ORIGIN_OWN)
+		return 0;
+	if (conn && !is_opening(conn, sk, tp)) {
+		end_connection(conn, conn->used_ktime_ns);
 		conn = NULL;
 	}
-	/* XDP may have seen the first data packet already: its arrival stays. */
-	if (!conn)
+	if (!conn) {
 		conn = create_connection(&key, now);
-	if (!conn || conn->inbound.state != PARSER_LOST)
-		return 0;
-	conn->flags &= CLIENT;
-	conn->ending = 0;
-	conn->ended_ktime_ns = 0;
-	if (!is_ahead_of(conn, tcp_rcv_nxt(tp, DIRECT))) {
-		conn->inbound.counted = 0;
+		if (!conn)
+			return 0;
 		conn->inbound.next_seq = tcp_rcv_nxt(tp, DIRECT);
 		conn->inbound.state = PARSER_BETWEEN;
 		conn->outbound.next_seq = tcp_write_seq(tp, DIRECT);
 		conn->outbound.state = PARSER_BETWEEN;
 	}
+	conn->origin = ORIGIN_OPENED;
 	count(COUNT_CONNECTIONS_OPENED);
 	COUNT_CONNECTION(is_clients(conn), opened);
 	if (CLIENTS && own)

@@ -48,6 +48,8 @@ static __always_inline u32 plain_chunk_size(u64 word, u32 *line_length)
 }
 
 #define CHUNK_WINDOW 64 /* a power of two */
+#define PLAIN_LINE 8    /* bytes of which plain_chunk_size() looks at */
+#define LAST_CHUNK WORD('0', '\r', '\n', '\r', '\n', 0, 0, 0)
 
 struct chunk_reader {
 	struct __sk_buff *skb;
@@ -75,6 +77,39 @@ static __always_inline u32 read_size(volatile struct chunk_cursor *v, u8 c)
 	return c != ';' && c != '\r' && c != ' ' && c != '\t';
 }
 
+/* A character of the framing: 1 where the body ends with it, or where it is none, which sets `failed`. */
+static __always_inline long read_character(volatile struct chunk_cursor *v, u8 c)
+{
+	switch (v->state) {
+	case PARSER_CHUNK_DATA_CR:
+		v->failed = c != '\r';
+		v->state = PARSER_CHUNK_DATA_LF;
+		return v->failed;
+	case PARSER_CHUNK_DATA_LF:
+		v->failed = c != '\n';
+		v->state = PARSER_CHUNK_SIZE;
+		return v->failed;
+	case PARSER_TRAILER_START:
+	case PARSER_TRAILER_START_LF:
+		if (c == '\n') {
+			v->state = PARSER_ENDED;
+			return 1;
+		}
+		v->state = c == '\r' && v->state == PARSER_TRAILER_START ? PARSER_TRAILER_START_LF
+									 : PARSER_TRAILER_LINE;
+		return 0;
+	case PARSER_TRAILER_LINE:
+		if (c == '\n')
+			v->state = PARSER_TRAILER_START;
+		return 0;
+	}
+	if (c == '\n' && v->state != PARSER_CHUNK_SIZE) /* the size's line is whole */
+		v->state = v->remaining ? PARSER_CHUNK_DATA : PARSER_TRAILER_START;
+	else if (v->state != PARSER_CHUNK_EXTENSION)
+		v->failed = read_size(v, c);
+	return v->failed;
+}
+
 /*
  * Steps over a chunk, or reads the line before it: at once where it is plain, else a byte of it. 1 at
  * the payload's end or the body's, and where it is no chunk, which sets `failed`.
@@ -85,13 +120,14 @@ static __always_inline long read_chunk(struct chunk_reader *reader, enum source 
 	struct scratch *s = reader->s;
 	volatile struct chunk_cursor *v = &s->chunks;
 	u32 length = s->payload_length, n, position = v->position, at = 0, line_length = 0;
-	u8 c;
+	u64 word;
 
 	if (position >= length)
 		return 1;
 	if (v->state != PARSER_CHUNK_DATA) {
 		n = length - position;
-		if (position + at_most(8, n) > v->window_end || position < v->window_start) {
+		if (position + at_most(2 + PLAIN_LINE, n) > v->window_end ||
+		    position < v->window_start) {
 			if (n > CHUNK_WINDOW)
 				n = CHUNK_WINDOW;
 			n = ((n - 1) & (CHUNK_WINDOW - 1)) + 1;
@@ -104,10 +140,26 @@ static __always_inline long read_chunk(struct chunk_reader *reader, enum source 
 		}
 		at = (position - v->window_start) & (CHUNK_WINDOW - 1);
 	}
-	if (v->state == PARSER_CHUNK_SIZE && position + 8 <= v->window_end) {
-		n = plain_chunk_size(*(u64 *)(s->window + at), &line_length);
+	if (v->state == PARSER_CHUNK_DATA_CR && *(u16 *)(s->window + at) == CRLF &&
+	    position + 2 <= v->window_end) {
+		position += 2;
+		at += 2;
+		v->position = position;
+		v->state = PARSER_CHUNK_SIZE;
+		if (position >= v->window_end)
+			return 0;
+	}
+	if (v->state == PARSER_CHUNK_SIZE) {
+		word = *(u64 *)(s->window + at);
+		if (position + 5 <= v->window_end && (word & FIRST_BYTES(5)) == LAST_CHUNK) {
+			v->position = position + 5;
+			v->state = PARSER_ENDED;
+			return 1;
+		}
+		n = position + PLAIN_LINE <= v->window_end ? plain_chunk_size(word, &line_length)
+							   : 0;
 		if (n) {
-			v->remaining = n + 2;
+			v->remaining = n;
 			v->state = PARSER_CHUNK_DATA;
 			position += line_length;
 		}
@@ -116,36 +168,15 @@ static __always_inline long read_chunk(struct chunk_reader *reader, enum source 
 		n = length - position;
 		if (v->remaining <= n) {
 			n = v->remaining;
-			v->state = PARSER_CHUNK_SIZE;
-			v->body_bytes -= 2; /* CRLF */
+			v->state = PARSER_CHUNK_DATA_CR;
 		}
 		v->body_bytes += n;
 		v->remaining -= n;
 		v->position = position + n;
 		return 0;
 	}
-	c = s->window[at];
 	v->position = position + 1;
-	if (v->state == PARSER_TRAILER_START) {
-		if (c == '\n') {
-			v->state = PARSER_ENDED;
-			return 1;
-		}
-		if (c != '\r')
-			v->state = PARSER_TRAILER_LINE;
-	} else if (v->state == PARSER_TRAILER_LINE) {
-		if (c == '\n')
-			v->state = PARSER_TRAILER_START;
-	} else if (c == '\n' && v->state != PARSER_CHUNK_SIZE) { /* the size's line is whole */
-		v->state = PARSER_TRAILER_START;
-		if (v->remaining) {
-			v->remaining += 2;
-			v->state = PARSER_CHUNK_DATA;
-		}
-	} else if (v->state != PARSER_CHUNK_EXTENSION) {
-		v->failed = read_size(v, c);
-	}
-	return v->failed;
+	return read_character(v, s->window[at]);
 }
 
 #define CHUNK_STEPS 96 /* with 33 tail calls: 64 KiB of 16-byte chunks */
@@ -181,7 +212,5 @@ static __always_inline int read_chunks(struct __sk_buff *skb, struct scratch *s,
 	x = current_exchange(conn, flow);
 	add_content(x, v->body_bytes, flow);
 	consume(s, x, v->position - s->position, flow);
-	if (p->state == PARSER_ENDED)
-		end_message(conn, s, x, flow, source);
-	return 0;
+	return p->state == PARSER_ENDED ? end_message(conn, s, x, flow, source) : 0;
 }

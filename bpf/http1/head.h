@@ -4,32 +4,46 @@
 
 #include "http1/lines.h"
 #include "http1/message.h"
+#include "http1/methods.h"
 #include "http1/values.h"
 #include "ledger/route.h"
+
+/* What the first line says, as far as it was found. -1: it is no request's. */
+static __always_inline int take_request_line(struct scratch *s, struct connection *conn,
+					     struct exchange *x)
+{
+	u64 length = s->found_length[FOUND_FIRST_LINE], at = s->found_at[FOUND_FIRST_LINE];
+	u64 part = s->found_times[FOUND_FIRST_LINE], method = 3;
+	int minor;
+
+	if (part != FIRST_END) {
+		if (four_at(s, at) != METHOD_GET)
+			method = read_method(s, conn, at, length);
+		if (length < method + BEHIND_METHOD)
+			return -1;
+		if (part == FIRST_START)
+			return 0;
+	}
+	minor = read_version(s, at, length);
+	if (minor < 0)
+		return -1;
+	if (x)
+		x->record.http1.http_minor = minor;
+	if (part == FIRST_END) {
+		s->found_length[FOUND_FIRST_LINE] = 0; /* its start was taken */
+		if (x)
+			x->record.http1.request_line_length =
+				at_most(0xffff, s->head.before + at + length);
+	}
+	return 0;
+}
 
 /* What the noted lines say. -1: this is not HTTP/1. */
 static __always_inline int take_request_lines(struct scratch *s, struct connection *conn,
 					      struct exchange *x)
 {
-	u64 length = s->found_length[FOUND_FIRST_LINE], at = s->found_at[FOUND_FIRST_LINE];
-	u64 start, minor;
-
-	if (length) {
-		start = word_at(s, at);
-		if (length != CARRY_MAX) { /* not cut */
-			minor = (u64)byte_at(s, at + length - 1) - '0';
-			if (length < 12 || minor > 9 || /* "X / HTTP/1.1" */
-			    word_at(s, at + length - 9) !=
-				    WORD(' ', 'H', 'T', 'T', 'P', '/', '1', '.'))
-				return -1;
-			if (x)
-				x->record.http1.http_minor = minor;
-		} else if (x) {
-			x->record.http1.http_minor = 1;
-		}
-		if ((u32)start == FOUR('H', 'E', 'A', 'D') && (u8)(start >> 32) == ' ')
-			conn->head_requests |= 1ULL << ((conn->begun - 1) & 63);
-	}
+	if (s->found_length[FOUND_FIRST_LINE] && take_request_line(s, conn, x))
+		return -1;
 	if (!x)
 		return 0;
 	capture(x->record.http1.request_line, &x->record.http1.request_line_length,
@@ -102,13 +116,13 @@ static __always_inline void remember_shape(const struct scratch *s, struct head_
 static __always_inline bool has_shape(const struct scratch *s, const struct head_shape *shape)
 {
 	const u8 *before = s->window + ((shape->digits_at - 18) & WINDOW_MASK);
+	u32 after = four_at(s, shape->digits_end);
+	u8 next = after >> 16;
 
-	return four_at(s, shape->end - 4) == CRLF_CRLF && two_at(s, shape->digits_end) == CRLF &&
-	       *(u16 *)before == CRLF &&
-	       (*(u64 *)(before + 2) | LETTERS_LOWER) ==
-		       WORD('c', 'o', 'n', 't', 'e', 'n', 't', '-') &&
-	       (*(u64 *)(before + 10) | LETTERS_LOWER) ==
-		       WORD('l', 'e', 'n', 'g', 't', 'h', ':', ' ');
+	return four_at(s, shape->end - 4) == CRLF_CRLF && (u16)after == CRLF && next != ' ' &&
+	       next != '\t' && *(u16 *)before == CRLF &&
+	       is_word(*(u64 *)(before + 2), WORD('c', 'o', 'n', 't', 'e', 'n', 't', '-')) &&
+	       is_word(*(u64 *)(before + 10), WORD('l', 'e', 'n', 'g', 't', 'h', ':', ' '));
 }
 
 /*
@@ -132,45 +146,68 @@ static __always_inline bool read_familiar_head(struct scratch *s, struct connect
 	if (!end || end > loaded || !has_shape(s, shape) ||
 	    read_digits(s, shape->digits_at, shape->digits_end - shape->digits_at, &length) ||
 	    end + length != s->payload_length - s->position || take_status_line(s, p, 0, end) ||
-	    p->status < 200)
+	    p->status < 200 || has_no_content(p->status) ||
+	    conn->head_requests | conn->connect_requests)
 		return false;
-	p->remaining = length;
-	p->message_flags |= MESSAGE_HAS_LENGTH;
-	begin_response_body(conn, p, x, flow);
-	if (p->state == PARSER_BODY) {
-		add_content(x, length, flow);
-		consume(s, x, end + length, flow);
-		p->remaining = 0;
-		p->state = PARSER_ENDED;
-	} else {
-		consume(s, x, end, flow);
-	}
+	if (x)
+		x->record.status = p->status;
+	add_content(x, length, flow);
+	consume(s, x, end + length, flow);
+	p->state = PARSER_ENDED;
 	return true;
+}
+
+#define FIRST_END_MAX 16 /* bytes: the version and the line's end are fewer */
+
+/*
+ * The window does not have the end of a request's first line. If it has no room for it either, its start
+ * is noted, and what is gone on with is no more than its last bytes.
+ */
+static __always_inline void cut_request_line(struct scratch *s)
+{
+	volatile struct head_cursor *v = &s->head;
+	u64 at = v->at, total = v->total;
+
+	if (v->kind == LINE_FIRST) {
+		if (total < CARRY_MAX && at >= total)
+			return;
+		note_first_line(s, 0, CARRY_MAX);
+		s->found_times[FOUND_FIRST_LINE] = FIRST_START;
+		v->kind = LINE_FIRST_REST;
+	}
+	v->line = at_most(total, at) - FIRST_END_MAX;
 }
 
 /*
  * Takes what was scanned from the payload: all up to the end of the head or of
- * the window, but for a line that is not whole yet.
+ * the window, but for a line that is not whole yet. -1: there is no room for that.
  */
-static __always_inline void consume_lines(struct scratch *s, struct connection *conn,
-					  struct parser *p, struct exchange *x, enum flow flow)
+static __always_inline int consume_lines(struct scratch *s, struct connection *conn,
+					 struct parser *p, struct exchange *x, enum flow flow)
 {
 	volatile struct head_cursor *v = &s->head;
-	u64 carried = p->carried, total = v->total, line = v->line, partial = total - line;
+	u64 carried = p->carried, total = v->total, line, partial;
+	bool is_kept;
 
 	p->carried = 0;
 	if (v->end) {
 		consume(s, x, v->end - carried, flow);
-		return; /* what follows is up to what the lines say */
+		return 0; /* what follows is up to what the lines say */
 	}
-	if (partial < CARRY_MAX && v->kind != LINE_REST && v->at >= total &&
-	    s->position + v->loaded == s->payload_length) {
+	if (CARRIES_REQUESTS(flow) && (v->kind == LINE_FIRST || v->kind == LINE_FIRST_REST))
+		cut_request_line(s);
+	line = v->line;
+	partial = total - line;
+	is_kept = partial < CARRY_MAX && v->kind != LINE_REST;
+	if (is_kept && v->at >= total && s->position + v->loaded == s->payload_length) {
 		/* The next segment finishes this line. */
-		s->carry = conn->id << 1 | IS_OUTBOUND(flow);
-		UPDATE(carries, &s->carry, (struct carry *)(s->window + (line & WINDOW_MASK)));
+		s->carry = carry_key(conn, IS_OUTBOUND(flow));
+		if (partial &&
+		    UPDATE(carries, &s->carry, (struct carry *)(s->window + (line & WINDOW_MASK))))
+			return -1;
 		p->carried = partial;
 		consume(s, x, v->loaded, flow);
-	} else if (line && (v->at < total || (partial < CARRY_MAX && v->kind != LINE_REST))) {
+	} else if (line && (v->at < total || is_kept)) {
 		/* The next run starts again at this line. */
 		consume(s, x, line - carried, flow);
 	} else {
@@ -178,12 +215,36 @@ static __always_inline void consume_lines(struct scratch *s, struct connection *
 		if (v->kind == LINE_FIRST)
 			note_first_line(s, line, CARRY_MAX);
 		else if (v->kind == LINE_HEADER)
-			note_header(s, line, CARRY_MAX, flow);
-		v->kind = LINE_REST;
+			note_header(s, line, line + CARRY_MAX, false, flow);
+		/* Its end may have come, and what had not is whether there is more of it. */
+		if (v->at < total || byte_at(s, total - 1) != '\n')
+			v->kind = LINE_REST;
 		consume(s, x, at_most(total, v->at) - carried, flow);
 	}
-	p->state = v->kind == LINE_FIRST ? PARSER_FIRST_LINE : PARSER_HEADERS;
-	p->skip_line = v->kind == LINE_REST;
+	p->state = v->kind == LINE_FIRST || v->kind == LINE_FIRST_REST ? PARSER_FIRST_LINE
+								       : PARSER_HEADERS;
+	p->skip_line = v->kind == LINE_REST || v->kind == LINE_FIRST_REST;
+	return 0;
+}
+
+/* A head goes on with the window, behind what the last one left. */
+static __always_inline void go_on_with_head(struct scratch *s, const struct parser *p,
+					    const struct exchange *x, u64 loaded, enum flow flow)
+{
+	volatile struct head_cursor *v = &s->head;
+	u64 carried = p->carried;
+
+	/* The last bytes may be a line's end, or the half of one. */
+	v->at = carried > 2 ? carried - 2 : 0;
+	v->total = carried + loaded;
+	v->kind = LINE_HEADER;
+	if (p->skip_line)
+		v->kind = LINE_REST;
+	if (p->state != PARSER_FIRST_LINE)
+		return;
+	v->kind = p->skip_line ? LINE_FIRST_REST : LINE_FIRST;
+	if (CARRIES_REQUESTS(flow) && x)
+		v->before = x->record.request_bytes - carried;
 }
 
 /*
@@ -203,13 +264,9 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 		return -1;
 	if (p->state != PARSER_BETWEEN) {
 		*x = current_exchange(conn, flow);
-		v->at = p->carried ? p->carried - 1 : 0; /* the last byte may be the CR of a CRLF */
-		v->total = p->carried + loaded;
-		v->kind = p->skip_line                    ? LINE_REST
-			  : p->state == PARSER_FIRST_LINE ? LINE_FIRST
-							  : LINE_HEADER;
+		go_on_with_head(s, p, *x, loaded, flow);
 	} else {
-		begun = CARRIES_REQUESTS(flow) ? start_request(s, conn, p, x, flow, source)
+		begun = CARRIES_REQUESTS(flow) ? start_request(s, conn, p, x, loaded, flow, source)
 					       : start_response(s, conn, p, x, flow, source);
 		if (begun <= 0)
 			return begun;
@@ -225,27 +282,21 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 	__builtin_memset(s->found_length, 0, sizeof(s->found_length));
 	__builtin_memset(s->found_times, 0, sizeof(s->found_times));
 	scan_lines(s, flow);
-	consume_lines(s, conn, p, *x, flow);
-
+	if (consume_lines(s, conn, p, *x, flow))
+		return -1;
 	if (CARRIES_REQUESTS(flow) ? take_request_lines(s, conn, *x) : take_response_lines(s, p))
 		return -1;
-	if (s->found_times[FOUND_TRANSFER_ENCODING]) {
-		p->message_flags |= MESSAGE_CODED | MESSAGE_CHUNKED;
-		/* Of several lines the last one has the last coding. */
-		if (!is_chunked(s))
-			p->message_flags &= ~MESSAGE_CHUNKED;
-	}
-	if (s->found_times[FOUND_CONTENT_LENGTH] && take_length(s, p))
-		return -1;
+	if (s->found_times[FOUND_TRANSFER_ENCODING])
+		take_coding(s, p);
+	if (s->found_times[FOUND_CONTENT_LENGTH])
+		take_length(s, p);
 	if (!v->end)
 		return 0;
 	if (CARRIES_REQUESTS(flow)) {
 		if (SERIES && *x)
 			(*x)->record.route_hash = hash_route(&(*x)->record, &s->route, flow);
 		return begin_request_body(conn, p, *x, flow);
-	} else {
-		remember_shape(s, &conn->shape);
-		begin_response_body(conn, p, *x, flow);
 	}
-	return 0;
+	remember_shape(s, &conn->shape);
+	return begin_response_body(conn, p, *x, flow);
 }

@@ -4,87 +4,107 @@
 
 #include "http1/window.h"
 
-/* Is a Content-Length the one that was noted before, to the byte, and short enough to tell? */
-static __always_inline bool same_length(const struct scratch *s, u64 at, u64 length)
-{
-	u64 other = s->found_at[FOUND_CONTENT_LENGTH];
-
-	if (length != s->found_length[FOUND_CONTENT_LENGTH] || length - 1 > 7)
-		return false;
-	return !((word_at(s, at) ^ word_at(s, other)) << (64 - 8 * length));
-}
-
 /* Blanks before the colon are not allowed, and taken for nothing by some: then nothing is certain. */
 static __always_inline bool may_end_name(u8 c) { return c == ':' || c == ' ' || c == '\t'; }
 
-/* Notes where the value of a header lies, if it is of interest. */
-static __always_inline void note_header(struct scratch *s, u64 at, u64 length, enum flow flow)
+static __always_inline void note(struct scratch *s, u64 found, u64 at, u64 length)
 {
-	u64 start, next, found, name_length;
+	s->found_times[found]++;
+	s->found_at[found] = at;
+	s->found_length[found] = length;
+}
+
+/*
+ * A header that says where the message ends is noted once its value is known to be whole: a line that
+ * begins with a blank goes on with the one above, as if there were blanks in place of the line's end
+ * (RFC 9112, section 5.2). One of a name is noted in each run. `line` is where the line starts, `at` its
+ * value, `end` its end, `after` what comes after the name. 1 where this run is to end with the line above.
+ */
+static __always_inline long note_framing(struct scratch *s, u64 found, u64 line, u64 at, u64 end,
+					 u8 after)
+{
+	volatile struct head_cursor *v = &s->head;
+	u64 next = v->at, c;
+
+	if (s->found_times[found]) {
+		v->line = line;
+		v->at = line;
+		return 1;
+	}
+	if (next >= v->total) {
+		v->line = line;
+		return 1;
+	}
+	c = byte_at(s, next);
+	if (c == ' ' || c == '\t') {
+		s->window[end & WINDOW_MASK] = ' ';
+		s->window[(next - 1) & WINDOW_MASK] = ' ';
+		v->line = line;
+		return 0;
+	}
+	note(s, found, at, after == ':' ? end - at : 0);
+	return 0;
+}
+
+/*
+ * Notes where the value of a header lies, if it is of interest; `is_whole`: the line is not cut. 1
+ * where this run is to end with the line above.
+ */
+static __always_inline long note_header(struct scratch *s, u64 line, u64 end, bool is_whole,
+					enum flow flow)
+{
+	u64 found, at;
 	u8 after;
 
 	/* By its first letters most that are of no interest are told. */
-	switch (four_at(s, at) | FOUR_LOWER) {
+	switch (four_at(s, line) | FOUR_LOWER) {
 	case FOUR('c', 'o', 'n', 't'):
-		start = word_at(s, at) | (LETTERS_LOWER & FIRST_BYTES(7));
-		next = word_at(s, at + 8) | (LETTERS_LOWER & FIRST_BYTES(6));
-		after = next >> 48;
-		if (start != WORD('c', 'o', 'n', 't', 'e', 'n', 't', '-') ||
-		    (next & FIRST_BYTES(6)) != WORD('l', 'e', 'n', 'g', 't', 'h', 0, 0) ||
+		after = byte_at(s, line + 14);
+		if (!is_word(word_at(s, line), WORD('c', 'o', 'n', 't', 'e', 'n', 't', '-')) ||
+		    !is_word(word_at(s, line + 8) & FIRST_BYTES(6),
+			     WORD('l', 'e', 'n', 'g', 't', 'h', 0, 0)) ||
 		    !may_end_name(after))
-			return;
+			return 0;
 		found = FOUND_CONTENT_LENGTH;
-		name_length = 15;
-		if (after != ':' || (s->found_times[FOUND_CONTENT_LENGTH] &&
-				     !same_length(s, at + name_length, length - name_length)))
-			length = name_length; /* which is no number */
+		at = line + 15;
 		break;
 	case FOUR('t', 'r', 'a', 'n'):
-		start = word_at(s, at) | LETTERS_LOWER;
-		next = word_at(s, at + 8) | (LETTERS_LOWER & ~FIRST_BYTES(1));
-		after = byte_at(s, at + 17);
-		if (start != WORD('t', 'r', 'a', 'n', 's', 'f', 'e', 'r') ||
-		    next != WORD('-', 'e', 'n', 'c', 'o', 'd', 'i', 'n') ||
-		    (byte_at(s, at + 16) | 0x20) != 'g' || !may_end_name(after))
-			return;
+		after = byte_at(s, line + 17);
+		if (!is_word(word_at(s, line), WORD('t', 'r', 'a', 'n', 's', 'f', 'e', 'r')) ||
+		    !is_word(word_at(s, line + 8), WORD('-', 'e', 'n', 'c', 'o', 'd', 'i', 'n')) ||
+		    (byte_at(s, line + 16) | 0x20) != 'g' || !may_end_name(after))
+			return 0;
 		found = FOUND_TRANSFER_ENCODING;
-		name_length = 18;
-		if (after != ':')
-			length = name_length; /* which is no coding */
+		at = line + 18;
 		break;
 	/* The others are a request's. */
 	case FOUR('h', 'o', 's', 't'):
-		if (!CARRIES_REQUESTS(flow) || byte_at(s, at + 4) != ':')
-			return;
-		found = FOUND_HOST;
-		name_length = 5;
-		break;
+		if (!CARRIES_REQUESTS(flow) || byte_at(s, line + 4) != ':')
+			return 0;
+		note(s, FOUND_HOST, line + 5, end - line - 5);
+		return 0;
 	case FOUR('u', 's', 'e', 'r'):
-		start = word_at(s, at) | LETTERS_LOWER;
-		next = four_at(s, at + 8) | FOUR_LOWER;
 		if (!CARRIES_REQUESTS(flow) ||
-		    start != WORD('u', 's', 'e', 'r', '-', 'a', 'g', 'e') ||
-		    (next & FIRST_BYTES(3)) != FOUR('n', 't', ':', 0))
-			return;
-		found = FOUND_USER_AGENT;
-		name_length = 11;
-		break;
+		    !is_word(word_at(s, line), WORD('u', 's', 'e', 'r', '-', 'a', 'g', 'e')) ||
+		    !is_word(four_at(s, line + 8) & FIRST_BYTES(3),
+			     WORD('n', 't', ':', 0, 0, 0, 0, 0)))
+			return 0;
+		note(s, FOUND_USER_AGENT, line + 11, end - line - 11);
+		return 0;
 	case FOUR('t', 'r', 'a', 'c'):
-		start = word_at(s, at) | LETTERS_LOWER;
-		next = four_at(s, at + 8) | FOUR_LOWER;
 		if (!CARRIES_REQUESTS(flow) ||
-		    start != WORD('t', 'r', 'a', 'c', 'e', 'p', 'a', 'r') ||
-		    next != FOUR('e', 'n', 't', ':'))
-			return;
-		found = FOUND_TRACEPARENT;
-		name_length = 12;
-		break;
+		    !is_word(word_at(s, line), WORD('t', 'r', 'a', 'c', 'e', 'p', 'a', 'r')) ||
+		    !is_word(four_at(s, line + 8), WORD('e', 'n', 't', ':', 0, 0, 0, 0)))
+			return 0;
+		note(s, FOUND_TRACEPARENT, line + 12, end - line - 12);
+		return 0;
 	default:
-		return;
+		return 0;
 	}
-	s->found_times[found]++;
-	s->found_at[found] = at + name_length;
-	s->found_length[found] = length - name_length;
+	if (is_whole)
+		return note_framing(s, found, line, at, end, after);
+	note(s, found, at, 0);
+	return 0;
 }
 
 static __always_inline void note_first_line(struct scratch *s, u64 at, u64 length)
@@ -145,14 +165,16 @@ static __always_inline long scan_line(struct scratch *s, enum flow flow)
 	v->line = next;
 	kind = v->kind;
 	if (kind != LINE_HEADER) {
-		if (kind == LINE_FIRST) {
+		if (kind != LINE_REST) {
 			if (at == line)
 				return 0;
 			note_first_line(s, line, at - line);
+			if (kind == LINE_FIRST_REST)
+				s->found_times[FOUND_FIRST_LINE] = FIRST_END;
 		}
 		v->kind = LINE_HEADER;
 	} else if (at != line) {
-		note_header(s, line, at - line, flow);
+		return note_header(s, line, at, true, flow);
 	} else {
 		v->end = next;
 		return 1;

@@ -8,27 +8,13 @@
  */
 #pragma once
 
+#include "http1/methods.h"
 #include "http1/window.h"
 #include "ledger/causes.h"
 #include "ledger/requests.h"
 #include "ledger/upstreams.h"
 #include "stream/framing.h"
 #include "stream/source.h"
-
-static __always_inline bool starts_a_request(u32 first_four)
-{
-	switch (first_four) {
-	case 0x20544547: /* "GET " */
-	case 0x54534f50: /* "POST" */
-	case 0x20545550: /* "PUT " */
-	case 0x44414548: /* "HEAD" */
-	case 0x454c4544: /* "DELETE" */
-	case 0x43544150: /* "PATCH" */
-	case 0x4954504f: /* "OPTIONS" */
-		return true;
-	}
-	return false;
-}
 
 static __always_inline void start_message(struct parser *p)
 {
@@ -69,9 +55,41 @@ static __always_inline void end_outbound(struct connection *conn, struct scratch
 		x->record.stamp_ktime_ns[STAMP_WRITE_LAST] = last;
 }
 
-/* For a parser that is at PARSER_ENDED: what it has read was a whole message. */
-static __always_inline void end_message(struct connection *conn, struct scratch *s,
-					struct exchange *x, enum flow flow, enum source source)
+/*
+ * A message that is read in the dark is whole, and its parser at PARSER_BETWEEN. It counts if nothing
+ * came behind it: then the flow stands at its end. See stream/begin.h.
+ */
+static __always_inline void end_in_the_dark(struct connection *conn, const struct scratch *s,
+					    struct parser *p, enum flow flow)
+{
+	struct parser *other = parser_of(conn, flow ^ 1);
+	bool counts = s->position >= s->payload_length && !conn->inbound.disorder &&
+		      !(p->message_flags & MESSAGE_ENDS_HTTP);
+
+	p->message_flags = 0;
+	if (!counts) {
+		drop_carries(conn);
+		conn->framing = FRAMING_UNKNOWN;
+		p->state = PARSER_LOST;
+		other->state = PARSER_LOST;
+	} else if (CARRIES_REQUESTS(flow)) {
+		/* With the client's next byte take_up() looks where both stand. */
+		p->state = PARSER_LOST;
+	} else {
+		conn->framing = conn->framing == FRAMING_REQUEST && other->state == PARSER_LOST
+					? FRAMING_EXCHANGE
+					: FRAMING_ANSWERED;
+		drop_carries(conn);
+		other->state = PARSER_LOST;
+	}
+}
+
+/*
+ * For a parser that is at PARSER_ENDED: what it has read was a whole message. -1: HTTP/1 has ended with
+ * it, and what was taken for requests behind it are none.
+ */
+static __always_inline int end_message(struct connection *conn, struct scratch *s,
+				       struct exchange *x, enum flow flow, enum source source)
 {
 	struct parser *p = parser_of(conn, flow);
 
@@ -82,6 +100,8 @@ static __always_inline void end_message(struct connection *conn, struct scratch 
 		else
 			end_inbound(conn, s, x, source);
 		x->record.flags |= CARRIES_REQUESTS(flow) ? REQUEST_RECEIVED : REQUEST_ANSWERED;
+	} else if (conn->framing) {
+		end_in_the_dark(conn, s, p, flow);
 	}
 	if (!CARRIES_REQUESTS(flow)) {
 		conn->answered++;
@@ -96,6 +116,10 @@ static __always_inline void end_message(struct connection *conn, struct scratch 
 		/* That a request's own body is the last to leave is rare: the agent adds that up. */
 		finish_read(conn, IS_OUTBOUND(flow) ? IRREGULAR : ORDERLY);
 	}
+	/* Read again: the verifier need not follow what comes before this twice. */
+	if (!CARRIES_REQUESTS(flow) && *(volatile u8 *)&p->state == PARSER_OFF)
+		return conn->begun == conn->answered ? 0 : -1;
+	return 0;
 }
 
 /* Bytes on the wire, heads and chunk framing included. */
@@ -142,26 +166,28 @@ static __always_inline void note_protocol(const struct scratch *s, struct connec
  * be none. An empty line before it, which some clients send after a body, is stepped over.
  */
 static __always_inline int start_request(struct scratch *s, struct connection *conn,
-					 struct parser *p, struct exchange **x, enum flow flow,
-					 enum source source)
+					 struct parser *p, struct exchange **x, u64 loaded,
+					 enum flow flow, enum source source)
 {
 	u32 seq = s->seq + s->position;
 	u8 first = byte_at(s, 0);
 
-	if (first == '\r' || first == '\n') {
-		s->position++;
-		return 0;
-	}
-	if (first < 'A' || first > 'Z') {
-		if (!conn->begun)
-			note_protocol(s, conn, IS_OUTBOUND(flow));
-		return -1;
-	}
-	/* The preface of HTTP/2, with which a connection begins, was made to look like a request. */
-	if (!conn->begun && s->payload_length - s->position >= 4 &&
-	    (word_at(s, 0) & FIRST_BYTES(4)) == WORD('P', 'R', 'I', ' ', 0, 0, 0, 0)) {
-		turn_off(conn, NOTICE_HTTP2, conn->interface[IS_OUTBOUND(flow)]);
-		return 0;
+	/* What is not there yet of its first word does no harm. */
+	if (four_at(s, 0) != METHOD_GET && !starts_a_request(four_at(s, 0))) {
+		if (first == '\r' || first == '\n') {
+			s->position++;
+			return 0;
+		}
+		/* The preface of HTTP/2, with which a connection begins, was made to look like a request. */
+		if (!conn->begun && loaded >= 4 && four_at(s, 0) == FOUR('P', 'R', 'I', ' ')) {
+			turn_off(conn, NOTICE_HTTP2, conn->interface[IS_OUTBOUND(flow)]);
+			return 0;
+		}
+		if (!may_be_request(s, loaded)) {
+			if (!conn->begun)
+				note_protocol(s, conn, IS_OUTBOUND(flow));
+			return -1;
+		}
 	}
 	start_message(p);
 	*x = begin_request(s, conn, seq,
@@ -203,7 +229,8 @@ static __always_inline int start_response(struct scratch *s, struct connection *
 	u32 seq = s->seq + s->position;
 
 	if (conn->answered >= conn->begun) {
-		count(COUNT_RESPONSES_UNASKED);
+		if (!conn->framing) /* else its request may not be known */
+			count(COUNT_RESPONSES_UNASKED);
 		return -1;
 	}
 	start_message(p);
@@ -233,7 +260,7 @@ static __always_inline int begin_request_body(struct connection *conn, struct pa
 		if (IS_CLIENTS(flow))
 			name_cause(conn, x);
 	}
-	if (p->message_flags & MESSAGE_CODED) {
+	if (p->message_flags & (MESSAGE_CODED | MESSAGE_UNCLEAR_LENGTH)) {
 		if (!(p->message_flags & MESSAGE_CHUNKED))
 			return -1;
 		p->state = PARSER_CHUNK_SIZE;
@@ -246,15 +273,6 @@ static __always_inline int begin_request_body(struct connection *conn, struct pa
 		p->state = PARSER_ENDED;
 	}
 	return 0;
-}
-
-/* After 101, or 2xx to CONNECT, the connection belongs to another protocol. */
-static __always_inline bool ends_http(const struct exchange *x, u32 status)
-{
-	if (status == 101)
-		return true;
-	return x && status / 100 == 2 &&
-	       *(u64 *)x->record.http1.request_line == WORD('C', 'O', 'N', 'N', 'E', 'C', 'T', ' ');
 }
 
 /* It was an interim response: the real one is still to come. */
@@ -272,48 +290,59 @@ static __always_inline void forget_response(struct connection *conn, struct exch
 	x->record.response_bytes = 0;
 }
 
-/* Is the request a HEAD whose response begins? Its mark is free then for a later one. */
-static __always_inline bool is_answer_to_head(struct connection *conn)
+/* Is the request whose response begins marked so? Its mark is free then for a later one. */
+static __always_inline bool take_mark(const struct connection *conn, u64 *marks)
 {
 	u64 mark = 1ULL << (conn->answered & 63);
-	bool is_one = conn->head_requests & mark;
+	bool is_marked = *marks & mark;
 
-	conn->head_requests &= ~mark;
-	return is_one;
+	*marks &= ~mark;
+	return is_marked;
 }
 
-static __always_inline void begin_response_body(struct connection *conn, struct parser *p,
-						struct exchange *x, enum flow flow)
+static __always_inline bool has_no_content(u32 status) { return status == 204 || status == 304; }
+
+/* The same of a response. */
+static __always_inline int begin_response_body(struct connection *conn, struct parser *p,
+					       struct exchange *x, enum flow flow)
 {
-	bool to_head = false;
+	bool to_head = false, to_connect = false;
 
 	if (p->status < 200 && p->status != 101) {
 		p->state = PARSER_BETWEEN;
 		forget_response(conn, x, flow);
-		return;
+		return 0;
 	}
-	if (conn->head_requests)
-		to_head = is_answer_to_head(conn);
+	if (conn->head_requests | conn->connect_requests) {
+		to_head = take_mark(conn, &conn->head_requests);
+		to_connect = take_mark(conn, &conn->connect_requests);
+	}
 	if (x)
 		x->record.status = p->status;
-	if (ends_http(x, p->status)) {
+	/* After 101, or 2xx to CONNECT, the connection belongs to another protocol. */
+	if (p->status == 101 || (to_connect && p->status < 300)) {
 		if (x)
 			x->record.flags |= UPGRADED;
 		p->message_flags |= MESSAGE_ENDS_HTTP;
 		p->state = PARSER_ENDED;
-	} else if (to_head || p->status == 204 || p->status == 304) {
+	} else if (to_head || has_no_content(p->status)) {
 		p->state = PARSER_ENDED;
 	} else if (p->message_flags & MESSAGE_CHUNKED) {
 		p->state = PARSER_CHUNK_SIZE;
 		p->remaining = 0;
 		if (x)
 			x->record.flags |= RESPONSE_CHUNKED;
-	} else if ((p->message_flags & (MESSAGE_HAS_LENGTH | MESSAGE_CODED)) ==
-		   MESSAGE_HAS_LENGTH) {
+	} else if ((p->message_flags & (MESSAGE_HAS_LENGTH | MESSAGE_CODED |
+					MESSAGE_UNCLEAR_LENGTH)) == MESSAGE_HAS_LENGTH) {
 		p->state = p->remaining ? PARSER_BODY : PARSER_ENDED;
+	} else if (p->message_flags & MESSAGE_UNCLEAR_CODING ||
+		   (p->message_flags & (MESSAGE_CODED | MESSAGE_UNCLEAR_LENGTH)) ==
+			   MESSAGE_UNCLEAR_LENGTH) {
+		return -1;
 	} else {
 		p->state = PARSER_UNTIL_CLOSE;
 		if (x)
 			x->record.flags |= RESPONSE_UNTIL_CLOSE;
 	}
+	return 0;
 }

@@ -18,8 +18,11 @@ enum parser_state {
 	PARSER_CHUNK_BLANK,  /* behind it */
 	PARSER_CHUNK_CR,     /* at the LF that ends its line */
 	PARSER_CHUNK_EXTENSION,
-	PARSER_CHUNK_DATA,    /* `remaining` bytes, the chunk's CRLF included */
-	PARSER_TRAILER_START, /* at the start of a trailer's line */
+	PARSER_CHUNK_DATA,       /* `remaining` bytes of content */
+	PARSER_CHUNK_DATA_CR,    /* at the CR behind it */
+	PARSER_CHUNK_DATA_LF,    /* at the LF behind that */
+	PARSER_TRAILER_START,    /* at the start of a trailer's line */
+	PARSER_TRAILER_START_LF, /* at the LF of an empty one, which is the last */
 	PARSER_TRAILER_LINE,
 };
 
@@ -27,7 +30,10 @@ enum message_flag {
 	MESSAGE_HAS_LENGTH = 1,
 	MESSAGE_CODED = 2, /* Transfer-Encoding decides where it ends */
 	MESSAGE_CHUNKED = 4,
-	MESSAGE_ENDS_HTTP = 8
+	MESSAGE_ENDS_HTTP = 8,
+	/* It counts only where nothing that comes before it says where the message ends. */
+	MESSAGE_UNCLEAR_LENGTH = 16,
+	MESSAGE_UNCLEAR_CODING = 32
 };
 
 /*

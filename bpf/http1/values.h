@@ -125,38 +125,112 @@ static __always_inline int read_digits(const struct scratch *s, u64 at, u64 leng
 	return 0;
 }
 
-/* Content-Length's value; -1 where it is none, or another one than the same head has had. */
-static __always_inline int take_length(const struct scratch *s, struct parser *p)
+/* Where a Content-Length that is more than digits is read. */
+enum length_state {
+	LENGTH_BEFORE, /* a number is to come */
+	LENGTH_WITHIN,
+	LENGTH_BEHIND,
+	LENGTH_WRONG
+};
+
+#define LENGTH_MAX TAKEN_EACH(CARRY_MAX, 20) /* characters */
+#define LENGTH_MOST (1ULL << 59)             /* with one more digit it still fits */
+
+/* Takes a character of it; the end is one more comma. 1 at the end, or where it is no length. */
+STEP read_length(u64 turn UNUSED, struct scratch **scratch)
+{
+	const struct scratch *s = *scratch;
+	volatile struct length_cursor *v = &(*scratch)->length;
+	u64 at = v->at, value = v->value, state = v->state;
+	u8 c = at < v->end ? byte_at(s, at) : ',';
+	u64 digit = (u8)(c - '0');
+
+	v->at = at + 1;
+	v->state = LENGTH_WRONG;
+	if (digit <= 9) {
+		if (state == LENGTH_BEHIND || value >= LENGTH_MOST)
+			return 1;
+		v->value = value * 10 + digit;
+		v->state = LENGTH_WITHIN;
+		return 0;
+	}
+	if (c == ',') {
+		if (state == LENGTH_BEFORE || (v->numbers && value != v->first))
+			return 1;
+		v->first = value;
+		v->numbers = 1;
+		v->value = 0;
+		v->state = LENGTH_BEFORE;
+		return at >= v->end;
+	}
+	if (c != ' ' && c != '\t')
+		return 1;
+	v->state = state == LENGTH_WITHIN ? LENGTH_BEHIND : state;
+	return 0;
+}
+
+/*
+ * A length that is written at length: with zeros before it, or as a list in which it is repeated (RFC
+ * 9110, section 8.6). -1 where it is none, or of several.
+ */
+static __always_inline int read_long_length(struct scratch *s, u64 *value)
+{
+	volatile struct length_cursor *v = &s->length;
+
+	v->at = s->found_at[FOUND_CONTENT_LENGTH];
+	v->end = v->at + s->found_length[FOUND_CONTENT_LENGTH];
+	v->value = 0;
+	v->numbers = 0;
+	v->state = LENGTH_BEFORE;
+	REPEAT(LENGTH_MAX, read_length, &s);
+	if (v->at <= v->end || v->state != LENGTH_BEFORE)
+		return -1;
+	*value = v->first;
+	return 0;
+}
+
+/* Content-Length's value, which may be unclear, or another one than the same head has had. */
+static __always_inline void take_length(struct scratch *s, struct parser *p)
 {
 	u64 at = s->found_at[FOUND_CONTENT_LENGTH], length = s->found_length[FOUND_CONTENT_LENGTH];
 	u64 value;
 
 	strip(&at, &length, s);
-	if (read_digits(s, at, length, &value) ||
-	    (p->message_flags & MESSAGE_HAS_LENGTH && value != p->remaining))
-		return -1;
+	if ((read_digits(s, at, length, &value) && read_long_length(s, &value)) ||
+	    (p->message_flags & MESSAGE_HAS_LENGTH && value != p->remaining)) {
+		p->message_flags |= MESSAGE_UNCLEAR_LENGTH;
+		return;
+	}
 	p->remaining = value;
 	p->message_flags |= MESSAGE_HAS_LENGTH;
-	return 0;
 }
 
 /* Is the last coding "chunked", and not one that ends like it? */
-static __always_inline bool is_chunked(struct scratch *s)
+static __always_inline bool is_chunked(const struct scratch *s, u64 at, u64 length)
 {
-	u64 at = s->found_at[FOUND_TRANSFER_ENCODING],
-	    length = s->found_length[FOUND_TRANSFER_ENCODING];
-	u8 before;
+	struct stripped before = { .s = s, .at = at, .length = length - 7 };
 
-	strip(&at, &length, s);
-	if (length < 7)
-		return false;
-	if (((word_at(s, at + length - 7) | LETTERS_LOWER) & FIRST_BYTES(7)) !=
-	    WORD('c', 'h', 'u', 'n', 'k', 'e', 'd', 0))
+	if (length < 7 || !is_word(word_at(s, at + length - 7) & FIRST_BYTES(7),
+				   WORD('c', 'h', 'u', 'n', 'k', 'e', 'd', 0)))
 		return false;
 	if (length == 7)
 		return true;
-	before = byte_at(s, at + length - 8);
-	if (length > 8 && (before == ' ' || before == '\t'))
-		before = byte_at(s, at + length - 9);
-	return before == ',';
+	REPEAT(STRIP_STEPS, strip_after, &before);
+	return before.length && byte_at(s, at + before.length - 1) == ',';
+}
+
+/* Of several lines of Transfer-Encoding the last one has the last coding. */
+static __always_inline void take_coding(struct scratch *s, struct parser *p)
+{
+	u64 at = s->found_at[FOUND_TRANSFER_ENCODING],
+	    length = s->found_length[FOUND_TRANSFER_ENCODING];
+
+	p->message_flags |= MESSAGE_CODED;
+	p->message_flags &= ~MESSAGE_CHUNKED;
+	if (length)
+		strip(&at, &length, s);
+	if (!length || byte_at(s, at + length - 1) == ',')
+		p->message_flags |= MESSAGE_UNCLEAR_CODING;
+	else if (!(p->message_flags & MESSAGE_UNCLEAR_CODING) && is_chunked(s, at, length))
+		p->message_flags |= MESSAGE_CHUNKED;
 }

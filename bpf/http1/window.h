@@ -5,15 +5,9 @@
  */
 #pragma once
 
-#include "http1/parser.h"
 #include "http1/words.h"
+#include "state/carries.h"
 #include "stream/source.h"
-
-struct carry {
-	u8 bytes[CARRY_MAX];
-};
-
-MAP(LRU_HASH, carries, u64, struct carry, 1024)
 
 static __always_inline u64 word_at(const struct scratch *s, u64 at)
 {
@@ -48,12 +42,11 @@ static __always_inline u64 load_window(struct __sk_buff *skb, struct scratch *s,
 	struct carry *carry;
 
 	if (carried) {
-		s->carry = conn->id << 1 | IS_OUTBOUND(flow);
+		s->carry = carry_key(conn, IS_OUTBOUND(flow));
 		carry = LOOKUP(carries, &s->carry);
 		if (!carry)
 			return 0;
 		bpf_probe_read_kernel(s->window, CARRY_MAX, carry->bytes);
-		/* Else it would outlive newer ones, since it was looked up and they were not. */
 		DELETE(carries, &s->carry);
 	}
 	if (n > WINDOW_MAX)

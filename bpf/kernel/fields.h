@@ -10,9 +10,11 @@
 #define AF_INET6 10
 #define TCP_ESTABLISHED 1
 #define TCP_SYN_SENT 2
+#define TCP_SYN_RECV 3
 #define TCP_FIN_WAIT1 4
 #define TCP_CLOSE 7
 #define TCP_LAST_ACK 9
+#define TCP_LISTEN 10
 #define EPIPE 32
 #define ECONNRESET 104
 #define ECONNREFUSED 111
@@ -74,6 +76,18 @@ static __always_inline u32 tcp_rcv_nxt(u64 tp, enum access access)
 	return load_u32(FIELD(tp, tcp_sock, rcv_nxt), access);
 }
 
+/* Payload, without what was repeated. */
+static __always_inline u64 tcp_bytes_received(u64 tp, enum access access)
+{
+	return load_u64(FIELD(tp, tcp_sock, bytes_received), access);
+}
+
+/* Of the side that asked for the connection its SYN is one. */
+static __always_inline u64 tcp_bytes_acked(u64 tp, enum access access)
+{
+	return load_u64(FIELD(tp, tcp_sock, bytes_acked), access);
+}
+
 static __always_inline u32 tcp_copied_seq(u64 tp, enum access access)
 {
 	return load_u32(FIELD(tp, tcp_sock, copied_seq), access);
@@ -100,6 +114,17 @@ static __always_inline u32 message_left(u64 message, enum access access)
 static __always_inline u32 tcp_snd_una(u64 tp, enum access access)
 {
 	return load_u32(FIELD(tp, tcp_sock, snd_una), access);
+}
+
+/* Of a connection that is being asked for: the sequence numbers of both SYNs. */
+static __always_inline u32 request_rcv_isn(u64 request)
+{
+	return load_u32(FIELD(request, tcp_request_sock, rcv_isn), DIRECT);
+}
+
+static __always_inline u32 request_snt_isn(u64 request)
+{
+	return load_u32(FIELD(request, tcp_request_sock, snt_isn), DIRECT);
 }
 
 struct byte_range {

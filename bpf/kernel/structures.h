@@ -67,7 +67,14 @@ struct inet_sock {
 	u16 inet_sport;
 };
 
+struct tcp_request_sock {
+	u32 rcv_isn;
+	u32 snt_isn;
+};
+
 struct tcp_sock {
+	u64 bytes_received;
+	u64 bytes_acked;
 	u32 rcv_nxt;
 	u32 copied_seq;
 	u32 snd_una;

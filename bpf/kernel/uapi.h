@@ -9,6 +9,7 @@
 #include <linux/types.h>
 
 #define BPF_ANY 0
+#define BPF_F_CURRENT_NETNS (-1L)
 
 enum bpf_map_type {
 	BPF_MAP_TYPE_HASH = 1,
@@ -27,7 +28,10 @@ enum bpf_func_id {
 	BPF_FUNC_tail_call = 12,
 	BPF_FUNC_get_current_pid_tgid = 14,
 	BPF_FUNC_skb_load_bytes = 26,
+	BPF_FUNC_skb_pull_data = 39,
 	BPF_FUNC_get_current_cgroup_id = 80,
+	BPF_FUNC_sk_release = 86,
+	BPF_FUNC_skc_lookup_tcp = 99,
 	BPF_FUNC_probe_read_user = 112,
 	BPF_FUNC_probe_read_kernel = 113,
 	BPF_FUNC_probe_read_user_str = 114,
@@ -35,6 +39,7 @@ enum bpf_func_id {
 	BPF_FUNC_get_netns_cookie = 122,
 	BPF_FUNC_seq_write = 127,
 	BPF_FUNC_skc_to_tcp_sock = 137,
+	BPF_FUNC_skc_to_tcp_request_sock = 139,
 	BPF_FUNC_get_current_task_btf = 158,
 	BPF_FUNC_get_attach_cookie = 174,
 	BPF_FUNC_task_pt_regs = 175,
@@ -50,6 +55,7 @@ struct __sk_buff {
 	u32 data_end;
 	u32 unused_3[20];
 	u32 gso_segs;
+	struct bpf_sock *sk;
 };
 
 struct xdp_md {
@@ -68,6 +74,23 @@ struct bpf_sock {
 	u16 unused_3;
 	u32 dst_ip4;
 	u32 dst_ip6[4];
+};
+
+struct bpf_sock_tuple {
+	union {
+		struct {
+			u32 saddr;
+			u32 daddr;
+			u16 sport;
+			u16 dport;
+		} ipv4;
+		struct {
+			u32 saddr[4];
+			u32 daddr[4];
+			u16 sport;
+			u16 dport;
+		} ipv6;
+	};
 };
 
 struct bpf_sockopt {

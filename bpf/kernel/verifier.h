@@ -27,6 +27,9 @@
 #define REPEAT(count, step, context) bpf_loop(count, step, context, 0)
 #endif
 
+/* What is seldom run, and would else take registers from what often is. BCC has it inline. */
+#define SELDOM STEP
+
 /* How much one turn is to take: the more, the more ways through it, of which BCC's turns have each. */
 #ifdef BCC_BUILD
 #define TAKEN_EACH(in_an_object, by_bcc) (by_bcc)

@@ -127,5 +127,5 @@ static __always_inline void name_cause(const struct connection *conn, struct exc
 	__builtin_memcpy(x->record.join.parent_span_id, cause->record.join.span_id, 8);
 	/* The two of them agree: the one's span is the other's parent. */
 	x->record.flags |= CAUSED;
-	set_sampled(x, cause->record.flags & SAMPLED);
+	x->record.sampled = cause->record.sampled;
 }

@@ -116,8 +116,7 @@ static __always_inline struct exchange *begin_request(struct scratch *s, struct 
 	x->record.ordinal = ordinal;
 	copy_address(x->record.peer_address, conn->key.peer_address);
 	copy_address(x->record.local_address, conn->key.local_address);
-	x->record.peer_port = conn->key.peer_port;
-	x->record.local_port = conn->key.local_port;
+	*(u32 *)&x->record.peer_port = *(const u32 *)&conn->key.peer_port; /* the local one, too */
 	if (IS_CLIENTS(flow))
 		x->record.flags = CLIENT;
 	x->record.stamp_ktime_ns[IS_CLIENTS(flow) ? STAMP_WRITE : STAMP_NIC] = first;

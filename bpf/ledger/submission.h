@@ -51,8 +51,7 @@ static __always_inline void submit(struct exchange *x, enum ending ending)
 		return;
 	if (SERIES && ending == ORDERLY && add_to_series(x, &slow))
 		x->record.flags |= IN_SERIES;
-	if (x->record.flags & SAMPLED || slow ||
-	    (settings()->keep_errors && has_failed(&x->record))) {
+	if (x->record.sampled || slow || (settings()->keep_errors && has_failed(&x->record))) {
 		x->record.flags |= KEPT;
 	} else if (!SERIES || x->record.flags & IN_SERIES) {
 		count(COUNT_SAMPLED_OUT);

@@ -24,6 +24,16 @@ static __always_inline struct connection_sums *sums_of(bool clients)
 			__sync_fetch_and_add(&sums_of(clients)->what, 1); \
 	} while (0)
 
+/* A connection that is not known to have been opened has had a request. */
+static __always_inline void adopt(struct connection *conn, bool clients)
+{
+	if (conn->origin != ORIGIN_UNKNOWN)
+		return;
+	conn->origin = ORIGIN_ADOPTED;
+	count(COUNT_CONNECTIONS_ADOPTED);
+	COUNT_CONNECTION(clients, adopted);
+}
+
 /* The attempt of a segment. Its key is kept off the stack, where there is no room for it. */
 static __always_inline struct handshake *attempt_of(struct scratch *s, const struct segment *seg)
 {

@@ -47,9 +47,10 @@ static __always_inline void miss(struct connection *conn, enum direction directi
 	} else if (conn->begun != conn->finished) {
 		return; /* the agent stops: that is why */
 	}
-	lock(conn);
+	if (!lock(&conn->locked))
+		return; /* the next call tries again */
 	lose_framing(conn);
-	unlock(conn);
+	unlock(&conn->locked);
 }
 
 /* A server's socket has bytes to read, and is not known: it is older than the agent. */

@@ -30,6 +30,27 @@ struct writer {
 	u32 ambiguous; /* it may be for one of several requests */
 };
 
+/* How a connection came into the table, of which its socket's state tells, or was told. */
+enum origin {
+	ORIGIN_UNKNOWN, /* it was there already, and no request was seen yet */
+	ORIGIN_OWN,     /* the agent's export */
+	ORIGIN_OPENING, /* its first bytes came before it was ESTABLISHED */
+	ORIGIN_OPENED,  /* it was seen to become ESTABLISHED */
+	ORIGIN_ADOPTED, /* it was there already */
+};
+
+/*
+ * What is known of a connection whose framing is not: see stream/begin.h. Of what is read
+ * in the dark nothing is told.
+ */
+enum framing {
+	FRAMING_UNKNOWN,
+	FRAMING_ANSWER,   /* a response is read in the dark */
+	FRAMING_ANSWERED, /* it was final, and is whole */
+	FRAMING_REQUEST,  /* the request behind it is read in the dark, and its response */
+	FRAMING_EXCHANGE, /* both are whole */
+};
+
 /*
  * Requests on a connection are numbered by ordinals. For ordinals n: n < begun
  * have started, n < answered have had their whole response pass,
@@ -38,12 +59,14 @@ struct writer {
  * how far each of these hooks has stamped that.
  */
 struct connection {
-	u64 id; /* 0: nobody's, or not whole yet */
+	u64 id;     /* 0: nobody's, or not whole yet */
+	u64 locked; /* the place: by who reads a packet of the connection, or makes or ends it */
 	struct connection_key key;
 	u64 socket;        /* its struct sock, once a socket hook has seen it */
 	u64 used_ktime_ns; /* by the peer */
-	u64 locked;        /* by a processor that reads one of its packets */
-	u64 head_requests; /* bit n % 64: request n is a HEAD whose response has yet to begin */
+	/* Bit n % 64: request n is a HEAD, or a CONNECT, whose response has yet to begin. */
+	u64 head_requests;
+	u64 connect_requests;
 	struct parser inbound;
 	struct parser outbound;
 	struct head_shape shape;
@@ -68,14 +91,21 @@ struct connection {
 	u32 copied_seq;       /* what has been read of an upstream's responses */
 	u32 reads_seen;
 	u64 established_ktime_ns; /* 0: not seen, or accepted since */
+	u32 origin;               /* enum origin */
+	u32 framing;              /* enum framing: where it is not known */
+	u32 first_seq;            /* of the first byte to come, if its beginning was seen */
+	u32 unused;
 };
 
 /* Whose the connections of a set are: see connections.h. 0: nobody's. */
 struct connection_tags {
 	u64 of[WAYS];
+	u64 locked;    /* by who makes a connection of the set */
+	u64 unused[7]; /* a cache line's rest, so that the tags are one */
 };
 
 ASSERT_BYTES(connection, CONNECTION_BYTES);
+ASSERT_BYTES(connection_tags, CONNECTION_TAGS_BYTES);
 
 DEFINE_ARRAY(struct connection, connections)
 DEFINE_ARRAY(struct connection_tags, connection_tags)

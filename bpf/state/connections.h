@@ -13,9 +13,12 @@
  */
 #pragma once
 
+#include "state/carries.h"
 #include "state/connection.h"
+#include "state/disorder.h"
 #include "state/measured.h"
 #include "state/scratch.h"
+#include "stream/lock.h"
 
 MAP(ARRAY, blank_connection, u32, struct connection, 1)
 
@@ -37,8 +40,11 @@ static __always_inline u64 tag_of(u64 hash) { return hash | 1; }
 
 static __always_inline struct connection_tags *tags_of(u64 set)
 {
-	struct connection_tags *tags = &connection_tags()[set];
+	struct connection_tags *tags;
 
+	/* What has a bound is multiplied: of one shift for both the verifier would know less. */
+	asm("" : "+r"(set));
+	tags = &connection_tags()[set];
 	/* Else clang would add it up anew for each way. */
 	asm("" : "+r"(tags));
 	return tags;
@@ -57,7 +63,8 @@ static __always_inline u32 way_of(const struct connection_tags *tags, u64 tag)
 	return WAYS;
 }
 
-static __always_inline struct connection *find_connection(const struct connection_key *key)
+/* Until it is locked the place may become another connection's: then it has not this id any more. */
+static __always_inline struct connection *find_with_id(const struct connection_key *key, u64 *id)
 {
 	u64 hash = hash_key(key), index = set_of(hash);
 	u64 way = way_of(tags_of(index), tag_of(hash));
@@ -66,27 +73,29 @@ static __always_inline struct connection *find_connection(const struct connectio
 	if (way == WAYS)
 		return NULL;
 	conn = connection_at(forgotten(index * WAYS + way, hash));
-	return NULL_UNLESS(conn && conn->id && same_key(&conn->key, key), conn);
+	if (conn)
+		*id = conn->id;
+	return NULL_UNLESS(conn && *id && same_key(&conn->key, key), conn);
 }
 
-/* Takes a way of the set: a free one, else that of an idle connection, else any. */
-static __always_inline u32 claim_way(struct connection_tags *tags, u32 index, u64 tag)
+static __always_inline struct connection *find_connection(const struct connection_key *key)
 {
-	u64 oldest_ktime_ns = ~0ULL;
-	struct connection *conn;
-	u32 victim = 0, way;
-	u64 used;
+	u64 id;
 
-	BOUNDED_LOOP
-	for (way = 0; way < WAYS; way++) {
-		if (!tags->of[way & (WAYS - 1)] &&
-		    !__sync_val_compare_and_swap(&tags->of[way & (WAYS - 1)], 0, tag))
-			return way;
-	}
+	return find_with_id(key, &id);
+}
+
+/* The way that is to be given up: of an idle connection, else of any that nobody has locked. */
+static __always_inline u32 find_victim(u32 index)
+{
+	u64 oldest_ktime_ns = ~0ULL, used;
+	struct connection *conn;
+	u32 victim = WAYS, way;
+
 	BOUNDED_LOOP
 	for (way = 0; way < WAYS; way++) {
 		conn = connection_at(index * WAYS + way);
-		if (!conn)
+		if (!conn || conn->locked)
 			continue;
 		used = conn->used_ktime_ns;
 		/* Those with requests in flight only when there are no others. */
@@ -97,29 +106,60 @@ static __always_inline u32 claim_way(struct connection_tags *tags, u32 index, u6
 			victim = way;
 		}
 	}
-	tags->of[victim & (WAYS - 1)] = tag;
-	count(COUNT_CONNECTIONS_EVICTED);
 	return victim;
 }
 
-/* Where the connection is in the table; NULL where it could not be stored. */
-static __always_inline struct connection *create_connection(const struct connection_key *key,
-							    u64 now)
+/*
+ * Takes a way of the set, whose place is locked then: a free one, or a victim's. WAYS: there is none.
+ * A place may be locked that is free: by who still reads a packet of a connection that has ended.
+ */
+static __always_inline u32 claim_way(struct connection_tags *tags, u32 index, u64 tag)
 {
-	u64 hash = hash_key(key), index = set_of(hash);
-	struct connection_tags *tags = tags_of(index);
-	u64 place = forgotten(index * WAYS + claim_way(tags, index, tag_of(hash)), hash);
+	struct connection *conn;
+	u32 way;
+
+	BOUNDED_LOOP
+	for (way = 0; way < WAYS; way++) {
+		conn = connection_at(index * WAYS + way);
+		if (conn && !tags->of[way & (WAYS - 1)] && try_lock(&conn->locked)) {
+			tags->of[way & (WAYS - 1)] = tag;
+			return way;
+		}
+	}
+	way = find_victim(index);
+	conn = connection_at(index * WAYS + way);
+	if (way == WAYS || !conn || !try_lock(&conn->locked))
+		return WAYS;
+	tags->of[way & (WAYS - 1)] = tag;
+	count(COUNT_CONNECTIONS_EVICTED);
+	return way;
+}
+
+/* Nobody finds it any more. For who has it locked. */
+static __always_inline void retire(struct connection *conn)
+{
+	if (conn->inbound.disorder)
+		drop_disorder(conn->id);
+	conn->inbound.disorder = 0;
+	drop_carries(conn);
+	conn->id = 0;
+	conn->socket = 0;
+}
+
+/* A place that is locked becomes a connection's. */
+static __always_inline void fill_place(struct connection *conn, u32 place,
+				       const struct connection_key *key, u64 now)
+{
 	u32 zero = 0;
-	struct connection *conn, *blank = LOOKUP(blank_connection, &zero);
+	struct connection *blank = LOOKUP(blank_connection, &zero);
 
 	if (!blank)
-		return NULL;
-	conn = connection_at(place);
-	if (!conn)
-		return NULL;
-	conn->id = 0;
+		return;
+	retire(conn);
 	asm volatile("" : : : "memory");
-	bpf_probe_read_kernel(conn, sizeof(*conn), blank);
+	bpf_probe_read_kernel(&conn->key,
+			      sizeof(*conn) - __builtin_offsetof(struct connection, key),
+			      &blank->key);
 	copy_key(&conn->key, key);
 	conn->place = place;
 	conn->home = NO_SLOT;
@@ -129,17 +169,44 @@ static __always_inline struct connection *create_connection(const struct connect
 	/* Other CPUs may find it from here on, and find it whole. */
 	asm volatile("" : : : "memory");
 	conn->id = now << 8 | (bpf_get_smp_processor_id() & 0xff);
+}
+
+/* Where the connection is in the table; NULL where it could not be stored. */
+static __always_inline struct connection *create_connection(const struct connection_key *key,
+							    u64 now)
+{
+	u64 hash = hash_key(key), index = set_of(hash), place;
+	struct connection_tags *tags = tags_of(index);
+	struct connection *conn;
+	bool is_new;
+	u64 way;
+
+	/* Two processors may have packets of a connection that neither has found. */
+	if (!lock(&tags->locked))
+		return NULL;
+	way = way_of(tags, tag_of(hash));
+	is_new = forgotten(way == WAYS, hash);
+	if (is_new)
+		way = claim_way(tags, index, tag_of(hash));
+	place = forgotten(index * WAYS + way, hash);
+	conn = connection_at(place);
+	conn = NULL_UNLESS(way < WAYS && conn, conn);
+	if (conn && is_new) {
+		fill_place(conn, place, key, now);
+		unlock(&conn->locked);
+	}
+	unlock(&tags->locked);
 	return conn;
 }
 
+/* For who has it locked. */
 static __always_inline void delete_connection(struct connection *conn)
 {
 	u64 hash = hash_key(&conn->key);
 	struct connection_tags *tags = tags_of(set_of(hash));
 	u32 way = way_of(tags, tag_of(hash));
 
-	conn->id = 0;
-	conn->socket = 0;
+	retire(conn);
 	if (way < WAYS)
 		tags->of[way] = 0;
 }

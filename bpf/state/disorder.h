@@ -2,6 +2,7 @@
 /* What is kept of a connection whose segments do not come in order. */
 #pragma once
 
+#include "kernel/verifier.h"
 #include "state/byte_times.h"
 
 #define PIECES_MAX 32  /* kept of one connection; a power of two */
@@ -43,6 +44,27 @@ struct kept {
 	struct arrivals arrivals;
 };
 
-MAP(LRU_HASH, disorders, u64, struct disorder, 512)
+/*
+ * None of these is a map of the least recently used: of a small one, where there are many processors,
+ * each takes so many places to itself that another's are soon taken away. So whoever is done with a
+ * connection deletes what is kept of it, and what finds no room is counted.
+ */
+MAP(HASH, disorders, u64, struct disorder, 512)
 MAP(ARRAY, blank_disorder, u32, struct disorder, 1)
-MAP(LRU_HASH, kept_pieces, struct piece_key, struct kept, 2048)
+MAP(HASH, kept_pieces, struct piece_key, struct kept, 2048)
+
+STEP drop_piece(u64 turn, struct piece_key *key)
+{
+	key->place = turn;
+	DELETE(kept_pieces, key);
+	return 0;
+}
+
+/* All that is kept of a connection. */
+static __always_inline void drop_disorder(u64 connection_id)
+{
+	struct piece_key key = { .connection_id = connection_id };
+
+	DELETE(disorders, &key.connection_id);
+	REPEAT(PIECES_MAX, drop_piece, &key);
+}

@@ -10,10 +10,15 @@ struct handshake {
 	u32 seq;          /* the same for those sent again */
 	u32 ifindex;      /* a packet may pass several interfaces */
 	u32 answer;       /* enum answer */
-	u32 unused;
+	u32 granted_seq;  /* if REDIRECTED: of the server's first byte */
 };
 
-enum answer { NO_ANSWER, ANSWERED, CAME_AGAIN };
+enum answer {
+	NO_ANSWER,
+	ANSWERED,
+	CAME_AGAIN,
+	REDIRECTED, /* answered by a socket with another address or port */
+};
 
 /* In a flood of SYNs those forgotten first are those that nobody answers. */
 MAP(LRU_HASH, handshakes, struct connection_key, struct handshake, 16384)

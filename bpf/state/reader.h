@@ -46,6 +46,7 @@ static __always_inline struct reader *reader_of(u32 tid)
 		r->tid = tid;
 		r->mingles = 0;
 		r->handling.last_read.connection_id = 0;
+		r->handling.depth = 0;
 	}
 	return r;
 }

@@ -24,7 +24,15 @@ enum found {
 enum line_kind {
 	LINE_FIRST,
 	LINE_HEADER,
-	LINE_REST, /* of one that is too long to keep: it is skipped */
+	LINE_REST,       /* of one that is too long to keep: it is skipped */
+	LINE_FIRST_REST, /* of a request's first one: its last bytes are kept */
+};
+
+/* What of the first line was found, as found_times[FOUND_FIRST_LINE]. */
+enum first_line {
+	FIRST_WHOLE,
+	FIRST_START, /* of a request's that is too long to keep */
+	FIRST_END,
 };
 
 /* What the loop over a head's lines carries. Indices into the window. */
@@ -35,6 +43,17 @@ struct head_cursor {
 	u64 loaded; /* how much of it this segment gave */
 	u64 end;    /* where the head ends, once it is seen */
 	u64 kind;   /* enum line_kind: of the current line */
+	u64 before; /* bytes of the request before the window, where its first line is too long to keep */
+};
+
+/* What the loop over a Content-Length carries. Indices into the window. */
+struct length_cursor {
+	u64 at;
+	u64 end;
+	u64 value;   /* of the number that is read */
+	u64 first;   /* the number before it */
+	u64 numbers; /* is there one? */
+	u64 state;   /* enum length_state */
 };
 
 /* What the loop over a request line carries. Indices into the line. */
@@ -102,15 +121,20 @@ struct scratch {
 	struct piece_key piece; /* the one that is read instead of the packet */
 	u64 tcp_ktime_ns;       /* its own */
 	struct head_cursor head;
+	struct length_cursor length;
 	struct route_cursor route;
 	struct chunk_cursor chunks;
 	struct disorder_cursor disorder;
 	struct connection_key asked;
 	struct handshake attempt;
+	u64 waking_pid_tgid; /* of the task that brings waking_sk's data, or is interrupted by them */
+	struct bpf_sock_tuple tuple;
+	u32 unused_2[5];
 	u64 found_at[FOUND_COUNT];
 	u64 found_length[FOUND_COUNT];
 	u8 found_times[8]; /* may wrap: 256 lines of one name find room in no window */
-	u8 window[WINDOW_MASK + 1 + CARRY_MAX + 16];
+	u8 window[WINDOW_MASK + 1 + CARRY_MAX + 88];
+	u8 unused_either[40];
 } __attribute__((aligned(64))); /* no two CPUs write to one cache line */
 
 ASSERT_BYTES(scratch, SCRATCH_BYTES);

@@ -1,13 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * From a segment to the next bytes: what of it was seen before, what is missing before it, and where a
- * connection whose framing is not known is taken up again.
- */
+/* From a segment to the next bytes: what of it was seen before, and what is missing before it. */
 #pragma once
 
 #include "http1/message.h"
-#include "links/handshakes.h"
-#include "links/notices.h"
 #include "stream/continuations.h"
 #include "stream/disorder.h"
 #include "stream/packet.h"
@@ -144,39 +139,6 @@ static __always_inline s64 align(struct __sk_buff *skb, struct scratch *s, struc
 		return 0;
 	}
 	return p->state == PARSER_UNTIL_CLOSE ? 0 : -1;
-}
-
-/*
- * A connection whose framing is not known (it is older than the agent, or bytes
- * were missed) is taken up again at a segment that starts a request: what the
- * client has acknowledged by then is where the response will begin.
- */
-static __always_inline bool take_up(struct __sk_buff *skb, struct connection *conn,
-				    const struct segment *seg, enum flow flow)
-{
-	struct parser *requests = parser_of(conn, flow), *responses = parser_of(conn, flow ^ 1);
-	u32 first_four = 0, kind;
-
-	if (seg->payload_length < 16 ||
-	    bpf_skb_load_bytes(skb, seg->payload_offset, &first_four, 4) ||
-	    !starts_a_request(first_four)) {
-		/* What is none of these may well be the rest of a request. */
-		kind = protocol_of(first_four);
-		count_as_not_http(conn, kind == NOTICE_NOT_HTTP ? 0 : kind, skb->ifindex);
-		return false;
-	}
-	if (!conn->begun) {
-		count(COUNT_CONNECTIONS_ADOPTED);
-		COUNT_CONNECTION(IS_CLIENTS(flow), adopted);
-	}
-	conn->answered = conn->begun;
-	conn->arrived = conn->begun;
-	conn->head_requests = 0;
-	requests->state = PARSER_BETWEEN;
-	requests->next_seq = seg->seq;
-	responses->state = PARSER_BETWEEN;
-	responses->next_seq = seg->ack_seq;
-	return true;
 }
 
 static __always_inline void fill_scratch(struct scratch *s, const struct segment *seg,

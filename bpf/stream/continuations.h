@@ -5,6 +5,7 @@
 #include "state/connection.h"
 #include "state/scratch.h"
 #include "stream/flow.h"
+#include "stream/lock.h"
 
 enum continuation {
 	CONTINUE_INBOUND,
@@ -13,6 +14,8 @@ enum continuation {
 	CONTINUE_DISORDER,
 	CONTINUE_KEPT,
 	CONTINUE_KEPT_CHUNKS,
+	CONTINUE_ADMIT,
+	CONTINUE_GRANT,
 	CONTINUATIONS_EACH,
 	CONTINUATION_COUNT = 2 * CONTINUATIONS_EACH
 };
@@ -31,10 +34,16 @@ static __always_inline void hand_on(struct scratch *s, const struct connection *
 /* Each role has its own continuations. */
 #define OF_ROLE(flow) (IS_CLIENTS(flow) ? CONTINUATIONS_EACH : 0)
 
-/* What hand_on() noted; NULL: another connection has its place by now. */
+/* What hand_on() noted; NULL: it has ended meanwhile, and its place is unlocked. */
 static __always_inline struct connection *continued_connection(const struct scratch *s)
 {
 	struct connection *conn = connection_at(s->place);
 
-	return NULL_UNLESS(conn && conn->id == s->connection_id, conn);
+	if (!conn)
+		return NULL;
+	asm volatile("" : "+r"(conn));
+	if (conn->id == s->connection_id)
+		return conn;
+	unlock(&conn->locked);
+	return NULL;
 }

@@ -20,8 +20,10 @@ static __always_inline struct disorder *begin_disorder(struct connection *conn)
 	u32 zero = 0;
 	struct disorder *blank = LOOKUP(blank_disorder, &zero);
 
-	if (blank)
-		UPDATE(disorders, &conn->id, blank);
+	if (!blank || UPDATE(disorders, &conn->id, blank)) {
+		count(COUNT_CONNECTIONS_CROWDED);
+		return NULL;
+	}
 	return LOOKUP(disorders, &conn->id);
 }
 
@@ -160,8 +162,10 @@ static __always_inline int keep_piece(struct __sk_buff *skb, struct scratch *s,
 	if (bpf_skb_load_bytes(skb, s->payload_offset + at, s->window, n))
 		return -1;
 	bpf_probe_read_kernel(s->window + PIECE_MAX, sizeof(conn->arrivals), &conn->arrivals);
-	if (UPDATE(kept_pieces, &key, (struct kept *)s->window))
+	if (UPDATE(kept_pieces, &key, (struct kept *)s->window)) {
+		count(COUNT_CONNECTIONS_CROWDED);
 		return -1;
+	}
 	piece->seq = s->seq + at;
 	piece->length = n;
 	piece->ktime_ns = s->ktime_ns;
@@ -174,7 +178,7 @@ static __always_inline int keep_piece(struct __sk_buff *skb, struct scratch *s,
 	return 0;
 }
 
-/* Keeps all of an early segment; -1 where that cannot be done. */
+/* Keeps all of an early segment; -1 where that cannot be done, for want of room, for one. */
 static __always_inline int keep(struct __sk_buff *skb, struct scratch *s, struct connection *conn)
 {
 	volatile struct disorder_cursor *v = &s->disorder;
@@ -270,7 +274,7 @@ static __always_inline bool next_piece(struct scratch *s, struct connection *con
 /*
  * A segment was read, or was found to bring nothing new, while others are early
  * or late: what became of the holes, and what is to be said of this one. -1 where
- * what had been kept was evicted.
+ * what had been kept is gone.
  */
 static __always_inline int settle(struct __sk_buff *skb, struct scratch *s, struct connection *conn)
 {
@@ -306,7 +310,7 @@ static __always_inline int settle(struct __sk_buff *skb, struct scratch *s, stru
 	return 0;
 }
 
-/* Else those that are done with, and were looked up, would outlive newer ones. */
+/* There is nothing out of order any more. */
 static __always_inline void end_disorder(struct connection *conn)
 {
 	if (!conn->inbound.disorder)
@@ -331,7 +335,7 @@ static __always_inline void credit_piece(const struct scratch *s, struct connect
 
 /*
  * TCP has acknowledged all bytes before ack_seq, so none of them is still to
- * come: those that are missing went past TC, or a piece was evicted. -1 where they
+ * come: those that are missing went past TC. -1 where they
  * should have been read.
  */
 static __always_inline int track_acknowledged(struct connection *conn, u32 ack_seq)

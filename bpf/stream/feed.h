@@ -40,9 +40,7 @@ static __always_inline int feed(struct __sk_buff *skb, struct scratch *s, struct
 		if (s->fin)
 			p->state = PARSER_ENDED;
 	}
-	if (p->state == PARSER_ENDED)
-		end_message(conn, s, x, flow, source);
-	return 0;
+	return p->state == PARSER_ENDED ? end_message(conn, s, x, flow, source) : 0;
 }
 
 /* Goes on with what is left of the segment. Returns only if nothing is (0), or
@@ -101,7 +99,7 @@ static __always_inline int go_on_with_chunks(struct __sk_buff *skb, enum flow ro
 		lose_framing(conn);
 	else if (!IS_OUTBOUND(flow))
 		track_disorder(skb, s, conn, flow);
-	unlock(conn);
+	unlock(&conn->locked);
 	return TC_NEXT;
 }
 
@@ -128,9 +126,8 @@ static __always_inline int track_early(struct __sk_buff *skb, enum flow flow)
 		lose_framing(conn);
 	else if (conn->inbound.kept)
 		call_kept(skb, conn, flow);
-	else
-		end_disorder(conn);
-	unlock(conn);
+	end_disorder(conn);
+	unlock(&conn->locked);
 	return TC_NEXT;
 }
 
@@ -172,7 +169,7 @@ static __always_inline int read_kept(struct __sk_buff *skb, bool chunks, enum fl
 		return TC_NEXT;
 	}
 	read_pieces(skb, s, conn, chunks, flow);
-	unlock(conn);
+	unlock(&conn->locked);
 	return TC_NEXT;
 }
 
@@ -190,6 +187,6 @@ static __always_inline int read_on(struct __sk_buff *skb, struct scratch *s,
 		lose_framing(conn);
 	else if (!IS_OUTBOUND(flow))
 		track_disorder(skb, s, conn, flow);
-	unlock(conn);
+	unlock(&conn->locked);
 	return TC_NEXT;
 }

@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/* One processor at a time reads a packet of a connection. */
+/* One processor at a time reads a packet of a connection, or has its place in the table. */
 #pragma once
 
 #include "kernel/verifier.h"
-#include "state/connection.h"
 
 /* Some 200 us. */
 #define LOCK_TRIES 256
@@ -14,12 +13,17 @@
  * queue for each that sends. Who comes second waits until the first one has read its packet, a
  * microsecond or two; for one that is stopped in the midst of that, no longer than a packet can wait.
  */
-static __always_inline bool try_lock(struct connection *conn)
+static __always_inline bool try_lock(u64 *locked)
 {
-	return !__sync_val_compare_and_swap(&conn->locked, 0, 1);
+	return !__sync_val_compare_and_swap(locked, 0, 1);
 }
 
-STEP lock_after_a_while(u64 turn UNUSED, struct connection **conn)
+struct waiting {
+	u64 *locked;
+	u64 held;
+};
+
+STEP lock_after_a_while(u64 turn UNUSED, struct waiting *w)
 {
 	u32 i;
 
@@ -27,14 +31,23 @@ STEP lock_after_a_while(u64 turn UNUSED, struct connection **conn)
 #pragma unroll
 	for (i = 0; i < CLOCK_READS; i++)
 		bpf_ktime_get_ns();
-	return try_lock(*conn);
+	w->held = try_lock(w->locked);
+	return w->held;
 }
 
-static __always_inline void lock(struct connection *conn)
+/* False: another one has it for too long. What it holds is left alone, and it alone unlocks. */
+static __always_inline bool lock(u64 *locked)
 {
-	if (!try_lock(conn))
-		REPEAT(LOCK_TRIES, lock_after_a_while, &conn);
+	struct waiting w = { .locked = locked, .held = try_lock(locked) };
+
+	if (!w.held)
+		REPEAT(LOCK_TRIES, lock_after_a_while, &w);
+	return w.held;
 }
 
-/* The packet was read as far as it will be. Where another program goes on, that one unlocks. */
-static __always_inline void unlock(struct connection *conn) { conn->locked = 0; }
+/* All is written that was to be. Where another program goes on, that one unlocks. */
+static __always_inline void unlock(u64 *locked)
+{
+	asm volatile("" : : : "memory");
+	*(volatile u64 *)locked = 0;
+}

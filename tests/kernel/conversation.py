@@ -35,6 +35,7 @@ class Conversation:
 
     def ask(self, data: bytes, at: int, *, acknowledging: int = 0, flags: int = ACK) -> None:
         """The same, handed over."""
+        self.wire.establish(self.frame)
         before_ns = time.monotonic_ns()
         self.wire.deliver(self.asked(data, at, acknowledging=acknowledging, flags=flags))
         if data:
@@ -42,6 +43,7 @@ class Conversation:
 
     def answer(self, data: bytes, at: int, *, acknowledging: int = 0, flags: int = ACK) -> None:
         """The server's segment whose first byte is its byte number `at`."""
+        self.wire.establish(self.frame)
         before_ns = time.monotonic_ns()
         self.wire.emit(
             self.frame.turned(

@@ -52,8 +52,10 @@ OUTGOING = WHOLE | RequestFlag.CLIENT
 GATEWAY_PORT = 8090
 FREE_PORT = 8091
 #: What is decided about a record, and not what happened.
-FATE = RequestFlag.SAMPLED | RequestFlag.KEPT | RequestFlag.IN_SERIES
+FATE = RequestFlag.KEPT | RequestFlag.IN_SERIES
 LOSSES = tuple(counter for counter in Counter if counter.name.startswith("LOST_"))
+#: Exchanges on a connection whose framing is not known, before one is told: bpf/stream/begin.h.
+UNKNOWN = 2
 # Enough for every test, and quick to look through.
 SMALL = Limits(connections=4096, ring=4096)
 KEEP_ALL = Sampler()

@@ -13,7 +13,7 @@ import pytest
 from conversation import Conversation, cut, early
 from frames import Wire, fresh_port
 from messages import CHUNKED, OK, chunks, request
-from meter import WHOLE, Meter, flags, stages, stamps
+from meter import UNKNOWN, WHOLE, Meter, flags, stages, stamps
 from support.frames import ACK, FIN, Frame
 
 from otelbpf.host.interfaces import find_interfaces
@@ -236,13 +236,16 @@ def test_as_many_early_segments_as_there_are_places_for(
 
 
 def lose_and_go_on(talk: Conversation, meter: Meter, asked: bytes, lost: int) -> None:
-    """The requests in flight are lost, the next one is not."""
+    """The requests in flight are lost, and those that follow until one is certain, not told."""
     assert meter.losses() == ({Counter.LOST_PARSER: lost} if lost else {})
     assert meter.in_flight() == 0
-    at = len(BEFORE) + len(asked)
-    talk.ask(GET, at, acknowledging=len(OK))
-    talk.answer(OK, len(OK), acknowledging=at + len(GET))
-    talk.ask(b"", at + len(GET), acknowledging=2 * len(OK))
+    at, answered = len(BEFORE) + len(asked), 10 * len(OK)
+    for _ in range(UNKNOWN + 1):
+        talk.ask(GET, at, acknowledging=answered)
+        at += len(GET)
+        talk.answer(OK, answered, acknowledging=at)
+        answered += len(OK)
+    talk.ask(b"", at, acknowledging=answered)
     record = meter.record()
     assert record["http1"]["request_line"] == b"GET /head HTTP/1.1"
     assert flags(record) == WHOLE
@@ -435,7 +438,7 @@ def test_when_an_early_segment_came_is_known_however_many_come_until_its_turn(
 
 
 def test_so_many_connections_in_disorder_that_the_oldest_are_forgotten(meter: Meter) -> None:
-    """Each is a record or lost, and the next request on each is a record again."""
+    """Each is a record or lost, and on each a later request is a record again."""
     asked = long_head(1000)
     count = 150
     talks = []
@@ -450,15 +453,19 @@ def test_so_many_connections_in_disorder_that_the_oldest_are_forgotten(meter: Me
         talk.ask(asked[20:21], 20)
         talk.ask(asked[51:], 51)
         talk.answer(OK, 0, acknowledging=len(asked))
-        talk.ask(GET, len(asked), acknowledging=len(OK))
-        talk.answer(OK, len(OK), acknowledging=len(asked + GET))
-        talk.ask(b"", len(asked + GET), acknowledging=2 * len(OK))
+        for number in range(UNKNOWN):
+            at, answered = len(asked) + number * len(GET), (1 + number) * len(OK)
+            talk.ask(GET, at, acknowledging=answered)
+            talk.answer(OK, answered, acknowledging=at + len(GET))
+        talk.ask(b"", at + len(GET), acknowledging=answered + len(OK))
     lost = meter.counted(Counter.LOST_PARSER)
     assert 0 < lost < count
     assert meter.losses() == {Counter.LOST_PARSER: lost}
-    records = meter.records(2 * count - lost)
+    # The answer to what was lost is the first that is certain.
+    told = (count - lost) * UNKNOWN + lost * (UNKNOWN - 1)
+    records = meter.records(count - lost + told)
     lines = records["http1"]["request_line"].tolist()
-    assert lines.count(b"GET /head HTTP/1.1") == count
+    assert lines.count(b"GET /head HTTP/1.1") == told
     whole = records[records["http1"]["request_line"] == b"POST /long HTTP/1.1"]
     assert set(whole["request_bytes"].tolist()) == {len(asked)}
     assert set(whole["out_of_order"].tolist()) == {30}

@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
-from lab import Lab, Worker, laboratory
+from lab import Lab, Worker, laboratory, receive
 from messages import OK, request
 from meter import Meter, load, stamps
 
-from otelbpf.kernel.records import Stamp
+from otelbpf.kernel.records import FixedLength, Stamp
 from otelbpf.kernel.settings import Part
 from otelbpf.userspace.handlers import find_handlers
 
@@ -56,12 +59,17 @@ class Handlers:
         self.library[name](ctypes.CFUNCTYPE(None)(inside))
 
 
-@pytest.fixture(scope="module")
-def handlers(tmp_path_factory: pytest.TempPathFactory) -> Handlers:
+@pytest.fixture(
+    scope="module",
+    params=[(), ("-fcf-protection", "-fno-omit-frame-pointer")],
+    ids=["", "behind a jump target's mark"],
+)
+def handlers(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Handlers:
     directory = tmp_path_factory.mktemp("handlers")
     source, library = directory / "handlers.c", directory / "handlers.so"
     source.write_text(_SOURCE)
-    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", source, "-o", library], check=True)
+    command = ["gcc", "-O2", "-shared", "-fPIC", *request.param, source, "-o", library]
+    subprocess.run(command, check=True)
     return Handlers(ctypes.CDLL(str(library)))
 
 
@@ -194,3 +202,44 @@ def test_a_call_that_never_returns(lab: Lab, meter: Meter, handlers: Handlers) -
     right, left = meter.records(2)
     assert stamps(right).keys() >= HANDLED
     assert stamps(left).keys() & HANDLED == {Stamp.HANDLER_START}
+
+
+def start_with_number(thread: threading.Thread, number: int) -> bool:
+    """Starts a thread; false: another one has got the number just before."""
+    Path("/proc/sys/kernel/ns_last_pid").write_text(str(number - 1))
+    thread.start()
+    return thread.native_id == number
+
+
+def test_a_thread_is_not_taken_for_one_whose_number_ends_alike(
+    lab: Lab, meter: Meter, handlers: Handlers
+) -> None:
+    """It is woken by a connection of its own, reads nothing, and calls the handler."""
+    mine, others = lab.connect(), lab.connect()
+    mine.ask(request(target="/mine"))
+    number = (threading.get_native_id() + FixedLength.READER_SLOTS) % (2 * FixedLength.READER_SLOTS)
+    stopped = threading.Event()
+
+    def wait_and_call() -> None:
+        ready = select.poll()
+        ready.register(others.server, select.POLLIN)
+        while not stopped.is_set() and not ready.poll(100):
+            pass
+        if not stopped.is_set():
+            handlers.call("handle")
+
+    threads: list[threading.Thread] = []
+    while not threads or threads[-1].native_id != number:
+        threads.append(threading.Thread(target=wait_and_call))
+        if not start_with_number(threads[-1], number):
+            stopped.set()
+            threads[-1].join()
+            stopped.clear()
+        assert len(threads) < 1000
+    others.client.sendall(request(target="/others"))
+    threads[-1].join()
+    mine.answer(OK)
+    assert not HANDLED & set(stamps(meter.record(others_in_flight=1)))
+    receive(others.server, len(request(target="/others")))
+    others.answer(OK)
+    assert not HANDLED & set(stamps(meter.record()))

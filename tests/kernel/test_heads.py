@@ -151,7 +151,7 @@ def test_white_space_around_values(lab: Lab, meter: Meter, space: str, after: st
     assert record["response_body_bytes"] == 5
 
 
-@pytest.mark.parametrize("digits", range(1, 17))
+@pytest.mark.parametrize("digits", [*range(1, 21), 200])
 def test_a_length_of_any_number_of_digits(lab: Lab, meter: Meter, digits: int) -> None:
     length = f"{4:0{digits}}"
     asked = f"POST / HTTP/1.1\r\nContent-Length: {length}\r\n\r\nbody".encode()
@@ -212,7 +212,21 @@ def test_http_1_0(lab: Lab, meter: Meter, target: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ["GET", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "X", "M-SEARCH"]
+    "method",
+    [
+        "GET",
+        "PUT",
+        "PATCH",
+        "DELETE",
+        "OPTIONS",
+        "TRACE",
+        "PROPFIND",
+        "X",
+        "M-SEARCH",
+        "get",
+        "2x",
+        "!",
+    ],
 )
 def test_any_method(lab: Lab, meter: Meter, method: str) -> None:
     record = ask_and_take(lab, meter, request(method))
@@ -255,7 +269,8 @@ def test_nothing_else_is_kept_of_a_head_in_two_segments(lab: Lab, meter: Meter, 
         b"POST / HTTP/1.1\r\nContent-Length: many\r\n\r\n",
         b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
         b"POST / HTTP/1.1\r\nContent-Length: 9999999999999999999\r\n\r\n",
-        b"POST / HTTP/1.1\r\nContent-Length: 00000000000000001\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 1, 2\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 1\r\n 2\r\n\r\n",
         b"POST / HTTP/1.1\r\nContent-Length: 1:\r\n\r\n",
         b"POST / HTTP/1.1\r\nContent-Length: 1/3\r\n\r\n",
         b"POST / HTTP/1.1\r\nContent-Length: 12345678x\r\n\r\n",
@@ -275,6 +290,8 @@ def test_a_request_that_cannot_be_read_is_lost_and_counted(
     refusal = response(400, body=b"what?")
     pair.server.sendall(refusal)
     receive(pair.client, len(refusal))
+    # That answer and one more exchange pass before it is certain where a request begins.
+    pair.exchange(request(target="/untold"), OK)
     pair.exchange(request(target="/next"), OK)
     assert meter.record()["http1"]["request_line"] == b"GET /next HTTP/1.1"
     assert meter.counted(Counter.SEEN) == 2

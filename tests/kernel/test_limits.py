@@ -3,34 +3,54 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
 from conversation import Conversation
 from frames import Wire, fresh_port
-from lab import laboratory
+from lab import Lab, Pair, laboratory
 from messages import OK, request, response
 from meter import WHOLE, Meter, flags, load
 from support.frames import Frame
 
 from otelbpf.kernel.limits import Limits
-from otelbpf.kernel.records import Counter
+from otelbpf.kernel.records import MAPS, Counter
 
 CONNECTIONS = 8
 RING = 8
 LIMITS = Limits(connections=CONNECTIONS, ring=RING)
+# So that of some thousand connections no nine share a set of the table, which has room for eight.
+ROOMY = Limits(connections=1 << 16, ring=4_096)
 SLOTS = LIMITS.exchanges
+HALF_LINE = b"GET /%d"
+LINES_KEPT = MAPS["carries"].max_entries
 
 
-@pytest.fixture(scope="module")
-def _small_meter() -> Iterator[Meter]:
+@contextlib.contextmanager
+def loaded(limits: Limits) -> Iterator[Meter]:
     with laboratory() as lab:
-        meter = load(lab, LIMITS)
+        meter = load(lab, limits)
         try:
             with meter.attached():
                 yield meter
         finally:
             meter.close()
+
+
+@pytest.fixture(scope="module")
+def _small_meter() -> Iterator[Meter]:
+    with loaded(LIMITS) as meter:
+        yield meter
+
+
+@pytest.fixture
+def roomy() -> Iterator[Meter]:
+    """Programs with room for more connections than there are."""
+    with loaded(ROOMY) as meter:
+        meter.begin()
+        yield meter
+        meter.end()
 
 
 @pytest.fixture
@@ -152,3 +172,35 @@ def test_a_thousand_connections_one_after_another_leave_no_trace(small: Meter) -
     assert small.losses() == {}
     assert small.counted(Counter.CONNECTIONS_OPENED) == 1000
     small.wait_for(Counter.CONNECTIONS_CLOSED, 1000)
+
+
+def _half_asked(lab: Lab, count: int) -> list[Pair]:
+    """Connections, each with a request of which the first half of a line has come."""
+    pairs = [lab.connect() for _ in range(count)]
+    for number, pair in enumerate(pairs):
+        pair.send_segment(HALF_LINE % number)
+    return pairs
+
+
+def test_lines_of_many_connections_wait_for_their_ends(roomy: Meter) -> None:
+    """However many come after them."""
+    pairs = _half_asked(roomy.lab, 1500)
+    for pair in pairs:
+        pair.send_segment(b" HTTP/1.1\r\nHost: x\r\n\r\n")
+    for number, pair in enumerate(pairs):
+        pair.answer(OK)
+        assert roomy.records(1, others_in_flight=len(pairs) - number - 1)
+    assert roomy.losses() == {}
+
+
+def test_lines_whose_connections_end_leave_no_trace(roomy: Meter) -> None:
+    lines = 0
+    while lines <= LINES_KEPT:
+        lines += len(_half_asked(roomy.lab, 1000))
+        roomy.lab.close_connections()
+        roomy.wait_for(Counter.LOST_CLOSED, lines)
+    pair = roomy.lab.connect()
+    pair.send_segment(HALF_LINE % 0)
+    pair.send_segment(b" HTTP/1.1\r\n\r\n")
+    pair.answer(OK)
+    assert roomy.record()["http1"]["request_line"] == b"GET /0 HTTP/1.1"

@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conversation import Conversation
+from frames import Wire, fresh_port
 from lab import Pair, Worker, receive
 from messages import CHUNKED, OK, chunk, request
 from meter import WHOLE, Meter, flags
+from support.frames import Frame
 
-from otelbpf.kernel.records import RequestFlag
+from otelbpf.kernel.records import MAPS, Counter, RequestFlag
 
 CONNECTIONS = 4
 REQUESTS = 150
@@ -76,3 +79,98 @@ def test_each_segment_is_read_once_and_in_its_turn(unattached: Meter) -> None:
     for record in records:
         assert flags(record) == WHOLE | RequestFlag.REQUEST_CHUNKED
         assert record["request_bytes"] == LENGTH
+
+
+ASKED = request(target="/early")
+FIRST = 20
+#: Connections on each processor, fewer in all than there are places, on 16 processors.
+EACH = 20
+
+
+def begin(meter: Meter) -> Conversation:
+    """A new connection whose request has begun."""
+    talk = Conversation(Wire(meter), Frame(client_port=fresh_port()))
+    talk.ask(ASKED[:FIRST], 0)
+    return talk
+
+
+def bring_early(talk: Conversation) -> None:
+    """The request's end comes, and what precedes that does not yet."""
+    talk.ask(ASKED[FIRST + 5 :], FIRST + 5)
+
+
+def bring_rest(talk: Conversation) -> None:
+    """The missing bytes come, and the request is answered."""
+    talk.ask(ASKED[FIRST : FIRST + 5], FIRST)
+    talk.answer(OK, 0, acknowledging=len(ASKED))
+    talk.ask(b"", len(ASKED), acknowledging=len(OK))
+
+
+def crowd_out(meter: Meter) -> None:
+    """New connections take the places of all that there are."""
+    for _ in range(3 * meter.programs.limits.connections):
+        begin(meter)
+
+
+@contextlib.contextmanager
+def on_processor(number: int) -> Iterator[None]:
+    """What this thread does within the block it does on one processor."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {number})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def test_what_came_early_is_kept_however_many_processors_there_are(meter: Meter) -> None:
+    """A map of the least recently used gives each processor 128 places, and takes others' away."""
+    processors = sorted(os.sched_getaffinity(0))
+    talks = []
+    for processor in processors:
+        with on_processor(processor):
+            talks += [begin(meter) for _ in range(EACH)]
+            for talk in talks[-EACH:]:
+                bring_early(talk)
+    for talk in talks:
+        bring_rest(talk)
+    records = meter.records(len(talks))
+    assert meter.losses() == {}
+    assert meter.counted(Counter.CONNECTIONS_CROWDED) == 0
+    for record in records:
+        assert flags(record) == WHOLE
+        assert record["out_of_order"] == 1
+
+
+def test_what_finds_no_room_is_counted_and_costs_nobody_else_anything(meter: Meter) -> None:
+    room = MAPS["disorders"].max_entries
+    talks = [begin(meter) for _ in range(room + 1)]
+    for talk in talks:
+        bring_early(talk)
+    assert meter.counted(Counter.CONNECTIONS_CROWDED) == 1
+    assert meter.losses() == {Counter.LOST_PARSER: 1}
+    for talk in talks[:room]:
+        bring_rest(talk)
+    assert meter.counted(Counter.SUBMITTED) == room
+    assert (meter.records(room)["out_of_order"] == 1).all()
+    # All of it is free again.
+    again = [begin(meter) for _ in range(room)]
+    for talk in again:
+        bring_early(talk)
+    for talk in again:
+        bring_rest(talk)
+    meter.records(room)
+    assert meter.counted(Counter.CONNECTIONS_CROWDED) == 1
+
+
+def test_what_is_kept_of_a_connection_goes_with_it(meter: Meter) -> None:
+    """Here it makes room for others, and nobody was told that it has ended."""
+    room = MAPS["disorders"].max_entries
+    for _ in range(room):
+        bring_early(begin(meter))
+    crowd_out(meter)
+    for _ in range(room // 2):
+        bring_early(begin(meter))
+    assert meter.counted(Counter.CONNECTIONS_CROWDED) == 0
+    crowd_out(meter)
+    meter.sweep()

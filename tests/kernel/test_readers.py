@@ -10,12 +10,13 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
-from lab import Lab, Pair, Worker, receive, unread_bytes
+from lab import INTERFACE, Lab, Pair, Worker, receive, unread_bytes
 from messages import OK, request, response
 from meter import WHOLE, Meter, flags, stages, stamps
+from support.commands import run
 from support.waiting import wait_until
 
 from otelbpf.kernel.records import Stamp
@@ -91,6 +92,49 @@ def test_a_thread_that_only_hands_over_was_not_the_reader(lab: Lab, meter: Meter
     assert record["tid"] == worker.tid
     assert Stamp.READ in stamps(record)
     assert Stamp.WOKEN not in stamps(record)
+
+
+@pytest.fixture
+def _threaded_napi(lab: Lab) -> Iterator[None]:
+    """The server's interface has a thread that hands over what comes: no softirq ends there."""
+    # Who enters a namespace sees its interfaces in a sysfs of its own only.
+    setting = f"/mnt/class/net/{INTERFACE}/threaded"
+    inside = (
+        "nsenter",
+        f"--net=/run/netns/{lab.server_netns.name}",
+        "unshare",
+        "--mount",
+        "sh",
+        "-ec",
+    )
+    run(*inside, f"mount -t sysfs none /mnt; echo 1 >{setting}; grep -q 1 {setting}")
+    yield
+    run(*inside, f"mount -t sysfs none /mnt; echo 0 >{setting}")
+
+
+@pytest.mark.usefixtures("_threaded_napi")
+def test_who_was_woken_by_another_thread_was_not_woken_by_the_card(lab: Lab, meter: Meter) -> None:
+    """It may well be on the processor on which the data were brought, by a thread of NAPI's."""
+    pair = lab.connect()
+    for _ in range(30):
+        handed_over: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+        def dispatch(handed_over: queue.SimpleQueue[None] = handed_over) -> None:
+            by_epoll(pair.server)
+            handed_over.put(None)
+
+        def work(handed_over: queue.SimpleQueue[None] = handed_over) -> None:
+            handed_over.get(timeout=5)
+            assert receive(pair.server, len(ASKED)) == ASKED
+            pair.server.sendall(OK)
+
+        with Worker(work) as worker, Worker(dispatch) as dispatcher:
+            dispatcher.wait_until_blocked_in("epoll_wait")
+            pair.client.sendall(ASKED)
+            receive(pair.client, len(OK))
+        record = meter.record()
+        assert record["tid"] == worker.tid
+        assert Stamp.WOKEN not in stamps(record)
 
 
 def test_a_reader_that_is_not_woken_first_was_woken_all_the_same(lab: Lab, meter: Meter) -> None:

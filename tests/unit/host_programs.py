@@ -33,6 +33,7 @@ class Event(IntEnum):
     FROM_UPSTREAM = 2
     TO_UPSTREAM = 3
     STATE_CHANGES = 4
+    ARRIVES = 5
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,18 @@ class Passing:
     Attributes:
         linear: how many of its bytes lie where a program may look at them without a copy; the rest
             are in other pages.
+        within: not 0: it passes on another processor, when the next event asks for its n-th help of
+            the kernel's: for the time, or for bytes of its packet.
     """
 
     event: Event
     frame: bytes
     linear: int
+    within: int = 0
 
     def __bytes__(self) -> bytes:
-        return struct.pack("III", self.event, self.linear, len(self.frame)) + self.frame
+        head = struct.pack("IIII", self.event, self.linear, len(self.frame), self.within)
+        return head + self.frame
 
 
 class SocketState(IntEnum):
@@ -67,6 +72,7 @@ class StateChange:
     Attributes:
         local, peer: addresses, IPv4, and ports.
         rcv_nxt, write_seq: the next byte to come and to be written.
+        within: as Passing's.
     """
 
     earlier: SocketState
@@ -76,13 +82,14 @@ class StateChange:
     rcv_nxt: int = 0
     write_seq: int = 0
     error: int = 0
+    within: int = 0
 
     def __bytes__(self) -> bytes:
         change = struct.pack(
             "II4s4sHHIII", self.earlier, self.state, self.peer[0], self.local[0],
             self.peer[1], self.local[1], self.rcv_nxt % 2**32, self.write_seq % 2**32, self.error,
         )  # fmt: skip
-        return struct.pack("III", Event.STATE_CHANGES, 0, len(change)) + change
+        return struct.pack("IIII", Event.STATE_CHANGES, 0, len(change), self.within) + change
 
 
 @dataclass(frozen=True)

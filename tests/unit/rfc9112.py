@@ -7,12 +7,10 @@ where a message ends (section 2.2's bare LF, say) is forgiven; where there is do
 
 from __future__ import annotations
 
-import functools
 import re
 from dataclasses import dataclass
 
-_METHOD = re.compile(rb"[^ \t]+[ \t]")
-_VERSION = re.compile(rb"[ \t]HTTP/1\.[0-9]\Z")
+_REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ .+ HTTP/1\.[0-9]", re.DOTALL)
 _STATUS_LINE = re.compile(rb"HTTP/1\.[0-9] ([1-9][0-9][0-9])(?: .*)?\Z", re.DOTALL)
 _FRAMING = (b"content-length", b"transfer-encoding")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]+)[ \t]*(?:;[^\n]*)?\r?\n")
@@ -90,7 +88,7 @@ def _list(values: list[bytes]) -> tuple[bytes, ...]:
     return tuple(elements)
 
 
-def _head(data: bytes, start: int, *, of_request: bool, folds: bool) -> _Head:
+def _head(data: bytes, start: int, *, of_request: bool) -> _Head:
     first, at = _line(data, start)
     fields: list[tuple[bytes, bytes]] = []
     while True:
@@ -100,8 +98,8 @@ def _head(data: bytes, start: int, *, of_request: bool, folds: bool) -> _Head:
         if line[:1] in (b" ", b"\t"):  # section 5.2
             if not fields:  # section 2.2: such lines may be skipped
                 continue
-            if folds:
-                fields[-1] = (fields[-1][0], fields[-1][1] + b" " + line.strip(b" \t"))
+            name, value = fields[-1]
+            fields[-1] = (name, (value + b" " + line.strip(b" \t")).strip(b" \t"))
             continue
         name, colon, value = line.partition(b":")
         if not colon:
@@ -128,7 +126,7 @@ def _length(head: _Head) -> int:
     return numbers.pop()
 
 
-def _chunks(data: bytes, at: int, *, ends: bool) -> tuple[int, int]:
+def _chunks(data: bytes, at: int) -> tuple[int, int]:
     """Section 7.1: where they end, trailers included, and how much content they have."""
     content = 0
     while True:
@@ -143,10 +141,10 @@ def _chunks(data: bytes, at: int, *, ends: bool) -> tuple[int, int]:
         at += size
         content += size
         if len(data) < at + 2:
-            if ends and data[at:] not in (b"", b"\r"):
+            if data[at:] not in (b"", b"\r"):
                 raise Unclear
             raise Unfinished
-        if ends and data[at : at + 2] != b"\r\n":
+        if data[at : at + 2] != b"\r\n":
             raise Unclear
         at += 2
     while True:
@@ -155,53 +153,49 @@ def _chunks(data: bytes, at: int, *, ends: bool) -> tuple[int, int]:
             return at, content
 
 
-def _body(data: bytes, head: _Head, *, ends: bool) -> tuple[int, int, bool]:
+def _body(data: bytes, head: _Head) -> tuple[int, int, bool]:
     """Where it ends, its content, and whether it is in chunks."""
     if head.codings:
         if head.codings[-1].lower() != b"chunked":
             raise Unclear
-        return *_chunks(data, head.end, ends=ends), True
+        return *_chunks(data, head.end), True
     length = _length(head) if head.lengths else 0
     if len(data) < head.end + length:
         raise Unfinished
     return head.end + length, length, False
 
 
-def request(data: bytes, at: int, *, forgiving: bool = False) -> Message:
+def request(data: bytes, at: int) -> Message:
     """The request that begins at `at`, or behind empty lines there.
 
-    Args:
-        forgiving: as the programs are. What is folded is not looked at, nor whether a chunk's
-            content ends with CRLF: it would have to be loaded.
     Raises:
         Unclear, Unfinished: as they say.
     """
     start = skip_empty_lines(data, at)
     first, _ = _line(data, start)
-    if not _METHOD.match(first) or not _VERSION.search(first):
+    if not _REQUEST_LINE.fullmatch(first):
         raise Unclear
-    head = _head(data, start, of_request=True, folds=not forgiving)
-    end, body, chunked = _body(data, head, ends=not forgiving)
+    head = _head(data, start, of_request=True)
+    end, body, chunked = _body(data, head)
     return Message(start, end, body, first, chunked)
 
 
-def response(
-    data: bytes, at: int, method: bytes, *, closed: bool, forgiving: bool = False
-) -> Message:
+def response(data: bytes, at: int, method: bytes, *, closed: bool) -> Message:
     """The final response to a request with `method`, after all interim ones. Raises as request().
+
+    Empty lines before it are forgiven, too, and part of it.
 
     Args:
         closed: nothing comes after `data`.
-        forgiving: as request()'s. Empty lines before it are part of it.
     """
     while True:
-        line_at = skip_empty_lines(data, at) if forgiving else at
+        line_at = skip_empty_lines(data, at)
         first, _ = _line(data, line_at)
         told = _STATUS_LINE.match(first)
         if not told:
             raise Unclear
         status = int(told[1])
-        head = _head(data, line_at, of_request=False, folds=not forgiving)
+        head = _head(data, line_at, of_request=False)
         if status >= 200 or status == 101:
             break
         at = head.end
@@ -213,20 +207,15 @@ def response(
         return message(head.end, 0, tunnel=True)
     if method == b"HEAD" or status in (204, 304):
         return message(head.end, 0)
+    if head.codings[-1:] == (b"",):
+        raise Unclear
     if head.codings[-1:] and head.codings[-1].lower() == b"chunked":
         is_framed = True
     else:
         is_framed = bool(head.lengths) and not head.codings
     if is_framed:
-        end, body, chunked = _body(data, head, ends=not forgiving)
+        end, body, chunked = _body(data, head)
         return message(end, body, chunked=chunked)
     if not closed:
         raise Unfinished
     return message(len(data), len(data) - head.end, until_close=True)
-
-
-class Forgiving:
-    """The same as far as the programs look."""
-
-    request = staticmethod(functools.partial(request, forgiving=True))
-    response = staticmethod(functools.partial(response, forgiving=True))

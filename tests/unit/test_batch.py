@@ -201,7 +201,7 @@ def test_whatever_a_line_says_of_its_server_is_kept() -> None:
 
 def test_stamps_and_flags_in_bits() -> None:
     cut = RequestFlag.REQUEST_RECEIVED | RequestFlag.PEER_RESET | RequestFlag.IDLE_TIMEOUT
-    kept = RequestFlag.KEPT | RequestFlag.SAMPLED | RequestFlag.REQUEST_CHUNKED
+    kept = RequestFlag.KEPT | RequestFlag.REQUEST_CHUNKED
     batch = joined(
         requests({Stamp.NIC: 0, Stamp.ACKED: 9}, flags=WHOLE | kept),
         requests({Stamp.TC: 1}, flags=cut),

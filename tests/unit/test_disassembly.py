@@ -10,7 +10,7 @@ import pytest
 from binaries import Instruction, compile_c, compile_go, disassemble
 
 from otelbpf.userspace.code import Code
-from otelbpf.userspace.disassembly import UnclearCodeError, ends_of, start_of_go
+from otelbpf.userspace.disassembly import UnclearCodeError, ends_of, start_of, start_of_go
 from otelbpf.userspace.elf import Elf
 
 pytestmark = pytest.mark.impure
@@ -317,3 +317,20 @@ def test_a_tables_distance_is_added_to_what_is_jumped_by(jump: bytes, is_table: 
     else:
         with pytest.raises(UnclearCodeError, match="at 0x1007 to where only a register says"):
             ends_of(code, is_go=False)
+
+
+@pytest.mark.parametrize(
+    ("code", "start"),
+    [
+        ("f30f1efa 55 c3", 4),  # push %rbp
+        ("f30f1efa 4157 c3", 4),  # push %r15
+        ("f30f1efa 90 c3", 4),
+        ("f30f1efa e900000000", 4),
+        ("f30f1efa 4883ec18 c3", 0),  # sub $0x18,%rsp: no cheaper than the mark
+        ("f30f1efa 418b c3", 0),
+        ("55 c3", 0),
+        ("c3", 0),
+    ],
+)
+def test_the_mark_before_what_the_kernel_does_itself_is_passed_over(code: str, start: int) -> None:
+    assert start_of(Code(0x1000, bytes.fromhex(code))) == 0x1000 + start

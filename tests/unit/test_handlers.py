@@ -58,11 +58,13 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(directory: Path) -> Path:
     """A program, and a library that it has loaded."""
-    library = compile_c(directory / "libserve.so", LIBRARY, "-O1", "-shared", "-fPIC")
+    # Ubuntu's compiler would begin functions with a mark: tests/unit/test_disassembly.py.
+    options = ("-O1", "-fcf-protection=none")
+    library = compile_c(directory / "libserve.so", LIBRARY, *options, "-shared", "-fPIC")
     return compile_c(
         directory / "server",
         SERVER,
-        "-O1",
+        *options,
         "-Wl,--no-as-needed",
         library,
         f"-Wl,-rpath,{directory}",

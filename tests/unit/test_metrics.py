@@ -60,6 +60,7 @@ OF_THE_AGENT = {
     "otelbpf.requests.sampled_out": "{request}",
     "otelbpf.requests.lost": "{request}",
     "otelbpf.requests.in_flight": "{request}",
+    "otelbpf.segments.stray": "{segment}",
     "otelbpf.joins": "{join}",
     "otelbpf.hooks.missed": "{call}",
     "otelbpf.interfaces.unmeasured": "{interface}",

@@ -85,6 +85,7 @@ def test_names_and_types() -> None:
         "otelbpf_requests_sampled_out": "counter",
         "otelbpf_requests_lost": "counter",
         "otelbpf_requests_in_flight": "gauge",
+        "otelbpf_segments_stray": "counter",
         "otelbpf_joins": "counter",
         "otelbpf_hooks_missed": "counter",
         "otelbpf_interfaces_unmeasured": "gauge",

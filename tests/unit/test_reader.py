@@ -14,7 +14,7 @@ from otelbpf.kernel.limits import Limits
 from otelbpf.kernel.records import EXCHANGE, REQUEST_RECORD, RING_ENDS, ExchangeState
 from otelbpf.ledger.reader import RECORD_HEAD, RecordError, RingReader, decode
 
-LIMITS = Limits(connections=6, ring=5)
+LIMITS = Limits(connections=12, ring=5)
 SLOTS = 11
 PLACES = 16
 
@@ -97,8 +97,8 @@ def test_decode_refuses_a_part_of_a_record(extra: int) -> None:
 
 def test_the_ring_has_a_place_for_each_slot() -> None:
     assert (LIMITS.exchanges, LIMITS.ring_slots) == (SLOTS, PLACES)
-    assert Limits(connections=16, ring=16).ring_slots == 32
-    assert Limits(connections=17, ring=16).ring_slots == 64
+    assert Limits(connections=32, ring=16).ring_slots == 32
+    assert Limits(connections=34, ring=16).ring_slots == 64
 
 
 def test_an_empty_ring_gives_none(kernel: Kernel, reader: RingReader) -> None:

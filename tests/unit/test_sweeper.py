@@ -25,7 +25,7 @@ ANSWERED = UNANSWERED | RequestFlag.REQUEST_ANSWERED
 class Kernel(KernelMaps):
     """The table of requests in flight, and the orders to end some of them."""
 
-    limits = Limits(connections=SLOTS // 2, ring=SLOTS // 2)
+    limits = Limits(connections=SLOTS, ring=SLOTS // 2)
 
     def __init__(self) -> None:
         super().__init__()

@@ -65,7 +65,12 @@ def test_connections_by_their_short_names() -> None:
         "tls": 0,
         "http2": 0,
         "unseen": 0,
+        "crowded": 0,
     }
+
+
+def test_segments_that_are_left_alone_are_told_by_name() -> None:
+    assert Tally().sums(counts(SEGMENTS_STRAY=7, SEEN=2)).segments == {"stray": 7}
 
 
 def test_joins_are_told_by_name() -> None:
@@ -103,7 +108,9 @@ def test_json_has_all_that_counts() -> None:
     interfaces = {
         "eth0": Coverage(Gap.GONE, {Gap.GONE: 1.23456, Gap.BEHIND: 2.0}), "lo": Coverage(),
     }  # fmt: skip
-    sums = Sums(23, 15, 4, lost, {"opened": 5}, missed, {"marks_joined": 3}, interfaces)
+    sums = Sums(
+        23, 15, 4, lost, {"opened": 5}, missed, {"marks_joined": 3}, interfaces, {"stray": 7}
+    )  # fmt: skip
     assert json.loads(sums.as_json()) == {
         "seen": 23,
         "exported": 15,
@@ -111,6 +118,7 @@ def test_json_has_all_that_counts() -> None:
         "in_flight": 1,
         "lost": {"parser": 2, "export_failed": 1},
         "connections": {"opened": 5},
+        "segments": {"stray": 7},
         "missed": {"kprobe tcp_sendmsg_locked": 2},
         "joins": {"marks_joined": 3},
         "interfaces": {

@@ -17,6 +17,7 @@ from otelbpf.kernel.mapped import MappedArray
 from otelbpf.kernel.records import (
     CONNECTION,
     CONNECTION_SUMS,
+    CONNECTION_TAGS,
     EXCHANGE,
     NOTICES,
     READER,
@@ -105,7 +106,7 @@ def sizes(limits: Limits) -> dict[str, int]:
     always = {
         "scratches": _cpu_slots() * SCRATCH.itemsize,
         "connections": connections * CONNECTION.itemsize,
-        "connection_tags": connections * 8,
+        "connection_tags": _connection_sets(limits) * CONNECTION_TAGS.itemsize,
         "socket_places": _socket_slots(limits) * 4,
         "exchanges": limits.exchanges * EXCHANGE.itemsize,
         "readers": FixedLength.READER_SLOTS * READER.itemsize,

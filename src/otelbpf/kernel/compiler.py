@@ -20,13 +20,14 @@ from otelbpf.kernel.fields import field_offsets
 from otelbpf.kernel.hooks import Choice, Mechanism
 from otelbpf.kernel.libbpf import VerifierError
 from otelbpf.kernel.loads import ROSTER, Load, load_of
-from otelbpf.kernel.records import CONNECTION, READER, SCRATCH, SETTINGS
+from otelbpf.kernel.records import CONNECTION, CONNECTION_TAGS, READER, SCRATCH, SETTINGS
 from otelbpf.kernel.sources import bpf_directory, source_text
 
 # What the programs find, if they are not those that kernel/records.py is generated from.
 _BYTES = {
     "SCRATCH_BYTES": SCRATCH.itemsize,
     "CONNECTION_BYTES": CONNECTION.itemsize,
+    "CONNECTION_TAGS_BYTES": CONNECTION_TAGS.itemsize,
     "READER_BYTES": READER.itemsize,
     "SETTINGS_BYTES": SETTINGS.itemsize,
 }

@@ -11,7 +11,8 @@ class Limits:
     """How much the programs may remember.
 
     Attributes:
-        connections: the least recently used one goes first; as many requests may be in flight.
+        connections: the least recently used one goes first; half as many requests may be in flight,
+            and more while fewer wait to be read.
         ring: finished requests that may wait to be read.
         series: whose requests are added up; 0: none are.
     """
@@ -22,8 +23,8 @@ class Limits:
 
     @property
     def exchanges(self) -> int:
-        """Slots in the table of requests."""
-        return self.connections + self.ring
+        """Slots in the table of requests. Of many connections most have none in flight."""
+        return self.connections // 2 + self.ring
 
     @property
     def ring_slots(self) -> int:

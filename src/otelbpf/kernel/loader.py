@@ -40,7 +40,16 @@ _ENDED = [
 _SERVER, _CLIENT = "tc_", "tc_client_"
 _ROLES = {Part.SERVERS: _SERVER, Part.CLIENTS: _CLIENT}
 # Programs that a hook's program continues into, for each role, in the order of enum continuation.
-_CONTINUATIONS = ("ingress", "egress", "chunks", "disorder", "kept", "kept_chunks")
+_CONTINUATIONS = (
+    "ingress",
+    "egress",
+    "chunks",
+    "disorder",
+    "kept",
+    "kept_chunks",
+    "admit",
+    "grant",
+)
 
 
 def _drawn_by_lot() -> dict[str, object]:

@@ -18,6 +18,7 @@ from otelbpf.kernel.settings import Part
 # What a map is for that not all need.
 _OF_PARTS = {
     "python_sites": Part.HANDLERS,
+    "python_paths": Part.HANDLERS,
     "goroutines": Part.GO_HANDLERS,
 }
 

@@ -37,7 +37,8 @@ _WORK = {
     "tc_client_disorder": 87,
     "tc_client_kept_chunks": 77,
     "traced_state": 73,
-    "tc_egress": 69,
+    "tc_grant": 86,
+    "tc_egress": 79,
     "tc_kept": 66,
     "tc_client_chunks": 56,
     "listed_program": 33,
@@ -45,9 +46,12 @@ _WORK = {
     "marked_request": 31,
     "traced_read": 28,
     "tc_kept_chunks": 23,
+    "tc_admit": 23,
+    "tc_client_admit": 23,
     "traced_queued": 20,
     "traced_write": 18,
-    "xdp_arrival": 14,
+    "xdp_arrival": 20,
+    "tc_client_grant": 12,
 }
 
 

@@ -201,6 +201,7 @@ REQUEST_RECORD = np.dtype(
             "peer_port",
             "local_port",
             "status",
+            "sampled",
             "unused",
             "join",
             "http1",
@@ -226,7 +227,8 @@ REQUEST_RECORD = np.dtype(
             "u2",
             "u2",
             "u2",
-            "u2",
+            "u1",
+            "u1",
             JOIN,
             HTTP1,
         ],
@@ -252,6 +254,7 @@ REQUEST_RECORD = np.dtype(
             298,
             300,
             302,
+            303,
             304,
             416,
         ],
@@ -285,6 +288,7 @@ class RequestRecordRow(Row):
     peer_port: int
     local_port: int
     status: int
+    sampled: int
     unused: int
     join: JoinRow
     http1: Http1Row
@@ -680,7 +684,7 @@ PYTHON_SITE = np.dtype(
             "file",
             "function",
             "file_length",
-            "unused",
+            "function_length",
             "function_name",
             "file_name",
         ],
@@ -934,40 +938,45 @@ PT_REGS = np.dtype(
     }
 )
 
-#: struct scratch, 3008 bytes.
+#: struct scratch, 3264 bytes.
 SCRATCH = np.dtype(
     {
         "names": [
             "counts",
         ],
         "formats": [
-            ("u8", (26,)),
+            ("u8", (29,)),
         ],
         "offsets": [
             0,
         ],
-        "itemsize": 3008,
+        "itemsize": 3264,
     }
 )
 
 #: struct connection.
-CONNECTION = np.dtype("V664")
+CONNECTION = np.dtype("V688")
+
+#: struct connection_tags.
+CONNECTION_TAGS = np.dtype("V128")
 
 #: struct reader.
 READER = np.dtype("V88")
 
 #: The maps that are looked up or called, by their names.
 MAPS = {
-    "blank_connection": MapShape(2, 4, 664, 1),
+    "blank_connection": MapShape(2, 4, 688, 1),
     "blank_disorder": MapShape(2, 4, 1152, 1),
-    "carries": MapShape(9, 8, 256, 1024),
+    "carries": MapShape(1, 8, 256, 8192),
     "connecting": MapShape(1, 8, 1, 256),
-    "continuations": MapShape(3, 4, 4, 12),
-    "disorders": MapShape(9, 8, 1152, 512),
+    "continuations": MapShape(3, 4, 4, 16),
+    "data_of_syns": MapShape(9, 40, 2224, 1024),
+    "disorders": MapShape(1, 8, 1152, 512),
     "goroutines": MapShape(9, 16, 56, 16384),
     "handshakes": MapShape(9, 40, 24, 16384),
-    "kept_pieces": MapShape(9, 16, 2208, 2048),
+    "kept_pieces": MapShape(1, 16, 2208, 2048),
     "overflow_places": MapShape(2, 4, 16, 2),
+    "python_paths": MapShape(2, 4, 128, 1),
     "python_sites": MapShape(2, 4, 216, 64),
     "sweep_orders": MapShape(2, 4, 24, 1),
     "thread_locals": MapShape(1, 4, 24, 1024),
@@ -1007,7 +1016,13 @@ KERNEL_FIELDS = {
     "inet_sock": [
         "inet_sport",
     ],
+    "tcp_request_sock": [
+        "rcv_isn",
+        "snt_isn",
+    ],
     "tcp_sock": [
+        "bytes_received",
+        "bytes_acked",
         "rcv_nxt",
         "copied_seq",
         "snd_una",
@@ -1101,7 +1116,6 @@ class RequestFlag(IntFlag):
     AGENT_STOPPED = 2048
     CLIENT = 4096
     CAUSED = 8192
-    SAMPLED = 16384
     KEPT = 32768
     IN_SERIES = 65536
 
@@ -1151,6 +1165,9 @@ class Counter(IntEnum):
     CONNECTIONS_TLS = 23
     CONNECTIONS_HTTP2 = 24
     CONNECTIONS_UNSEEN = 25
+    CONNECTIONS_CROWDED = 26
+    PACKETS_UNREAD = 27
+    SEGMENTS_STRAY = 28
 
 
 class NoticeKind(IntEnum):

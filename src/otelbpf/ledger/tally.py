@@ -118,6 +118,8 @@ class Sums:
         missed: how often a hook was passed and its program not run, by hook.
         joins: what was joined to a request, and what was not since that was not certain: marks
             are applications' words, causes are the requests that those to upstreams were for.
+        segments: those that were left alone, by why: stray ones came to a measured port, or left
+            for an upstream, and no socket of this host has their connection.
     """
 
     seen: int
@@ -128,6 +130,7 @@ class Sums:
     missed: dict[str, int] = field(default_factory=dict)
     joins: dict[str, int] = field(default_factory=dict)
     interfaces: dict[str, Coverage] = field(default_factory=dict)
+    segments: dict[str, int] = field(default_factory=dict)
 
     @property
     def in_flight(self) -> int:
@@ -144,6 +147,7 @@ class Sums:
                 "lost": {reason.value: count for reason, count in self.lost.items() if count},
                 "in_flight": self.in_flight,
                 "connections": self.connections,
+                "segments": self.segments,
                 "missed": {hook: count for hook, count in self.missed.items() if count},
                 "joins": self.joins,
                 "interfaces": {name: each.as_dict() for name, each in self.interfaces.items()},
@@ -199,6 +203,10 @@ class Tally:
                     for name, count in _named(counts, "CONNECTIONS_").items()
                 },
                 joins=_named(counts, "MARKS_", "CAUSES_"),
+                segments={
+                    name.removeprefix("segments_"): count
+                    for name, count in _named(counts, "SEGMENTS_").items()
+                },
             )
 
 

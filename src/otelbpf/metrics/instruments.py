@@ -101,6 +101,7 @@ _CONNECTIONS = {
     "refused": "Connections that were asked for and refused by a reset.",
     "unanswered": "Connections that were asked for and had no answer in time.",
     "evicted": "Connections forgotten to make room for others.",
+    "crowded": "Connections whose segments came out of order and found no room.",
     "not_http": "Connections that are not HTTP/1, or not any more: also after a 101 or a CONNECT.",
     "tls": "Those of them that are of TLS.",
     "http2": "Those of them that are HTTP/2.",
@@ -125,6 +126,9 @@ _IN_FLIGHT = Instrument(
     "{request}",
     "Requests neither finished nor lost yet, or on their way to the collector.",
 )
+_SEGMENTS = {
+    "stray": "Segments with payload of connections that no socket of this host has.",
+}
 _JOINS = _counter("otelbpf.joins", "{join}", "What was joined to a request, and what could not be.")
 _MISSED = _counter(
     "otelbpf.hooks.missed", "{call}", "Calls of a hook during which its program did not run."
@@ -382,6 +386,10 @@ def _tell_agent(told: _Told, snapshot: Snapshot) -> None:
     # All reasons, so that the first loss is seen as a rise.
     for reason in Lost:
         told.count(resource, _LOST, sums.lost.get(reason, 0), {"otelbpf.reason": reason.value})
+    for name, count in sums.segments.items():
+        told.count(
+            resource, _counter(f"otelbpf.segments.{name}", "{segment}", _SEGMENTS[name]), count
+        )
     for name, count in sums.joins.items():
         told.count(resource, _JOINS, count, {"otelbpf.join": name})
     for hook, count in sums.missed.items():

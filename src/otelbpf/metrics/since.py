@@ -196,6 +196,7 @@ def _sums_since(now: Sums, earlier: Sums) -> Sums:
         connections=_counts_since(now.connections, earlier.connections),
         missed=_counts_since(now.missed, earlier.missed),
         joins=_counts_since(now.joins, earlier.joins),
+        segments=_counts_since(now.segments, earlier.segments),
         interfaces={
             name: _coverage_since(coverage, earlier.interfaces.get(name, Coverage()))
             for name, coverage in now.interfaces.items()

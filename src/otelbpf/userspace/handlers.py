@@ -28,7 +28,7 @@ from elftools.construct import ConstructError
 
 from otelbpf.errors import UsageError
 from otelbpf.userspace.code import Code
-from otelbpf.userspace.disassembly import UnclearCodeError, ends_of, start_of_go
+from otelbpf.userspace.disassembly import UnclearCodeError, ends_of, start_of, start_of_go
 from otelbpf.userspace.elf import DEBUG_ROOT, Elf, Symbol, UsdtNote
 from otelbpf.userspace.handler import Handler, HandlerKind, ProbeSite, PythonFunction
 from otelbpf.userspace.targets import TargetFile, find_files
@@ -169,7 +169,7 @@ def _function_handler(elf: Elf, file: TargetFile, symbol: Symbol) -> Iterator[Ha
         code = elf.code_of(symbol)
         rare = () if by_return or is_go else _rare_parts(elf, symbol)
         ends = ends_of(code, rare, is_go=is_go)
-        start = start_of_go(code) if is_go else start
+        start = start_of_go(code) if is_go else start_of(code)
     except UnclearCodeError as error:
         if not by_return:
             danger = "Go moves stacks" if elf.is_go else "exceptions or panics may pass through it"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 
@@ -23,6 +24,8 @@ _PROGRAMS = {
     HandlerKind.PYTHON: ("probed_python_start", "probed_python_end"),
 }
 _RETURN_PROGRAM = "probed_handler_return"
+#: All that are attached to uprobes.
+PROGRAMS = (*itertools.chain(*_PROGRAMS.values()), _RETURN_PROGRAM)
 _PYTHON_SITES = MAPS["python_sites"].max_entries
 _PYTHON_NAME_MAX, _PYTHON_FILE_MAX = (
     PYTHON_SITE[name].itemsize for name in ("function_name", "file_name")
@@ -81,16 +84,16 @@ def _sites(handler: Handler) -> Iterator[tuple[ProbeSite, str, bool]]:
 
 def _python_site(site: ProbeSite, function: PythonFunction) -> bytes:
     file, name = site.arguments
-    file_name = f"/{function.file}".encode() if function.file else b""
-    if len(function.name.encode()) >= _PYTHON_NAME_MAX or len(file_name) >= _PYTHON_FILE_MAX:
+    function_name, file_name = function.name.encode(), function.file.encode()
+    if len(function_name) >= _PYTHON_NAME_MAX or len(file_name) >= _PYTHON_FILE_MAX:
         raise UsageError(
             f"the names in --handler ...:python:{function.file}:{function.name} are too long: a "
-            f"function's may have {_PYTHON_NAME_MAX - 1} bytes, a file's {_PYTHON_FILE_MAX - 2}"
+            f"function's may have {_PYTHON_NAME_MAX - 1} bytes, a file's {_PYTHON_FILE_MAX - 1}"
         )
     told = np.zeros((), PYTHON_SITE)
     told["file"], told["function"] = _argument(file), _argument(name)
-    told["file_length"] = len(file_name)
-    told["function_name"], told["file_name"] = function.name.encode(), file_name
+    told["file_length"], told["function_length"] = len(file_name), len(function_name)
+    told["function_name"], told["file_name"] = function_name, file_name
     return told.tobytes()
 
 

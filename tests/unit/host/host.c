@@ -6,8 +6,9 @@
  *
  * It is told of conversations on its input and says on its output what came of each:
  *
- *	in	u32 events; for each: u32 enum event, u32 linear bytes, u32 bytes, and these: a frame, or a
- *		struct state_change
+ *	in	u32 events; for each: u32 enum event, u32 linear bytes, u32 bytes, u32 within, and these: a
+ *		frame, or a struct state_change. Not 0, `within` has it happen on another processor, within
+ *		the next event that has 0 there: when that asks for its n-th help of the kernel's.
  *	out	u64 counts[COUNT_COUNT]; u32 records; struct request_record of each
  *
  * At a conversation's end all is swept that is in flight, and forgotten.
@@ -33,6 +34,7 @@ struct host_object {
 	struct socket socket;
 	struct file file;
 	struct inet_sock inet_sock;
+	struct tcp_request_sock tcp_request_sock;
 	struct tcp_sock tcp_sock;
 	struct iov_iter iov_iter;
 	struct msghdr msghdr;
@@ -57,7 +59,15 @@ struct host_object {
 	0x20000000 /* fits the 32 bits that a context has for it; nothing is mapped from there on */
 #define TAIL_CALLS 33
 
-enum event { TO_SERVER, FROM_SERVER, FROM_UPSTREAM, TO_UPSTREAM, STATE_CHANGES, EVENTS };
+enum event {
+	TO_SERVER,
+	FROM_SERVER,
+	FROM_UPSTREAM,
+	TO_UPSTREAM,
+	STATE_CHANGES,
+	ARRIVES, /* at the card alone: traffic control will have it later */
+	EVENTS
+};
 
 /* As inet_sock_set_state tells it. */
 struct state_change {
@@ -93,8 +103,8 @@ static void free_entry(struct host_entry *e)
 
 static bool is_array(const struct host_map *map) { return map->type == BPF_MAP_TYPE_ARRAY; }
 
-/* The one that was looked up or updated last comes first: there is room for one more. */
-static void evict(struct host_map *map)
+/* The one that was looked up or updated last comes first. False: there is no room for one more. */
+static bool make_room(struct host_map *map)
 {
 	struct host_entry **last = &map->entries;
 	u32 n;
@@ -102,24 +112,29 @@ static void evict(struct host_map *map)
 	for (n = 1; *last && n < map->most; n++)
 		last = &(*last)->next;
 	if (!*last)
-		return;
-	CHECK(map->type == BPF_MAP_TYPE_LRU_HASH && !(*last)->next);
+		return true;
+	CHECK(map->type != BPF_MAP_TYPE_ARRAY && !(*last)->next);
+	if (map->type != BPF_MAP_TYPE_LRU_HASH)
+		return false;
 	free_entry(*last);
 	*last = NULL;
+	return true;
 }
 
-/* A block of its own for each value: so what is beyond it, or has gone, is nobody's. */
+/* A block of its own for each value: so what is beyond it, or has gone, is nobody's. NULL: no room. */
 static struct host_entry *add_entry(struct host_map *map, const void *key)
 {
-	struct host_entry *e = calloc(1, sizeof(*e));
+	struct host_entry *e;
 
+	if (!make_room(map))
+		return NULL;
+	e = calloc(1, sizeof(*e));
 	CHECK(e);
 	if (!map->is_used) {
 		map->is_used = 1;
 		map->next = used_maps;
 		used_maps = map;
 	}
-	evict(map);
 	e->key = malloc(map->key_size);
 	e->value = calloc(1, map->value_size);
 	CHECK(e->key && e->value);
@@ -172,14 +187,17 @@ static long bpf_map_delete_elem(void *map, const void *key)
 static long bpf_map_update_elem(void *map, const void *key, const void *value, u64 flags)
 {
 	struct host_map *m = map;
+	struct host_entry *e;
 	u8 *copy = malloc(m->value_size);
 
 	CHECK(copy && flags == BPF_ANY && !is_array(m));
 	memcpy(copy, value, m->value_size);
 	bpf_map_delete_elem(m, key);
-	memcpy(add_entry(m, key)->value, copy, m->value_size);
+	e = add_entry(m, key);
+	if (e)
+		memcpy(e->value, copy, m->value_size);
 	free(copy);
-	return 0;
+	return e ? 0 : -7;
 }
 
 static void forget_maps(void)
@@ -200,11 +218,18 @@ static void forget_maps(void)
 /* ---- helpers ---- */
 
 static u64 now_ns, random_state;
+static u32 processor;
+
+static void yield(void);
 
 /* Each look at the clock finds it later. */
-static u64 bpf_ktime_get_ns(void) { return now_ns += 1000; }
+static u64 bpf_ktime_get_ns(void)
+{
+	yield();
+	return now_ns += 1000;
+}
 
-static u32 bpf_get_smp_processor_id(void) { return 0; }
+static u32 bpf_get_smp_processor_id(void) { return processor; }
 
 static u32 bpf_get_prandom_u32(void)
 {
@@ -231,6 +256,14 @@ static long bpf_loop(u32 count, void *step, void *context, u64 flags)
 
 static void *bpf_skc_to_tcp_sock(void *sk) { return sk; }
 
+/* What a socket tells of is known from its state; the kernel has no others here. */
+static void *bpf_skc_lookup_tcp(void *context UNUSED, struct bpf_sock_tuple *tuple UNUSED, u32 size,
+				u64 netns, u64 flags)
+{
+	CHECK((size == 12 || size == 36) && netns == (u64)BPF_F_CURRENT_NETNS && !flags);
+	return NULL;
+}
+
 /* These are asked where a process does something, and here none does. */
 #define NEVER_ASKED(result, name, ...)                       \
 	static result bpf_##name(__VA_ARGS__)                \
@@ -243,6 +276,8 @@ NEVER_ASKED(u64, get_current_pid_tgid, void)
 NEVER_ASKED(u64, get_current_cgroup_id, void)
 NEVER_ASKED(void *, get_current_task_btf, void)
 NEVER_ASKED(long, task_pt_regs, void *task UNUSED)
+NEVER_ASKED(long, sk_release, void *sk UNUSED)
+NEVER_ASKED(void *, skc_to_tcp_request_sock, void *sk UNUSED)
 NEVER_ASKED(long, probe_read_user, void *to UNUSED, u32 size UNUSED, const void *from UNUSED)
 
 /* ---- packets ---- */
@@ -252,11 +287,26 @@ static u32 packet_length;
 
 static long bpf_skb_load_bytes(const void *skb UNUSED, u32 offset, void *to, u32 size)
 {
+	yield();
 	if (offset > packet_length || size > packet_length - offset) {
 		memset(to, 0, size);
 		return -14;
 	}
 	memcpy(to, packet + offset, size);
+	return 0;
+}
+
+static long bpf_skb_pull_data(void *skb, u32 size)
+{
+	struct __sk_buff *s = skb;
+	u32 linear = s->data_end - s->data;
+
+	if (size > packet_length)
+		return -12;
+	if (size > linear) {
+		s->data = s->data_end - size;
+		memcpy((void *)(long)s->data, packet, size);
+	}
 	return 0;
 }
 
@@ -270,12 +320,16 @@ static int (*const continued_by[CONTINUATION_COUNT])(struct __sk_buff *) = {
 	[CONTINUE_DISORDER] = tc_disorder,
 	[CONTINUE_KEPT] = tc_kept,
 	[CONTINUE_KEPT_CHUNKS] = tc_kept_chunks,
+	[CONTINUE_ADMIT] = tc_admit,
+	[CONTINUE_GRANT] = tc_grant,
 	[CONTINUATIONS_EACH + CONTINUE_INBOUND] = tc_client_ingress,
 	[CONTINUATIONS_EACH + CONTINUE_OUTBOUND] = tc_client_egress,
 	[CONTINUATIONS_EACH + CONTINUE_CHUNKS] = tc_client_chunks,
 	[CONTINUATIONS_EACH + CONTINUE_DISORDER] = tc_client_disorder,
 	[CONTINUATIONS_EACH + CONTINUE_KEPT] = tc_client_kept,
 	[CONTINUATIONS_EACH + CONTINUE_KEPT_CHUNKS] = tc_client_kept_chunks,
+	[CONTINUATIONS_EACH + CONTINUE_ADMIT] = tc_client_admit,
+	[CONTINUATIONS_EACH + CONTINUE_GRANT] = tc_client_grant,
 };
 
 /* As the kernel's, it comes back only if it may not. */
@@ -300,7 +354,7 @@ static void run_tc(struct __sk_buff *skb, int (*program)(struct __sk_buff *))
 /* The first `linear` bytes are where a program may look at them, with nothing behind them. */
 static void pass(enum event how, u32 linear)
 {
-	static int (*const programs[STATE_CHANGES])(struct __sk_buff *) = {
+	static int (*const programs[EVENTS])(struct __sk_buff *) = {
 		[TO_SERVER] = tc_ingress,
 		[FROM_SERVER] = tc_egress,
 		[FROM_UPSTREAM] = tc_client_ingress,
@@ -318,16 +372,17 @@ static void pass(enum event how, u32 linear)
 	CHECK(linear <= PACKET_MOST);
 	memcpy((void *)(long)skb.data, packet, linear);
 	/* A card's driver has it all in one piece. */
-	if ((how == TO_SERVER || how == FROM_UPSTREAM) && linear == packet_length)
+	if ((how == TO_SERVER || how == FROM_UPSTREAM || how == ARRIVES) && linear == packet_length)
 		CHECK(xdp_arrival(&xdp) == XDP_VERDICT_PASS);
-	run_tc(&skb, programs[how]);
+	if (how != ARRIVES)
+		run_tc(&skb, programs[how]);
 }
 
 /* ---- sockets ---- */
 
 static void change_state(const struct state_change *change)
 {
-	struct host_object net = { .net.net_cookie = NETNS_COOKIE };
+	static struct host_object net = { .net.net_cookie = NETNS_COOKIE };
 	struct host_object socket = {
 		.sock_common = {
 			.skc_daddr = change->peer_be32,
@@ -349,7 +404,6 @@ static void change_state(const struct state_change *change)
 	u64 arguments[] = { (u64)&socket, change->earlier, change->state };
 
 	traced_state(arguments);
-	settings()->netns_pointer = 0; /* the next one lies elsewhere */
 }
 
 /* ---- conversations ---- */
@@ -358,7 +412,7 @@ static const struct configuration lengths = {
 	.servers = 1,
 	.clients = 1,
 	.series = 1,
-	.cpu_slots = 1,
+	.cpu_slots = 2,
 	.connection_sets = 1,
 	.socket_slots = 1,
 	.max_exchanges = 64,
@@ -431,6 +485,8 @@ static void say_what_came(void)
 {
 	u32 records = ring_ends()->submitted, i;
 
+	for (i = 0; i < COUNT_COUNT; i++)
+		scratches()[0].counts[i] += scratches()[1].counts[i];
 	say(scratches()->counts, sizeof(scratches()->counts));
 	say(&records, sizeof(records));
 	for (i = 0; i < records; i++)
@@ -438,23 +494,77 @@ static void say_what_came(void)
 	CHECK(!fflush(stdout));
 }
 
-static void take_event(void)
-{
-	struct {
-		u32 event, linear, length;
-	} head;
+struct happening {
+	u32 event, linear, length, within;
+	u8 *data;
+};
 
-	CHECK(take(&head, sizeof(head)) && head.event < EVENTS && head.linear <= head.length);
-	packet = malloc(head.length);
-	packet_length = head.length;
-	CHECK(packet && take(packet, head.length));
-	if (head.event < STATE_CHANGES) {
-		pass(head.event, head.linear);
+#define MEANWHILE_MOST 8
+
+static struct happening meanwhile[MEANWHILE_MOST];
+static u32 meanwhile_count, helps;
+
+static void happen(const struct happening *h)
+{
+	packet = h->data;
+	packet_length = h->length;
+	if (h->event != STATE_CHANGES) {
+		pass(h->event, h->linear);
 	} else {
-		CHECK(head.length == sizeof(struct state_change));
+		CHECK(h->length == sizeof(struct state_change));
 		change_state((const struct state_change *)packet);
 	}
-	free(packet);
+	free(h->data);
+}
+
+/* The kernel helps one processor; another one does something meanwhile. */
+static void yield(void)
+{
+	static u8 linear[PACKET_MOST];
+	void *mapped = (void *)(long)(PACKET_END - PACKET_MOST);
+	u8 *of_packet = packet;
+	u32 of_length = packet_length, of_calls = tail_calls, i;
+	jmp_buf of_program;
+
+	if (processor || !meanwhile_count)
+		return;
+	helps++;
+	for (i = 0; i < meanwhile_count; i++) {
+		if (meanwhile[i].within != helps)
+			continue;
+		memcpy(linear, mapped, PACKET_MOST);
+		memcpy(&of_program, &next_program, sizeof(jmp_buf));
+		processor = 1;
+		happen(&meanwhile[i]);
+		processor = 0;
+		meanwhile[i].within = 0;
+		memcpy(&next_program, &of_program, sizeof(jmp_buf));
+		memcpy(mapped, linear, PACKET_MOST);
+		packet = of_packet;
+		packet_length = of_length;
+		tail_calls = of_calls;
+	}
+}
+
+static void take_event(void)
+{
+	struct happening h;
+	u32 i;
+
+	CHECK(take(&h, __builtin_offsetof(struct happening, data)) && h.event < EVENTS &&
+	      h.linear <= h.length);
+	h.data = malloc(h.length);
+	CHECK(h.data && take(h.data, h.length));
+	if (h.within) {
+		CHECK(meanwhile_count < MEANWHILE_MOST);
+		meanwhile[meanwhile_count++] = h;
+		return;
+	}
+	helps = 0;
+	happen(&h);
+	for (i = 0; i < meanwhile_count; i++)
+		CHECK(!meanwhile[i].within); /* else it asked for less help */
+	meanwhile_count = 0;
 }
 
 int main(void)

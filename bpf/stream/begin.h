@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * Where requests begin on a connection whose framing is not known: it is older than the agent, or bytes
+ * were missed. Any segment of it may be of a body, be it that it looks like a request: so nothing is
+ * told, and nothing captured, before it is certain.
+ *
+ * A final response that is whole, and whose end is just what the client acknowledges with its next
+ * byte, says that no request is under way then, unless it was given early: of a request whose body
+ * still comes. But to one request there is one final response. So the request that follows, which is
+ * read in the dark, has its own one behind it; and if that one, too, is whole once the request is, and
+ * both sides then go on from just there, what comes next is a request.
+ */
+#pragma once
+
+#include "http1/message.h"
+#include "links/handshakes.h"
+#include "links/notices.h"
+#include "state/carries.h"
+#include "stream/packet.h"
+
+#define RESPONSE_LEAST 12 /* "HTTP/1.1 200" */
+
+/* A request of which nothing is told, and to which a response is awaited, takes a number all the same. */
+static __always_inline void pass_over_request(struct connection *conn)
+{
+	conn->answered = conn->begun;
+	conn->begun++;
+	conn->finished = conn->begun;
+	conn->arrived = conn->begun;
+	conn->head_requests = 0;
+	conn->connect_requests = 0;
+}
+
+/* The framing of the next byte in either direction is known. */
+static __always_inline void begin_between(struct connection *conn)
+{
+	conn->framing = FRAMING_UNKNOWN;
+	conn->inbound.state = PARSER_BETWEEN;
+	conn->outbound.state = PARSER_BETWEEN;
+}
+
+/*
+ * A segment in the direction of requests, of a connection whose framing is not known. Is it to be
+ * read? In the dark it is where a request begins in which nobody is in the midst; as a request, where
+ * that is certain.
+ */
+static __always_inline bool take_up(struct __sk_buff *skb, struct connection *conn,
+				    const struct segment *seg, enum flow flow)
+{
+	struct parser *requests = parser_of(conn, flow), *responses = parser_of(conn, flow ^ 1);
+	u32 end = seg->seq + seg->payload_length, first_four = 0, kind;
+	bool follows = responses->state == PARSER_BETWEEN && seg->seq == requests->next_seq &&
+		       seg->ack_seq == responses->next_seq;
+
+	if (conn->framing && !before(requests->next_seq, end))
+		return false; /* what came before comes again */
+	if (follows && conn->framing == FRAMING_EXCHANGE) {
+		begin_between(conn);
+		return true;
+	}
+	if (follows && conn->framing == FRAMING_ANSWERED) {
+		adopt(conn, IS_CLIENTS(flow));
+		pass_over_request(conn);
+		conn->framing = FRAMING_REQUEST;
+		start_message(requests);
+		return true;
+	}
+	conn->framing = FRAMING_UNKNOWN;
+	drop_carries(conn);
+	requests->state = PARSER_LOST;
+	requests->next_seq = end;
+	responses->state = PARSER_LOST;
+	if (seg->payload_length >= 4)
+		bpf_skb_load_bytes(skb, seg->payload_offset, &first_four, 4);
+	if (starts_a_request(first_four)) {
+		adopt(conn, IS_CLIENTS(flow));
+		return false;
+	}
+	/* What is none of these may well be the rest of a request. */
+	kind = protocol_of(first_four);
+	count_as_not_http(conn, kind == NOTICE_NOT_HTTP ? 0 : kind, skb->ifindex);
+	return false;
+}
+
+/* The same in the direction of responses: one that begins here is read in the dark. */
+SELDOM take_up_response(struct __sk_buff *skb, struct connection *conn, const struct segment *seg,
+			enum flow flow)
+{
+	struct parser *responses = parser_of(conn, flow), *requests = parser_of(conn, flow ^ 1);
+	u64 start = 0;
+
+	if (responses->state == PARSER_OFF || requests->state == PARSER_OFF ||
+	    seg->payload_length < RESPONSE_LEAST ||
+	    bpf_skb_load_bytes(skb, seg->payload_offset, &start, sizeof(start)) ||
+	    (start & FIRST_BYTES(7)) != WORD('H', 'T', 'T', 'P', '/', '1', '.', 0)) {
+		responses->next_seq = seg->seq + seg->payload_length;
+		return false;
+	}
+	pass_over_request(conn);
+	drop_carries(conn);
+	conn->framing = FRAMING_ANSWER;
+	start_message(responses);
+	responses->next_seq = seg->seq;
+	requests->state = PARSER_LOST;
+	/* More than this the other side has not had when it sent the response. */
+	requests->next_seq = seg->ack_seq;
+	return true;
+}
