@@ -72,6 +72,7 @@ HELPER(long, task_pt_regs, void *task);
 HELPER(void *, skc_lookup_tcp, void *context, struct bpf_sock_tuple *tuple, u32 size, u64 netns,
        u64 flags);
 HELPER(long, sk_release, void *sk);
+HELPER(long, tcp_check_syncookie, void *sk, void *ip, u32 ip_length, void *tcp, u32 tcp_length);
 HELPER(void *, skc_to_tcp_sock, void *sk);
 HELPER(void *, skc_to_tcp_request_sock, void *sk);
 HELPER(long, probe_read_kernel, void *to, u32 size, const void *from);

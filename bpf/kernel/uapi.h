@@ -32,6 +32,7 @@ enum bpf_func_id {
 	BPF_FUNC_get_current_cgroup_id = 80,
 	BPF_FUNC_sk_release = 86,
 	BPF_FUNC_skc_lookup_tcp = 99,
+	BPF_FUNC_tcp_check_syncookie = 100,
 	BPF_FUNC_probe_read_user = 112,
 	BPF_FUNC_probe_read_kernel = 113,
 	BPF_FUNC_probe_read_user_str = 114,

@@ -74,6 +74,61 @@ static __always_inline bool is_connected(u64 tp, struct existing *found)
 	return true;
 }
 
+/* What of a segment's headers the kernel looks at to tell whether it acknowledges a SYN cookie. */
+struct cookie_headers {
+	union {
+		struct {
+			u8 version; /* and the header's length */
+			u8 unused[11];
+			u32 source;
+			u32 destination;
+			u8 unused_2[20];
+		} v4;
+		struct {
+			u8 version;
+			u8 unused[7];
+			u8 source[16];
+			u8 destination[16];
+		} v6;
+	} ip;
+	__be16 source_port;
+	__be16 destination_port;
+	__be32 seq;
+	__be32 ack_seq;
+	u8 offset;
+	u8 flags;
+	u16 unused[3];
+};
+
+/*
+ * A server that many ask at once remembers none of them: its SYN has a cookie, which tells whoever brings
+ * it back from those that never had it. Its socket is made when it comes back, after TC has seen that.
+ */
+static __always_inline bool brings_cookie(void *sk, struct scratch *s, const struct segment *seg)
+{
+	struct cookie_headers *headers = (struct cookie_headers *)s->window;
+	const struct connection_key *key = &seg->key;
+
+	__builtin_memset(headers, 0, sizeof(*headers));
+	if (is_ipv4(key->local_address)) {
+		headers->ip.v4.version = 0x45;
+		headers->ip.v4.source = ((const u32 *)key->peer_address)[3];
+		headers->ip.v4.destination = ((const u32 *)key->local_address)[3];
+	} else {
+		headers->ip.v6.version = 0x60;
+		__builtin_memcpy(headers->ip.v6.source, key->peer_address, 16);
+		__builtin_memcpy(headers->ip.v6.destination, key->local_address, 16);
+	}
+	headers->source_port = __builtin_bswap16(key->peer_port);
+	headers->destination_port = __builtin_bswap16(key->local_port);
+	headers->seq = __builtin_bswap32(seg->seq);
+	headers->ack_seq = __builtin_bswap32(seg->ack_seq);
+	headers->flags = seg->tcp_flags;
+	return !bpf_tcp_check_syncookie(sk, &headers->ip, sizeof(headers->ip),
+					&headers->source_port,
+					sizeof(*headers) - sizeof(headers->ip));
+}
+
 /* Has a socket of this host the connection that a segment comes in for? */
 static __always_inline bool find_socket(void *context, struct scratch *s, const struct segment *seg,
 					struct existing *found)
@@ -90,7 +145,13 @@ static __always_inline bool find_socket(void *context, struct scratch *s, const 
 	if (!sk)
 		return false;
 	tp = (u64)bpf_skc_to_tcp_sock(sk);
-	if (tp) {
+	if (tp && sock_state(tp, DIRECT) == TCP_LISTEN) {
+		exists = brings_cookie(sk, s, seg);
+		found->origin = ORIGIN_OPENING;
+		found->inbound_seq = seg->seq;
+		found->outbound_seq = seg->ack_seq;
+		found->is_begun = true;
+	} else if (tp) {
 		exists = is_connected(tp, found);
 		found->is_begun &= found->inbound_seq == seg->seq &&
 				   found->outbound_seq == seg->ack_seq &&

@@ -1116,8 +1116,8 @@ class RequestFlag(IntFlag):
     AGENT_STOPPED = 2048
     CLIENT = 4096
     CAUSED = 8192
-    KEPT = 32768
-    IN_SERIES = 65536
+    KEPT = 16384
+    IN_SERIES = 32768
 
 
 class Said(IntEnum):

@@ -277,6 +277,8 @@ NEVER_ASKED(u64, get_current_cgroup_id, void)
 NEVER_ASKED(void *, get_current_task_btf, void)
 NEVER_ASKED(long, task_pt_regs, void *task UNUSED)
 NEVER_ASKED(long, sk_release, void *sk UNUSED)
+NEVER_ASKED(long, tcp_check_syncookie, void *sk UNUSED, void *ip UNUSED, u32 ip_length UNUSED,
+	    void *tcp UNUSED, u32 tcp_length UNUSED)
 NEVER_ASKED(void *, skc_to_tcp_request_sock, void *sk UNUSED)
 NEVER_ASKED(long, probe_read_user, void *to UNUSED, u32 size UNUSED, const void *from UNUSED)
 
