@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from support.commands import run
 from support.namespaces import Network, network
 from support.waiting import DEADLINE_S, wait_until
 
@@ -230,6 +231,18 @@ class Lab:
 
 def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+@contextlib.contextmanager
+def setting(lab: Lab, name: str, value: str) -> Iterator[None]:
+    """A sysctl of the server's namespace."""
+    enter = ("nsenter", f"--net=/run/netns/{lab.server_netns.name}", "sysctl", "-q")
+    before = run(*enter, "-n", name).strip()
+    run(*enter, f"{name}={value}")
+    try:
+        yield
+    finally:
+        run(*enter, f"{name}={before}")
 
 
 @contextlib.contextmanager

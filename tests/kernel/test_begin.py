@@ -10,7 +10,17 @@ from collections.abc import Iterator
 
 import pytest
 from frames import verdict
-from lab import PORT, SERVER_IPV4, SPARE_PORT, Lab, Pair, prepare, receive
+from lab import (
+    PORT,
+    SERVER_IPV4,
+    SERVER_IPV6,
+    SPARE_PORT,
+    Lab,
+    Pair,
+    prepare,
+    receive,
+    setting,
+)
 from messages import CHUNKED, CONTINUE, OK, request, response
 from meter import FREE_PORT, OUTGOING, WHOLE, Meter, flags, stamps
 from puppet import Puppet
@@ -278,6 +288,50 @@ def test_data_while_the_accept_queue_is_full(servers: Sums) -> None:
             servers.expect(opened=2)
             puppet.leave(SEQ + 1 + len(asked), answer + 1 + len(OK))
             accepted.close()
+
+
+@pytest.fixture()
+def cookies(lab: Lab) -> Iterator[None]:
+    """The server remembers nobody who asks for a connection, as if many did at once."""
+    with setting(lab, "net.ipv4.tcp_syncookies", "2"):
+        yield
+
+
+@pytest.mark.parametrize("host", [SERVER_IPV4, SERVER_IPV6])
+@pytest.mark.parametrize("cut", [None, 3])
+def test_the_first_bytes_bring_back_a_cookie(
+    servers: Sums, cookies: None, host: str, cut: int | None
+) -> None:
+    asked = request("PROPFIND", "/cookie")
+    client = servers.lab.socket("client", socket.AF_INET6 if ":" in host else socket.AF_INET)
+    # The end of the handshake leaves with the data.
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+    listener = servers.lab.listener(host)
+    client.connect(listener.getsockname()[:2])
+    client.sendall(asked[:cut])
+    pair = servers.lab.keep(Pair(client, prepare(listener.accept()[0])))
+    receive(pair.server, len(asked[:cut]))
+    if cut:
+        pair.ask(asked[cut:])
+    pair.answer(OK)
+    record = servers.meter.record()
+    assert record["http1"]["request_line"] == b"PROPFIND /cookie HTTP/1.1"
+    assert flags(record) == WHOLE
+    assert record["ordinal"] == 0
+    assert Stamp.NIC in stamps(record)
+    servers.expect(opened=1)
+    assert servers.meter.counted(Counter.SEGMENTS_STRAY) == 0
+
+
+def test_a_cookie_that_nobody_was_given(lab: Lab, meter: Meter, cookies: None) -> None:
+    lab.listener(SERVER_IPV4)
+    with Puppet(lab) as puppet:
+        answer = puppet.ask(SEQ)
+        # Up to three more tell of another length of segments, and are right, too.
+        for wrong in (100, 1 << 23, 1 << 30):
+            puppet.send(ACK | PSH, SEQ + 1, answer + 1 + wrong, even(request(target="/made/up")))
+            puppet.receive(RST)
+    assert meter.counted_all() == {"SEGMENTS_STRAY": 3}
 
 
 # ---- without a connection ----

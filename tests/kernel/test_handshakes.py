@@ -12,13 +12,22 @@ from collections.abc import Iterator
 
 import pytest
 from frames import UpstreamWire, Wire, fresh_port, verdict
-from lab import INTERFACE, SERVER_IPV4, SERVER_IPV6, SPARE_PORT, Lab, Pair, prepare, reset
+from lab import (
+    INTERFACE,
+    SERVER_IPV4,
+    SERVER_IPV6,
+    SPARE_PORT,
+    Lab,
+    Pair,
+    prepare,
+    reset,
+    setting,
+)
 from messages import OK, request
 from meter import FREE_PORT, GATEWAY_PORT
 from netem import tcp_statistics
 from puppet import Puppet
 from sums_of_connections import Sums, spare_listener
-from support.commands import run
 from support.frames import ACK, RST, SYN, Frame
 from support.waiting import DEADLINE_S, wait_until
 
@@ -37,18 +46,6 @@ def hold() -> tuple[int, int]:
     began = time.monotonic_ns()
     wait_until(lambda: time.monotonic_ns() >= began + HELD_NS, "time had passed")
     return began, time.monotonic_ns()
-
-
-@contextlib.contextmanager
-def setting(lab: Lab, name: str, value: str) -> Iterator[None]:
-    """A sysctl of the server's namespace."""
-    enter = ("nsenter", f"--net=/run/netns/{lab.server_netns.name}", "sysctl", "-q")
-    before = run(*enter, "-n", name).strip()
-    run(*enter, f"{name}={value}")
-    try:
-        yield
-    finally:
-        run(*enter, f"{name}={before}")
 
 
 @contextlib.contextmanager
