@@ -7,6 +7,7 @@ import contextlib
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import pytest
 from frames import verdict
@@ -290,26 +291,23 @@ def test_data_while_the_accept_queue_is_full(servers: Sums) -> None:
             accepted.close()
 
 
-@pytest.fixture()
-def cookies(lab: Lab) -> Iterator[None]:
+def cookies(lab: Lab) -> AbstractContextManager[None]:
     """The server remembers nobody who asks for a connection, as if many did at once."""
-    with setting(lab, "net.ipv4.tcp_syncookies", "2"):
-        yield
+    return setting(lab, "net.ipv4.tcp_syncookies", "2")
 
 
 @pytest.mark.parametrize("host", [SERVER_IPV4, SERVER_IPV6])
 @pytest.mark.parametrize("cut", [None, 3])
-def test_the_first_bytes_bring_back_a_cookie(
-    servers: Sums, cookies: None, host: str, cut: int | None
-) -> None:
+def test_the_first_bytes_bring_back_a_cookie(servers: Sums, host: str, cut: int | None) -> None:
     asked = request("PROPFIND", "/cookie")
     client = servers.lab.socket("client", socket.AF_INET6 if ":" in host else socket.AF_INET)
     # The end of the handshake leaves with the data.
-    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 5)
     listener = servers.lab.listener(host)
-    client.connect(listener.getsockname()[:2])
-    client.sendall(asked[:cut])
-    pair = servers.lab.keep(Pair(client, prepare(listener.accept()[0])))
+    with cookies(servers.lab):
+        client.connect(listener.getsockname()[:2])
+        client.sendall(asked[:cut])
+        pair = servers.lab.keep(Pair(client, prepare(listener.accept()[0])))
     receive(pair.server, len(asked[:cut]))
     if cut:
         pair.ask(asked[cut:])
@@ -323,9 +321,9 @@ def test_the_first_bytes_bring_back_a_cookie(
     assert servers.meter.counted(Counter.SEGMENTS_STRAY) == 0
 
 
-def test_a_cookie_that_nobody_was_given(lab: Lab, meter: Meter, cookies: None) -> None:
+def test_a_cookie_that_nobody_was_given(lab: Lab, meter: Meter) -> None:
     lab.listener(SERVER_IPV4)
-    with Puppet(lab) as puppet:
+    with cookies(lab), Puppet(lab) as puppet:
         answer = puppet.ask(SEQ)
         # Up to three more tell of another length of segments, and are right, too.
         for wrong in (100, 1 << 23, 1 << 30):
