@@ -21,11 +21,11 @@ _LEAST = {b"\x08\x00": 14 + 20, b"\x86\xdd": 14 + 40}
 # struct __sk_buff, uapi/linux/bpf.h.
 _SK_BUFF, _SK_BUFF_IFINDEX = 192, 40
 
-_ports = itertools.count(20_000)
+_ports = itertools.cycle(range(20_000, 65_536))
 
 
 def fresh_port() -> int:
-    """A client's port that no other made-up connection has."""
+    """A client's port that no other connection has that was made up lately."""
     return next(_ports)
 
 

@@ -172,6 +172,7 @@ class Lab:
         self._net = net
         self._listeners: dict[tuple[str, int], socket.socket] = {}
         self._pairs: list[Pair] = []
+        self._routes: set[tuple[str, str]] = set()
         self.server_netns: Netns = find_netns(net.server.netns)
         self.client_netns: Netns = find_netns(net.client.netns)
 
@@ -194,6 +195,15 @@ class Lab:
         """A TCP socket in the namespace of one side, "server" or "client"."""
         netns = self.server_netns if side == "server" else self.client_netns
         return prepare(netns.run(lambda: socket.socket(family, socket.SOCK_STREAM)))
+
+    def route(self, side: str, network: str) -> None:
+        """One side's packets for a network go to the other one."""
+        if (side, network) in self._routes:
+            return
+        netns = self.server_netns if side == "server" else self.client_netns
+        interface = INTERFACE if side == "server" else CLIENT_INTERFACE
+        run("ip", "-n", netns.name, "route", "replace", network, "dev", interface)
+        self._routes.add((side, network))
 
     def listener(self, host: str, port: int = PORT) -> socket.socket:
         """The listening socket for `host` and a port; made once."""

@@ -7,16 +7,13 @@ import socket
 import struct
 
 from lab import (
-    CLIENT_INTERFACE,
     CLIENT_IPV4,
     CLIENT_IPV6,
-    INTERFACE,
     SERVER_IPV4,
     SPARE_PORT,
     Lab,
     Pair,
 )
-from support.commands import run
 
 # uapi/linux/tcp.h
 _TCP_REPAIR, _TCP_REPAIR_QUEUE, _TCP_QUEUE_SEQ, _TCP_REPAIR_OPTIONS = 19, 20, 21, 22
@@ -47,12 +44,9 @@ def one_end(
         sends, receives: the sequence numbers of the next byte either way.
     """
     family = socket.AF_INET6 if ":" in own[0] else socket.AF_INET
-    netns, interface = (
-        (lab.server_netns, INTERFACE) if side == "server" else (lab.client_netns, CLIENT_INTERFACE)
-    )
     network = peer[0].rpartition(":" if ":" in peer[0] else ".")[0]
     network += "::/64" if ":" in peer[0] else ".0/24"
-    netns.run(lambda: run("ip", "route", "replace", network.replace(":::", "::"), "dev", interface))
+    lab.route(side, network.replace(":::", "::"))
     sock = lab.socket(side, family)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if family == socket.AF_INET:

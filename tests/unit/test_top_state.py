@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -60,15 +61,15 @@ def selected(shown: State) -> str:
 
 def test_the_first_frame_is_of_all_and_later_ones_of_the_last_interval() -> None:
     shown = state(taken(*FIRST), taken(*LATER))
-    assert "; all 0.0 s, by rate" in text_of(shown)
+    assert re.search(r"; all \d+\.\d s, by rate", text_of(shown))
     shown.take()
-    assert "; the last 0.0 s, by rate" in text_of(shown)
+    assert re.search(r"; the last \d+\.\d s, by rate", text_of(shown))
     # 23 and 1 in the interval.
     assert text_of(shown).index("/second") < text_of(shown).index("/first")
     shown.press(b"a")
-    assert "; all 0.0 s" in text_of(shown)
+    assert re.search(r"; all \d+\.\d s", text_of(shown))
     shown.press(b"a")
-    assert "; the last 0.0 s" in text_of(shown)
+    assert re.search(r"; the last \d+\.\d s", text_of(shown))
 
 
 def test_a_snapshot_is_due_after_an_interval() -> None:
@@ -141,7 +142,7 @@ def test_at_the_end_it_is_of_all_requests() -> None:
     console = Console(file=io.StringIO(), width=100, color_system=None, _environ={})
     console.print(shown.of_all(console))
     text = console.file.getvalue()
-    assert "; all 0.0 s" in text
+    assert re.search(r"; all \d+\.\d s", text)
     assert "requests so far" not in text and "quit" not in text
     # Now 25 to 10.
     assert text.index("/second") < text.index("/first")
