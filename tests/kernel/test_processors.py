@@ -91,7 +91,7 @@ FEW = Limits(connections=1_024, ring=1_024)
 
 
 def begin(meter: Meter) -> Conversation:
-    """A new connection whose request has begun. A test run of XDP takes its time: it is left out."""
+    """A new connection whose request has begun. XDP, whose test run takes long, is left out."""
     talk = Conversation(Wire(meter), Frame(client_port=fresh_port()))
     talk.wire.take(talk.asked(ASKED[:FIRST], 0))
     return talk
