@@ -234,3 +234,28 @@ def test_while_something_is_not_measured_it_looks_each_turn(agent: Agent, clock:
     course.gap = Gap.GONE
     course.run()
     assert gaps(course.looked_s, 0.05, 20.0) == {0.25}
+
+
+def test_a_full_queue_is_looked_at_now_and_then(agent: Agent, clock: Clock) -> None:
+    """A slow collector must not keep a processor busy."""
+    looks: list[float] = []
+    pipeline(agent).sender.room = lambda: looks.append(clock.now_s) or 0
+    reader(agent).come(5_000, pid=2)
+    Course(agent, clock, 10.0).run()
+    assert len(looks) > 1
+    assert min(later - sooner for sooner, later in itertools.pairwise(looks)) >= 0.0099
+    assert pipeline(agent).taken == [1]
+    assert reader(agent).pending == 5_000
+
+
+@pytest.mark.parametrize("agent", [Limits(ring=1_000)], indirect=True)
+def test_three_quarters_of_the_ring_wait_for_room(agent: Agent) -> None:
+    """What is beyond is taken all the same, to be added up."""
+    pipeline(agent).sender.room = lambda: 0
+    reader(agent).come(750, pid=2)
+    assert agent._look_at_ring(101.0) is None
+    reader(agent).come(20, pid=2)
+    assert agent._look_at_ring(101.5) == 20
+    agent._look_at_ring(103.0)
+    assert pipeline(agent).taken == [1, 20]
+    assert reader(agent).pending == 750

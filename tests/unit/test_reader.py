@@ -46,7 +46,7 @@ class Kernel(KernelMaps):
         slot = self.free_slots()[0] if slot is None else slot
         self.exchanges["state"][slot] = ExchangeState.FINISHING
         self.exchanges["record"][slot] = record(ordinal=ordinal)[0]
-        place = int(self.ends["submitted"][0] % PLACES)
+        place = int(self.ends["submitted"][0]) % PLACES
         assert self.ring[place] == 0, "a place of the ring was not given back"
         self.ends["submitted"] += 1
         if told:

@@ -33,10 +33,10 @@ _WORTH_IT = 1_024
 # processes may be gone soon. What was read waits until so many have come together, or for so long.
 _READ_S = 0.5
 _REST_S = 2.0
-# Until a full queue has room again. So many wait for that in the ring: no more, as what cannot be
-# sent is to be added up all the same.
+# Until a full queue has room again. Such a part of the ring may wait for that: no more, as what
+# cannot be sent is to be added up all the same, and until it is there must be room for what comes.
 _ROOM_S = 0.01
-_MAY_WAIT = 16_384
+_MAY_WAIT = 3 / 4
 # A part of the sender's queue: as much at once as fits into it would find it not quite empty.
 _BATCH = 4_096
 _HOUSEKEEPING_S = 1.0
@@ -85,7 +85,7 @@ class Agent:
         self._submitted = 0
         # Read, and not handed on yet.
         self._held: list[np.ndarray] = []
-        self._may_wait = min(_MAY_WAIT, config.limits.ring // 2)
+        self._may_wait = int(_MAY_WAIT * config.limits.ring)
         self._missed: dict[str, int] = {}
         self._coverage: dict[str, Coverage] = {}
 
