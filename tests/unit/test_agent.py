@@ -14,6 +14,7 @@ from samples import record
 from otelbpf.agent import agent as agent_module
 from otelbpf.agent.agent import Agent
 from otelbpf.agent.config import Config
+from otelbpf.export.sender import QueueLimits
 from otelbpf.kernel.limits import Limits
 from otelbpf.ledger.tally import Coverage, Gap
 
@@ -64,12 +65,16 @@ class Rest:
         return lambda *_: None
 
 
-@pytest.fixture
-def agent(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Agent:
+def made_of(monkeypatch: pytest.MonkeyPatch, config: Config) -> Agent:
     for name, stand_in in {"RingReader": Reader, "Sweeper": Rest, "ThreadContexts": Rest}.items():
         monkeypatch.setattr(agent_module, name, stand_in)
-    config = Config((), (8080,), limits=getattr(request, "param", Limits()))
-    made = Agent(Rest(), Pipeline(), None, None, config)  # type: ignore[arg-type]
+    return Agent(Rest(), Pipeline(), None, None, config)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def agent(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Agent:
+    limits = getattr(request, "param", Limits())
+    made = made_of(monkeypatch, Config((), (8080,), limits=limits))
     reader(made).come(1, pid=1)
     assert made._look_at_ring(100.0) == 1
     return made
@@ -259,3 +264,20 @@ def test_three_quarters_of_the_ring_wait_for_room(agent: Agent) -> None:
     agent._look_at_ring(103.0)
     assert pipeline(agent).taken == [1, 20]
     assert reader(agent).pending == 750
+
+
+@pytest.mark.parametrize("agent", [Limits(ring=1_000)], indirect=True)
+def test_as_many_as_came_say_when_it_looks_again(agent: Agent) -> None:
+    """Not as few as there was room for: the ring would be full meanwhile."""
+    pipeline(agent).sender.room = lambda: 5
+    reader(agent).come(500, pid=2)
+    assert agent._look_at_ring(101.0) == 500
+    assert reader(agent).pending == 495
+
+
+def test_who_wants_no_delay_has_less_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = made_of(monkeypatch, Config((), (8080,), queue=QueueLimits(delay_s=0.1)))
+    for at_s in (100.0, 100.1, 100.2):
+        reader(made).come(1, pid=1)
+        made._look_at_ring(at_s)
+    assert pipeline(made).taken == [1, 1, 1]

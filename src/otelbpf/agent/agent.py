@@ -80,6 +80,7 @@ class Agent:
         self._sweeper = Sweeper(programs, int(config.idle_timeout_s * 1e9))
         self._thread_contexts = ThreadContexts(programs)
         self._rest_s = min(_REST_S, config.queue.delay_s)
+        self._read_s = min(_READ_S, self._rest_s)
         self._worth_it = min(_WORTH_IT, config.limits.ring // 4)
         self._read_at = self._hand_on_at = 0.0
         self._submitted = 0
@@ -144,13 +145,16 @@ class Agent:
     def _look_at_ring(self, now_s: float) -> int | None:
         """How many have come since it looked last, or were read; None: as _read_batch()."""
         pending = self._reader.pending
-        count: int | None = self._reader.submitted - self._submitted
-        self._submitted = self._reader.submitted
+        came = self._reader.submitted - self._submitted
+        self._submitted += came
+        count: int | None = came
         held_before = len(self._held)
         if pending and (now_s >= self._read_at or pending >= self._worth_it):
-            count = self._read_batch()
-            if count:
-                self._read_at = now_s + _READ_S
+            read = self._read_batch()
+            if read:
+                self._read_at = now_s + self._read_s
+            # Where there is little room few are read, though many come.
+            count = None if read is None else max(came, read)
         if self._holds >= self._worth_it or (self._held and now_s >= self._hand_on_at):
             self._hand_on()
             self._hand_on_at = now_s + self._rest_s
