@@ -11,6 +11,8 @@ service's; the agent's is told beside it.
 latency: how long nginx takes to answer under half of the load that it can bear, without an agent
 and with one that sends all spans, in turns. h2load (Debian: nghttp2-client) asks at the same rate
 each time, by its clock.
+
+Meanwhile no processor goes to sleep, unless --asleep says so.
 """
 
 from __future__ import annotations
@@ -32,7 +34,19 @@ from typing import NamedTuple
 import numpy as np
 from export import ask, receiver
 from instructions import nginx
-from measure import PORT, ROOT, Agent, Network, agent, network, processor_s, served, serving
+from measure import (
+    PORT,
+    ROOT,
+    Agent,
+    Network,
+    add_asleep,
+    agent,
+    awake,
+    network,
+    processor_s,
+    served,
+    serving,
+)
 
 _WARM_UP_S = 2.0
 # A batch waits no longer for its requests: otelbpf's, and the SDK's.
@@ -193,12 +207,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=10, help="of each load (default: 10)")
     parser.add_argument("--rounds", type=int, default=5, help="of each (default: 5)")
     parser.add_argument("--rate", type=int, default=1_000, help="of requests to the service")
+    add_asleep(parser)
     given = parser.parse_args()
     print(f"kernel {platform.release()}, {os.cpu_count()} processors")
-    if given.only != "latency":
-        services(given.rate, given.seconds, given.rounds)
-    if given.only != "service":
-        latency(given.seconds, given.rounds)
+    with awake(asleep=given.asleep):
+        if given.only != "latency":
+            services(given.rate, given.seconds, given.rounds)
+        if given.only != "service":
+            latency(given.seconds, given.rounds)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ asks a server at a steady rate, or as fast as wrk does, while an agent sends eve
 receiver that throws away what it gets. With --agent, another checkout's agent does that. With
 --memory it does so for that many seconds, and tells the agent's size meanwhile. With --new-series
 each path is asked for so many times and never again, and all requests are added up, too, in 4,096
-series.
+series. Meanwhile no processor goes to sleep, unless --asleep says so.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pathlib import Path
 import grpc
 import measure
 from cost import asyncio_server
-from measure import PORT, Network, agent, load, resident_mib, served
+from measure import PORT, Network, add_asleep, agent, awake, load, resident_mib, served
 from support.namespaces import Side
 
 _TICK_S = 0.01
@@ -272,17 +272,17 @@ def main() -> None:
     parser.add_argument("--new-paths", action="store_true", help="no path is asked for twice")
     parser.add_argument("--memory", type=float, metavar="SECONDS", help="its size, so long")
     parser.add_argument("--new-series", type=int, metavar="N", help="each has N requests")
+    add_asleep(parser)
     given = parser.parse_args()
     if given.agent is not None:
         measure.COMMAND = given.agent
-    if given.memory is not None:
-        print(f"kernel {platform.release()}; {measure.COMMAND}")
-        with served(asyncio_server) as net:
+    print(f"kernel {platform.release()}; {measure.COMMAND}")
+    with awake(asleep=given.asleep), served(asyncio_server) as net:
+        if given.memory is not None:
             for rate in given.rates or _MEMORY_RATES:
                 memory(net, rate, given.memory)
-        return
-    print(f"kernel {platform.release()}; {given.seconds:.0f} s a load; {measure.COMMAND}")
-    with served(asyncio_server) as net:
+            return
+        print(f"{given.seconds:.0f} s a load")
         if given.new_series is not None:
             print(new_series(net, given.new_series, round(given.seconds)))
             return

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -57,6 +58,8 @@ _PASS_EVERY_PACKET = bytes([0xB7, 0, 0, 0, 2, 0, 0, 0]) + libbpf.RETURN_0[8:]
 # Guests are slow.
 _READY_TIMEOUT_S = 300.0
 _STUCK_S = 1800.0
+# For as long as its parent lives.
+_SPIN = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass"
 
 #: The agent that is measured.
 COMMAND = ROOT / ".venv/bin/otelbpf"
@@ -136,6 +139,40 @@ class Agent:
         """Stops it in order; gives its sums."""
         self.process.stop(signal.SIGINT)
         return json.loads(self.sums.read_text())
+
+
+@contextlib.contextmanager
+def awake(*, asleep: bool) -> Iterator[None]:
+    """No processor goes to sleep: on each one spins what gives way to everybody at once.
+
+    One that sleeps has to be woken for each of the few things that a nearly idle agent does, and is
+    slow for a while then. A virtual one is given back to its host meanwhile: that is what would be
+    measured, and it differs from one hour to the next.
+
+    Args:
+        asleep: they may, as the option says.
+    """
+    spinning = []
+    try:
+        for processor in () if asleep else os.sched_getaffinity(0):
+            spinner = subprocess.Popen([sys.executable, "-c", _SPIN, str(os.getpid())])
+            spinning.append(spinner)
+            os.sched_setscheduler(spinner.pid, os.SCHED_IDLE, os.sched_param(0))
+            os.sched_setaffinity(spinner.pid, {processor})
+        yield
+    finally:
+        for spinner in spinning:
+            spinner.kill()
+            spinner.wait()
+
+
+def add_asleep(parser: argparse.ArgumentParser) -> None:
+    """The option by which processors are not kept awake."""
+    parser.add_argument(
+        "--asleep", action="store_true",
+        help="let idle processors go to sleep: what is measured then is above all how long it "
+        "takes to wake them, which on a virtual machine is its host's doing",
+    )  # fmt: skip
 
 
 def processor_s(pid: int) -> float:

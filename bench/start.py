@@ -4,7 +4,8 @@
     chrt --rr 1 .venv/bin/python bench/start.py
 
 starts an agent with the exporter `none` several times by each way to load the programs, and tells
-the best. With a real-time priority other work on the machine does not count.
+the best. With a real-time priority other work on the machine does not count. Meanwhile no processor
+goes to sleep, unless --asleep says so.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import platform
 
 from cost import asyncio_server
-from measure import PORT, Network, agent, served
+from measure import PORT, Network, add_asleep, agent, awake, served
 
 _METRICS = {"OTEL_METRICS_EXPORTER": "prometheus"}
 #: Options beside the port's, and variables.
@@ -39,9 +40,11 @@ def best(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=5, help="(default: 5)")
-    times = parser.parse_args().times
+    add_asleep(parser)
+    given = parser.parse_args()
+    times = given.times
     print(f"kernel {platform.release()}, {os.cpu_count()} processors; the best of {times}")
-    with served(asyncio_server) as net:
+    with awake(asleep=given.asleep), served(asyncio_server) as net:
         for name, (options, variables) in CONFIGURATIONS.items():
             told = ", ".join(
                 f"{loader} {best(net, times, loader, options, variables):.2f} s"

@@ -7,8 +7,15 @@
 struct sweep_order {
 	u64 waited_ktime_ns; /* who is silent since this has waited for what should follow at once */
 	u64 idle_ktime_ns;   /* who is since this, with no socket that is open, for too long */
-	u32 slot;
-	u32 stopped; /* the agent stops: nothing is waited for any more */
+	u32 slot;            /* the next one to look at */
+	u32 stopped;         /* the agent stops: nothing is waited for any more */
+};
+
+/* What came of a run of `sweep`, which is to be run until it is through. */
+enum sweep_result {
+	SWEEP_GOES_ON,
+	SWEEP_ENDED_ONE, /* and goes on */
+	SWEEP_THROUGH,
 };
 
 /* Where an argument of a USDT probe is. */

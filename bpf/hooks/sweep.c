@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * Run by the agent, not by a hook: looks at one request that has long been silent, and ends it where
- * nothing else will.
+ * Run by the agent, not by a hook: looks for the next request that has long been silent, and ends it
+ * where nothing else will.
  */
 
 #include "ledger/endings.h"
@@ -76,20 +76,11 @@ static __always_inline void sweep_unanswered(const struct sweep_order *order,
 	}
 }
 
-PROGRAM("tc") int sweep(struct __sk_buff *skb UNUSED)
+static __always_inline void sweep_one(const struct sweep_order *order, struct exchange *x)
 {
 	struct connection_key key = {};
-	struct sweep_order *order;
 	struct connection *conn;
-	struct exchange *x;
-	int zero = 0;
 
-	order = LOOKUP(sweep_orders, &zero);
-	if (!order)
-		return 0;
-	x = exchange_at(order->slot);
-	if (!x || x->state < EXCHANGE_IN_FLIGHT)
-		return 0;
 	copy_address(key.peer_address, x->record.peer_address);
 	copy_address(key.local_address, x->record.local_address);
 	key.peer_port = x->record.peer_port;
@@ -99,7 +90,7 @@ PROGRAM("tc") int sweep(struct __sk_buff *skb UNUSED)
 	if (x->record.flags & REQUEST_ANSWERED) {
 		if (!order->stopped && (x->activity_ktime_ns > order->waited_ktime_ns ||
 					(conn && waits_for_reader(conn, x))))
-			return 0;
+			return;
 		if (conn)
 			x->record.flags |= conn->ending;
 		submit(x, IRREGULAR);
@@ -108,5 +99,58 @@ PROGRAM("tc") int sweep(struct __sk_buff *skb UNUSED)
 	} else if (order->stopped || x->activity_ktime_ns <= order->waited_ktime_ns) {
 		abandon(x, COUNT_LOST_EVICTED);
 	}
+}
+
+/* Where the sweep is. */
+struct sweep_place {
+	u64 slot;
+	u64 silent_since_ktime_ns;
+};
+
+static __always_inline bool is_silent(const struct exchange *x, const struct sweep_place *place)
+{
+	return x->state >= EXCHANGE_IN_FLIGHT &&
+	       x->activity_ktime_ns <= place->silent_since_ktime_ns;
+}
+
+/* Is this the end of the table, or a request that is silent? */
+STEP sweep_past(u64 turn UNUSED, struct sweep_place *place)
+{
+	const struct exchange *x = exchange_at(place->slot);
+
+	if (!x || is_silent(x, place))
+		return 1;
+	place->slot++;
 	return 0;
+}
+
+/* So many slots are looked at in one run: meanwhile no packet is taken on this processor. */
+#define SWEEP_TURNS 1024
+
+PROGRAM("tc") int sweep(struct __sk_buff *skb UNUSED)
+{
+	struct sweep_place place = {};
+	struct sweep_order *order;
+	struct exchange *x;
+	int zero = 0;
+	u64 state;
+
+	order = LOOKUP(sweep_orders, &zero);
+	if (!order)
+		return SWEEP_THROUGH;
+	place.slot = order->slot;
+	place.silent_since_ktime_ns = order->waited_ktime_ns;
+	if (order->idle_ktime_ns > place.silent_since_ktime_ns)
+		place.silent_since_ktime_ns = order->idle_ktime_ns;
+	REPEAT(SWEEP_TURNS, sweep_past, &place);
+	order->slot = place.slot;
+	x = exchange_at(order->slot);
+	if (!x)
+		return SWEEP_THROUGH;
+	state = x->state;
+	if (!is_silent(x, &place))
+		return SWEEP_GOES_ON;
+	order->slot++;
+	sweep_one(order, x);
+	return x->state == state ? SWEEP_GOES_ON : SWEEP_ENDED_ONE;
 }

@@ -20,16 +20,16 @@ static __always_inline struct exchange *claim(u32 slot)
 #define CLAIM_TRIES 16 /* beyond the first one */
 
 /*
- * The next one, as the agent frees them in turn; else from anywhere in the table, so that
- * long-lived requests do not form a wall.
+ * The next one, as the agent frees them in turn; else from anywhere in the table, each time anew:
+ * neither long-lived requests nor those that wait to be read, one after the other, form a wall.
  */
 static __always_inline struct exchange *claim_any(struct scratch *s, u32 *slot)
 {
-	u32 next = s->next_slot;
 	struct exchange *x;
+	u32 next;
 	u64 i;
 
-	*slot = next;
+	*slot = s->next_slot;
 	BOUNDED_LOOP
 	for (i = 0; i <= CLAIM_TRIES; i++) {
 		x = claim(*slot);
@@ -38,8 +38,7 @@ static __always_inline struct exchange *claim_any(struct scratch *s, u32 *slot)
 			s->next_slot = next < MAX_EXCHANGES ? next : 0;
 			return x;
 		}
-		next = i ? next + 1 : bpf_get_prandom_u32();
-		*slot = next % MAX_EXCHANGES;
+		*slot = bpf_get_prandom_u32() % MAX_EXCHANGES;
 	}
 	return NULL;
 }

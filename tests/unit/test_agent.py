@@ -14,6 +14,7 @@ from samples import record
 from otelbpf.agent import agent as agent_module
 from otelbpf.agent.agent import Agent
 from otelbpf.agent.config import Config
+from otelbpf.export.sender import QueueLimits
 from otelbpf.kernel.limits import Limits
 from otelbpf.ledger.tally import Coverage, Gap
 
@@ -23,7 +24,7 @@ class Reader:
 
     def __init__(self, _programs: object) -> None:
         self.waiting: list[np.ndarray] = []
-        self.shown = self.submitted = 0
+        self.submitted = 0
 
     @property
     def pending(self) -> int:
@@ -33,14 +34,8 @@ class Reader:
         self.waiting += [record(pid=pid)] * count
         self.submitted += count
 
-    def peek(self) -> np.ndarray:
-        new = self.waiting[self.shown :]
-        self.shown = len(self.waiting)
-        return np.concatenate([record()[:0], *new])
-
     def read(self, limit: int) -> np.ndarray:
         taken, self.waiting = self.waiting[:limit], self.waiting[limit:]
-        self.shown = max(0, self.shown - len(taken))
         return np.concatenate([record()[:0], *taken])
 
 
@@ -48,7 +43,8 @@ class Pipeline:
     def __init__(self) -> None:
         self.met: list[int] = []
         self.taken: list[int] = []
-        self.sender = SimpleNamespace(room=lambda: 10_000)
+        self.sender = SimpleNamespace(room=lambda: 10_000, stop=lambda: None)
+        self.tally = SimpleNamespace(lose=lambda *_: None)
 
     def meet(self, records: np.ndarray) -> None:
         self.met += records["pid"].tolist()
@@ -69,12 +65,16 @@ class Rest:
         return lambda *_: None
 
 
-@pytest.fixture
-def agent(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Agent:
+def made_of(monkeypatch: pytest.MonkeyPatch, config: Config) -> Agent:
     for name, stand_in in {"RingReader": Reader, "Sweeper": Rest, "ThreadContexts": Rest}.items():
         monkeypatch.setattr(agent_module, name, stand_in)
-    config = Config((), (8080,), limits=getattr(request, "param", Limits()))
-    made = Agent(Rest(), Pipeline(), None, None, config)  # type: ignore[arg-type]
+    return Agent(Rest(), Pipeline(), None, None, config)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def agent(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Agent:
+    limits = getattr(request, "param", Limits())
+    made = made_of(monkeypatch, Config((), (8080,), limits=limits))
     reader(made).come(1, pid=1)
     assert made._look_at_ring(100.0) == 1
     return made
@@ -97,17 +97,36 @@ def test_a_few_are_met_soon_and_taken_later(agent: Agent) -> None:
     """Their processes may be gone by then."""
     reader(agent).come(2, pid=2)
     assert agent._look_at_ring(100.25) == 2
-    assert agent._look_at_ring(100.5) == 0
+    assert pipeline(agent).met == []
+    assert agent._look_at_ring(100.5) == 2
     assert pipeline(agent).met == [2, 2]
     reader(agent).come(1, pid=3)
-    assert agent._look_at_ring(100.7) == 1
-    assert pipeline(agent).met == [2, 2]
-    assert agent._look_at_ring(100.75) == 0
+    assert agent._look_at_ring(100.75) == 1
+    assert agent._look_at_ring(101.0) == 1
     assert pipeline(agent).met == [2, 2, 3]
     assert agent._look_at_ring(101.75) == 0
     assert pipeline(agent).taken == [1]
-    assert agent._look_at_ring(102.0) == 3
+    assert agent._look_at_ring(102.0) == 0
     assert pipeline(agent).taken == [1, 3]
+    assert pipeline(agent).met == [2, 2, 3]
+
+
+def test_what_was_read_a_few_at_a_time_is_taken_once_it_is_many(agent: Agent) -> None:
+    for count in range(5):
+        reader(agent).come(250, pid=2)
+        agent._look_at_ring(100.5 + count * 0.25)
+    assert pipeline(agent).taken == [1, 1_250]
+
+
+def test_what_was_read_needs_its_room(agent: Agent) -> None:
+    pipeline(agent).sender.room = lambda: 700
+    for at_s in (100.5, 101.0):
+        reader(agent).come(500, pid=2)
+        agent._look_at_ring(at_s)
+    assert reader(agent).pending == 300
+    assert agent._look_at_ring(101.5) is None
+    agent._look_at_ring(102.0)
+    assert pipeline(agent).taken == [1, 700]
 
 
 @pytest.mark.parametrize(
@@ -125,9 +144,10 @@ def test_many_are_taken_at_once(agent: Agent, many: int) -> None:
 
 def test_none_are_left_at_the_end(agent: Agent) -> None:
     reader(agent).come(2, pid=2)
-    agent._look_at_ring(100.25)
-    agent._read_all(room_by=0.0)
-    assert pipeline(agent).taken == [1, 2]
+    agent._look_at_ring(100.5)
+    reader(agent).come(3, pid=2)
+    agent.drain()
+    assert pipeline(agent).taken == [1, 2, 3]
     assert reader(agent).pending == 0
 
 
@@ -195,11 +215,10 @@ def gaps(times_s: list[float], begin_s: float, end_s: float) -> set[float]:
     return {round(after - before, 6) for before, after in itertools.pairwise(within)}
 
 
-def test_without_requests_it_looks_around_more_rarely(agent: Agent, clock: Clock) -> None:
+def test_without_requests_it_keeps_house_more_rarely(agent: Agent, clock: Clock) -> None:
     course = Course(agent, clock, 40.0)
     course.run()
-    assert gaps(course.looked_s, 0.5, 10.0) == {0.5}
-    assert gaps(course.looked_s, 11.5, 40.0) == {1.0}
+    assert gaps(course.looked_s, 0.5, 40.0) == {1.0}
     assert gaps(course.kept_house_s, 0.0, 10.0) == {1.0}
     assert gaps(course.kept_house_s, 11.5, 40.0) == {5.0}
 
@@ -210,7 +229,7 @@ def test_the_first_request_makes_it_look_around(agent: Agent, clock: Clock) -> N
     course.run()
     for times_s in (course.looked_s, course.kept_house_s):
         assert any(20.3 <= at_s < 20.8 for at_s in times_s)
-    assert gaps(course.looked_s, 20.3, 25.0) == {0.5}
+    assert gaps(course.looked_s, 20.3, 25.0) == {1.0}
     assert gaps(course.kept_house_s, 20.3, 25.0) == {1.0}
     assert pipeline(agent).taken == [1, 1]
 
@@ -220,3 +239,45 @@ def test_while_something_is_not_measured_it_looks_each_turn(agent: Agent, clock:
     course.gap = Gap.GONE
     course.run()
     assert gaps(course.looked_s, 0.05, 20.0) == {0.25}
+
+
+def test_a_full_queue_is_looked_at_now_and_then(agent: Agent, clock: Clock) -> None:
+    """A slow collector must not keep a processor busy."""
+    looks: list[float] = []
+    pipeline(agent).sender.room = lambda: looks.append(clock.now_s) or 0
+    reader(agent).come(5_000, pid=2)
+    Course(agent, clock, 10.0).run()
+    assert len(looks) > 1
+    assert min(later - sooner for sooner, later in itertools.pairwise(looks)) >= 0.0099
+    assert pipeline(agent).taken == [1]
+    assert reader(agent).pending == 5_000
+
+
+@pytest.mark.parametrize("agent", [Limits(ring=1_000)], indirect=True)
+def test_three_quarters_of_the_ring_wait_for_room(agent: Agent) -> None:
+    """What is beyond is taken all the same, to be added up."""
+    pipeline(agent).sender.room = lambda: 0
+    reader(agent).come(750, pid=2)
+    assert agent._look_at_ring(101.0) is None
+    reader(agent).come(20, pid=2)
+    assert agent._look_at_ring(101.5) == 20
+    agent._look_at_ring(103.0)
+    assert pipeline(agent).taken == [1, 20]
+    assert reader(agent).pending == 750
+
+
+@pytest.mark.parametrize("agent", [Limits(ring=1_000)], indirect=True)
+def test_as_many_as_came_say_when_it_looks_again(agent: Agent) -> None:
+    """Not as few as there was room for: the ring would be full meanwhile."""
+    pipeline(agent).sender.room = lambda: 5
+    reader(agent).come(500, pid=2)
+    assert agent._look_at_ring(101.0) == 500
+    assert reader(agent).pending == 495
+
+
+def test_who_wants_no_delay_has_less_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = made_of(monkeypatch, Config((), (8080,), queue=QueueLimits(delay_s=0.1)))
+    for at_s in (100.0, 100.1, 100.2):
+        reader(made).come(1, pid=1)
+        made._look_at_ring(at_s)
+    assert pipeline(made).taken == [1, 1, 1]

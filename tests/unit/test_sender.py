@@ -33,6 +33,7 @@ from otelbpf.traces.spans import readable_spans
 
 DEADLINE_S = 10.0
 NEVER_S = 1_000.0
+WHILE_S = 0.5
 FAILURE, SUCCESS = SpanExportResult.FAILURE, SpanExportResult.SUCCESS
 # A request with these is two spans: its own, and that of one stage.
 STAMPS = {Stamp.NIC: 0, Stamp.TC_OUT: 5_000}
@@ -581,6 +582,27 @@ def test_what_comes_of_an_export_after_it_was_given_up_counts_no_more(
     release.set()
     line.sender._thread.join(DEADLINE_S)
     assert (line.sums(seen=23).exported, line.sums(seen=23).in_flight) == (0, 0)
+
+
+def test_a_slow_collector_costs_no_processor_time() -> None:
+    """While it has not answered, the thread that waits for it does nothing at all."""
+    release = threading.Event()
+    collector = Collector(lambda _: SUCCESS if release.wait(DEADLINE_S) else FAILURE)
+    line = Line(collector, QueueLimits(requests=20, batch_spans=10))
+    line.sender.put(some(20))
+    line.sender.start()
+    line.wait_for_offered(collector, 1)
+    ident = line.sender._thread.ident
+    assert ident is not None
+    clock = time.pthread_getcpuclockid(ident)
+    before_s = time.clock_gettime(clock)
+    line.sender.put(some(100))
+    # A thread that waits takes none, however busy the machine is.
+    time.sleep(WHILE_S)
+    assert time.clock_gettime(clock) - before_s < WHILE_S / 50
+    release.set()
+    line.sender.stop()
+    assert line.sums().exported == 25
 
 
 def test_nowhere_to_send_to() -> None:

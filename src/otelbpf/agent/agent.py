@@ -29,23 +29,22 @@ from otelbpf.userspace.thread_contexts import ThreadContexts
 # after so long that 100,000 requests a second do not fill the ring.
 _SOONEST_S, _LATEST_S = 0.05, 0.25
 _WORTH_IT = 1_024
-# As long as fewer are in the ring they are left there for a while, and only their processes are
-# looked at, which may be gone soon.
+# As long as fewer are in the ring they are left there for a while; not for longer, as their
+# processes may be gone soon. What was read waits until so many have come together, or for so long.
+_READ_S = 0.5
 _REST_S = 2.0
-_MEET_S = 0.5
-# Until a full queue has room again. So many wait for that in the ring: no more, as what cannot be
-# sent is to be added up all the same.
+# Until a full queue has room again. Such a part of the ring may wait for that: no more, as what
+# cannot be sent is to be added up all the same, and until it is there must be room for what comes.
 _ROOM_S = 0.01
-_MAY_WAIT = 16_384
+_MAY_WAIT = 3 / 4
 # A part of the sender's queue: as much at once as fits into it would find it not quite empty.
 _BATCH = 4_096
 _HOUSEKEEPING_S = 1.0
 # How often it looks around for what is not measured: while something is not, each turn.
-_LOOK_AROUND_S = 0.5
-# Without a request for so long it is quiet: it looks around more rarely, and keeps house only as
-# often as it must sweep, until the next request comes.
+_LOOK_AROUND_S = 1.0
+# Without a request for so long it is quiet: it keeps house only as often as it must sweep, until
+# the next request comes.
 _QUIET_AFTER_S = 10.0
-_QUIET_LOOK_AROUND_S = 1.0
 _LAST_RECORD_S = 1.0
 # At the stop, until what has no room is counted as lost.
 _LAST_ROOM_S = 1.0
@@ -81,10 +80,13 @@ class Agent:
         self._sweeper = Sweeper(programs, int(config.idle_timeout_s * 1e9))
         self._thread_contexts = ThreadContexts(programs)
         self._rest_s = min(_REST_S, config.queue.delay_s)
+        self._read_s = min(_READ_S, self._rest_s)
         self._worth_it = min(_WORTH_IT, config.limits.ring // 4)
-        self._read_at = self._meet_at = 0.0
+        self._read_at = self._hand_on_at = 0.0
         self._submitted = 0
-        self._may_wait = min(_MAY_WAIT, config.limits.ring // 2)
+        # Read, and not handed on yet.
+        self._held: list[np.ndarray] = []
+        self._may_wait = int(_MAY_WAIT * config.limits.ring)
         self._missed: dict[str, int] = {}
         self._coverage: dict[str, Coverage] = {}
 
@@ -113,7 +115,7 @@ class Agent:
                 self._coverage = lookout.look(now, is_quiet=is_quiet)
                 health.turns(self._coverage, now)
                 if all(each.gap is None for each in self._coverage.values()):
-                    look_around_at = now + (_QUIET_LOOK_AROUND_S if is_quiet else _LOOK_AROUND_S)
+                    look_around_at = now + _LOOK_AROUND_S
             if now >= housekeeping_at:
                 self._keep_house(missed)
                 seldom_s = self._sweeper.period_s if is_quiet else 0
@@ -143,28 +145,38 @@ class Agent:
     def _look_at_ring(self, now_s: float) -> int | None:
         """How many have come since it looked last, or were read; None: as _read_batch()."""
         pending = self._reader.pending
-        if not pending:
-            return 0
         came = self._reader.submitted - self._submitted
         self._submitted += came
-        if now_s < self._read_at and pending < self._worth_it:
-            if now_s >= self._meet_at:
-                self._meet_at = now_s + _MEET_S
-                self._meet(self._reader.peek())
-            return came
-        count = self._read_batch()
-        if count:
-            self._read_at = now_s + self._rest_s
+        count: int | None = came
+        held_before = len(self._held)
+        if pending and (now_s >= self._read_at or pending >= self._worth_it):
+            read = self._read_batch()
+            if read:
+                self._read_at = now_s + self._read_s
+            # Where there is little room few are read, though many come.
+            count = None if read is None else max(came, read)
+        if self._holds >= self._worth_it or (self._held and now_s >= self._hand_on_at):
+            self._hand_on()
+            self._hand_on_at = now_s + self._rest_s
+        for records in self._held[held_before:]:
+            self.pipeline.meet(records)
         return count
 
-    def _meet(self, records: np.ndarray) -> None:
-        if len(records):
-            self._saw(records)
-            self.pipeline.meet(records)
+    @property
+    def _holds(self) -> int:
+        return sum(map(len, self._held))
+
+    def _hand_on(self) -> None:
+        if self._held:
+            # To join what is one already would copy it.
+            held = self._held[0] if len(self._held) == 1 else np.concatenate(self._held)
+            self._held.clear()
+            self.pipeline.take(held)
 
     def drain(self) -> None:
         """After the programs were detached: drains what they left, and sends it."""
         room_by = time.monotonic() + _LAST_ROOM_S
+        self._hand_on()
         self._read_all(room_by)
         self._sweeper.finish(time.monotonic_ns())
         self._read_all(room_by)
@@ -180,6 +192,7 @@ class Agent:
         give_up_at = time.monotonic() + _LAST_RECORD_S
         while self._reader.pending and time.monotonic() < give_up_at:
             count = self._read_batch(may_wait=time.monotonic() < room_by)
+            self._hand_on()
             if count is None:
                 time.sleep(_ROOM_S)
             if count != 0:
@@ -193,17 +206,14 @@ class Agent:
         limit = _BATCH
         room = self.pipeline.sender.room() if may_wait else None
         if room is not None:
-            limit = min(_BATCH, max(room, self._reader.pending - self._may_wait))
+            limit = min(_BATCH, max(room - self._holds, self._reader.pending - self._may_wait))
         if limit <= 0:
             return None
         records = self._reader.read(limit)
         if len(records):
-            self._saw(records)
-            self.pipeline.take(records)
+            self._thread_contexts.saw(set(records["pid"].tolist()), time.monotonic())
+            self._held.append(records)
         return len(records)
-
-    def _saw(self, records: np.ndarray) -> None:
-        self._thread_contexts.saw(set(records["pid"].tolist()), time.monotonic())
 
     def sums(self) -> Sums:
         """The sums so far."""

@@ -511,8 +511,8 @@ def enable_run_counts() -> int:
     return checked(library().bpf_enable_stats(run_time))
 
 
-def run_once(program_fd: int, *, data: bytes = b"", context: bytes = b"") -> None:
-    """Runs a program once, in this process, on made-up input.
+def run_once(program_fd: int, *, data: bytes = b"", context: bytes = b"") -> int:
+    """Runs a program once, in this process, on made-up input; gives what it returned.
 
     Raises:
         OSError: the kernel's refusal.
@@ -525,3 +525,5 @@ def run_once(program_fd: int, *, data: bytes = b"", context: bytes = b"") -> Non
         opts.ctx_in = ctypes.cast(ctypes.c_char_p(context), ctypes.c_void_p)
         opts.ctx_size_in = len(context)
     checked(library().bpf_prog_test_run_opts(program_fd, ctypes.byref(opts)))
+    returned: int = opts.retval
+    return returned

@@ -24,10 +24,19 @@ from otelbpf.kernel.loads import ROSTER, Built, Load, load_of
 from otelbpf.kernel.mapped import MappedArray
 from otelbpf.kernel.maps import Maps
 from otelbpf.kernel.objects import Object
-from otelbpf.kernel.records import RING_ENDS, SETTINGS, SWEEP_ORDER, UPSTREAM, Counter
+from otelbpf.kernel.records import (
+    RING_ENDS,
+    SETTINGS,
+    SWEEP_ORDER,
+    UPSTREAM,
+    Counter,
+    SweepResult,
+)
 from otelbpf.kernel.settings import Part, Settings
 
 _HASH_FACTORS = SETTINGS["hash_factors"].shape[0]
+# What a program of traffic control can be run on.
+_NO_PACKET = bytes(64)
 # That no program but otelbpf's has.
 _OUR_MAP = "connection_tags"
 # Each request that was seen ends in one of these, or is submitted.
@@ -215,20 +224,21 @@ class Programs:
         ended = int(counts[:, _ENDED].sum()) + int(self._ring_ends.values["submitted"][0])
         return int(counts[:, Counter.SEEN].sum()) - ended
 
-    def sweep(
-        self, slot: int, waited_ktime_ns: int, idle_ktime_ns: int, *, stopped: bool = False
-    ) -> None:
-        """Ends the request in `slot` where nothing else will.
+    def sweep(self, waited_ktime_ns: int, idle_ktime_ns: int, *, stopped: bool = False) -> int:
+        """Ends requests in flight where nothing else will; tells how many.
 
         Args:
-            waited_ktime_ns: if it was silent since, it has waited for what should follow at once.
-            idle_ktime_ns: if it was silent since, and its socket is not known to be open, it was
-                so for too long.
-            stopped: the agent stops: whatever it waits for.
+            waited_ktime_ns: who was silent since has waited for what should follow at once.
+            idle_ktime_ns: who was silent since, and whose socket is not known to be open, was so
+                for too long.
+            stopped: the agent stops: whatever they wait for.
         """
-        order = np.array((waited_ktime_ns, idle_ktime_ns, slot, stopped), SWEEP_ORDER)
+        order = np.array((waited_ktime_ns, idle_ktime_ns, 0, stopped), SWEEP_ORDER)
         self._maps.put("sweep_orders", 0, order.tobytes())
-        libbpf.run_once(self.fd("sweep"), data=bytes(64))
+        fd, ended = self.fd("sweep"), 0
+        while (result := libbpf.run_once(fd, data=_NO_PACKET)) != SweepResult.THROUGH:
+            ended += result == SweepResult.ENDED_ONE
+        return ended
 
     def wait_for_running(self) -> None:
         """Returns once all programs that run now have ended.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An array of the kernel's, or a part of it, in this process's memory."""
+"""An array of the kernel's in this process's memory."""
 
 from __future__ import annotations
 
@@ -19,25 +19,18 @@ class MappedArray:
         map_fd: of a map that was made with BPF_F_MMAPABLE.
         dtype: of its values; a multiple of 8 bytes, as the kernel rounds it up to.
         count: of its values.
-        first: of these; a page begins with it.
         writable: may this process write to it?
     Attributes:
         values: (count,) dtype. The kernel's programs write to it at any time.
     """
 
     def __init__(
-        self,
-        map_fd: int,
-        dtype: npt.DTypeLike,
-        count: int,
-        *,
-        first: int = 0,
-        writable: bool = False,
+        self, map_fd: int, dtype: npt.DTypeLike, count: int, *, writable: bool = False
     ) -> None:
         size = np.dtype(dtype).itemsize
         assert size % _VALUE_ALIGNMENT == 0, f"{dtype} is no multiple of {_VALUE_ALIGNMENT} bytes"
         access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        self._map = mmap.mmap(map_fd, count * size, prot=access, offset=first * size)
+        self._map = mmap.mmap(map_fd, count * size, prot=access)
         self.values = np.frombuffer(self._map, dtype, count)
 
     def close(self) -> None:

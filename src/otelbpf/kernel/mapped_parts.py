@@ -12,13 +12,14 @@ import functools
 import mmap
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 #: To map one and unmap it takes 32 us; smaller ones take more for each byte.
 PART_BYTES = 1 << 20
+_PART_BITS = PART_BYTES.bit_length() - 1
 # Addresses that are reserved: what touches them ends the process.
 _NOTHING = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 # asm-generic/mman-common.h
@@ -55,7 +56,9 @@ class PartlyMappedArray:
         self._access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         #: The parts that are mapped, those first that were not asked for for longest.
         self._mapped: dict[int, None] = {}
-        self._most = -(-self._bytes // PART_BYTES) if most is None else most
+        parts = -(-self._bytes // PART_BYTES)
+        self._most = parts if most is None else most
+        self._is_wanted = np.zeros(parts, bool)
         self._lock = threading.Lock()
         self._address = _map(None, self._bytes, _NO_ACCESS, _NOTHING)
         octets = (ctypes.c_char * self._bytes).from_address(self._address)
@@ -65,22 +68,28 @@ class PartlyMappedArray:
         """Maps what has these rows, and lets go of what was not asked for for longest."""
         begins = rows.astype(np.int64) * self._row_bytes
         ends = begins + (self._row_bytes - 1)
-        self._reach(set((np.concatenate((begins, ends)) // PART_BYTES).tolist()))
+        with self._lock:
+            # Quicker than a set of them, where there are many rows.
+            self._is_wanted[begins >> _PART_BITS] = True
+            self._is_wanted[ends >> _PART_BITS] = True
+            wanted = np.flatnonzero(self._is_wanted)
+            self._is_wanted[wanted] = False
+            self._reach(wanted.tolist())
 
     def reach_range(self, begin: int, end: int) -> None:
         """The same with the rows from `begin` to `end`."""
         last = -(-min(end * self._row_bytes, self._bytes) // PART_BYTES)
-        self._reach(set(range(begin * self._row_bytes // PART_BYTES, last)))
-
-    def _reach(self, wanted: set[int]) -> None:
         with self._lock:
-            for part in wanted:
-                if part not in self._mapped:
-                    self._map(part)
-                self._mapped.pop(part, None)
-                self._mapped[part] = None
-            excess = list(self._mapped)[: max(0, len(self._mapped) - self._most)]
-            self._unmap([part for part in excess if part not in wanted])
+            self._reach(range(begin * self._row_bytes // PART_BYTES, last))
+
+    def _reach(self, wanted: Sequence[int]) -> None:
+        for part in wanted:
+            if part not in self._mapped:
+                self._map(part)
+            self._mapped.pop(part, None)
+            self._mapped[part] = None
+        excess = list(self._mapped)[: max(0, len(self._mapped) - self._most)]
+        self._unmap([part for part in excess if part not in wanted])
 
     def _map(self, part: int) -> None:
         at, length = self._place_of(part)

@@ -1212,3 +1212,11 @@ class SamplerKeeps(IntEnum):
     NONE = 0
     SOME = 1
     ALL = 2
+
+
+class SweepResult(IntEnum):
+    """enum sweep_result."""
+
+    GOES_ON = 0
+    ENDED_ONE = 1
+    THROUGH = 2

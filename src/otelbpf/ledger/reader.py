@@ -21,11 +21,8 @@ from otelbpf.kernel.records import EXCHANGE, PROCESS, REQUEST_RECORD, RING_ENDS,
 _UNKNOWN = np.zeros((), PROCESS)
 _NONE = np.empty(0, REQUEST_RECORD)
 _NOWHERE = np.empty(0, np.uint64)
-#: A record as far as it tells whose it is; its texts come after that.
-RECORD_HEAD = np.dtype(REQUEST_RECORD.descr[: (REQUEST_RECORD.names or ()).index("join")])
 # MiB of the table that stay mapped: each processor goes through its own part of it.
 _PARTS = 4 + (os.cpu_count() or 1)
-_NO_HEADS = np.empty(0, RECORD_HEAD)
 # Of what lies beyond its length, a text has whatever was there before.
 _TEXTS = {"join": ("traceparent",), "http1": ("request_line", "host", "user_agent")}
 
@@ -74,14 +71,12 @@ class RingReader:
         ]
         exchanges = self._table.values
         self._ring, ends = (mapped.values for mapped in self._mapped)
-        self._records, self._heads = (
-            _octets(exchanges["record"], dtype) for dtype in (REQUEST_RECORD, RECORD_HEAD)
-        )
+        # Copied at once: of a structure each field would be.
+        octets = exchanges["record"][:, np.newaxis].view(np.uint8)
+        self._records = octets.view(f"V{REQUEST_RECORD.itemsize}")[:, 0]
         self._states = exchanges["state"]
         self._submitted, self._read = ends["submitted"], ends["read"]
         self._fence = threading.Lock()
-        # How many have been shown, or read, so far.
-        self._shown = int(self._read[0])
 
     def read(self, limit: int = 16_384) -> np.ndarray:
         """Takes up to `limit` finished requests. Never waits.
@@ -93,25 +88,14 @@ class RingReader:
         places, slots = self._told(begin, limit)
         if not slots.size:
             return _NONE
-        records = _with_processes(self._records[slots].view(REQUEST_RECORD))
+        records: np.ndarray = self._records[slots].view(REQUEST_RECORD)
+        # Of a process that is not known there is what was there before.
+        records["process"][records["pid"] == 0] = _UNKNOWN
         _cut_texts(records)
         self._ring[places] = 0
         self._states[slots] = ExchangeState.FREE
         self._read[0] = begin + len(slots)
-        self._shown = max(self._shown, begin + len(slots))
         return records
-
-    def peek(self) -> np.ndarray:
-        """Shows finished requests that have been neither shown nor read yet, and leaves them there.
-
-        Returns:
-            (n,) RECORD_HEAD, a copy.
-        """
-        _, slots = self._told(self._shown, len(self._ring))
-        if not slots.size:
-            return _NO_HEADS
-        self._shown += len(slots)
-        return _with_processes(self._heads[slots].view(RECORD_HEAD))
 
     def _told(self, begin: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
         """Places in the ring from the `begin`th request on, and which slots these tell.
@@ -145,22 +129,10 @@ class RingReader:
 
     def close(self) -> None:
         """Unmaps what was mapped."""
-        del self._records, self._heads, self._states, self._ring, self._submitted, self._read
+        del self._records, self._states, self._ring, self._submitted, self._read
         self._table.close()
         for mapped in self._mapped:
             mapped.close()
-
-
-def _octets(records: np.ndarray, dtype: np.dtype[np.void]) -> np.ndarray:
-    """(n,) void: what each begins with, copied at once: of a structure each field would be."""
-    begins = records[:, np.newaxis].view(np.uint8)[:, : dtype.itemsize]
-    return begins.view(f"V{dtype.itemsize}")[:, 0]
-
-
-def _with_processes(records: np.ndarray) -> np.ndarray:
-    # Of a process that is not known there is what was there before.
-    records["process"][records["pid"] == 0] = _UNKNOWN
-    return records
 
 
 def _cut_texts(records: np.ndarray) -> None:
