@@ -277,6 +277,8 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 		v->kind = LINE_FIRST;
 	}
 	v->loaded = loaded;
+	/* Behind the window no line goes on, nor ends. */
+	s->window[v->total & WINDOW_MASK] = 0;
 	v->line = 0;
 	v->end = 0;
 	__builtin_memset(s->found_length, 0, sizeof(s->found_length));

@@ -46,6 +46,36 @@ static __always_inline long note_framing(struct scratch *s, u64 found, u64 line,
 	return 0;
 }
 
+/* The first letters of a header's name, by which most that are of no interest are told. */
+#define NAME_CONTENT FOUR('c', 'o', 'n', 't')
+#define NAME_TRANSFER FOUR('t', 'r', 'a', 'n')
+#define NAME_HOST FOUR('h', 'o', 's', 't')
+#define NAME_USER_AGENT FOUR('u', 's', 'e', 'r')
+#define NAME_TRACEPARENT FOUR('t', 'r', 'a', 'c')
+
+/* Notes where the value of a request's header lies, if it is one of those that the request is known by. */
+SELDOM note_request_header(struct scratch *s, u64 line, u64 end)
+{
+	switch (four_at(s, line) | FOUR_LOWER) {
+	case NAME_HOST:
+		if (byte_at(s, line + 4) == ':')
+			note(s, FOUND_HOST, line + 5, end - line - 5);
+		break;
+	case NAME_USER_AGENT:
+		if (is_word(word_at(s, line), WORD('u', 's', 'e', 'r', '-', 'a', 'g', 'e')) &&
+		    is_word(four_at(s, line + 8) & FIRST_BYTES(3),
+			    WORD('n', 't', ':', 0, 0, 0, 0, 0)))
+			note(s, FOUND_USER_AGENT, line + 11, end - line - 11);
+		break;
+	case NAME_TRACEPARENT:
+		if (is_word(word_at(s, line), WORD('t', 'r', 'a', 'c', 'e', 'p', 'a', 'r')) &&
+		    is_word(four_at(s, line + 8), WORD('e', 'n', 't', ':', 0, 0, 0, 0)))
+			note(s, FOUND_TRACEPARENT, line + 12, end - line - 12);
+		break;
+	}
+	return 0;
+}
+
 /*
  * Notes where the value of a header lies, if it is of interest; `is_whole`: the line is not cut. 1
  * where this run is to end with the line above.
@@ -56,9 +86,8 @@ static __always_inline long note_header(struct scratch *s, u64 line, u64 end, bo
 	u64 found, at;
 	u8 after;
 
-	/* By its first letters most that are of no interest are told. */
 	switch (four_at(s, line) | FOUR_LOWER) {
-	case FOUR('c', 'o', 'n', 't'):
+	case NAME_CONTENT:
 		after = byte_at(s, line + 14);
 		if (!is_word(word_at(s, line), WORD('c', 'o', 'n', 't', 'e', 'n', 't', '-')) ||
 		    !is_word(word_at(s, line + 8) & FIRST_BYTES(6),
@@ -68,7 +97,7 @@ static __always_inline long note_header(struct scratch *s, u64 line, u64 end, bo
 		found = FOUND_CONTENT_LENGTH;
 		at = line + 15;
 		break;
-	case FOUR('t', 'r', 'a', 'n'):
+	case NAME_TRANSFER:
 		after = byte_at(s, line + 17);
 		if (!is_word(word_at(s, line), WORD('t', 'r', 'a', 'n', 's', 'f', 'e', 'r')) ||
 		    !is_word(word_at(s, line + 8), WORD('-', 'e', 'n', 'c', 'o', 'd', 'i', 'n')) ||
@@ -77,26 +106,11 @@ static __always_inline long note_header(struct scratch *s, u64 line, u64 end, bo
 		found = FOUND_TRANSFER_ENCODING;
 		at = line + 18;
 		break;
-	/* The others are a request's. */
-	case FOUR('h', 'o', 's', 't'):
-		if (!CARRIES_REQUESTS(flow) || byte_at(s, line + 4) != ':')
-			return 0;
-		note(s, FOUND_HOST, line + 5, end - line - 5);
-		return 0;
-	case FOUR('u', 's', 'e', 'r'):
-		if (!CARRIES_REQUESTS(flow) ||
-		    !is_word(word_at(s, line), WORD('u', 's', 'e', 'r', '-', 'a', 'g', 'e')) ||
-		    !is_word(four_at(s, line + 8) & FIRST_BYTES(3),
-			     WORD('n', 't', ':', 0, 0, 0, 0, 0)))
-			return 0;
-		note(s, FOUND_USER_AGENT, line + 11, end - line - 11);
-		return 0;
-	case FOUR('t', 'r', 'a', 'c'):
-		if (!CARRIES_REQUESTS(flow) ||
-		    !is_word(word_at(s, line), WORD('t', 'r', 'a', 'c', 'e', 'p', 'a', 'r')) ||
-		    !is_word(four_at(s, line + 8), WORD('e', 'n', 't', ':', 0, 0, 0, 0)))
-			return 0;
-		note(s, FOUND_TRACEPARENT, line + 12, end - line - 12);
+	case NAME_HOST:
+	case NAME_USER_AGENT:
+	case NAME_TRACEPARENT:
+		if (CARRIES_REQUESTS(flow))
+			note_request_header(s, line, end);
 		return 0;
 	default:
 		return 0;
@@ -113,24 +127,51 @@ static __always_inline void note_first_line(struct scratch *s, u64 at, u64 lengt
 	s->found_length[FOUND_FIRST_LINE] = length;
 }
 
-#define WORDS_EACH TAKEN_EACH(16, 4) /* they fit between the window's last byte and its end */
+/* How far ahead a byte is looked for that may end a line: it fits behind the window's last one. */
+#define LOOKED_AHEAD TAKEN_EACH(128, 32)
 
-/* How far the next byte is from `at` that may end a line; as far as is looked at where it is farther. */
-static __always_inline u64 distance_to_line_end(const struct scratch *s, u64 at)
+/* Marks the bytes of text that may end a line: at least all below a blank. The lowest mark is exact. */
+static __always_inline u64 may_end_line(u64 text) { return (text - BYTES(' ')) & BYTES(0x80); }
+
+/* Looks for that byte in the eight of text from `offset` on. */
+#define SEEK(offset)                                                   \
+	do {                                                           \
+		marks = may_end_line(*(const u64 *)(text + (offset))); \
+		if (marks) {                                           \
+			distance = lowest(marks);                      \
+			SET_BITS_HERE(distance, offset);               \
+			return distance;                               \
+		}                                                      \
+	} while (0)
+
+/*
+ * How far the next byte is from the first of `text` that may end a line; at most what is looked at.
+ * `first` are the first eight bytes.
+ */
+static __always_inline u64 distance_to_line_end(const u8 *text, u64 first)
 {
-	const u64 *words = (const u64 *)(s->window + (at & WINDOW_MASK));
-	u64 shift = BYTES(0x80 - ' '), all = BYTES(0x80), text;
-	u64 i;
+	u64 marks = may_end_line(first), distance;
 
-	/* Else clang would load them again for each word. */
-	asm("" : "+r"(shift), "+r"(all));
-#pragma unroll
-	for (i = 0; i < WORDS_EACH; i++) {
-		text = (words[i] + shift) & all;
-		if (text != all)
-			return 8 * i + lowest(text ^ all);
-	}
-	return 8 * WORDS_EACH;
+	if (marks)
+		return lowest(marks);
+	SEEK(8);
+	SEEK(16);
+	SEEK(24);
+#ifndef BCC_BUILD
+	SEEK(32);
+	SEEK(40);
+	SEEK(48);
+	SEEK(56);
+	SEEK(64);
+	SEEK(72);
+	SEEK(80);
+	SEEK(88);
+	SEEK(96);
+	SEEK(104);
+	SEEK(112);
+	SEEK(120);
+#endif
+	return LOOKED_AHEAD;
 }
 
 /*
@@ -148,7 +189,7 @@ static __always_inline long scan_line(struct scratch *s, enum flow flow)
 
 	if (at >= total)
 		return 1;
-	at += distance_to_line_end(s, at);
+	at += distance_to_line_end(s->window + (at & WINDOW_MASK), word_at(s, at));
 	two = two_at(s, at);
 	next = at + 2;
 	if (two != CRLF) {
@@ -182,18 +223,56 @@ static __always_inline long scan_line(struct scratch *s, enum flow flow)
 	return 0;
 }
 
+/*
+ * Passes a header's line that is as most are: longer than a word and not too long, with CRLF at its end,
+ * nothing in it that only looks like that, and not of framing. 1 where what comes next is not like that:
+ * what lies behind the window is not, since it begins with a zero.
+ */
+static __always_inline long pass_header(struct scratch *s, enum flow flow)
+{
+	volatile struct head_cursor *v = &s->head;
+	u64 line = v->line & WINDOW_MASK, length;
+	const u8 *text = s->window + line;
+	u64 first = *(const u64 *)text;
+
+	if (may_end_line(first))
+		return 1;
+	length = distance_to_line_end(text, first);
+	if (*(const u16 *)(text + length) != CRLF)
+		return 1;
+	switch ((u32)first | FOUR_LOWER) {
+	case NAME_CONTENT:
+	case NAME_TRANSFER:
+		return 1;
+	case NAME_HOST:
+	case NAME_USER_AGENT:
+	case NAME_TRACEPARENT:
+		if (CARRIES_REQUESTS(flow))
+			note_request_header(s, line, line + length);
+	}
+	v->line = line + length + 2;
+	return 0;
+}
+
 /* At least a byte each: a line that takes them all is too long to be carried. */
 #define SCAN_STEPS CARRY_MAX
-#define LINES_EACH 8
+/* BCC's turns would have the verifier go through all the ways of the one within the other. */
+#define HEADERS_EACH TAKEN_EACH(12, 0)
 
 static __always_inline long scan_some_lines(struct scratch *s, enum flow flow)
 {
+	volatile struct head_cursor *v = &s->head;
 	u32 i;
 
+	if (scan_line(s, flow))
+		return 1;
+	if (v->kind != LINE_HEADER || v->line != v->at)
+		return 0;
 	BOUNDED_LOOP
-	for (i = 0; i < LINES_EACH; i++)
-		if (scan_line(s, flow))
-			return 1;
+	for (i = 0; i < HEADERS_EACH; i++)
+		if (pass_header(s, flow))
+			break;
+	v->at = v->line;
 	return 0;
 }
 
@@ -211,7 +290,7 @@ STEP scan_response_lines(u64 turn UNUSED, struct scratch **s)
 static __always_inline void scan_lines(struct scratch *s, enum flow flow)
 {
 	if (CARRIES_REQUESTS(flow))
-		REPEAT(SCAN_STEPS / LINES_EACH, scan_request_lines, &s);
+		REPEAT(SCAN_STEPS, scan_request_lines, &s);
 	else
-		REPEAT(SCAN_STEPS / LINES_EACH, scan_response_lines, &s);
+		REPEAT(SCAN_STEPS, scan_response_lines, &s);
 }

@@ -120,7 +120,7 @@ STEP pass_line(u64 turn UNUSED, struct scratch **s)
 
 	if (at >= v->total)
 		return 1;
-	at += distance_to_line_end(*s, at);
+	at += distance_to_line_end((*s)->window + (at & WINDOW_MASK), word_at(*s, at));
 	v->at = at + 1;
 	v->end = at < v->total && byte_at(*s, at) == '\n' ? at : 0;
 	return v->end != 0;

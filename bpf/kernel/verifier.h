@@ -90,6 +90,17 @@ static __always_inline u64 forgotten(u64 value, u64 unknown UNUSED)
 }
 
 /*
+ * Sets bits that are clear, where this is said. Else clang, to say it once for several such places, would
+ * set the constant before the branches that lead to them, in the way of all that goes elsewhere. To the
+ * verifier, which does not know that they are clear, what comes of it looks the same for all constants.
+ */
+#ifdef HOST_BUILD
+#define SET_BITS_HERE(variable, constant) ((variable) ^= (constant))
+#else
+#define SET_BITS_HERE(variable, constant) asm volatile("%0 ^= " #constant : "+r"(variable))
+#endif
+
+/*
  * A copy of a pointer to use as a map's key. A key lies in memory, and what was
  * read back from there is no pointer to the verifiers of 6.1 and 6.12 any more:
  * the compiler must not use this copy in the original's place.
