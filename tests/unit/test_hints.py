@@ -8,7 +8,7 @@ import pytest
 from otelbpf.agent.hints import Cause, Hints, Way, nobody_listens
 from otelbpf.kernel.records import NoticeKind
 
-TLS, HTTP2, NOT_HTTP, UNSEEN, UNSEEN_OUT = NoticeKind
+TLS, HTTP2, NOT_HTTP, UNSEEN, UNSEEN_OUT, PROXY_HEADER = NoticeKind
 LOOPBACK = Cause(UNSEEN, 8080, False, "lo", Way.UNMEASURED)
 
 
