@@ -22,15 +22,17 @@ def network(text: str) -> Network:
     """
     try:
         found = ipaddress.ip_network(text, strict=False)
-        addresses = ipaddress.ip_interface(text)
+        address = ipaddress.ip_interface(text).ip
     except ValueError:
+        found = None
+    if found is None or "%" in text:  # a scope, which is of this machine alone
         raise UsageError(
             f"{text!r} is no address and no network: write 192.0.2.7, 10.0.0.0/8 or fd00::/8"
-        ) from None
-    if addresses.ip != found.network_address:
+        )
+    if address != found.network_address:
         raise UsageError(
-            f"{text!r} is no network: {addresses.ip} has bits beyond its prefix; write {found}, or "
-            f"{addresses.ip} for that address alone"
+            f"{text!r} is no network: {address} has bits beyond its prefix; write {found}, or "
+            f"{address} for that address alone"
         )
     return found
 
