@@ -420,8 +420,10 @@ static __always_inline int keep_proxy_start(struct scratch *s, struct connection
 					    struct parser *p, u64 loaded, u64 total, enum flow flow)
 {
 	s->carry = carry_key(conn, IS_OUTBOUND(flow));
-	if (UPDATE(carries, &s->carry, (struct carry *)s->window))
+	if (UPDATE(carries, &s->carry, (struct carry *)s->window)) {
+		count_in(s, COUNT_CONNECTIONS_CROWDED, 1);
 		return -1;
+	}
 	p->carried = total;
 	s->position += loaded;
 	return 0;
