@@ -24,6 +24,7 @@ from otelbpf.kernel.btf import Btf
 from otelbpf.kernel.hooks import choose
 from otelbpf.kernel.limits import Limits
 from otelbpf.kernel.loader import Programs
+from otelbpf.policy.proxies import network
 from otelbpf.policy.upstreams import Upstreams
 
 BUDGET = Path(__file__).with_name("verifier.json")
@@ -36,6 +37,8 @@ CONFIGURATIONS = {
     "both": ((8080,), (9000,), 0),
     "both, metrics": ((8080,), (9000,), 256),
 }
+#: More than one, so that all of the search is looked at.
+PROXIES = (network("10.0.0.0/8"), network("fd00::/8"))
 
 
 def setting() -> str:
@@ -46,7 +49,9 @@ def setting() -> str:
 def looked_at(configuration: str) -> dict[str, int]:
     """Program -> instructions, of all that are loaded for a configuration."""
     ports, upstreams, series = CONFIGURATIONS[configuration]
-    told = settings(find_netns(None).cookie, ports, upstreams=Upstreams(ports=upstreams))
+    told = settings(
+        find_netns(None).cookie, ports, upstreams=Upstreams(ports=upstreams), proxies=PROXIES
+    )
     with Btf.of_kernel() as btf:
         choices = choose(btf, metrics=bool(series))
         programs = Programs(btf, choices, Limits(series=series), told)

@@ -15,6 +15,7 @@ enum fixed_length {
 	READER_SLOTS = 16384, /* of tasks: bpf/state/reader.h */
 	SERIES_SETS = 8192,   /* of their places: bpf/ledger/series.h */
 	STAGE_ORDERS = 256,
+	PROXY_NETWORKS_MOST = 64,
 };
 
 struct configuration {
@@ -31,7 +32,7 @@ struct configuration {
 	u32 ring_max;
 	u32 ring_slots;
 	u32 max_series;
-	u32 unused;
+	u32 proxy_networks; /* how many there are; 0: nobody may send a header of the PROXY protocol */
 };
 
 #ifndef BCC_BUILD
@@ -57,4 +58,5 @@ static __always_inline const struct configuration *configuration(void)
 #define RING_MAX (configuration()->ring_max)
 #define RING_SLOTS (configuration()->ring_slots)
 #define MAX_SERIES (configuration()->max_series)
+#define PROXY_NETWORKS (configuration()->proxy_networks)
 #endif

@@ -62,6 +62,12 @@ struct upstream {
 	u32 unused;
 };
 
+/* From where connections may begin with a header of the PROXY protocol. */
+struct proxy_network {
+	u8 address[16]; /* IPv4 as IPv4-mapped IPv6; zeros where the mask has some */
+	u8 mask[16];
+};
+
 /* Which new traces are kept, where nobody else has decided. */
 enum sampler_keeps { KEEPS_NONE, KEEPS_SOME, KEEPS_ALL };
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "http1/message.h"
+#include "http1/proxy_header.h"
 #include "http1/window.h"
 
 static __always_inline void read_body(struct scratch *s, struct parser *p, struct exchange *x,
@@ -102,6 +103,9 @@ static __always_inline long read_character(volatile struct chunk_cursor *v, u8 c
 		if (c == '\n')
 			v->state = PARSER_TRAILER_START;
 		return 0;
+	case PARSER_PROXY_HEADER:
+		v->failed = 1; /* see read_chunks() */
+		return 1;
 	}
 	if (c == '\n' && v->state != PARSER_CHUNK_SIZE) /* the size's line is whole */
 		v->state = v->remaining ? PARSER_CHUNK_DATA : PARSER_TRAILER_START;
@@ -205,8 +209,14 @@ static __always_inline int read_chunks(struct __sk_buff *skb, struct scratch *s,
 		REPEAT(CHUNK_STEPS / CHUNKS_EACH, read_packets_chunks, &reader);
 	else
 		REPEAT(CHUNK_STEPS / CHUNKS_EACH, read_pieces_chunks, &reader);
-	if (v->failed)
-		return CARRIES_REQUESTS(flow) ? refuse_request(conn, p) : -1;
+	if (v->failed) {
+		if (!CARRIES_REQUESTS(flow))
+			return -1;
+		/* Chunks are as often as this is rare: so they do not pay for a test of it. */
+		if (p->state == PARSER_PROXY_HEADER)
+			return read_proxy_header(skb, s, conn, p, flow, source);
+		return refuse_request(conn, p);
+	}
 	p->state = v->state;
 	p->remaining = v->remaining;
 	x = current_exchange(conn, flow);

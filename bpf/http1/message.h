@@ -9,6 +9,7 @@
 #pragma once
 
 #include "http1/methods.h"
+#include "http1/proxy_header.h"
 #include "http1/window.h"
 #include "ledger/causes.h"
 #include "ledger/requests.h"
@@ -162,6 +163,17 @@ static __always_inline void note_protocol(const struct scratch *s, struct connec
 }
 
 /*
+ * What a connection begins with that looks like the start of a request, and is none: the preface of HTTP/2
+ * was made to, and a header of the PROXY protocol that nobody may send. 0: it is none of these.
+ */
+SELDOM resembling_protocol(const struct scratch *s, u64 loaded)
+{
+	if (loaded >= 4 && four_at(s, 0) == FOUR('P', 'R', 'I', ' '))
+		return NOTICE_HTTP2;
+	return is_proxy_header(s, loaded) ? NOTICE_PROXY_HEADER : 0;
+}
+
+/*
  * Does a request begin with the window's first byte? 1: it does; 0: not with this one; -1: there can
  * be none. An empty line before it, which some clients send after a body, is stepped over.
  */
@@ -169,18 +181,26 @@ static __always_inline int start_request(struct scratch *s, struct connection *c
 					 struct parser *p, struct exchange **x, u64 loaded,
 					 enum flow flow, enum source source)
 {
-	u32 seq = s->seq + s->position;
+	u32 seq = s->seq + s->position, kind;
 	u8 first = byte_at(s, 0);
 
 	/* What is not there yet of its first word does no harm. */
 	if (four_at(s, 0) != METHOD_GET && !starts_a_request(four_at(s, 0))) {
+		if (PROXY_NETWORKS && !conn->begun && !(p->message_flags & MESSAGE_NOT_FIRST) &&
+		    (first == 'P' || first == '\r') &&
+		    begins_with_proxy_header(s, conn, loaded, flow)) {
+			p->state = PARSER_PROXY_HEADER;
+			p->remaining = 0;
+			return 0;
+		}
 		if (first == '\r' || first == '\n') {
+			p->message_flags |= MESSAGE_NOT_FIRST;
 			s->position++;
 			return 0;
 		}
-		/* The preface of HTTP/2, with which a connection begins, was made to look like a request. */
-		if (!conn->begun && loaded >= 4 && four_at(s, 0) == FOUR('P', 'R', 'I', ' ')) {
-			turn_off(conn, NOTICE_HTTP2, conn->interface[IS_OUTBOUND(flow)]);
+		kind = conn->begun ? 0 : resembling_protocol(s, loaded);
+		if (kind) {
+			turn_off(conn, kind, conn->interface[IS_OUTBOUND(flow)]);
 			return 0;
 		}
 		if (!may_be_request(s, loaded)) {

@@ -24,6 +24,7 @@ enum parser_state {
 	PARSER_TRAILER_START,    /* at the start of a trailer's line */
 	PARSER_TRAILER_START_LF, /* at the LF of an empty one, which is the last */
 	PARSER_TRAILER_LINE,
+	PARSER_PROXY_HEADER, /* what comes before HTTP: `remaining` bytes, once that is known */
 };
 
 enum message_flag {
@@ -33,7 +34,8 @@ enum message_flag {
 	MESSAGE_ENDS_HTTP = 8,
 	/* It counts only where nothing that comes before it says where the message ends. */
 	MESSAGE_UNCLEAR_LENGTH = 16,
-	MESSAGE_UNCLEAR_CODING = 32
+	MESSAGE_UNCLEAR_CODING = 32,
+	MESSAGE_NOT_FIRST = 64 /* between messages: bytes came before it that are of none */
 };
 
 /*

@@ -58,9 +58,9 @@ static __always_inline struct exchange *claim_warm(const struct connection *conn
 #define WORD_OF(field) (__builtin_offsetof(struct request_record, field) / 8)
 
 /*
- * Clears all but what comes first, which each request has, and the texts, whose lengths say how much
- * of them counts; of the request line the first word, which is looked at without. By words of eight
- * bytes: of a memset() clang would make twice as many of four.
+ * Clears all but what comes first, which each request has, the word of the ports, and the texts, whose
+ * lengths say how much of them counts; of the request line the first word, which is looked at without.
+ * By words of eight bytes: of a memset() clang would make twice as many of four.
  */
 static __always_inline void clear(struct request_record *r)
 {
@@ -69,10 +69,28 @@ static __always_inline void clear(struct request_record *r)
 
 #pragma unroll
 	for (i = WORD_OF(stamp_ktime_ns); i < WORD_OF(join.traceparent); i++)
-		words[i] = 0;
+		if (i != WORD_OF(peer_port))
+			words[i] = 0;
 #pragma unroll
 	for (i = WORD_OF(http1); i <= WORD_OF(http1.request_line); i++)
 		words[i] = 0;
+}
+
+/*
+ * The word of the ports, with what else is in it: no status yet, and whether a client was told, which is
+ * its highest bit. So only who has one told pays for that.
+ */
+static __always_inline void copy_ends(struct request_record *r, const struct connection *conn)
+{
+	s64 ports = *(const s64 *)&conn->key.peer_port;
+
+	copy_address(r->peer_address, conn->key.peer_address);
+	copy_address(r->local_address, conn->key.local_address);
+	*(volatile s64 *)&r->peer_port = ports;
+	if (ports < 0) {
+		copy_address(r->client_address, conn->client.address);
+		r->client_port = conn->client.port;
+	}
 }
 
 /*
@@ -113,9 +131,7 @@ static __always_inline struct exchange *begin_request(struct scratch *s, struct 
 	x->slot = slot;
 	x->record.connection_id = conn->id;
 	x->record.ordinal = ordinal;
-	copy_address(x->record.peer_address, conn->key.peer_address);
-	copy_address(x->record.local_address, conn->key.local_address);
-	*(u32 *)&x->record.peer_port = *(const u32 *)&conn->key.peer_port; /* the local one, too */
+	copy_ends(&x->record, conn);
 	if (IS_CLIENTS(flow))
 		x->record.flags = CLIENT;
 	x->record.stamp_ktime_ns[IS_CLIENTS(flow) ? STAMP_WRITE : STAMP_NIC] = first;

@@ -30,6 +30,12 @@ struct writer {
 	u32 ambiguous; /* it may be for one of several requests */
 };
 
+/* Whom a header of the PROXY protocol has told; valid if key.client_told. */
+struct told_client {
+	u8 address[16] __attribute__((aligned(8))); /* zeros: nobody */
+	u64 port;
+};
+
 /* How a connection came into the table, of which its socket's state tells, or was told. */
 enum origin {
 	ORIGIN_UNKNOWN, /* it was there already, and no request was seen yet */
@@ -87,8 +93,11 @@ struct connection {
 	struct arrivals arrivals; /* at XDP, inbound bytes */
 	struct byte_times writes; /* at sendmsg, outbound bytes */
 	u64 write_end; /* of the last write: its last byte's sequence number and one, and WRITE_SEEN */
-	struct writer writer; /* of the last request to an upstream */
-	u32 copied_seq;       /* what has been read of an upstream's responses */
+	union {
+		struct writer writer;      /* a client's: of the last request to an upstream */
+		struct told_client client; /* a server's */
+	};
+	u32 copied_seq; /* what has been read of an upstream's responses */
 	u32 reads_seen;
 	u64 established_ktime_ns; /* 0: not seen, or accepted since */
 	u32 origin;               /* enum origin */

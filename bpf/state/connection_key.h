@@ -10,7 +10,10 @@ struct connection_key {
 	u8 local_address[16];
 	u16 peer_port __attribute__((aligned(4))); /* both in host order, and in one word */
 	u16 local_port;
-	u32 unused; /* 0 where it is a map's key */
+	/* Goes with the ports into each request's record; 0 where it is a map's key. */
+	u16 unused;
+	u8 unused_2;
+	u8 client_told;
 };
 
 static __always_inline bool same_key(const struct connection_key *a, const struct connection_key *b)

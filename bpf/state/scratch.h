@@ -80,6 +80,26 @@ struct chunk_cursor {
 	u32 unused;
 };
 
+/* What the loop over a PROXY header's line carries. Indices into the window, and what was read. */
+struct proxy_cursor {
+	u64 at;
+	u64 length; /* of the line */
+	u32 field;  /* enum proxy_field */
+	u32 is_ipv4;
+	u32 octets; /* of the address, so far */
+	u32 gap;    /* before which of them some were left out; NO_GAP: nowhere */
+	u32 digits; /* of the number that is read */
+	u32 decimal;
+	u32 hexadecimal;
+	u32 dots;
+	u32 colons; /* one behind the other, before the number */
+	u32 port;   /* the client's */
+	u32 client_octets;
+	u32 client_gap;
+	u8 address[16] __attribute__((aligned(8)));
+	u8 client[16];
+};
+
 /* What the loops over pieces and holes carry. Places may be past the end: none. */
 struct disorder_cursor {
 	u32 at; /* position in the payload */
@@ -125,6 +145,7 @@ struct scratch {
 	struct route_cursor route;
 	struct chunk_cursor chunks;
 	struct disorder_cursor disorder;
+	struct proxy_cursor proxy;
 	struct connection_key asked;
 	struct handshake attempt;
 	u64 waking_pid_tgid; /* of the task that brings waking_sk's data, or is interrupted by them */
@@ -134,7 +155,7 @@ struct scratch {
 	u64 found_length[FOUND_COUNT];
 	u8 found_times[8]; /* may wrap: 256 lines of one name find room in no window */
 	u8 window[WINDOW_MASK + 1 + CARRY_MAX + 88];
-	u8 unused_either[40];
+	u8 unused_either[8];
 } __attribute__((aligned(64))); /* no two CPUs write to one cache line */
 
 ASSERT_BYTES(scratch, SCRATCH_BYTES);

@@ -24,7 +24,8 @@ pid {directory}/nginx.pid;
 error_log stderr;
 events {{ worker_connections 64; }}
 http {{
-    access_log off;
+    log_format proxied "$uri $proxy_protocol_addr $proxy_protocol_port $remote_addr";
+    access_log {log};
     client_body_temp_path {directory};
     proxy_temp_path {directory};
     fastcgi_temp_path {directory};
@@ -34,8 +35,8 @@ http {{
     client_max_body_size 8m;
     upstream behind {{ server 127.0.0.1:{upstream}; keepalive 8; }}
     server {{
-        listen {port};
-        listen [::]:{port};
+        listen {port}{option};
+        listen [::]:{port}{option};
         {location}
     }}
 }}
@@ -155,14 +156,26 @@ def node_server(
 
 
 @contextlib.contextmanager
-def nginx(network: Network, directory: Path, port: int, upstream: int = 0) -> Iterator[Server]:
-    """Runs nginx with one worker: in front of `upstream`, else for the files in directory/files."""
+def nginx(
+    network: Network, directory: Path, port: int, upstream: int = 0, *, proxied: bool = False
+) -> Iterator[Server]:
+    """Runs nginx with one worker: in front of `upstream`, else for the files in directory/files.
+
+    Args:
+        proxied: it wants a header of the PROXY protocol, and logs in directory/proxied.log whom
+            that tells.
+    """
     (directory / "files").mkdir(exist_ok=True)
     location = _PROXY if upstream else _STATIC.format(directory=directory)
     config = directory / "nginx.conf"
     config.write_text(
         _NGINX_CONFIG.format(
-            directory=directory, port=port, upstream=upstream or 1, location=location
+            directory=directory,
+            port=port,
+            upstream=upstream or 1,
+            location=location,
+            log=f"{directory}/proxied.log proxied" if proxied else "off",
+            option=" proxy_protocol" if proxied else "",
         )
     )
     command = ["nginx", "-p", directory, "-c", config, "-e", "stderr"]

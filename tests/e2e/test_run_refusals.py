@@ -51,6 +51,19 @@ WITHOUT_NET_ADMIN = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_ad
             ["'no-such-host.invalid'", "--client-port"],
         ),
         (["--interface", "lo", "--client-port", "0"], ["--client-port", "'0'"]),
+        (
+            ["--interface", "lo", "--port", "80", "--proxy-protocol", "balancer"],
+            ["--proxy-protocol", "'balancer'", "10.0.0.0/8"],
+        ),
+        (
+            ["--interface", "lo", "--port", "80", "--proxy-protocol", "10.1.2.3/8"],
+            ["'10.1.2.3/8'", "write 10.0.0.0/8"],
+        ),
+        (
+            ["--interface", "lo", "--port", "80"]
+            + [f"--proxy-protocol=10.0.0.{number}" for number in range(65)],
+            ["--proxy-protocol", "65 networks", "64"],
+        ),
         (["--interface", "lo", "--port", "80", "--out", "x"], ["--out"]),
         (["--interface", "lo", "--port", "80", "--output", "x"], ["--output", "otlp_json_file"]),
         (["--interface", "lo", "--port", "80", "--ready-file", "/none/x"], ["--ready-file"]),

@@ -39,6 +39,7 @@ from otelbpf.ledger.ids import Ids
 from otelbpf.ledger.reader import RingReader
 from otelbpf.ledger.request import bounds_of
 from otelbpf.ledger.sweeper import ACK_WAIT_NS, Sweeper
+from otelbpf.policy.proxies import Network
 from otelbpf.policy.sampler import Sampler
 from otelbpf.policy.upstreams import Upstreams
 from otelbpf.userspace.handler import Handler
@@ -257,12 +258,14 @@ def load(
     parts: frozenset[Part] = frozenset(),
     sampler: Sampler = KEEP_ALL,
     ids: Ids | None = None,
+    proxies: tuple[Network, ...] = (),
 ) -> Meter:
     """Compiles and loads everything for one lab. Takes about two seconds."""
     with Btf.of_kernel() as btf:
         choices = choose(btf, metrics=bool(limits.series))
         programs = Programs(btf, choices, limits, settings(
-            lab.server_netns.cookie, (PORT, SPARE_PORT), sampler=sampler, ids=ids, parts=parts
+            lab.server_netns.cookie, (PORT, SPARE_PORT), sampler=sampler, ids=ids, parts=parts,
+            proxies=proxies,
         ))  # fmt: skip
     meter = Meter(lab, choices, programs)
     meter.let_another_process_be_the_agent()

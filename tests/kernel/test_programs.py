@@ -19,6 +19,7 @@ from otelbpf.kernel.loader import Programs
 from otelbpf.kernel.loaders import Loader
 from otelbpf.kernel.loads import Load
 from otelbpf.kernel.settings import Part, Settings
+from otelbpf.policy.proxies import network
 from otelbpf.policy.upstreams import Upstreams
 
 UPSTREAMS = Upstreams(
@@ -40,6 +41,9 @@ HANDLERS = [
         "go_end",
     )
 ]
+
+
+PROXIES = (network("192.0.2.7"), network("fd00::/8"))
 
 
 def load(
@@ -105,7 +109,7 @@ def test_one_program_is_loaded_for_two_targets() -> None:
     ],
 )
 def test_the_verifier_takes_them_all(limits: Limits, loader: Loader) -> None:
-    told = settings(1, (80, 8080, 9001, 9002), upstreams=UPSTREAMS, parts=Part)
+    told = settings(1, (80, 8080, 9001, 9002), upstreams=UPSTREAMS, parts=Part, proxies=PROXIES)
     with load(limits, told, loader) as programs:
         for program in HANDLERS:
             programs.fd(program)

@@ -261,8 +261,22 @@ def hello() -> bytes:
         (b"\x00\x00\x00\x10binary stuff", NoticeKind.NOT_HTTP),
         (b"\x16\x03", NoticeKind.NOT_HTTP),
         (b"\x16\x02\x01\x02\x00\x01", NoticeKind.NOT_HTTP),
+        (b"PROXY TCP4 192.0.2.7 192.0.2.2 4711 80\r\n" + request(), NoticeKind.PROXY_HEADER),
+        (b"PROXY UNKNOWN\r\n", NoticeKind.PROXY_HEADER),
+        (b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0" + request(), NoticeKind.PROXY_HEADER),
     ],
-    ids=["TLS", "TLS in pieces", "HTTP/2", "HTTP/2 alone", "binary", "short", "no TLS"],
+    ids=[
+        "TLS",
+        "TLS in pieces",
+        "HTTP/2",
+        "HTTP/2 alone",
+        "binary",
+        "short",
+        "no TLS",
+        "PROXY",
+        "PROXY UNKNOWN",
+        "PROXY 2",
+    ],
 )
 def test_what_is_not_http_1(
     lab: Lab, meter: Meter, noticed: Noticed, first: bytes, kind: NoticeKind

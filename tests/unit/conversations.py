@@ -49,6 +49,7 @@ class Conversation:
     """
 
     turns: tuple[Turn, ...]
+    client: str = "192.0.2.1"
     of_client: bool = False
     closed: bool = False
     client_seq: int = 1000
@@ -101,7 +102,8 @@ class Conversation:
 
     @property
     def _frame(self) -> Frame:
-        return Frame(server_port=UPSTREAM_PORT) if self.of_client else Frame()
+        frame = Frame(client=self.client)
+        return replace(frame, server_port=UPSTREAM_PORT) if self.of_client else frame
 
     def _segment(
         self, by_client: bool, at: int, data: bytes, acknowledged: int, flags: int = 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
-from samples import BEGIN_KTIME_NS, address
+from samples import BEGIN_KTIME_NS, CLIENT_TOLD, address
 
 from otelbpf.kernel.records import HTTP1, JOIN, REQUEST_RECORD, RequestFlag, Said, Stamp
 
@@ -106,6 +106,9 @@ _OWN = {
     "pid": st.sampled_from((0, 1, 4242)),
     "peer_address": st.one_of(st.sampled_from(_ADDRESSES), st.binary(min_size=16, max_size=16)),
     "local_address": st.sampled_from(_ADDRESSES),
+    "client_told": st.sampled_from((0, CLIENT_TOLD)),
+    "client_address": st.sampled_from((bytes(16), *_ADDRESSES)),
+    "client_port": _PORTS,
 }
 _HTTP1 = {"http_minor": st.sampled_from((0, 1))}
 _JOIN = {

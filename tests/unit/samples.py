@@ -37,6 +37,10 @@ RESOURCE = Resource({"service.name": "shop"})
 TEXTS = ("request_line", "host", "user_agent", "traceparent")
 
 
+#: Of a record, bpf/abi/records.h.
+CLIENT_TOLD = 0x80
+
+
 def address(text: str) -> bytes:
     """16 bytes; IPv4 as IPv4-mapped IPv6."""
     made = ipaddress.ip_address(text)

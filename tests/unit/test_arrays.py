@@ -29,7 +29,7 @@ def test_one_that_cannot_be_made_is_named_and_the_others_are_closed(
 
     monkeypatch.setattr(libbpf, "create_value", create_value)
     with pytest.raises(
-        KernelError, match=r"no map of 270 MiB for exchanges \(Cannot .* memory\).*--connections"
+        KernelError, match=r"no map of 278 MiB for exchanges \(Cannot .* memory\).*--connections"
     ):
         Arrays(MOST)
     assert made
@@ -48,4 +48,4 @@ def test_the_longest_are_as_long_as_the_verifier_follows(monkeypatch: pytest.Mon
     monkeypatch.setattr(libbpf, "create_value", create_value)
     Arrays(MOST).close()
     assert {name for name, size in sizes.items() if size >= VERIFIERS_LIMIT} == set()
-    assert sizes["exchanges"] == 327_680 * 864
+    assert sizes["exchanges"] == 327_680 * 888

@@ -8,7 +8,7 @@ import pytest
 from otelbpf.agent.hints import Cause, Hints, Way, nobody_listens
 from otelbpf.kernel.records import NoticeKind
 
-TLS, HTTP2, NOT_HTTP, UNSEEN, UNSEEN_OUT = NoticeKind
+TLS, HTTP2, NOT_HTTP, UNSEEN, UNSEEN_OUT, PROXY_HEADER = NoticeKind
 LOOPBACK = Cause(UNSEEN, 8080, False, "lo", Way.UNMEASURED)
 
 
@@ -23,6 +23,12 @@ LOOPBACK = Cause(UNSEEN, 8080, False, "lo", Way.UNMEASURED)
         (Cause(HTTP2, 8080, False), 2, "2 connections to port 8080 are HTTP/2, which is not read"),
         (Cause(NOT_HTTP, 80, False), 2, "2 connections to port 80 are no HTTP/1, and are not read"),
         (Cause(NOT_HTTP, 80, False), 1, "1 connection to port 80 is no HTTP/1, and is not read"),
+        (Cause(PROXY_HEADER, 80, False), 1,
+         "1 connection to port 80 begins with a header of the PROXY protocol, and is not read: "
+         "name the proxies that send it with --proxy-protocol"),
+        (Cause(PROXY_HEADER, 80, False), 2,
+         "2 connections to port 80 begin with a header of the PROXY protocol, and are not read: "
+         "name the proxies that send it with --proxy-protocol"),
         (LOOPBACK, 3,
          "3 connections to port 8080 come in on lo, which is not measured: add --interface lo"),
         (LOOPBACK, 1,

@@ -10,6 +10,7 @@ import pytest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from samples import (
+    CLIENT_TOLD,
     RESOURCE,
     SMALL,
     WHOLE,
@@ -160,6 +161,43 @@ def test_addresses(raw: bytes, text: str) -> None:
     made = request(peer_address=raw, local_address=address("198.51.100.1"))
     assert made["network.peer.address"] == made["client.address"] == text
     assert made["network.local.address"] == "198.51.100.1"
+
+
+CLIENT = ("client.address", "client.port", "network.peer.address", "network.peer.port")
+
+
+@pytest.mark.parametrize(
+    ("told", "client", "said"),
+    [
+        # Where none was told there is whatever was there before.
+        (0, "203.0.113.9", ("198.51.100.7", 40_001)),
+        (CLIENT_TOLD, "203.0.113.9", ("203.0.113.9", 4711)),
+        (CLIENT_TOLD, "2001:db8::9", ("2001:db8::9", 4711)),
+        (CLIENT_TOLD, "0.0.0.0", ("0.0.0.0", 4711)),
+        (CLIENT_TOLD, "::", (None, None)),
+    ],
+)
+def test_the_client_is_whom_the_proxy_tells(
+    told: int, client: str, said: tuple[str | None, int | None]
+) -> None:
+    raw = bytes(16) if client == "::" else address(client)
+    made = request(client_told=told, client_address=raw, client_port=4711)
+    assert tuple(map(made.get, CLIENT)) == (*said, "198.51.100.7", 40_001)
+
+
+def test_each_request_has_its_own_client() -> None:
+    made = Requests.joined(
+        [
+            requests(client_told=told, client_address=address(f"203.0.113.{number}"), client_port=1)
+            for number, told in enumerate((CLIENT_TOLD, 0, CLIENT_TOLD))
+        ]
+    )
+    batch = Batch(made)
+    assert batch.is_client_known.all()
+    assert [address_of(raw.tobytes()) for raw in batch.known_client_address] == [
+        "203.0.113.0", "198.51.100.7", "203.0.113.2",
+    ]  # fmt: skip
+    assert batch.known_client_port.tolist() == [1, 40_001, 1]
 
 
 def test_everything_else_is_carried_over() -> None:

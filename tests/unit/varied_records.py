@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from samples import BEGIN_KTIME_NS, address
+from samples import BEGIN_KTIME_NS, CLIENT_TOLD, address
 
 from otelbpf.kernel.records import REQUEST_RECORD, RequestFlag, Said, Stamp
 from otelbpf.ledger.reader import _cut_texts
@@ -75,6 +75,7 @@ _LARGEST = {
     "tid": 3,
     "peer_port": 1 << 16,
     "local_port": 1 << 16,
+    "client_port": 1 << 16,
 }
 
 
@@ -90,9 +91,10 @@ def varied(count: int, seed: int) -> np.ndarray:
         chosen = [texts[i] for i in chance.integers(len(texts), size=count)]
         records[section][name] = chosen
         records[section][f"{name}_length"] = [len(text) for text in chosen]
-    for name in ("peer_address", "local_address"):
+    for name in ("peer_address", "local_address", "client_address"):
         chosen = [_ADDRESSES[i] for i in chance.integers(len(_ADDRESSES), size=count)]
         records[name] = np.array(chosen, "V16")
+    records["client_told"] = CLIENT_TOLD * chance.integers(0, 2, count)
     records["connection_id"] = (1 << 40) + chance.permutation(count)
     records["status"] = chance.choice(_STATUSES, count)
     records["http1"]["http_minor"] = chance.integers(0, 2, count)

@@ -11,6 +11,7 @@ from otelbpf.host.interfaces import Xdp
 from otelbpf.kernel.hooks import Mechanism
 from otelbpf.kernel.limits import Limits
 from otelbpf.kernel.loaders import Loader
+from otelbpf.policy.proxies import Network
 from otelbpf.policy.routes import FOUND_MOST
 from otelbpf.policy.sampler import Sampler, Slow
 from otelbpf.traces.description import StageStyle
@@ -26,6 +27,7 @@ class Config:
         upstreams: hosts (names or addresses) and ports; what processes here ask of them is
             measured, too.
         client_ports: the same, at whatever address.
+        proxies: from where connections may begin with a header of the PROXY protocol.
         netns: name or path of the measured namespace; None: the agent's own.
         duration_s: stop by itself after this; None: never.
         loader: where the programs come from.
@@ -50,6 +52,7 @@ class Config:
     ports: tuple[int, ...]
     upstreams: tuple[tuple[str, int], ...] = ()
     client_ports: tuple[int, ...] = ()
+    proxies: tuple[Network, ...] = ()
     netns: str | None = None
     duration_s: float | None = None
     loader: Loader = Loader.AUTO

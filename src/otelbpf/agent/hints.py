@@ -30,6 +30,14 @@ _PROTOCOLS = {
         (NoticeKind.NOT_HTTP, "no HTTP/1, and {} not read"),
     )
 }
+_PROXY_HEADER = (
+    "{} with a header of the PROXY protocol, and {} not read: name the proxies that send it with "
+    "--proxy-protocol"
+)
+_PROTOCOLS[NoticeKind.PROXY_HEADER] = (
+    _PROXY_HEADER.format("begins", "is"),
+    _PROXY_HEADER.format("begin", "are"),
+)
 
 
 class Way(Enum):

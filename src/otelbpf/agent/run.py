@@ -281,6 +281,7 @@ def _load(
         sampler=sampler,
         ids=ids,
         parts=_parts(target.handlers),
+        proxies=config.proxies,
     )
     try:
         return Programs(btf, choices, config.limits, told, loader)

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from otelbpf.kernel.records import UpstreamPort
 from otelbpf.kernel.settings import Part, Settings
 from otelbpf.ledger.ids import Ids
+from otelbpf.policy.proxies import Network, packed
 from otelbpf.policy.sampler import Sampler
 from otelbpf.policy.upstreams import Upstreams
 
@@ -23,6 +24,7 @@ def settings(
     sampler: Sampler = _KEEP_ALL,
     ids: Ids | None = None,
     parts: Collection[Part] = (),
+    proxies: Collection[Network] = (),
 ) -> Settings:
     """What Programs are to be told.
 
@@ -33,6 +35,7 @@ def settings(
         sampler: decides which requests are kept.
         ids: names the traces that start here; the sampler looks at that.
         parts: of bpf/ that not every run needs, beside the roles'.
+        proxies: from where connections may begin with a header of the PROXY protocol.
     """
     of_roles = {Part.SERVERS: bool(ports), Part.CLIENTS: bool(upstreams)}
     return Settings(
@@ -48,4 +51,5 @@ def settings(
             **dict.fromkeys(upstreams.ports, UpstreamPort.ANYWHERE),
         },
         frozenset(upstreams.endpoints),
+        tuple(map(packed, proxies)),
     )

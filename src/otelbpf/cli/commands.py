@@ -90,12 +90,20 @@ def _config(arguments: argparse.Namespace, series: int) -> Config:
     from otelbpf.kernel.hooks import Mechanism
     from otelbpf.kernel.limits import Limits
     from otelbpf.kernel.loaders import Loader
+    from otelbpf.kernel.settings import PROXY_NETWORKS_MOST
 
+    proxies = tuple(dict.fromkeys(arguments.proxy_protocol))
+    if len(proxies) > PROXY_NETWORKS_MOST:
+        raise UsageError(
+            f"--proxy-protocol names {len(proxies)} networks: there is room for "
+            f"{PROXY_NETWORKS_MOST}; name larger ones"
+        )
     return Config(
         interfaces=tuple(dict.fromkeys(arguments.interface)),
         ports=tuple(dict.fromkeys(arguments.port)),
         upstreams=tuple(dict.fromkeys(arguments.upstream)),
         client_ports=tuple(dict.fromkeys(arguments.client_port)),
+        proxies=proxies,
         netns=arguments.netns,
         duration_s=arguments.duration,
         loader=Loader(arguments.loader),

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from otelbpf.errors import UsageError
 from otelbpf.kernel.limits import DEFAULT, MOST
+from otelbpf.policy import proxies
 from otelbpf.policy.routes import Routes
 from otelbpf.version import __version__
 
@@ -141,6 +142,13 @@ def _route(text: str) -> str:
     return text
 
 
+def _network(text: str) -> proxies.Network:
+    try:
+        return proxies.network(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _writable_path(text: str) -> Path:
     path = Path(text)
     try:
@@ -201,6 +209,15 @@ def _measuring() -> _Command:
         type=_port,
         metavar="P",
         help="the same, for this TCP port at whatever address; may be repeated",
+    )
+    add(
+        "--proxy-protocol",
+        action="append",
+        default=[],
+        type=_network,
+        metavar="NETWORK",
+        help="whoever is there (192.0.2.7, 10.0.0.0/8) may begin connections with a header of the "
+        "PROXY protocol, which then says who the client is; may be repeated (default: nobody may)",
     )
     add(
         "--netns",

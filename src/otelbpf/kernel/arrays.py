@@ -20,6 +20,7 @@ from otelbpf.kernel.records import (
     CONNECTION_TAGS,
     EXCHANGE,
     NOTICES,
+    PROXY_NETWORK,
     READER,
     RING_ENDS,
     SCRATCH,
@@ -88,6 +89,11 @@ class Arrays:
         ports = np.dtype((np.uint8, FixedLength.PORTS))
         return MappedArray(self.fds[name], ports, 1, writable=True)
 
+    def map_proxy_networks(self) -> MappedArray:
+        """From where connections may begin with a header of the PROXY protocol."""
+        most = FixedLength.PROXY_NETWORKS_MOST
+        return MappedArray(self.fds["proxy_networks"], PROXY_NETWORK, most, writable=True)
+
     def close(self) -> None:
         """Lets go of the maps."""
         for fd in self.fds.values():
@@ -113,6 +119,7 @@ def sizes(limits: Limits) -> dict[str, int]:
         "settings": SETTINGS.itemsize,
         "measured_ports": FixedLength.PORTS,
         "upstream_ports": FixedLength.PORTS,
+        "proxy_networks": FixedLength.PROXY_NETWORKS_MOST * PROXY_NETWORK.itemsize,
         "ring": limits.ring_slots * 8,
         "ring_ends": RING_ENDS.itemsize,
         "notices": NOTICES.itemsize,

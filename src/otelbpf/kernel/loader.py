@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Collection
 from itertools import product
 
 import numpy as np
@@ -124,7 +123,7 @@ class Programs:
         stack.callback(os.close, self._fence)
         stack.callback(self._close_descriptors)
         self._tell(settings)
-        self._built = self._build(btf, choices, settings.parts, loader)
+        self._built = self._build(btf, choices, settings, loader)
         # Their place follows from their role and from what they go on with.
         places = {
             role + name: place
@@ -144,12 +143,14 @@ class Programs:
         libbpf.run_once(self.fd("learn_agent"), context=bytes(8))
 
     def _build(
-        self, btf: Btf, choices: tuple[Choice, ...], parts: Collection[Part], loader: Loader
+        self, btf: Btf, choices: tuple[Choice, ...], settings: Settings, loader: Loader
     ) -> Built:
+        parts = settings.parts
         configuration = {
             "servers": Part.SERVERS in parts,
             "clients": Part.CLIENTS in parts,
             "go_handlers": Part.GO_HANDLERS in parts,
+            "proxy_networks": len(settings.proxy_networks),
             **self._arrays.lengths(),
         }
         if loader is Loader.BCC:
@@ -166,6 +167,9 @@ class Programs:
         with contextlib.closing(self._arrays.map_ports("upstream_ports")) as upstream:
             for port, meaning in settings.upstream_ports.items():
                 upstream.values[0, port] = meaning
+        with contextlib.closing(self._arrays.map_proxy_networks()) as networks:
+            for place, network in enumerate(settings.proxy_networks):
+                networks.values[place] = network
         for address, port in settings.upstreams:
             self._maps.put("upstreams", np.array((address, port, 0), UPSTREAM).tobytes(), bytes(1))
 

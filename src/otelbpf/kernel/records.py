@@ -177,7 +177,7 @@ class Http1Row(Row):
     user_agent: bytes
 
 
-#: struct request_record, 776 bytes.
+#: struct request_record, 800 bytes.
 REQUEST_RECORD = np.dtype(
     {
         "names": [
@@ -185,6 +185,9 @@ REQUEST_RECORD = np.dtype(
             "ordinal",
             "peer_address",
             "local_address",
+            "client_address",
+            "client_port",
+            "unused",
             "process",
             "stamp_ktime_ns",
             "request_bytes",
@@ -202,7 +205,7 @@ REQUEST_RECORD = np.dtype(
             "local_port",
             "status",
             "sampled",
-            "unused",
+            "client_told",
             "join",
             "http1",
         ],
@@ -211,6 +214,9 @@ REQUEST_RECORD = np.dtype(
             "u8",
             "V16",
             "V16",
+            "V16",
+            "u2",
+            ("u2", (3,)),
             PROCESS,
             ("u8", (18,)),
             "u8",
@@ -238,27 +244,30 @@ REQUEST_RECORD = np.dtype(
             16,
             32,
             48,
-            88,
-            232,
-            240,
-            248,
+            64,
+            66,
+            72,
+            112,
             256,
             264,
             272,
-            276,
             280,
-            284,
             288,
-            292,
             296,
-            298,
             300,
-            302,
-            303,
             304,
-            416,
+            308,
+            312,
+            316,
+            320,
+            322,
+            324,
+            326,
+            327,
+            328,
+            440,
         ],
-        "itemsize": 776,
+        "itemsize": 800,
     }
 )
 
@@ -272,6 +281,9 @@ class RequestRecordRow(Row):
     ordinal: int
     peer_address: bytes
     local_address: bytes
+    client_address: bytes
+    client_port: int
+    unused: np.ndarray
     process: ProcessRow
     stamp_ktime_ns: np.ndarray
     request_bytes: int
@@ -289,12 +301,12 @@ class RequestRecordRow(Row):
     local_port: int
     status: int
     sampled: int
-    unused: int
+    client_told: int
     join: JoinRow
     http1: Http1Row
 
 
-#: struct exchange, 864 bytes.
+#: struct exchange, 888 bytes.
 EXCHANGE = np.dtype(
     {
         "names": [
@@ -339,13 +351,13 @@ EXCHANGE = np.dtype(
             32,
             36,
             40,
-            816,
             840,
-            848,
-            856,
-            860,
+            864,
+            872,
+            880,
+            884,
         ],
-        "itemsize": 864,
+        "itemsize": 888,
     }
 )
 
@@ -813,6 +825,25 @@ UPSTREAM = np.dtype(
     }
 )
 
+#: struct proxy_network, 32 bytes.
+PROXY_NETWORK = np.dtype(
+    {
+        "names": [
+            "address",
+            "mask",
+        ],
+        "formats": [
+            "S16",
+            "S16",
+        ],
+        "offsets": [
+            0,
+            16,
+        ],
+        "itemsize": 32,
+    }
+)
+
 #: struct configuration, 48 bytes.
 CONFIGURATION = np.dtype(
     {
@@ -828,7 +859,7 @@ CONFIGURATION = np.dtype(
             "ring_max",
             "ring_slots",
             "max_series",
-            "unused",
+            "proxy_networks",
         ],
         "formats": [
             "u4",
@@ -938,7 +969,7 @@ PT_REGS = np.dtype(
     }
 )
 
-#: struct scratch, 3264 bytes.
+#: struct scratch, 3328 bytes.
 SCRATCH = np.dtype(
     {
         "names": [
@@ -950,7 +981,7 @@ SCRATCH = np.dtype(
         "offsets": [
             0,
         ],
-        "itemsize": 3264,
+        "itemsize": 3328,
     }
 )
 
@@ -1178,6 +1209,7 @@ class NoticeKind(IntEnum):
     NOT_HTTP = 3
     UNSEEN = 4
     UNSEEN_OUT = 5
+    PROXY_HEADER = 6
 
 
 class HistogramBucket(IntEnum):
@@ -1204,6 +1236,7 @@ class FixedLength(IntEnum):
     READER_SLOTS = 16384
     SERIES_SETS = 8192
     STAGE_ORDERS = 256
+    PROXY_NETWORKS_MOST = 64
 
 
 class SamplerKeeps(IntEnum):

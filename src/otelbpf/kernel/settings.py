@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from otelbpf.kernel.records import MAPS, UpstreamPort
+from otelbpf.kernel.records import MAPS, FixedLength, UpstreamPort
 
 #: Of those that are told by address, too.
 UPSTREAMS_MOST = MAPS["upstreams"].max_entries
+#: Of those from where a header of the PROXY protocol is read.
+PROXY_NETWORKS_MOST = int(FixedLength.PROXY_NETWORKS_MOST)
 
 
 class Part(StrEnum):
@@ -33,6 +35,8 @@ class Settings:
         upstream_ports: of the upstreams, and what each means.
         upstreams: (16 bytes of address, port) of each whose port is BY_ADDRESS; at most
             UPSTREAMS_MOST.
+        proxy_networks: (address, mask), 16 bytes each: from where connections may begin with a
+            header of the PROXY protocol; at most PROXY_NETWORKS_MOST.
     """
 
     parts: frozenset[Part]
@@ -40,6 +44,8 @@ class Settings:
     ports: frozenset[int]
     upstream_ports: Mapping[int, UpstreamPort]
     upstreams: frozenset[tuple[bytes, int]] = field(default_factory=frozenset)
+    proxy_networks: tuple[tuple[bytes, bytes], ...] = ()
 
     def __post_init__(self) -> None:
         assert len(self.upstreams) <= UPSTREAMS_MOST
+        assert len(self.proxy_networks) <= PROXY_NETWORKS_MOST

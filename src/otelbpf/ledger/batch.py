@@ -235,6 +235,32 @@ class Batch:
         return np.where(self._names_server, lengths, np.uint16(0))
 
     @functools.cached_property
+    def _client_told(self) -> np.ndarray:
+        """(n,) bool: a proxy has said for whom it speaks."""
+        told: np.ndarray = self.records["client_told"] != 0
+        return told
+
+    @functools.cached_property
+    def known_client_address(self) -> np.ndarray:
+        """(n,) V16: the one that a proxy tells, else the peer's."""
+        peers = self.records["peer_address"]
+        if not self._client_told.any():
+            return peers
+        return np.where(self._client_told, self.records["client_address"], peers)
+
+    @functools.cached_property
+    def known_client_port(self) -> np.ndarray:
+        """(n,) of the same."""
+        return np.where(self._client_told, self.records["client_port"], self.records["peer_port"])
+
+    @functools.cached_property
+    def is_client_known(self) -> np.ndarray:
+        """(n,) bool: no proxy says that it speaks for somebody, but not for whom."""
+        told = self.records["client_address"] != np.void(bytes(16))
+        known: np.ndarray = ~self._client_told | told
+        return known
+
+    @functools.cached_property
     def elsewhere_trace_id(self) -> np.ndarray:
         """(n,) V16: of the application's own trace, where that is another one; else zeros."""
         found = np.zeros(len(self), "V16")

@@ -105,7 +105,15 @@ class Description:
         self._capture_query = capture_query
         self.stages = stages
         self.sections: Mapping[Kind, tuple[Section, ...]] = {
-            Kind.SERVER: (self._asked, _client, _server, _agent, _outcome_of_server, _elsewhere),
+            Kind.SERVER: (
+                self._asked,
+                _peer,
+                _client,
+                _server,
+                _agent,
+                _outcome_of_server,
+                _elsewhere,
+            ),
             Kind.CLIENT: (self._asked_of, _upstream, _agent, _outcome_of_client, _elsewhere),
         }
 
@@ -175,9 +183,12 @@ def _name(method: str, route: str) -> str:
     return f"{method} {route}" if route else method
 
 
-def _client(peer_address: bytes) -> Said:
-    address = address_of(peer_address)
-    return Said({"network.peer.address": address, "client.address": address})
+def _peer(peer_address: bytes) -> Said:
+    return Said({"network.peer.address": address_of(peer_address)})
+
+
+def _client(known_client_address: bytes, is_client_known: bool) -> Said:
+    return Said({"client.address": address_of(known_client_address)} if is_client_known else {})
 
 
 def _server(
@@ -306,7 +317,7 @@ _NUMBERS = (
 _NUMBERS_OF = {
     Kind.SERVER: (
         Number("network.peer.port", _column("peer_port")),
-        Number("client.port", _column("peer_port")),
+        Number("client.port", _column("known_client_port"), _column("is_client_known")),
     ),
     Kind.CLIENT: (Number("network.local.port", _column("local_port")),),
 }

@@ -421,6 +421,14 @@ static const struct configuration lengths = {
 	.ring_max = 64,
 	.ring_slots = 64,
 	.max_series = 1,
+	.proxy_networks = 3,
+};
+
+static const struct proxy_network proxies[] = {
+	/* fd00::/8, which nobody is of here; 198.51.100.0/24 and 203.0.113.7. */
+	{ { 0xfd }, { 0xff } },
+	{ { [10] = 0xff, 0xff, 198, 51, 100 }, { [0 ... 14] = 0xff } },
+	{ { [10] = 0xff, 0xff, 203, 0, 113, 7 }, { [0 ... 15] = 0xff } },
 };
 
 /* As long as the programs are told, to the byte. */
@@ -453,6 +461,8 @@ static void begin_conversation(void)
 	NEW_ARRAY(settings, 1);
 	NEW_ARRAY(measured_ports, PORTS);
 	NEW_ARRAY(upstream_ports, PORTS);
+	NEW_ARRAY(proxy_networks, PROXY_NETWORKS_MOST);
+	memcpy(proxy_networks(), proxies, sizeof(proxies));
 	for (i = 0; i < 5; i++)
 		settings()->hash_factors[i] = PLACE_FACTOR + 2 * i;
 	settings()->route_hash_start = 1;
