@@ -30,7 +30,7 @@ struct configuration {
 	u32 max_exchanges;
 	u32 ring_max;
 	u32 ring_slots;
-	u32 max_series;
+	u32 series_rows;
 	u32 unused;
 };
 
@@ -56,5 +56,5 @@ static __always_inline const struct configuration *configuration(void)
 #define MAX_EXCHANGES (configuration()->max_exchanges)
 #define RING_MAX (configuration()->ring_max)
 #define RING_SLOTS (configuration()->ring_slots)
-#define MAX_SERIES (configuration()->max_series)
+#define SERIES_ROWS (configuration()->series_rows)
 #endif

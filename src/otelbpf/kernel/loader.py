@@ -25,6 +25,7 @@ from otelbpf.kernel.mapped import MappedArray
 from otelbpf.kernel.maps import Maps
 from otelbpf.kernel.objects import Object
 from otelbpf.kernel.records import RING_ENDS, SETTINGS, SWEEP_ORDER, UPSTREAM, Counter
+from otelbpf.kernel.series_rows import SeriesRows
 from otelbpf.kernel.settings import Part, Settings
 
 _HASH_FACTORS = SETTINGS["hash_factors"].shape[0]
@@ -201,6 +202,11 @@ class Programs:
     def map_fd(self, name: str) -> int:
         """The file descriptor of an array's map."""
         return self._arrays.fds[name]
+
+    @property
+    def series_rows(self) -> SeriesRows:
+        """Which rows of the table of sums each series has."""
+        return self._arrays.series_rows
 
     def counts(self) -> dict[Counter, int]:
         """What the programs have counted so far, summed over the CPUs."""

@@ -420,7 +420,7 @@ static const struct configuration lengths = {
 	.max_exchanges = 64,
 	.ring_max = 64,
 	.ring_slots = 64,
-	.max_series = 1,
+	.series_rows = 1,
 };
 
 /* As long as the programs are told, to the byte. */
@@ -446,7 +446,7 @@ static void begin_conversation(void)
 	NEW_ARRAY(ring, RING_SLOTS);
 	NEW_ARRAY(ring_ends, 1);
 	NEW_ARRAY(notices, 1);
-	NEW_ARRAY(series, MAX_SERIES);
+	NEW_ARRAY(series, SERIES_ROWS);
 	NEW_ARRAY(series_sets, SERIES_SETS);
 	NEW_ARRAY(stage_orders, STAGE_ORDERS);
 	NEW_ARRAY(connection_sums, 2);
