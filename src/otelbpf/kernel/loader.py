@@ -179,6 +179,14 @@ class Programs:
         """
         return self._load(Load(program))
 
+    def multi_fd(self, program: str) -> int:
+        """The file descriptor of a program of uprobes, for one link that is many of them.
+
+        Raises:
+            RefusedError: the kernel refused it.
+        """
+        return self._load(Load(program, libbpf.BPF_TRACE_UPROBE_MULTI))
+
     def fd_of(self, candidate: Candidate) -> int:
         """The file descriptor of the program that serves a candidate.
 
