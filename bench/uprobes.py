@@ -5,8 +5,8 @@
 
 calls functions that begin with these instructions in a loop, with an empty program attached and
 without, and tells the difference, the median of several loops. What the kernel does not do in the
-instruction's place the processor executes by itself, with an interrupt after it, which is slow where
-that is a hypervisor's.
+instruction's place the processor executes by itself, with an interrupt after it: slow where that is
+a hypervisor's.
 """
 
 from __future__ import annotations

@@ -17,7 +17,9 @@ def test_each_of_sixteen_processors_keeps_what_came_early_and_adds_up() -> None:
     done = subprocess.run(
         [
             *(HERE / "run", "6.12", "--cpus", str(PROCESSORS), "--timeout", str(TIMEOUT_S)),
-            *("--env", "PYTHONDONTWRITEBYTECODE=1", "--", sys.executable, "-m", "pytest", "-q"),
+            *("--env", "PYTHONDONTWRITEBYTECODE=1", "--"),
+            # Each connection of a test has two ends.
+            *("prlimit", "--nofile=4096", sys.executable, "-m", "pytest", "-q"),
             *("-p", "no:cacheprovider", "--color=no", "--tb=short"),
             *(f"tests/kernel/test_{name}.py" for name in ("processors", "series")),
             *("-k", " or ".join(TESTS)),

@@ -438,6 +438,8 @@ static void begin_conversation(void)
 	now_ns = 1000000000;
 	random_state = 1;
 	configuration_data = lengths;
+	if (getenv("CONNECTION_SETS"))
+		configuration_data.connection_sets = atoi(getenv("CONNECTION_SETS"));
 	NEW_ARRAY(scratches, CPU_SLOTS);
 	NEW_ARRAY(connections, CONNECTION_SETS * WAYS);
 	NEW_ARRAY(connection_tags, CONNECTION_SETS);
