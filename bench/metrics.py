@@ -51,6 +51,7 @@ from otelbpf.kernel.records import (
     RequestFlag,
     Stamp,
 )
+from otelbpf.kernel.series_rows import SeriesRows
 from otelbpf.ledger.request import KINDS
 from otelbpf.ledger.tally import Sums
 from otelbpf.metrics.instruments import MetricStyle, metrics_of
@@ -86,6 +87,7 @@ class Kernel:
 
     def __init__(self, series: int) -> None:
         self.limits = Limits(series=series + len(KINDS))
+        self.series_rows = SeriesRows(self.limits.series)
         sizes = {
             "series": self.limits.series * SERIES.itemsize,
             "stage_orders": FixedLength.STAGE_ORDERS * STAGE_ORDER.itemsize,

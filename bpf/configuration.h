@@ -31,7 +31,7 @@ struct configuration {
 	u32 max_exchanges;
 	u32 ring_max;
 	u32 ring_slots;
-	u32 max_series;
+	u32 series_rows;
 	u32 proxy_networks; /* how many there are; 0: nobody may send a header of the PROXY protocol */
 };
 
@@ -57,6 +57,6 @@ static __always_inline const struct configuration *configuration(void)
 #define MAX_EXCHANGES (configuration()->max_exchanges)
 #define RING_MAX (configuration()->ring_max)
 #define RING_SLOTS (configuration()->ring_slots)
-#define MAX_SERIES (configuration()->max_series)
+#define SERIES_ROWS (configuration()->series_rows)
 #define PROXY_NETWORKS (configuration()->proxy_networks)
 #endif

@@ -122,7 +122,7 @@ static __always_inline u64 usdt_pointer(struct pt_regs *ctx, const struct usdt_a
  *
  * They are compared where they are, a word at a time: a uprobe's program may be preempted by another one
  * on its processor, so that no memory of that is its own, and must do with 64 bytes of stack
- * (tests/unit/test_uprobe_stacks.py).
+ * (tests/unit/test_uprobe_programs.py).
  */
 static __always_inline bool same_text(u64 address, const u8 *wanted, u32 length, u32 most)
 {

@@ -109,8 +109,9 @@ struct connection {
 /* Whose the connections of a set are: see connections.h. 0: nobody's. */
 struct connection_tags {
 	u64 of[WAYS];
-	u64 locked;    /* by who makes a connection of the set */
-	u64 unused[7]; /* a cache line's rest, so that the tags are one */
+	u64 locked;    /* by who makes a connection whose first set this is */
+	u64 is_short;  /* it was full once: some of these are in their second set */
+	u64 unused[6]; /* a cache line's rest, so that the tags are one */
 };
 
 ASSERT_BYTES(connection, CONNECTION_BYTES);

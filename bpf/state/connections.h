@@ -4,8 +4,9 @@
  * and in BPF's own hash that would cost more than all the rest that they do.
  *
  * The table is an array of sets of WAYS connections; which set follows from a hash of
- * the addresses, which of its ways from comparing tags. A full set gives up the
- * connection that has nothing in flight and was silent for longest. The socket
+ * the addresses, which of its ways from comparing tags. Where that set is full there is a second
+ * one, which is looked at only by those whose first one ever was. If that is full, too, the first one
+ * gives up the connection that has nothing in flight and was silent for longest. The socket
  * hooks come by another way: what was found for a socket is remembered by the
  * hash that the kernel keeps in it.
  *
@@ -35,6 +36,11 @@ static __always_inline u64 hash_key(const struct connection_key *key)
 
 static __always_inline u64 set_of(u64 hash) { return (hash >> 32) * CONNECTION_SETS >> 32; }
 
+static __always_inline u64 second_set_of(u64 hash)
+{
+	return (hash & 0xffffffff) * CONNECTION_SETS >> 32;
+}
+
 /* Never 0, which is the tag of nobody. */
 static __always_inline u64 tag_of(u64 hash) { return hash | 1; }
 
@@ -63,16 +69,34 @@ static __always_inline u32 way_of(const struct connection_tags *tags, u64 tag)
 	return WAYS;
 }
 
+#define NOWHERE (~0ULL)
+
+/* The place in the second set; NOWHERE: in none of that. */
+SELDOM find_in_second(u64 hash, void *context UNUSED)
+{
+	u64 index = second_set_of(hash), way = way_of(tags_of(index), tag_of(hash));
+
+	return way == WAYS ? NOWHERE : index * WAYS + way;
+}
+
+/* The place of who has this hash; NOWHERE: nobody has it. */
+static __always_inline u64 find_place_of(u64 hash)
+{
+	u64 index = set_of(hash);
+	const struct connection_tags *tags = tags_of(index);
+	u64 way = way_of(tags, tag_of(hash));
+
+	if (way == WAYS)
+		return tags->is_short ? (u64)find_in_second(hash, NULL) : NOWHERE;
+	return forgotten(index * WAYS + way, hash);
+}
+
 /* Until it is locked the place may become another connection's: then it has not this id any more. */
 static __always_inline struct connection *find_with_id(const struct connection_key *key, u64 *id)
 {
-	u64 hash = hash_key(key), index = set_of(hash);
-	u64 way = way_of(tags_of(index), tag_of(hash));
-	struct connection *conn;
+	u64 hash = hash_key(key), place = forgotten(find_place_of(hash), hash);
+	struct connection *conn = connection_at(place);
 
-	if (way == WAYS)
-		return NULL;
-	conn = connection_at(forgotten(index * WAYS + way, hash));
 	if (conn)
 		*id = conn->id;
 	return NULL_UNLESS(conn && *id && same_key(&conn->key, key), conn);
@@ -110,29 +134,55 @@ static __always_inline u32 find_victim(u32 index)
 }
 
 /*
- * Takes a way of the set, whose place is locked then: a free one, or a victim's. WAYS: there is none.
- * A place may be locked that is free: by who still reads a packet of a connection that has ended.
+ * Takes a free way of a set, and locks its place; NOWHERE: there is none. A place may be locked that is
+ * free: by who still reads a packet of a connection that has ended; and who has its first set here, and
+ * who has its second one, may both want a way.
  */
-static __always_inline u32 claim_way(struct connection_tags *tags, u32 index, u64 tag)
+static __always_inline u64 claim_free(u32 index, u64 tag)
 {
+	struct connection_tags *tags = tags_of(index);
 	struct connection *conn;
 	u32 way;
 
 	BOUNDED_LOOP
 	for (way = 0; way < WAYS; way++) {
 		conn = connection_at(index * WAYS + way);
-		if (conn && !tags->of[way & (WAYS - 1)] && try_lock(&conn->locked)) {
+		if (!conn || tags->of[way & (WAYS - 1)] || !try_lock(&conn->locked))
+			continue;
+		if (!*(volatile u64 *)&tags->of[way & (WAYS - 1)]) {
 			tags->of[way & (WAYS - 1)] = tag;
-			return way;
+			return index * WAYS + way;
 		}
+		unlock(&conn->locked);
 	}
-	way = find_victim(index);
-	conn = connection_at(index * WAYS + way);
+	return NOWHERE;
+}
+
+/* Takes a victim's way, and locks its place; NOWHERE: there is none. */
+static __always_inline u64 claim_victims(u32 index, u64 tag)
+{
+	u32 way = find_victim(index);
+	struct connection *conn = connection_at(index * WAYS + way);
+
 	if (way == WAYS || !conn || !try_lock(&conn->locked))
-		return WAYS;
-	tags->of[way & (WAYS - 1)] = tag;
+		return NOWHERE;
+	tags_of(index)->of[way & (WAYS - 1)] = tag;
 	count(COUNT_CONNECTIONS_EVICTED);
-	return way;
+	return index * WAYS + way;
+}
+
+/* The same where the first set may be full. */
+SELDOM claim_place(u64 hash, void *context UNUSED)
+{
+	u64 index = set_of(hash), place = claim_free(index, tag_of(hash));
+	struct connection_tags *tags = tags_of(index);
+
+	if (place != NOWHERE)
+		return place;
+	/* Before it is there, so that nobody misses it. */
+	*(volatile u64 *)&tags->is_short = 1;
+	place = claim_free(second_set_of(hash), tag_of(hash));
+	return place != NOWHERE ? place : claim_victims(index, tag_of(hash));
 }
 
 /* Nobody finds it any more. For who has it locked. */
@@ -175,22 +225,20 @@ static __always_inline void fill_place(struct connection *conn, u32 place,
 static __always_inline struct connection *create_connection(const struct connection_key *key,
 							    u64 now)
 {
-	u64 hash = hash_key(key), index = set_of(hash), place;
-	struct connection_tags *tags = tags_of(index);
+	u64 hash = hash_key(key), place;
+	struct connection_tags *tags = tags_of(set_of(hash));
 	struct connection *conn;
 	bool is_new;
-	u64 way;
 
 	/* Two processors may have packets of a connection that neither has found. */
 	if (!lock(&tags->locked))
 		return NULL;
-	way = way_of(tags, tag_of(hash));
-	is_new = forgotten(way == WAYS, hash);
+	place = find_place_of(hash);
+	is_new = forgotten(place == NOWHERE, hash);
 	if (is_new)
-		way = claim_way(tags, index, tag_of(hash));
-	place = forgotten(index * WAYS + way, hash);
+		place = claim_place(hash, NULL);
+	place = forgotten(place, hash);
 	conn = connection_at(place);
-	conn = NULL_UNLESS(way < WAYS && conn, conn);
 	if (conn && is_new) {
 		fill_place(conn, place, key, now);
 		unlock(&conn->locked);
@@ -202,11 +250,9 @@ static __always_inline struct connection *create_connection(const struct connect
 /* For who has it locked. */
 static __always_inline void delete_connection(struct connection *conn)
 {
-	u64 hash = hash_key(&conn->key);
-	struct connection_tags *tags = tags_of(set_of(hash));
-	u32 way = way_of(tags, tag_of(hash));
+	u64 index = conn->place / WAYS;
 
 	retire(conn);
-	if (way < WAYS)
-		tags->of[way] = 0;
+	if (index < CONNECTION_SETS)
+		tags_of(index)->of[conn->place & (WAYS - 1)] = 0;
 }

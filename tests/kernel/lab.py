@@ -165,6 +165,17 @@ class Worker:
             assert not self._thread.is_alive(), "the other side's thread never ended"
 
 
+@contextlib.contextmanager
+def on_processor(number: int) -> Iterator[None]:
+    """What this thread does within the block it does on one processor."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {number})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
 class Lab:
     """A network, and the connections that are made in it."""
 

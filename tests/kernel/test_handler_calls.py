@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import os
+import re
+import secrets
 import select
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -18,8 +23,12 @@ from lab import Lab, Worker, laboratory, receive
 from messages import OK, request
 from meter import Meter, load, stamps
 
+from otelbpf.kernel import libbpf
 from otelbpf.kernel.records import FixedLength, Stamp
 from otelbpf.kernel.settings import Part
+from otelbpf.kernel.uprobe_multi import attach_uprobes
+from otelbpf.userspace import uprobes
+from otelbpf.userspace.elf import Elf
 from otelbpf.userspace.handlers import find_handlers
 
 pytestmark = pytest.mark.guest
@@ -31,6 +40,10 @@ static jmp_buf out;
 static int leaves;
 __attribute__((noinline)) void handle(inside *f)
 {
+#ifdef ASKS
+	if (!f)
+		return;
+#endif
 	f();
 	if (leaves)
 		longjmp(out, 1);
@@ -48,35 +61,66 @@ void catch(inside *f)
 HANDLED = {Stamp.HANDLER_START, Stamp.HANDLER_END}
 
 
+#: From here on many uprobes are one link; before, and of one process, each has its own.
+LINKS_OF_MANY = (6, 6)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the library is built, and probed.
+
+    Attributes:
+        by_path: in all processes, not in this one.
+        alone: as if each place had to have a link of its own.
+    """
+
+    options: tuple[str, ...] = ()
+    by_path: bool = False
+    alone: bool = False
+
+
+WAYS = {
+    "of this process": Way(),
+    "behind a jump target's mark": Way(("-fcf-protection", "-fno-omit-frame-pointer"), True),
+    "behind a comparison, one by one": Way(("-DASKS",), True, True),
+}
+
+
 @dataclass(frozen=True)
 class Handlers:
     """A library whose functions call back: `handle`, which is probed, and others."""
 
     library: ctypes.CDLL
+    path: Path
+    way: Way
 
     def call(self, name: str, inside: Callable[[], object] = lambda: None) -> None:
         """Calls a function of the library, and `inside` in it."""
         self.library[name](ctypes.CFUNCTYPE(None)(inside))
 
 
-@pytest.fixture(
-    scope="module",
-    params=[(), ("-fcf-protection", "-fno-omit-frame-pointer")],
-    ids=["", "behind a jump target's mark"],
-)
+@pytest.fixture(scope="module", params=WAYS.values(), ids=[*WAYS])
 def handlers(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Handlers:
     directory = tmp_path_factory.mktemp("handlers")
     source, library = directory / "handlers.c", directory / "handlers.so"
     source.write_text(_SOURCE)
-    command = ["gcc", "-O2", "-shared", "-fPIC", *request.param, source, "-o", library]
+    way = request.param
+    command = ["gcc", "-O2", "-shared", "-fPIC", *way.options, source, "-o", library]
     subprocess.run(command, check=True)
-    return Handlers(ctypes.CDLL(str(library)))
+    return Handlers(ctypes.CDLL(str(library)), library, way)
+
+
+def refuse(*_: object, **__: object) -> NoReturn:
+    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
 
 @pytest.fixture(scope="module")
 def _attached(handlers: Handlers) -> Iterator[Meter]:
-    found = tuple(find_handlers(f"{os.getpid()}:handle"))
-    with laboratory() as lab:
+    target = handlers.path if handlers.way.by_path else os.getpid()
+    found = tuple(find_handlers(f"{target}:handle"))
+    with laboratory() as lab, pytest.MonkeyPatch.context() as patch:
+        if handlers.way.alone:
+            patch.setattr(uprobes, "attach_uprobes", refuse)
         meter = load(lab, parts=frozenset({Part.HANDLERS, Part.GO_HANDLERS}))
         try:
             with meter.attached(handlers=found):
@@ -100,6 +144,58 @@ def lab(meter: Meter) -> Lab:
 def order(record: np.void) -> list[Stamp]:
     found = stamps(record)
     return sorted(found, key=found.get)
+
+
+def test_where_it_is_probed(handlers: Handlers) -> None:
+    """Beyond what the kernel would have the processor execute by itself."""
+    ((start,),) = (each.starts for each in find_handlers(f"{handlers.path}:handle"))
+    with Elf(handlers.path) as elf:
+        (symbol,) = elf.symbols("handle")
+        passed_over = start.offset - elf.offset_of(symbol.address)
+    assert passed_over == {(): 0, ("-DASKS",): 3}.get(handlers.way.options, 4)
+
+
+@pytest.mark.parametrize("of_all", [True, False])
+def test_places_of_a_file_are_one_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_all: bool
+) -> None:
+    """Which goes at once, and not place by place: the kernel waits for each."""
+    # This process keeps what it has loaded.
+    functions, name = 20, f"many_{secrets.token_hex(4)}_"
+    source, library = tmp_path / "many.c", tmp_path / "many.so"
+    source.write_text(
+        "\n".join(f"int {name}{n}(int x) {{ return x + {n}; }}" for n in range(functions))
+    )
+    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", source, "-o", library], check=True)
+    loaded = ctypes.CDLL(str(library))
+    target = library if of_all else os.getpid()
+    found = tuple(find_handlers(f"{target}:{name}*"))
+    alone: list[object] = []
+    attach = libbpf.attach_uprobe
+
+    def attach_alone(*arguments: object, **named: object) -> tuple[int, int]:
+        alone.append(arguments)
+        return attach(*arguments, **named)
+
+    monkeypatch.setattr(libbpf, "attach_uprobe", attach_alone)
+    # Handlers that are attached one by one may be there as long as the module.
+    monkeypatch.setattr(uprobes, "attach_uprobes", attach_uprobes)
+    release = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
+    with (
+        laboratory() as lab,
+        contextlib.closing(load(lab, parts=frozenset({Part.HANDLERS}))) as meter,
+    ):
+        with meter.attached(handlers=found):
+            assert len(alone) == (0 if of_all and release >= LINKS_OF_MANY else 2 * functions)
+            meter.begin()
+            pair = lab.connect()
+            for number in range(functions):
+                pair.ask(request())
+                assert loaded[f"{name}{number}"](1) == number + 1
+                pair.answer(OK)
+                assert stamps(meter.record()).keys() >= HANDLED
+            meter.end()
+        assert loaded[f"{name}3"](1) == 4
 
 
 def test_a_call_between_reading_and_writing(lab: Lab, meter: Meter, handlers: Handlers) -> None:

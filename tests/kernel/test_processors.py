@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conversation import Conversation
 from frames import Wire, fresh_port
-from lab import Pair, Worker, laboratory, receive
+from lab import Pair, Worker, laboratory, on_processor, receive
 from messages import CHUNKED, OK, chunk, request
 from meter import WHOLE, Meter, flags, load
 from support.frames import Frame
@@ -113,17 +113,6 @@ def crowd_out(meter: Meter) -> None:
     """New connections take the places of all that there are."""
     for _ in range(2 * meter.programs.limits.connections):
         begin(meter)
-
-
-@contextlib.contextmanager
-def on_processor(number: int) -> Iterator[None]:
-    """What this thread does within the block it does on one processor."""
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {number})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, allowed)
 
 
 def test_what_came_early_is_kept_however_many_processors_there_are(meter: Meter) -> None:

@@ -18,7 +18,16 @@ from string import ascii_lowercase
 
 import numpy as np
 import pytest
-from lab import PORT, SERVER_IPV4, SERVER_IPV6, Pair, laboratory, receive, reset
+from lab import (
+    PORT,
+    SERVER_IPV4,
+    SERVER_IPV6,
+    Pair,
+    laboratory,
+    on_processor,
+    receive,
+    reset,
+)
 from messages import CHUNKED, OK, chunks, request, response
 from meter import SMALL, Meter, load, told_stages
 from sums_of_connections import LIMITS
@@ -26,9 +35,12 @@ from sums_of_connections import Sums as OfConnections
 from support.waiting import wait_until
 
 from otelbpf.host.resource import Resources
+from otelbpf.kernel import libbpf
 from otelbpf.kernel.limits import Limits
-from otelbpf.kernel.records import Counter, RequestFlag, Stamp
-from otelbpf.ledger.request import Kind
+from otelbpf.kernel.mapped import MappedArray
+from otelbpf.kernel.records import SERIES, Counter, RequestFlag, Stamp
+from otelbpf.kernel.series_rows import EACH_MOST
+from otelbpf.ledger.request import KINDS, Kind
 from otelbpf.metrics.series import SeriesTable
 from otelbpf.metrics.series_places import ENDING_MOST, SILENT_S
 from otelbpf.metrics.snapshot import UPPER_NS, Series, SeriesKey
@@ -172,6 +184,35 @@ def test_the_sums_are_those_of_the_records(sums: Sums) -> None:
 
 
 @pytest.mark.guest
+def test_each_processor_adds_to_a_row_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as there are rows; here as many as sixteen processors have, however many there are."""
+    processors = sorted(os.sched_getaffinity(0))
+    possible = max(16, libbpf.possible_cpus())
+    monkeypatch.setattr(libbpf, "possible_cpus", lambda: possible)
+    with laboratory() as lab, closing(load(lab, FEW)) as meter, summing(meter) as sums:
+        meter.begin()
+        rows = meter.programs.series_rows
+        assert rows.each == EACH_MOST
+        pair = lab.connect()
+        records = []
+        expected = np.zeros(rows.count, np.uint64)
+        for turn, processor in enumerate(processors):
+            with on_processor(processor):
+                for _ in range(10 + turn):
+                    pair.exchange(request(target="/spread"), OK)
+                    records.append(sums.take(1))
+                    if in_series(records[-1]).all():
+                        row = rows.rows_of(len(KINDS)).start + processor % EACH_MOST
+                        expected[row] += np.uint64(1)
+        with closing(MappedArray(meter.programs.map_fd("series"), SERIES, rows.count)) as mapped:
+            added = mapped.values["duration"]["counts"].sum(axis=1)
+            assert added.tolist() == expected.tolist()
+        assert np.count_nonzero(expected) == min(len(processors), EACH_MOST)
+        (series,) = sums.found(route="/spread")
+        assert_adds_up(series, np.concatenate(records))
+        meter.end()
+
+
 def test_bodies_whose_last_byte_comes_before_the_first_is_read(sums: Sums) -> None:
     """Stamps that are not in the order of the way are sorted by the kernel as by the agent."""
     taken = []

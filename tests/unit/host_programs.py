@@ -120,10 +120,15 @@ def build(directory: Path) -> Path:
 
 
 class HostPrograms:
-    """The executable, running: one conversation after the other, each as if it were the first."""
+    """The executable, running: one conversation after the other, each as if it were the first.
 
-    def __init__(self, executable: Path) -> None:
+    Args:
+        connection_sets: of the table of connections.
+    """
+
+    def __init__(self, executable: Path, connection_sets: int = 1) -> None:
         self._executable = executable
+        self._connection_sets = connection_sets
         self._process: subprocess.Popen[bytes] | None = None
 
     def play(self, conversation: Iterable[Passing | StateChange]) -> Outcome:
@@ -160,7 +165,10 @@ class HostPrograms:
         self._process = subprocess.Popen(
             [self._executable],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={"ASAN_OPTIONS": "detect_leaks=0"},
+            env={
+                "ASAN_OPTIONS": "detect_leaks=0",
+                "CONNECTION_SETS": str(self._connection_sets),
+            },
         )  # fmt: skip
         return self._process
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from samples import SMALL, record
 from otelbpf.host.processes import Process, look_at
 from otelbpf.kernel.limits import Limits
 from otelbpf.kernel.records import SERIES, SERIES_PLACE, SERIES_SET, STAGE_ORDER, RequestFlag, Stamp
+from otelbpf.kernel.series_rows import SeriesRows
 from otelbpf.metrics.series_sets import index_of, keys_of
 from otelbpf.metrics.snapshot import buckets_of
 
@@ -47,16 +49,19 @@ def one(
 class Kernel:
     """The maps of otelbpf.loader.Programs, and what was put into them.
 
+    Each request ends on another processor, and some of the series have several rows.
+
     Attributes:
         overflow: what it was told of those, by is_client.
         running: programs that run, and have yet to add what they have found a place for.
     """
 
     limits = Limits(series=MOST)
+    series_rows = SeriesRows(MOST, spread=5, each=4)
 
     def __init__(self) -> None:
         sizes = {
-            "series": MOST * SERIES.itemsize,
+            "series": self.series_rows.count * SERIES.itemsize,
             "stage_orders": 256 * STAGE_ORDER.itemsize,
             "series_sets": _SETS * SERIES_SET.itemsize,
         }
@@ -66,6 +71,7 @@ class Kernel:
         self._mapped = {name: mmap.mmap(self.files[name], size) for name, size in sizes.items()}
         self.overflow: dict[int, np.void] = {}
         self.running: list[Callable[[], None]] = []
+        self._processors = itertools.cycle(range(16))
 
     def map_fd(self, name: str) -> int:
         return self.files[name]
@@ -96,13 +102,13 @@ class Kernel:
 
     # ---- what it adds ----
 
-    def adds(self, place: int, name: str, count: int) -> None:
+    def adds(self, place: np.void, name: str, count: int) -> None:
         """Something of its own."""
-        self._series(place)[name] += np.uint64(count)
+        self._series(self._row(place))[name] += np.uint64(count)
 
-    def adds_to_stage(self, place: int, stage: int, ns: int) -> None:
+    def adds_to_stage(self, place: np.void, stage: int, ns: int) -> None:
         """So much to the sum of a stage, which lies where it was told."""
-        self._series(place)["stages"]["sum_ns"][stage] += np.uint64(ns)
+        self._series(self._row(place))["stages"]["sum_ns"][stage] += np.uint64(ns)
 
     def request(self, record: np.ndarray, *, runs_on: bool = False) -> bool:
         """A request ends; False: it has no place for it, and shows it.
@@ -113,13 +119,17 @@ class Kernel:
         place = self._find(record)
         if place is None:
             return False
+        row = self._row(place)
         if runs_on:
-            self.running.append(lambda: self._add(place, record))
+            self.running.append(lambda: self._add(row, record))
         else:
-            self._add(place, record)
+            self._add(row, record)
         return True
 
-    def _find(self, record: np.ndarray) -> int | None:
+    def _row(self, place: np.void) -> int:
+        return int(place["row"]) + (next(self._processors) & int(place["cpu_mask"]))
+
+    def _find(self, record: np.ndarray) -> np.void | None:
         (key,) = keys_of(record)
         first, second = np.frombuffer(key.tobytes(), np.uint64).tolist()
         told = np.frombuffer(self._mapped["series_sets"], SERIES_SET)[
@@ -127,13 +137,13 @@ class Kernel:
         ]
         for known, at in zip(told["keys"], told["places"], strict=True):
             if known == key:
-                return int(at["place"])
+                return at
         overflow = self.overflow.get(int(key["is_client"]))
-        return int(overflow["place"]) if overflow is not None and overflow["in_use"] else None
+        return overflow if overflow is not None and overflow["in_use"] else None
 
-    def _add(self, place: int, record: np.ndarray) -> None:
+    def _add(self, row: int, record: np.ndarray) -> None:
         """Its bytes and its length, all of which it has been in its first stage."""
-        series = self._series(place)
+        series = self._series(row)
         series["request_bytes"] += record["request_bytes"][0]
         times = record["stamp_ktime_ns"][0]
         length = times[: Stamp.ACKED].max() - times[times != 0].min()
@@ -141,8 +151,8 @@ class Kernel:
             histogram["sum_ns"] += length
             histogram["counts"][buckets_of(length)] += np.uint64(1)
 
-    def _series(self, place: int) -> np.void:
-        return np.frombuffer(self._mapped["series"], SERIES)[place]
+    def _series(self, row: int) -> np.void:
+        return np.frombuffer(self._mapped["series"], SERIES)[row]
 
     def close(self) -> None:
         for mapped in self._mapped.values():

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -327,10 +328,71 @@ def test_a_tables_distance_is_added_to_what_is_jumped_by(jump: bytes, is_table: 
         ("f30f1efa 90 c3", 4),
         ("f30f1efa e900000000", 4),
         ("f30f1efa 4883ec18 c3", 0),  # sub $0x18,%rsp: no cheaper than the mark
-        ("f30f1efa 418b c3", 0),
         ("55 c3", 0),
         ("c3", 0),
+        ("31c0 85ff 7401 c3 c3", 4),  # xor %eax,%eax; test %edi,%edi; je
+        ("85ff 0f8401000000 c3 c3", 2),
+        ("4889f8 0fb600 488d4008 e800000000 c3", 10),  # mov, movzbl, lea; call
+        ("488b4708 53 5b c3", 4),  # mov 8(%rdi),%rax; push %rbx
+        ("4889f8 41ff5710 c3", 0),  # mov; call *16(%r15)
+        ("4889f8 c3 55 c3", 0),
+        # Of the stack pointer or an argument's register a part is changed.
+        ("4883ec08 55 5d c3", 0),
+        ("b700 bf01000000 55 c3", 0),  # mov $0,%bh; mov $1,%edi
+        ("40b701 55 c3", 0),  # mov $1,%dil
+        ("4531c0 55 c3", 0),  # xor %r8d,%r8d
+        ("f348ab 55 c3", 0),  # rep stos
+        ("4899 55 c3", 0),  # cqto
+        ("5a 55 c3", 0),  # pop %rdx
+        ("0f05 55 c3", 0),  # syscall
+        # A loop passes it again: from within, and from a jump whose target only a register tells.
+        ("31c0 ffc8 75fc c3", 0),  # dec %eax; jne to it
+        ("31c0 53 5b 85c0 75fa c3", 0),  # jne to the push
+        ("4889f8 53 5b ffe0", 0),
+        ("f30f1efa 53 5b ffe0", 4),
+        ("31c0" * 12 + "55 c3", 0),
     ],
 )
-def test_the_mark_before_what_the_kernel_does_itself_is_passed_over(code: str, start: int) -> None:
+def test_a_start_is_the_first_instruction_that_the_kernel_does_itself(
+    code: str, start: int
+) -> None:
     assert start_of(Code(0x1000, bytes.fromhex(code))) == 0x1000 + start
+
+
+def test_a_loop_from_a_part_that_is_elsewhere_passes_it_again() -> None:
+    code = Code(0x1000, bytes.fromhex("31c0 53 5b 85c0 0f85f40f0000 c3"))
+    assert start_of(code, [Code(0x2000, bytes.fromhex("e9fdefffff"))]) == 0x1000
+    assert start_of(code, [Code(0x2000, bytes.fromhex("e9ffefffff"))]) == 0x1002
+    # What is not known may be such a part.
+    assert start_of(code) == 0x1000
+
+
+def test_starts_of_all_functions_of_a_program() -> None:
+    """As objdump sees them: a call comes to each straight from the function's beginning."""
+    emulated = re.compile(r"push |nop$|call +[0-9a-f]|j\w+ +[0-9a-f]")
+    moved = 0
+    program = Path(sys._base_executable)
+    with Elf(program) as elf:
+        instructions = disassemble(program)
+        at = {each.address: index for index, each in enumerate(instructions)}
+        targets = {
+            int(found[1], 16)
+            for each in instructions
+            if (found := re.match(r"j\w+ +([0-9a-f]+)", each.text))
+        }
+        for symbol in elf.symbols("*"):
+            if not symbol.is_function or not symbol.size or not symbol.is_defined:
+                continue
+            try:
+                start = start_of(elf.code_of(symbol))
+            except UnclearCodeError:
+                continue
+            if start == symbol.address:
+                continue
+            moved += 1
+            passed = instructions[at[symbol.address] : at[start]]
+            assert emulated.match(instructions[at[start]].text), symbol
+            assert not any(re.match(r"call|j|ret|push|pop|sub .*%[re]?sp", e.text) for e in passed)
+            assert targets.isdisjoint(each.address for each in passed[1:])
+            assert start not in targets
+    assert moved > 20

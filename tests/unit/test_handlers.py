@@ -47,6 +47,13 @@ int main(void)
 LIBRARY = """
 __attribute__((noinline)) int serve(int x) { return x * 3; }
 __attribute__((constructor)) static void start(void) { serve(1); }
+__asm__(
+    ".globl asks\\n.type asks, @function\\nasks: mov %rdi,%rax\\ntest %rax,%rax\\nje 1f\\n1: ret\\n"
+    ".size asks, .-asks\\n"
+    ".globl outer\\n.type outer, @function\\nouter: mov %rdi,%rax\\n"
+    ".globl inner\\n.type inner, @function\\ninner: push %rbx\\npop %rbx\\nret\\n"
+    ".size inner, .-inner\\n.size outer, .-outer\\n"
+);
 """
 
 
@@ -121,6 +128,16 @@ def test_a_function_whose_size_no_one_knows(server: Path) -> None:
     (handler,) = find_handlers(f"{server}:unsized")
     assert handler.return_probe
     assert handler.starts == (ProbeSite(server, start_of(server, "unsized")),)
+
+
+@pytest.mark.parametrize(("function", "passed_over"), [("asks", 2), ("outer", 0), ("inner", 0)])
+def test_a_probe_is_where_it_costs_least_and_only_calls_pass_it(
+    server: Path, function: str, passed_over: int
+) -> None:
+    library = server.with_name("libserve.so")
+    expected = offset_in_file(library, disassemble(library, function)[passed_over].address)
+    (handler,) = find_handlers(f"{library}:{function}")
+    assert [site.offset for site in handler.starts] == [expected]
 
 
 def test_nginx_of_the_distribution() -> None:

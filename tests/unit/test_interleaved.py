@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import pytest
 from host_programs import Event, HostPrograms, Outcome, Passing, SocketState, StateChange, build
 from support.frames import ACK, Frame, packed
 
-from otelbpf.kernel.records import Counter, Stamp
+from otelbpf.kernel.records import Counter, FixedLength, Stamp
 
 pytestmark = pytest.mark.impure  # gcc
 
@@ -53,6 +54,63 @@ def changes(frame: Frame, earlier: SocketState, state: SocketState, within: int 
 
 def paths(outcome: Outcome) -> list[bytes]:
     return sorted(record["http1"]["request_line"].split()[1] for record in outcome.records)
+
+
+#: Of the table, and how many connections it has room for.
+SETS = 64
+PLACES = SETS * FixedLength.WAYS
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostPrograms]:
+    """With a table of more than one set."""
+    running = HostPrograms(build(tmp_path_factory.mktemp("many")), SETS)
+    yield running
+    running.close()
+
+
+def drawn(count: int) -> list[Frame]:
+    """Of so many connections, always the same."""
+    ports = random.Random(1).sample(range(1024, 60_000), count)
+    return [Frame(client_port=port) for port in ports]
+
+
+@pytest.mark.parametrize(("share", "most"), [(0.5, 0), (0.75, 0.02), (1.0, 0.1)])
+def test_connections_have_a_place_until_the_table_is_nearly_full(
+    many: HostPrograms, share: float, most: float
+) -> None:
+    """In the second of two sets, where the first one is full.
+
+    With one set for each 0.8%, 5.2% and 14% had none, and took the places of others.
+    """
+    frames = drawn(int(share * PLACES))
+    opened = [changes(frame, SocketState.CLOSE, SocketState.ESTABLISHED) for frame in frames]
+    closed = [changes(frame, SocketState.ESTABLISHED, SocketState.CLOSE) for frame in frames]
+    outcome = many.play(opened + closed)
+    evicted = outcome.counts.get(Counter.CONNECTIONS_EVICTED, 0)
+    assert evicted <= most * len(frames)
+    assert outcome.counts[Counter.CONNECTIONS_OPENED] == len(frames)
+    # Each that was not evicted was found again when it ended, and has given its place back.
+    assert outcome.counts[Counter.CONNECTIONS_CLOSED] == len(frames) - evicted
+    again = many.play(2 * (opened + closed))
+    assert again.counts.get(Counter.CONNECTIONS_EVICTED, 0) == 2 * evicted
+    assert again.counts[Counter.CONNECTIONS_CLOSED] == 2 * (len(frames) - evicted)
+
+
+def test_requests_of_connections_in_their_second_set(many: HostPrograms) -> None:
+    frames = drawn(PLACES // 2)
+    happened: list[Passing | StateChange] = [
+        changes(frame, SocketState.CLOSE, SocketState.ESTABLISHED) for frame in frames
+    ]
+    # As many requests as have room until the agent reads them; those that came last have found
+    # their first set full.
+    for frame in frames[-64:]:
+        happened += whole(frame)
+    outcome = many.play(happened)
+    assert len(outcome.records) == 64
+    assert outcome.lost == 0
+    ports = {int(record["peer_port"]) for record in outcome.records}
+    assert ports == {frame.client_port for frame in frames[-64:]}
 
 
 def test_two_processors_make_one_connection(programs: HostPrograms) -> None:

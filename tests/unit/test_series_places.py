@@ -298,7 +298,8 @@ def test_clients_and_servers_have_overflows_of_their_own(machine: Machine) -> No
 def test_the_overflow_knows_what_is_slow(machine: Machine) -> None:
     machine.ask(*"abcdef")
     for is_client, place in machine.kernel.overflow.items():
-        assert (place["in_use"], place["place"], place["slow_ns"]) == (1, is_client, SLOW_NS)
+        row = Kernel.series_rows.rows_of(is_client).start
+        assert (place["in_use"], place["row"], place["slow_ns"]) == (1, row, SLOW_NS)
 
 
 def received(told: Snapshot, earlier: dict[tuple[SeriesKey, int], np.ndarray]) -> Multiset[int]:

@@ -24,6 +24,7 @@ from otelbpf.kernel.records import (
     RequestFlag,
     Stamp,
 )
+from otelbpf.ledger.request import KINDS
 from otelbpf.metrics import series_places
 from otelbpf.metrics.series import SeriesTable
 from otelbpf.metrics.snapshot import Series, buckets_of
@@ -74,7 +75,7 @@ def test_a_new_series_gets_a_place_and_the_kernel_is_told(
         (int(key["hash"]), int(key["status"]), int(key["port"]), int(at["slow_ns"]))
         for key, at in kernel.told
     } == {(hash_of(11), 200, 80, LENGTH_NS + 1), (hash_of(12), 200, 80, LENGTH_NS)}
-    assert len({int(place["place"]) for _, place in kernel.told}) == 2
+    assert len({int(place["row"]) for _, place in kernel.told}) == 2
 
 
 def test_nobody_waits_for_a_snapshot(
@@ -150,9 +151,28 @@ def test_more_keys_than_there_are_ways(kernel: Kernel, table: SeriesTable) -> No
 def test_the_kernels_sums_and_ours_are_one(kernel: Kernel, table: SeriesTable) -> None:
     table.add(one("/a", 11, request_bytes=5))
     ((_, place),) = kernel.told
-    kernel.adds(int(place["place"]), "request_bytes", 100)
+    kernel.adds(place, "request_bytes", 100)
     (series,) = table.snapshot()
     assert series.request_bytes == 105
+
+
+def test_what_each_processor_has_added_is_one_sum(kernel: Kernel, table: SeriesTable) -> None:
+    """Where there are more processors than rows, and only some series have several."""
+    series = MOST - len(KINDS)
+    routes = ["/" + "x" * number for number in range(series)]
+    for number, route in enumerate(routes):
+        table.add(one(route, 100 + number))
+    assert {int(place["cpu_mask"]) for _, place in kernel.told} == {0, 3}
+    for number, route in enumerate(routes):
+        for _ in range(16 + number):
+            assert kernel.request(one(route, 100 + number, request_bytes=7))
+    found = {series.key.route: series for series in table.snapshot()}
+    assert {route: each.duration.count for route, each in found.items()} == {
+        route: 17 + number for number, route in enumerate(routes)
+    }
+    for number, route in enumerate(routes):
+        assert found[route].request_bytes == 7 * (16 + number) + one(route, 1)["request_bytes"][0]
+        assert found[route].duration.sum_ns == LENGTH_NS * (17 + number)
 
 
 def test_the_kernel_is_not_told_of_what_it_will_not_ask_for(
@@ -367,7 +387,7 @@ def test_the_kernel_is_told_of_an_order_of_stamps_once(kernel: Kernel, table: Se
         assert places[3:] == [0] * 21
     (_, at), *_ = kernel.told
     for number, place in enumerate(places[:3], 1):
-        kernel.adds_to_stage(int(at["place"]), place, number * 1_000)
+        kernel.adds_to_stage(at, place, number * 1_000)
     (series,) = table.snapshot()
     in_order = stages_of([times.get(stamp, 0) for stamp in tuple(Stamp)[: Stamp.ACKED]])
     assert {name: stage.sum_ns for name, stage in series.stages.items()} == {

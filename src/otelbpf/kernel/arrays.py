@@ -30,6 +30,7 @@ from otelbpf.kernel.records import (
     STAGE_ORDER,
     FixedLength,
 )
+from otelbpf.kernel.series_rows import SeriesRows
 
 #: The descriptor of what nobody asked for.
 NO_MAP = -1
@@ -43,6 +44,7 @@ class Arrays:
         limits: how long they are.
     Attributes:
         fds: of each one's map, which may be mapped, by its name; NO_MAP: it is not needed.
+        series_rows: which ones of "series" each series has.
     Raises:
         KernelError: the kernel has no memory for one, or makes none.
     """
@@ -50,6 +52,7 @@ class Arrays:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._cpu_slots = _cpu_slots()
+        self.series_rows = _series_rows(limits)
         self.fds: dict[str, int] = {}
         for name, size in sizes(limits).items():
             try:
@@ -73,7 +76,7 @@ class Arrays:
             "max_exchanges": limits.exchanges,
             "ring_max": limits.ring,
             "ring_slots": limits.ring_slots,
-            "max_series": limits.series,
+            "series_rows": self.series_rows.count,
         }
 
     def map_counts(self) -> MappedArray:
@@ -125,7 +128,7 @@ def sizes(limits: Limits) -> dict[str, int]:
         "notices": NOTICES.itemsize,
     }
     of_series = {
-        "series": limits.series * SERIES.itemsize,
+        "series": _series_rows(limits).count * SERIES.itemsize,
         "series_sets": FixedLength.SERIES_SETS * SERIES_SET.itemsize,
         "stage_orders": FixedLength.STAGE_ORDERS * STAGE_ORDER.itemsize,
         "connection_sums": 2 * CONNECTION_SUMS.itemsize,
@@ -140,6 +143,10 @@ def _connection_sets(limits: Limits) -> int:
 def _socket_slots(limits: Limits) -> int:
     """A power of two, and twice as many as connections: then few sockets meet in one."""
     return 2 << (limits.connections - 1).bit_length()
+
+
+def _series_rows(limits: Limits) -> SeriesRows:
+    return SeriesRows.of(limits.series, libbpf.possible_cpus())
 
 
 def _cpu_slots() -> int:

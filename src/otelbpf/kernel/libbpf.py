@@ -36,6 +36,7 @@ BPF_XDP = 37
 _BPF_PERF_EVENT = 41
 BPF_TCX_INGRESS = 46
 BPF_TCX_EGRESS = 47
+BPF_TRACE_UPROBE_MULTI = 48
 # With nothing to be relative to: before all others.
 BPF_F_BEFORE = 1 << 3
 XDP_FLAGS_SKB_MODE = 1 << 1

@@ -31,6 +31,7 @@ from otelbpf.kernel.records import (
     Counter,
     SweepResult,
 )
+from otelbpf.kernel.series_rows import SeriesRows
 from otelbpf.kernel.settings import Part, Settings
 
 _HASH_FACTORS = SETTINGS["hash_factors"].shape[0]
@@ -191,6 +192,14 @@ class Programs:
         """
         return self._load(Load(program))
 
+    def multi_fd(self, program: str) -> int:
+        """The file descriptor of a program of uprobes, for one link that is many of them.
+
+        Raises:
+            RefusedError: the kernel refused it.
+        """
+        return self._load(Load(program, libbpf.BPF_TRACE_UPROBE_MULTI))
+
     def fd_of(self, candidate: Candidate) -> int:
         """The file descriptor of the program that serves a candidate.
 
@@ -214,6 +223,11 @@ class Programs:
     def map_fd(self, name: str) -> int:
         """The file descriptor of an array's map."""
         return self._arrays.fds[name]
+
+    @property
+    def series_rows(self) -> SeriesRows:
+        """Which rows of the table of sums each series has."""
+        return self._arrays.series_rows
 
     def counts(self) -> dict[Counter, int]:
         """What the programs have counted so far, summed over the CPUs."""

@@ -44,7 +44,7 @@ class Load:
     @property
     def type(self) -> int:
         """BPF_PROG_TYPE_*."""
-        if not self.attach_type:
+        if self.attach_type in (0, libbpf.BPF_TRACE_UPROBE_MULTI):
             return _TYPES[self.program.split("_")[0]]
         if self.attach_type == libbpf.BPF_CGROUP_SETSOCKOPT:
             return libbpf.BPF_PROG_TYPE_CGROUP_SOCKOPT

@@ -509,18 +509,21 @@ SERIES_PLACE = np.dtype(
     {
         "names": [
             "slow_ns",
-            "place",
+            "row",
+            "cpu_mask",
             "in_use",
         ],
         "formats": [
             "u8",
             "u4",
-            "u4",
+            "u2",
+            "u2",
         ],
         "offsets": [
             0,
             8,
             12,
+            14,
         ],
         "itemsize": 16,
     }
@@ -858,7 +861,7 @@ CONFIGURATION = np.dtype(
             "max_exchanges",
             "ring_max",
             "ring_slots",
-            "max_series",
+            "series_rows",
             "proxy_networks",
         ],
         "formats": [

@@ -50,7 +50,8 @@ class SeriesTable:
         self._stages = StagePlaces(programs)
         most = programs.limits.series
         # As far as there are series.
-        self._mapped = PartlyMappedArray(programs.map_fd("series"), SERIES, most)
+        self._rows = programs.series_rows
+        self._mapped = PartlyMappedArray(programs.map_fd("series"), SERIES, self._rows.count)
         self._kernels = self._mapped.values
         # In a mapping of its own, of which only pages that are touched take memory: for an array as
         # large as this numpy asks for huge pages, which are cleared as a whole.
@@ -113,7 +114,8 @@ class SeriesTable:
             return
         try:
             given = self._reach_living()
-            total = self._kernels["request_bytes"][:given] + self._ours["request_bytes"][:given]
+            kernels = self._rows.sums(self._kernels["request_bytes"], given)
+            total = kernels + self._ours["request_bytes"][:given]
             had_requests = total != self._seen_bytes[:given]
             self._seen_bytes[:given] = total
             for place, overflow in self._places.end_silent(had_requests, now_s):
@@ -124,15 +126,20 @@ class SeriesTable:
     def _reach_living(self) -> int:
         """Maps the places that series have or had, which are the first ones; how many these are."""
         given = self._places.given
-        self._mapped.reach_range(0, given)
+        self._mapped.reach_range(0, self._rows.end(given))
         return given
+
+    def _kernels_of(self, place: int) -> np.ndarray:
+        """(…) uint64: all that the kernel has added to a series by now, on whichever processor."""
+        sums: np.ndarray = self._kernels_numbers[self._rows.rows_of(place)].sum(axis=0)
+        return sums
 
     def _move(self, place: int, overflow: int) -> None:
         """Moves the sums of a place to another one; nothing is added to it meanwhile.
 
         Only the kernel writes to its own sums: ours are as much below zero from here on.
         """
-        kernels = self._kernels_numbers[place].copy()
+        kernels = self._kernels_of(place)
         moved = kernels + self._our_numbers[place]
         self._our_numbers[overflow] += moved
         self._our_numbers[place] = -kernels
@@ -168,7 +175,7 @@ class SeriesTable:
         living = [*self._places.living()]
         self._reach_living()
         for place, key, since_unix_ns in living:
-            both = self._kernels_numbers[place] + self._our_numbers[place]
+            both = self._kernels_of(place) + self._our_numbers[place]
             sums = both.view(SERIES)[0]
             duration = _histogram(sums["duration"])
             if not duration.count:

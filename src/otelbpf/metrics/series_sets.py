@@ -22,6 +22,7 @@ class SeriesSets:
 
     def __init__(self, programs: Programs) -> None:
         self._programs = programs
+        self._rows = programs.series_rows
         self._mapped = MappedArray(
             programs.map_fd("series_sets"), SERIES_SET, FixedLength.SERIES_SETS, writable=True
         )
@@ -42,13 +43,14 @@ class SeriesSets:
             self._next_way = (self._next_way + 1) % _WAYS
         words[ways[0], 1] = 0
         words[ways[0], 0] = first
-        told["places"][ways[0]] = (slow_ns, place, 1)
+        told["places"][ways[0]] = self._at(place, slow_ns)
         words[ways[0], 1] = second
 
     def forget(self, places: Collection[int]) -> None:
         """Takes back what it was told of these places: it adds nothing to them any more."""
         seconds = self._sets["keys"].view(np.uint64)[:, 1::2]
-        seconds[np.isin(self._sets["places"]["place"], list(places)) & (seconds != 0)] = 0
+        rows = [self._rows.rows_of(place).start for place in places]
+        seconds[np.isin(self._sets["places"]["row"], rows) & (seconds != 0)] = 0
         # Some programs may have found a place before.
         self._programs.wait_for_running()
 
@@ -61,8 +63,12 @@ class SeriesSets:
         self._set_rest(place, 0, in_use=False)
 
     def _set_rest(self, place: int, slow_ns: int, *, in_use: bool) -> None:
-        told = np.array((slow_ns, place, in_use), SERIES_PLACE).tobytes()
+        told = np.array(self._at(place, slow_ns, in_use=in_use), SERIES_PLACE).tobytes()
         self._programs.set_overflow_place(place, told)
+
+    def _at(self, place: int, slow_ns: int, *, in_use: bool = True) -> tuple[int, int, int, bool]:
+        """struct series_place, bpf/abi/records.h."""
+        return slow_ns, self._rows.rows_of(place).start, self._rows.cpu_mask(place), in_use
 
     def close(self) -> None:
         """Unmaps it."""

@@ -31,12 +31,35 @@ _LAST_INSTRUCTIONS = (
 
 
 _ENDBR64 = b"\xf3\x0f\x1e\xfa"
-#: Of what the kernel does in a probed instruction's place, what functions begin with: to push a
-#: register, a nop, jumps and a call (arch/x86/kernel/uprobes.c).
+#: What the kernel does in a probed instruction's place: to push a register, a nop, jumps and a call
+#: (arch/x86/kernel/uprobes.c). All else the processor executes itself, with an interrupt after it.
 _EMULATED = (
     *(bytes([code]) for code in range(0x50, 0x58)),
     *(bytes([0x41, code]) for code in range(0x50, 0x58)),
     *(b"\x90", b"\xe8", b"\xe9", b"\xeb"),
+    *(bytes([code]) for code in range(0x70, 0x80)),
+    *(bytes([0x0F, code]) for code in range(0x80, 0x90)),
+)
+#: How many instructions of a function are looked at for one that the kernel emulates.
+_PROLOGUE = 12
+#: What nothing before a function's probe may change, by all their names: the stack pointer and what
+#: has arguments.
+_KEPT = frozenset(
+    getattr(x86, f"X86_REG_{name}")
+    for name in (
+        *("RSP", "ESP", "SP", "SPL", "RDI", "EDI", "DI", "DIL", "RSI", "ESI", "SI", "SIL"),
+        *("RDX", "EDX", "DX", "DL", "DH", "RCX", "ECX", "CX", "CL", "CH"),
+        *("R8", "R8D", "R8W", "R8B", "R9", "R9D", "R9W", "R9B"),
+    )
+)
+#: Whatever goes somewhere else, or may.
+_LEAVES = (
+    capstone.CS_GRP_JUMP,
+    capstone.CS_GRP_CALL,
+    capstone.CS_GRP_RET,
+    capstone.CS_GRP_INT,
+    capstone.CS_GRP_IRET,
+    capstone.CS_GRP_PRIVILEGE,
 )
 
 
@@ -68,17 +91,37 @@ def ends_of(function: Code, rare: Sequence[Code] = (), *, is_go: bool) -> tuple[
     )
 
 
-def start_of(function: Code) -> int:
+def start_of(function: Code, rare: Sequence[Code] = ()) -> int:
     """Where to probe a function's start: a call passes it once, with the stack as it was.
 
-    That is its first instruction, or the second one where the first is only the mark of a jump's
-    target (endbr64). A probed mark the kernel would have the processor execute by itself, with an
-    interrupt after it; what follows it mostly is one that the kernel does in its place, which takes
-    a fraction of the time.
+    That is the first instruction that the kernel does itself when it is probed, which takes a
+    fraction of the time, if each call comes to it straight from the first one, with all arguments
+    where they were; else the first one.
+
+    Args:
+        rare: parts of it that the compiler may have put elsewhere.
+    Raises:
+        UnclearCodeError: it cannot be disassembled.
     """
-    data = function.data
-    if data.startswith(_ENDBR64) and data[len(_ENDBR64) :].startswith(_EMULATED):
-        return function.address + len(_ENDBR64)
+    instructions = _decode(function)
+    parts = (function, *rare)
+    jumps = [each for part in parts for each in _decode(part) if _is_jump(each)]
+    targets = {_target(each) for each in jumps}
+    # Where only a register says where to, and in a part that is not known, may be a jump back; but
+    # none leads between a mark of a jump's target and what follows it.
+    is_clear = all(
+        target is not None and (each.id == x86.X86_INS_JMP or any(target in part for part in parts))
+        for each in jumps
+        for target in [_target(each)]
+    )
+    far = _PROLOGUE if is_clear else 1 + function.data.startswith(_ENDBR64)
+    for each in instructions[:far]:
+        if each.address in targets and each is not instructions[0]:
+            break
+        if each.bytes.startswith(_EMULATED):
+            return int(each.address)
+        if any(map(each.group, _LEAVES)) or not _KEPT.isdisjoint(each.regs_access()[1]):
+            break
     return function.address
 
 

@@ -250,6 +250,11 @@ class Elf:
                 first.setdefault(symbol.address if symbol.is_defined else symbol.name, symbol)
         return sorted(first.values(), key=lambda symbol: symbol.address)
 
+    @cached_property
+    def addresses(self) -> frozenset[int]:
+        """Of all its symbols."""
+        return frozenset(each.address for each in self.symbols("*") if each.is_defined)
+
     def offset_of(self, address: int, *, executable: bool = True) -> int:
         """Where in the file an address is, in bytes.
 

@@ -21,6 +21,7 @@ starts and ends each time that it goes on and waits.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from elftools.common.exceptions import ELFError
@@ -108,9 +109,10 @@ def _function_handlers(files: list[TargetFile], pattern: str) -> list[Handler]:
             "write more of the name"
         )
     handlers: list[Handler] = []
-    for file, symbol in found:
+    for file, symbols_of_file in itertools.groupby(found, key=lambda each: each[0]):
         with file.open() as elf:
-            handlers += _function_handler(elf, file, symbol)
+            for _, symbol in symbols_of_file:
+                handlers += _function_handler(elf, file, symbol)
     if not handlers:
         raise UsageError(
             f"{pattern} never returns to its caller, so that it has no end to measure; name a "
@@ -167,9 +169,13 @@ def _function_handler(elf: Elf, file: TargetFile, symbol: Symbol) -> Iterator[Ha
         if not symbol.size:
             raise UnclearCodeError("is of unknown size")
         code = elf.code_of(symbol)
-        rare = () if by_return or is_go else _rare_parts(elf, symbol)
-        ends = ends_of(code, rare, is_go=is_go)
-        start = start_of_go(code) if is_go else start_of(code)
+        rare = [] if is_go else _rare_parts(elf, symbol)
+        start = start_of_go(code) if is_go else start_of(code, rare)
+        # Of functions within others, as assembly has them, each has its own calls.
+        between = range(symbol.address + 1, start + 1)
+        if not is_go and not elf.addresses.isdisjoint(between):
+            start = symbol.address
+        ends = ends_of(code, () if by_return else rare, is_go=is_go)
     except UnclearCodeError as error:
         if not by_return:
             danger = "Go moves stacks" if elf.is_go else "exceptions or panics may pass through it"

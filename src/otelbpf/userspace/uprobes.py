@@ -7,13 +7,15 @@ import contextlib
 import itertools
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
-from otelbpf.errors import KernelError, UsageError
+from otelbpf.errors import KernelError, RefusedError, UsageError
 from otelbpf.kernel import libbpf
 from otelbpf.kernel.loader import Programs
 from otelbpf.kernel.records import MAPS, PT_REGS, PYTHON_SITE
+from otelbpf.kernel.uprobe_multi import Place, attach_uprobes
 from otelbpf.userspace.handler import Handler, HandlerKind, ProbeSite, PythonFunction
 from otelbpf.userspace.usdt import ArgumentKind, UsdtArgument
 
@@ -47,34 +49,89 @@ def attached_to_handlers(programs: Programs, handlers: tuple[Handler, ...]) -> I
         yield [f"uprobe {handler.name}" for handler in handlers]
 
 
+@dataclass(frozen=True)
+class _Probe:
+    """A program at a place.
+
+    Attributes:
+        at_return: of the function that begins there.
+        cookie: what the program is told of it.
+    """
+
+    handler: Handler
+    site: ProbeSite
+    program: str
+    at_return: bool
+    cookie: int
+
+
 def _attach(stack: contextlib.ExitStack, programs: Programs, handlers: tuple[Handler, ...]) -> None:
+    probes = [*_probes(programs, handlers)]
+    together: dict[object, list[_Probe]] = {}
+    # Ends first: what starts must be able to end.
+    for probe in sorted(probes, key=_is_start):
+        key = probe.site.path, probe.program, probe.handler.pid
+        together.setdefault(key, []).append(probe)
+    for some in together.values():
+        if some[0].handler.pid is not None or not _attach_as_one(stack, programs, some):
+            for probe in some:
+                _attach_alone(stack, programs, probe)
+
+
+def _is_start(probe: _Probe) -> bool:
+    return probe.program == _PROGRAMS[probe.handler.kind][0]
+
+
+def _attach_as_one(stack: contextlib.ExitStack, programs: Programs, probes: list[_Probe]) -> bool:
+    """One link for a program's places in a file; false: the kernel made none, whyever."""
+    first = probes[0]
+    places = [Place(each.site.offset, each.site.semaphore, each.cookie) for each in probes]
+    try:
+        link = attach_uprobes(
+            first.site.path, places, programs.multi_fd(first.program), at_return=first.at_return
+        )
+    except (OSError, RefusedError):
+        return False
+    stack.callback(os.close, link)
+    return True
+
+
+def _attach_alone(stack: contextlib.ExitStack, programs: Programs, probe: _Probe) -> None:
+    handler, site = probe.handler, probe.site
+    try:
+        link, event = libbpf.attach_uprobe(
+            site.path, site.offset, programs.fd(probe.program), pid=handler.pid,
+            at_return=probe.at_return, semaphore=site.semaphore, cookie=probe.cookie,
+        )  # fmt: skip
+    except OSError as error:
+        raise KernelError(
+            f"cannot put a uprobe on {handler.name} in {handler.path}: {error.strerror}; "
+            "name another function with --handler"
+        ) from error
+    stack.callback(os.close, event)
+    stack.callback(os.close, link)
+
+
+def _probes(programs: Programs, handlers: tuple[Handler, ...]) -> Iterator[_Probe]:
+    """All of them; the programs are told what Python's are for."""
     python_sites = 0
     for handler in handlers:
         for site, program, at_return in _sites(handler):
-            if handler.python is not None:
-                if python_sites == _PYTHON_SITES:
-                    raise UsageError(
-                        f"more than {_PYTHON_SITES} places to probe for Python functions; name "
-                        "fewer of them with --handler"
-                    )
-                programs.set_python_site(python_sites, _python_site(site, handler.python))
-            try:
-                link, event = libbpf.attach_uprobe(
-                    site.path, site.offset, programs.fd(program), pid=handler.pid,
-                    at_return=at_return, semaphore=site.semaphore, cookie=python_sites,
-                )  # fmt: skip
-            except OSError as error:
-                raise KernelError(
-                    f"cannot put a uprobe on {handler.name} in {handler.path}: {error.strerror}; "
-                    "name another function with --handler"
-                ) from error
-            stack.callback(os.close, event)
-            stack.callback(os.close, link)
-            python_sites += handler.python is not None
+            if handler.python is None:
+                yield _Probe(handler, site, program, at_return, cookie=0)
+                continue
+            if python_sites == _PYTHON_SITES:
+                raise UsageError(
+                    f"more than {_PYTHON_SITES} places to probe for Python functions; name "
+                    "fewer of them with --handler"
+                )
+            programs.set_python_site(python_sites, _python_site(site, handler.python))
+            yield _Probe(handler, site, program, at_return, cookie=python_sites)
+            python_sites += 1
 
 
 def _sites(handler: Handler) -> Iterator[tuple[ProbeSite, str, bool]]:
-    """(site, program, at its function's return). Ends first: what starts must be able to end."""
+    """(site, program, at its function's return)."""
     start, end = _PROGRAMS[handler.kind]
     if handler.return_probe:
         yield from ((site, _RETURN_PROGRAM, True) for site in handler.starts)

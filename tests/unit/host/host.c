@@ -420,7 +420,7 @@ static const struct configuration lengths = {
 	.max_exchanges = 64,
 	.ring_max = 64,
 	.ring_slots = 64,
-	.max_series = 1,
+	.series_rows = 1,
 	.proxy_networks = 3,
 };
 
@@ -446,6 +446,8 @@ static void begin_conversation(void)
 	now_ns = 1000000000;
 	random_state = 1;
 	configuration_data = lengths;
+	if (getenv("CONNECTION_SETS"))
+		configuration_data.connection_sets = atoi(getenv("CONNECTION_SETS"));
 	NEW_ARRAY(scratches, CPU_SLOTS);
 	NEW_ARRAY(connections, CONNECTION_SETS * WAYS);
 	NEW_ARRAY(connection_tags, CONNECTION_SETS);
@@ -454,7 +456,7 @@ static void begin_conversation(void)
 	NEW_ARRAY(ring, RING_SLOTS);
 	NEW_ARRAY(ring_ends, 1);
 	NEW_ARRAY(notices, 1);
-	NEW_ARRAY(series, MAX_SERIES);
+	NEW_ARRAY(series, SERIES_ROWS);
 	NEW_ARRAY(series_sets, SERIES_SETS);
 	NEW_ARRAY(stage_orders, STAGE_ORDERS);
 	NEW_ARRAY(connection_sums, 2);
