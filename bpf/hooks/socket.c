@@ -274,6 +274,7 @@ static __always_inline int handle_state(u64 sk, u32 earlier, u32 state)
 		now = bpf_ktime_get_ns();
 		if (!(conn->flags & LOCAL_CLOSED))
 			note_closed(conn, sock_error(sk));
+		lose_untaken(conn, tcp_rcv_nxt(tp, DIRECT), true);
 		end_connection(conn, now);
 		count(COUNT_CONNECTIONS_CLOSED);
 		COUNT_CONNECTION(has_role(&key, ROLE_CLIENT), closed);

@@ -62,7 +62,7 @@ static __always_inline void sweep_unanswered(const struct sweep_order *order,
 		return;
 	if (order->stopped && !ended) {
 		abandon(x, COUNT_LOST_STOPPED);
-	} else if (!x->head_whole) {
+	} else if (!x->head_bytes) {
 		abandon(x, COUNT_LOST_CLOSED);
 	} else {
 		if (ended) {

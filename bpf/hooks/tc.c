@@ -9,6 +9,7 @@
 #include "state/connections.h"
 #include "stream/begin.h"
 #include "stream/feed.h"
+#include "stream/repeats.h"
 
 #define HEADERS_MOST 256
 
@@ -294,6 +295,7 @@ PROGRAM("tc") int tc_kept_chunks(struct __sk_buff *skb)
 
 PROGRAM("tc") int tc_admit(struct __sk_buff *skb) { return admit_connection(skb, REQUESTS_IN); }
 PROGRAM("tc") int tc_grant(struct __sk_buff *skb) { return grant_connection(skb, RESPONSES_OUT); }
+PROGRAM("tc") int tc_repeated(struct __sk_buff *skb) { return track_repeated(skb, REQUESTS_IN); }
 
 #if WITH_CLIENTS
 PROGRAM("tc") int tc_client_ingress(struct __sk_buff *skb)
@@ -329,5 +331,9 @@ PROGRAM("tc") int tc_client_admit(struct __sk_buff *skb)
 PROGRAM("tc") int tc_client_grant(struct __sk_buff *skb)
 {
 	return grant_connection(skb, RESPONSES_IN);
+}
+PROGRAM("tc") int tc_client_repeated(struct __sk_buff *skb)
+{
+	return track_repeated(skb, RESPONSES_IN);
 }
 #endif

@@ -247,6 +247,31 @@ static __always_inline void go_on_with_head(struct scratch *s, const struct pars
 		v->before = x->record.request_bytes - carried;
 }
 
+/* Reads the window's lines, of a head that begins or goes on there. -1: this is not HTTP/1. */
+static __always_inline int read_lines(struct scratch *s, struct connection *conn, struct parser *p,
+				      struct exchange *x, u64 loaded, enum flow flow)
+{
+	volatile struct head_cursor *v = &s->head;
+
+	v->loaded = loaded;
+	/* Behind the window no line goes on, nor ends. */
+	s->window[v->total & WINDOW_MASK] = 0;
+	v->line = 0;
+	v->end = 0;
+	__builtin_memset(s->found_length, 0, sizeof(s->found_length));
+	__builtin_memset(s->found_times, 0, sizeof(s->found_times));
+	scan_lines(s, flow);
+	if (consume_lines(s, conn, p, x, flow))
+		return -1;
+	if (CARRIES_REQUESTS(flow) ? take_request_lines(s, conn, x) : take_response_lines(s, p))
+		return -1;
+	if (s->found_times[FOUND_TRANSFER_ENCODING])
+		take_coding(s, p);
+	if (s->found_times[FOUND_CONTENT_LENGTH])
+		take_length(s, p);
+	return 0;
+}
+
 /*
  * Reads lines up to the end of the head or of the window, and gives the exchange
  * that they belong to. Returns 0, or -1 when the bytes are no HTTP/1 message or
@@ -276,22 +301,8 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 		v->total = loaded;
 		v->kind = LINE_FIRST;
 	}
-	v->loaded = loaded;
-	/* Behind the window no line goes on, nor ends. */
-	s->window[v->total & WINDOW_MASK] = 0;
-	v->line = 0;
-	v->end = 0;
-	__builtin_memset(s->found_length, 0, sizeof(s->found_length));
-	__builtin_memset(s->found_times, 0, sizeof(s->found_times));
-	scan_lines(s, flow);
-	if (consume_lines(s, conn, p, *x, flow))
+	if (read_lines(s, conn, p, *x, loaded, flow))
 		return -1;
-	if (CARRIES_REQUESTS(flow) ? take_request_lines(s, conn, *x) : take_response_lines(s, p))
-		return -1;
-	if (s->found_times[FOUND_TRANSFER_ENCODING])
-		take_coding(s, p);
-	if (s->found_times[FOUND_CONTENT_LENGTH])
-		take_length(s, p);
 	if (!v->end)
 		return 0;
 	if (CARRIES_REQUESTS(flow)) {

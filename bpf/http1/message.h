@@ -275,7 +275,7 @@ static __always_inline int begin_request_body(struct connection *conn, struct pa
 					      struct exchange *x, enum flow flow)
 {
 	if (x) {
-		x->head_whole = 1;
+		x->head_bytes = x->record.request_bytes;
 		sample(x);
 		if (IS_CLIENTS(flow))
 			name_cause(conn, x);

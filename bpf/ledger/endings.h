@@ -56,7 +56,7 @@ static __always_inline void end_requests(struct connection *conn, bool framing_l
 		if (x) {
 			if (!framing_lost)
 				end_with(conn, x, now);
-			if (framing_lost ? x->record.flags & REQUEST_ANSWERED : x->head_whole)
+			if (framing_lost ? x->record.flags & REQUEST_ANSWERED : x->head_bytes)
 				submit(x, IRREGULAR);
 			else
 				abandon(x, framing_lost ? COUNT_LOST_PARSER : COUNT_LOST_CLOSED);
@@ -77,6 +77,53 @@ static __always_inline void close_requests(struct connection *conn, u64 now)
 
 /* Framing was lost: which bytes belong to which request is no longer known. */
 static __always_inline void lose_requests(struct connection *conn) { end_requests(conn, true, 0); }
+
+struct untaken {
+	struct connection *conn;
+	u64 ordinal;
+	u32 taken;
+	u32 is_closing;
+};
+
+/* Is what was read of the message that comes in not known to be what the socket takes? */
+static __always_inline bool is_doubtful(const struct exchange *x, const struct untaken *u)
+{
+	if (inbound_is_whole(x) && (is_outgoing(x) || !u->is_closing))
+		return before(u->taken, x->inbound_end);
+	if (!u->is_closing)
+		return true;
+	return before(u->taken, x->inbound_start + (is_outgoing(x) ? 1 : x->head_bytes));
+}
+
+STEP lose_untaken_one(u64 turn UNUSED, struct untaken *u)
+{
+	struct connection *conn = u->conn;
+	struct exchange *x;
+
+	if (u->ordinal >= conn->arrived)
+		return 1;
+	x = in_flight(conn, u->ordinal);
+	if (x && is_doubtful(x, u))
+		abandon(x, COUNT_LOST_UNTAKEN);
+	u->ordinal++;
+	return 0;
+}
+
+/*
+ * The socket has taken the bytes before `taken`. Those from there on are not the only ones that came for
+ * their places; or it closes, and takes none of them: then a request needs its head to be one.
+ */
+static __always_inline void lose_untaken(struct connection *conn, u32 taken, bool is_closing)
+{
+	struct untaken u = {
+		.conn = conn,
+		.ordinal = conn->finished,
+		.taken = taken,
+		.is_closing = is_closing,
+	};
+
+	REPEAT(IN_FLIGHT_MAX, lose_untaken_one, &u);
+}
 
 /*
  * What ended a connection that neither side has closed: a RST, whose only trace here may be the

@@ -124,7 +124,7 @@ static __always_inline struct exchange *begin_request(struct scratch *s, struct 
 	conn->slot[ordinal & (IN_FLIGHT_MAX - 1)] = slot;
 
 	clear(&x->record);
-	x->head_whole = 0;
+	x->head_bytes = 0;
 	x->left_again = 0;
 	x->inbound_start = seq;
 	x->activity_ktime_ns = s->ktime_ns;

@@ -129,18 +129,26 @@ static __always_inline bool brings_cookie(void *sk, struct scratch *s, const str
 					sizeof(*headers) - sizeof(headers->ip));
 }
 
+/* The socket that the kernel finds for what comes in; to be released. NULL: there is none. */
+static __always_inline void *look_up_socket(void *context, struct scratch *s,
+					    const struct connection_key *key)
+{
+	u32 length = fill_tuple(&s->tuple, key);
+
+	return length == sizeof(s->tuple.ipv4)
+		       ? bpf_skc_lookup_tcp(context, &s->tuple, sizeof(s->tuple.ipv4),
+					    BPF_F_CURRENT_NETNS, 0)
+		       : bpf_skc_lookup_tcp(context, &s->tuple, sizeof(s->tuple.ipv6),
+					    BPF_F_CURRENT_NETNS, 0);
+}
+
 /* Has a socket of this host the connection that a segment comes in for? */
 static __always_inline bool find_socket(void *context, struct scratch *s, const struct segment *seg,
 					struct existing *found)
 {
-	u32 length = fill_tuple(&s->tuple, &seg->key);
+	void *sk = look_up_socket(context, s, &seg->key);
 	bool exists = false;
 	u64 tp, request;
-	void *sk = length == sizeof(s->tuple.ipv4)
-			   ? bpf_skc_lookup_tcp(context, &s->tuple, sizeof(s->tuple.ipv4),
-						BPF_F_CURRENT_NETNS, 0)
-			   : bpf_skc_lookup_tcp(context, &s->tuple, sizeof(s->tuple.ipv6),
-						BPF_F_CURRENT_NETNS, 0);
 
 	if (!sk)
 		return false;

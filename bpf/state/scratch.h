@@ -114,6 +114,8 @@ struct disorder_cursor {
 	u32 rest_start;
 	u32 rest_end;
 	u32 holes;
+	u32 differs; /* was a byte found that does? */
+	u32 unused;
 };
 
 /*
@@ -155,7 +157,7 @@ struct scratch {
 	u64 found_length[FOUND_COUNT];
 	u8 found_times[8]; /* may wrap: 256 lines of one name find room in no window */
 	u8 window[WINDOW_MASK + 1 + CARRY_MAX + 88];
-	u8 unused_either[8];
+	u8 unused_either[56];
 } __attribute__((aligned(64))); /* no two CPUs write to one cache line */
 
 ASSERT_BYTES(scratch, SCRATCH_BYTES);

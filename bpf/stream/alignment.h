@@ -169,15 +169,20 @@ static __always_inline bool take_inbound(struct __sk_buff *skb, struct scratch *
 {
 	s64 seen_before = align(skb, s, conn, seg, conn->arrived - 1, flow);
 	struct parser *p = &conn->inbound;
-	bool nothing_new = seen_before >= seg->payload_length && !may_end_response(p, seg, flow);
+	bool repeats = seen_before > 0, is_early = seen_before < 0, is_known;
 
-	if (nothing_new && !p->disorder)
+	/* The same packet, at another interface. */
+	is_known = seen_before >= seg->payload_length && !may_end_response(p, seg, flow) &&
+		   (!repeats || passed_another(skb, conn, INBOUND));
+	if (is_known && !p->disorder)
 		return false;
 	fill_scratch(s, seg, seen_before);
-	if (seen_before < 0 || nothing_new) {
+	if (repeats || is_early || is_known) {
 		hand_on(s, conn, flow);
-		s->early = seen_before < 0;
-		TAIL_CALL(skb, continuations, CONTINUE_DISORDER + OF_ROLE(flow));
+		s->early = is_early;
+		TAIL_CALL(skb, continuations,
+			  (repeats && !is_known ? CONTINUE_REPEATED : CONTINUE_DISORDER) +
+				  OF_ROLE(flow));
 		return false; /* not reached */
 	}
 	p->next_seq = seg->seq + seg->payload_length;

@@ -11,6 +11,7 @@
 #pragma once
 
 #include "http1/message.h"
+#include "ledger/endings.h"
 #include "state/disorder.h"
 #include "state/exchange.h"
 #include "stream/packet.h"
@@ -150,6 +151,80 @@ static __always_inline void find_pieces(volatile struct disorder_cursor *v,
 	}
 }
 
+struct comparison {
+	struct __sk_buff *skb;
+	struct scratch *s;
+	struct connection *conn;
+	const struct disorder *d;
+};
+
+struct word_comparison {
+	struct scratch *s;
+	const struct kept *kept;
+	u64 at; /* in the piece, of the window's first byte */
+	u64 length;
+};
+
+/* Eight bytes of the window, or as many as there are, and of the piece. What differs is noted in the map. */
+static __always_inline long compare_word(u64 turn, struct word_comparison *c)
+{
+	u64 i = turn * 8 & (PIECE_MAX - 1), left = c->length - turn * 8, difference;
+	volatile struct disorder_cursor *v = &c->s->disorder;
+
+	if (turn * 8 >= c->length)
+		return 1;
+	difference = *(const u64 *)(c->s->window + i) ^
+		     *(const u64 *)(c->kept->bytes + ((c->at + i) & (PIECE_MAX - 1)));
+	if (left < 8)
+		difference &= FIRST_BYTES(left);
+	if (difference)
+		v->differs = 1;
+	return 0;
+}
+
+STEP compare_next_word(u64 turn, struct word_comparison *c) { return compare_word(turn, c); }
+
+STEP compare_piece(u64 turn, struct comparison *c)
+{
+	const struct piece *piece = &c->d->pieces[turn & (PIECES_MAX - 1)];
+	struct piece_key key = { .connection_id = c->conn->id, .place = turn };
+	u32 from = c->s->seq, to = from + c->s->payload_length, n;
+	struct word_comparison words = { .s = c->s };
+
+	if (before(from, piece->seq))
+		from = piece->seq;
+	if (before(piece->seq + piece->length, to))
+		to = piece->seq + piece->length;
+	if (!piece->length || !before(from, to))
+		return 0;
+	words.kept = LOOKUP(kept_pieces, &key);
+	words.at = from - piece->seq;
+	words.length = to - from;
+	n = ((words.length - 1) & (PIECE_MAX - 1)) + 1;
+	if (!words.kept ||
+	    bpf_skb_load_bytes(c->skb, c->s->payload_offset + from - c->s->seq, c->s->window, n)) {
+		c->s->disorder.differs = 1;
+		return 1;
+	}
+	REPEAT(PIECE_MAX / 8, compare_next_word, &words);
+	return 0;
+}
+
+/*
+ * Some of an early segment's bytes are kept already. Has it others? Which of them TCP takes is up to it,
+ * and to their checksums.
+ */
+static __always_inline bool differs(struct __sk_buff *skb, struct scratch *s,
+				    struct connection *conn, const struct disorder *d)
+{
+	struct comparison c = { .skb = skb, .s = s, .conn = conn, .d = d };
+	volatile struct disorder_cursor *v = &s->disorder;
+
+	v->differs = 0;
+	REPEAT(PIECES_MAX, compare_piece, &c);
+	return v->differs;
+}
+
 /* Keeps the segment's next bytes, as many as there is room for, in a free place. */
 static __always_inline int keep_piece(struct __sk_buff *skb, struct scratch *s,
 				      struct connection *conn, struct piece *piece, u32 place)
@@ -194,6 +269,10 @@ static __always_inline int keep(struct __sk_buff *skb, struct scratch *s, struct
 	v->early = before(v->reached, s->seq);
 	find_pieces(v, d, s->seq, s->seq + s->payload_length);
 	i = v->overlapping;
+	if (i < PIECES_MAX && differs(skb, s, conn, d)) {
+		lose_untaken(conn, s->seq, false);
+		return -1;
+	}
 	if (i < PIECES_MAX && !before(v->reached, s->seq + s->payload_length)) {
 		/* Else it is the same packet, at another interface. */
 		if (d->pieces[i].interface == skb->ifindex)

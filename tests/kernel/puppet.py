@@ -28,14 +28,15 @@ def _mac(netns: Netns, interface: str) -> str:
 
 
 def _checksum(data: bytes) -> bytes:
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data)) if len(data) % 2 == 0 else 0
+    data += bytes(len(data) % 2)
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return struct.pack("!H", ~total & 0xFFFF)
 
 
 class Puppet:
-    """A client on a port of its own. Its payloads have an even length."""
+    """A client on a port of its own."""
 
     def __init__(self, lab: Lab, server_port: int = PORT) -> None:
         theirs, ours = _mac(lab.server_netns, INTERFACE), _mac(lab.client_netns, CLIENT_INTERFACE)
@@ -56,8 +57,14 @@ class Puppet:
     def __exit__(self, *_: object) -> None:
         self._wire.close()
 
-    def send(self, flags: int, seq: int, ack_seq: int = 0, payload: bytes = b"") -> None:
-        """A segment leaves for the server."""
+    def send(
+        self, flags: int, seq: int, ack_seq: int = 0, payload: bytes = b"", *, wrong: bool = False
+    ) -> None:
+        """A segment leaves for the server.
+
+        Args:
+            wrong: its checksum is; no TCP takes it.
+        """
         frame = bytearray(bytes(Frame(
             payload, seq, ack_seq, flags, client=ADDRESS, server=SERVER_IPV4,
             client_port=self.port, server_port=self._server_port,
@@ -66,6 +73,8 @@ class Puppet:
         ip, tcp = frame[_ETHERNET : _ETHERNET + _IPV4], frame[_ETHERNET + _IPV4 :]
         ip[10:12] = _checksum(ip)
         tcp[16:18] = _checksum(ip[12:20] + struct.pack("!HH", socket.IPPROTO_TCP, len(tcp)) + tcp)
+        if wrong:
+            tcp[16] ^= 0xFF
         self._wire.send(frame[:_ETHERNET] + ip + tcp)
 
     def receive(self, flags: int) -> int:

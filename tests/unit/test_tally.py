@@ -18,6 +18,7 @@ IN_KERNEL = {
     Counter.LOST_PARSER: Lost.PARSER,
     Counter.LOST_CLOSED: Lost.CLOSED,
     Counter.LOST_EVICTED: Lost.EVICTED,
+    Counter.LOST_UNTAKEN: Lost.UNTAKEN,
     Counter.LOST_STOPPED: Lost.STOPPED,
 }
 
@@ -158,6 +159,7 @@ def test_names_are_unique_and_stable() -> None:
         "too_large",
         "unanswered_at_stop",
         "unread_at_stop",
+        "untaken",
     ]
 
 

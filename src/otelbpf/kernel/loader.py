@@ -58,6 +58,7 @@ _CONTINUATIONS = (
     "kept_chunks",
     "admit",
     "grant",
+    "repeated",
 )
 
 

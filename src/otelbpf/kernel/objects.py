@@ -38,6 +38,8 @@ _WORK = {
     "tc_client_kept_chunks": 77,
     "traced_state": 73,
     "tc_grant": 86,
+    "tc_repeated": 60,
+    "tc_client_repeated": 20,
     "tc_egress": 79,
     "tc_kept": 66,
     "tc_client_chunks": 56,

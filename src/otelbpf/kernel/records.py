@@ -315,7 +315,7 @@ EXCHANGE = np.dtype(
             "inbound_start",
             "inbound_end",
             "outbound_end",
-            "head_whole",
+            "head_bytes",
             "slot",
             "ordered",
             "record",
@@ -972,19 +972,19 @@ PT_REGS = np.dtype(
     }
 )
 
-#: struct scratch, 3328 bytes.
+#: struct scratch, 3392 bytes.
 SCRATCH = np.dtype(
     {
         "names": [
             "counts",
         ],
         "formats": [
-            ("u8", (29,)),
+            ("u8", (30,)),
         ],
         "offsets": [
             0,
         ],
-        "itemsize": 3328,
+        "itemsize": 3392,
     }
 )
 
@@ -1003,7 +1003,7 @@ MAPS = {
     "blank_disorder": MapShape(2, 4, 1152, 1),
     "carries": MapShape(1, 8, 256, 8192),
     "connecting": MapShape(1, 8, 1, 256),
-    "continuations": MapShape(3, 4, 4, 16),
+    "continuations": MapShape(3, 4, 4, 18),
     "data_of_syns": MapShape(9, 40, 2224, 1024),
     "disorders": MapShape(1, 8, 1152, 512),
     "goroutines": MapShape(9, 16, 56, 16384),
@@ -1012,6 +1012,7 @@ MAPS = {
     "overflow_places": MapShape(2, 4, 16, 2),
     "python_paths": MapShape(2, 4, 128, 1),
     "python_sites": MapShape(2, 4, 216, 64),
+    "rereadings": MapShape(6, 4, 1200, 1),
     "sweep_orders": MapShape(2, 4, 24, 1),
     "thread_locals": MapShape(1, 4, 24, 1024),
     "upstreams": MapShape(1, 24, 1, 4096),
@@ -1202,6 +1203,7 @@ class Counter(IntEnum):
     CONNECTIONS_CROWDED = 26
     PACKETS_UNREAD = 27
     SEGMENTS_STRAY = 28
+    LOST_UNTAKEN = 29
 
 
 class NoticeKind(IntEnum):

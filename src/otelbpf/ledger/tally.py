@@ -21,6 +21,7 @@ class Lost(StrEnum):
     PARSER = "parser"
     CLOSED = "closed_before_head"
     EVICTED = "evicted"
+    UNTAKEN = "untaken"
     STOPPED = "unanswered_at_stop"
     UNREAD = "unread_at_stop"
     QUEUE_FULL = "queue_full"
@@ -37,6 +38,7 @@ _IN_KERNEL = {
     Counter.LOST_PARSER: Lost.PARSER,
     Counter.LOST_CLOSED: Lost.CLOSED,
     Counter.LOST_EVICTED: Lost.EVICTED,
+    Counter.LOST_UNTAKEN: Lost.UNTAKEN,
     Counter.LOST_STOPPED: Lost.STOPPED,
 }
 

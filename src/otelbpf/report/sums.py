@@ -20,6 +20,7 @@ REASONS = {
     Lost.PARSER: "bytes that are no HTTP, or that were missed",
     Lost.CLOSED: "the connection closed before the request\u2019s head was whole",
     Lost.EVICTED: "the connection was forgotten to make room for another (--connections)",
+    Lost.UNTAKEN: "the socket did not take what came, or which of several it took is not known",
     Lost.STOPPED: "still unanswered when the agent stopped",
     Lost.UNREAD: "not read yet when the agent stopped",
     Lost.QUEUE_FULL: "the queue to the collector was full (OTEL_BSP_MAX_QUEUE_SIZE)",

@@ -101,7 +101,11 @@ static void free_entry(struct host_entry *e)
 	free(e);
 }
 
-static bool is_array(const struct host_map *map) { return map->type == BPF_MAP_TYPE_ARRAY; }
+/* There is one processor here. */
+static bool is_array(const struct host_map *map)
+{
+	return map->type == BPF_MAP_TYPE_ARRAY || map->type == BPF_MAP_TYPE_PERCPU_ARRAY;
+}
 
 /* The one that was looked up or updated last comes first. False: there is no room for one more. */
 static bool make_room(struct host_map *map)
@@ -113,7 +117,7 @@ static bool make_room(struct host_map *map)
 		last = &(*last)->next;
 	if (!*last)
 		return true;
-	CHECK(map->type != BPF_MAP_TYPE_ARRAY && !(*last)->next);
+	CHECK(!is_array(map) && !(*last)->next);
 	if (map->type != BPF_MAP_TYPE_LRU_HASH)
 		return false;
 	free_entry(*last);
@@ -324,6 +328,7 @@ static int (*const continued_by[CONTINUATION_COUNT])(struct __sk_buff *) = {
 	[CONTINUE_KEPT_CHUNKS] = tc_kept_chunks,
 	[CONTINUE_ADMIT] = tc_admit,
 	[CONTINUE_GRANT] = tc_grant,
+	[CONTINUE_REPEATED] = tc_repeated,
 	[CONTINUATIONS_EACH + CONTINUE_INBOUND] = tc_client_ingress,
 	[CONTINUATIONS_EACH + CONTINUE_OUTBOUND] = tc_client_egress,
 	[CONTINUATIONS_EACH + CONTINUE_CHUNKS] = tc_client_chunks,
@@ -332,6 +337,7 @@ static int (*const continued_by[CONTINUATION_COUNT])(struct __sk_buff *) = {
 	[CONTINUATIONS_EACH + CONTINUE_KEPT_CHUNKS] = tc_client_kept_chunks,
 	[CONTINUATIONS_EACH + CONTINUE_ADMIT] = tc_client_admit,
 	[CONTINUATIONS_EACH + CONTINUE_GRANT] = tc_client_grant,
+	[CONTINUATIONS_EACH + CONTINUE_REPEATED] = tc_client_repeated,
 };
 
 /* As the kernel's, it comes back only if it may not. */

@@ -1,0 +1,321 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * Bytes that come in again. TC has read those that came first, which need not be those that TCP takes: it
+ * drops a segment whose checksum is wrong, or for which it has no room, and takes the next one for the
+ * same place. Whose bytes the socket has taken already are so, whatever comes after them. Of others
+ * either may be what is read: so what is told must be the same by both.
+ *
+ * A head that comes again whole is read again, and compared. What cannot be compared is not told. The
+ * bytes of a body say nothing, but where they are chunks.
+ *
+ * Programs of its own do this, by a tail call: where nothing comes twice there is nothing to it.
+ */
+#pragma once
+
+#include "http1/head.h"
+#include "links/existing.h"
+#include "state/exchange.h"
+#include "stream/continuations.h"
+#include "stream/disorder.h"
+#include "stream/feed.h"
+#include "stream/packet.h"
+
+/* A head that is read again. */
+struct rereading {
+	struct exchange x; /* what it says */
+	struct parser p;
+	u64 payload_length;
+	/* Of the first reading. */
+	u64 head_requests;
+	u64 connect_requests;
+	struct carry carry;
+	u32 from; /* the first byte that came again and that the socket had not taken */
+	u32 unused;
+};
+
+MAP(PERCPU_ARRAY, rereadings, u32, struct rereading, 1)
+
+enum verdict {
+	VERDICT_SAME,  /* whatever the socket takes is what was read */
+	VERDICT_OTHER, /* that is not certain */
+	VERDICT_MORE,  /* there is more to read */
+};
+
+/* The first byte that the connection's socket has not taken. False: nobody knows. */
+static __always_inline bool find_taken(void *context, struct scratch *s,
+				       const struct connection *conn, u32 *taken)
+{
+	void *sk = look_up_socket(context, s, &conn->key);
+	bool is_known = true;
+	u64 tp, request;
+
+	if (!sk)
+		return false;
+	tp = (u64)bpf_skc_to_tcp_sock(sk);
+	if (tp && sock_state(tp, DIRECT) != TCP_LISTEN) {
+		*taken = tcp_rcv_nxt(tp, DIRECT);
+	} else if (tp) {
+		/* Its own socket is still to be made. */
+		*taken = conn->first_seq;
+		is_known = conn->origin == ORIGIN_OPENING;
+	} else {
+		request = (u64)bpf_skc_to_tcp_request_sock(sk);
+		is_known = request;
+		if (request)
+			*taken = request_rcv_isn(request) + 1;
+	}
+	bpf_sk_release(sk);
+	return is_known;
+}
+
+/* Have the bytes been missing until now? */
+static __always_inline bool fills_hole(struct connection *conn, u32 start, u32 end)
+{
+	struct disorder *d;
+	bool fills = false;
+	u32 i;
+
+	if (!conn->inbound.holes)
+		return false;
+	d = LOOKUP(disorders, &conn->id);
+	if (!d)
+		return false;
+	BOUNDED_LOOP
+	for (i = 0; i < HOLES_MAX; i++)
+		fills |= !before(start, d->holes[i].start) && !before(d->holes[i].end, end);
+	return fills;
+}
+
+/* What the message that came in last consists of. */
+static __always_inline u32 head_end_of(const struct exchange *x)
+{
+	u32 head = is_outgoing(x) ? x->record.response_bytes - x->record.response_body_bytes
+				  : x->head_bytes;
+
+	return x->inbound_start + head;
+}
+
+/* Is there nothing before the message's first byte, or the empty line that may be there? */
+static __always_inline bool begins_between(struct __sk_buff *skb, const struct scratch *s, u32 from,
+					   u32 start)
+{
+	u32 at = s->payload_offset + from - s->seq;
+	u8 line[2] = {};
+
+	if (from == start)
+		return true;
+	if (start - from == 1)
+		return !bpf_skb_load_bytes(skb, at, line, 1) && line[0] == '\n';
+	return start - from == 2 && !bpf_skb_load_bytes(skb, at, line, 2) && line[0] == '\r' &&
+	       line[1] == '\n';
+}
+
+/*
+ * The segment repeats what came before. VERDICT_MORE: it has the head of the request that came last,
+ * which is to be read again.
+ */
+static __always_inline enum verdict judge_repeated(struct __sk_buff *skb, struct scratch *s,
+						   struct connection *conn, struct rereading *r,
+						   enum flow flow)
+{
+	u32 end = s->seq - s->ahead, from = s->seq, taken, chunked, head_end;
+	const struct parser *p = &conn->inbound;
+	const struct exchange *x;
+
+	if (!find_taken(skb, s, conn, &taken))
+		return VERDICT_SAME; /* as far as anybody knows */
+	if (before(from, taken))
+		from = taken;
+	r->from = from;
+	if (!before(from, end) || fills_hole(conn, from, end))
+		return VERDICT_SAME;
+	x = latest_arrival(conn);
+	if (!x)
+		return VERDICT_OTHER;
+	chunked = x->record.flags & (is_outgoing(x) ? RESPONSE_CHUNKED : REQUEST_CHUNKED);
+	head_end = head_end_of(x);
+	if (is_outgoing(x) ? x->record.status : x->head_bytes) {
+		if (!chunked && !before(from, head_end))
+			return VERDICT_SAME;
+	} else {
+		head_end = p->next_seq;
+	}
+	if (!CARRIES_REQUESTS(flow) || chunked || before(end, head_end) ||
+	    !begins_between(skb, s, from, x->inbound_start))
+		return VERDICT_OTHER;
+	from = x->inbound_start;
+	s->position = from - s->seq;
+	r->payload_length = s->payload_length;
+	s->payload_length = head_end - s->seq;
+	return VERDICT_MORE;
+}
+
+/* Sets out to read it again. False: what the first reading has left is gone. */
+static __always_inline bool begin_rereading(struct connection *conn, struct rereading *r)
+{
+	u64 key = carry_key(conn, INBOUND);
+	struct carry *carry;
+
+	if (conn->inbound.carried) {
+		carry = LOOKUP(carries, &key);
+		if (!carry)
+			return false;
+		bpf_probe_read_kernel(&r->carry, sizeof(r->carry), carry);
+	}
+	clear(&r->x.record);
+	start_message(&r->p);
+	r->head_requests = conn->head_requests;
+	r->connect_requests = conn->connect_requests;
+	return true;
+}
+
+static __always_inline bool same_bytes(const u8 *a, const u8 *b, u32 length, u32 most)
+{
+	u32 i;
+
+	BOUNDED_LOOP
+	for (i = 0; i < most; i++) {
+		if (i >= length)
+			return true;
+		if (a[i] != b[i])
+			return false;
+	}
+	return true;
+}
+
+static __always_inline bool same_texts(const struct request_record *a,
+				       const struct request_record *b)
+{
+	const struct http1 *x = &a->http1, *y = &b->http1;
+
+	return x->http_minor == y->http_minor && x->request_line_length == y->request_line_length &&
+	       x->host_length == y->host_length && x->user_agent_length == y->user_agent_length &&
+	       a->join.traceparents == b->join.traceparents &&
+	       a->join.traceparent_length == b->join.traceparent_length &&
+	       same_bytes(x->request_line, y->request_line, x->request_line_length,
+			  REQUEST_LINE_MAX) &&
+	       same_bytes(x->host, y->host, x->host_length, HOST_MAX) &&
+	       same_bytes(x->user_agent, y->user_agent, x->user_agent_length, USER_AGENT_MAX) &&
+	       same_bytes(a->join.traceparent, b->join.traceparent, a->join.traceparent_length,
+			  TRACEPARENT_MAX);
+}
+
+/* The same of a head that is not whole: of what was left of its last line, too. */
+static __always_inline bool same_part(struct connection *conn, const struct rereading *r)
+{
+	const struct parser *p = &conn->inbound;
+	u64 key = carry_key(conn, INBOUND);
+	struct carry *carry;
+
+	if (p->state != r->p.state || p->carried != r->p.carried ||
+	    p->skip_line != r->p.skip_line || p->message_flags != r->p.message_flags ||
+	    p->remaining != r->p.remaining)
+		return false;
+	if (!p->carried)
+		return true;
+	carry = LOOKUP(carries, &key);
+	return carry && same_bytes(carry->bytes, r->carry.bytes, p->carried, CARRY_MAX);
+}
+
+/* The head was read again, or the part of it that there is. */
+static __always_inline bool says_the_same(struct connection *conn, const struct rereading *r,
+					  bool is_whole)
+{
+	const struct exchange *x = latest_arrival(conn);
+	const struct parser *p = &conn->inbound;
+	u64 content;
+
+	if (!x || !same_texts(&x->record, &r->x.record))
+		return false;
+	if (!x->head_bytes)
+		return !is_whole && same_part(conn, r);
+	content = x->record.request_body_bytes + (p->state == PARSER_BODY ? p->remaining : 0);
+	return is_whole && x->head_bytes == r->x.record.request_bytes &&
+	       content == r->p.remaining &&
+	       !(r->p.message_flags & (MESSAGE_CODED | MESSAGE_UNCLEAR_LENGTH));
+}
+
+static __always_inline enum verdict reread(struct __sk_buff *skb, struct scratch *s,
+					   struct connection *conn, struct rereading *r,
+					   enum flow flow)
+{
+	u64 loaded = load_window(skb, s, conn, &r->p, flow, FROM_PACKET);
+	bool is_whole, is_same;
+
+	if (!loaded)
+		return VERDICT_OTHER;
+	go_on_with_head(s, &r->p, &r->x, loaded, flow);
+	if (read_lines(s, conn, &r->p, &r->x, loaded, flow))
+		return VERDICT_OTHER;
+	is_whole = *(volatile u64 *)&s->head.end;
+	if (!is_whole && s->position < s->payload_length)
+		return VERDICT_MORE;
+	is_same = says_the_same(conn, r, is_whole);
+	/* It is one key for both readings: what is there now goes with the connection's. */
+	if (!conn->inbound.carried)
+		conn->inbound.carried = r->p.carried;
+	conn->head_requests = r->head_requests;
+	conn->connect_requests = r->connect_requests;
+	s->payload_length = r->payload_length;
+	return is_same ? VERDICT_SAME : VERDICT_OTHER;
+}
+
+/* Goes on with what the segment has behind what it repeats. Returns if there is nothing, or it may not. */
+static __always_inline void read_the_rest(struct __sk_buff *skb, struct scratch *s,
+					  struct connection *conn, enum flow flow)
+{
+	u64 repeated = -(s64)s->ahead;
+	struct parser *p = &conn->inbound;
+
+	s->position = repeated;
+	if (repeated >= s->payload_length &&
+	    (CARRIES_REQUESTS(flow) || !s->fin || p->state != PARSER_UNTIL_CLOSE)) {
+		if (!p->disorder)
+			return;
+		s->early = 0;
+		TAIL_CALL(skb, continuations, CONTINUE_DISORDER + OF_ROLE(flow));
+		return; /* not reached */
+	}
+	p->next_seq = s->seq + s->payload_length;
+	conn->interface[INBOUND] = skb->ifindex;
+	s->continuing = 1;
+	TAIL_CALL(skb, continuations, CONTINUE_INBOUND + OF_ROLE(flow));
+	s->continuing = 0;
+	lose_framing(conn);
+}
+
+/* A segment that begins with bytes that came before. */
+static __always_inline int track_repeated(struct __sk_buff *skb, enum flow flow)
+{
+	struct scratch *s = own_scratch();
+	struct connection *conn = continued_connection(s);
+	bool goes_on = s->continuing;
+	struct rereading *r;
+	enum verdict verdict = VERDICT_OTHER;
+	u32 zero = 0;
+
+	s->continuing = 0;
+	if (!conn)
+		return TC_NEXT;
+	r = LOOKUP(rereadings, &zero);
+	if (r) {
+		verdict = goes_on ? VERDICT_MORE : judge_repeated(skb, s, conn, r, flow);
+		if (CARRIES_REQUESTS(flow) && verdict == VERDICT_MORE)
+			verdict = goes_on || begin_rereading(conn, r)
+					  ? reread(skb, s, conn, r, flow)
+					  : VERDICT_OTHER;
+		if (CARRIES_REQUESTS(flow) && verdict == VERDICT_MORE) {
+			s->continuing = 1;
+			TAIL_CALL(skb, continuations, CONTINUE_REPEATED + OF_ROLE(flow));
+			s->continuing = 0;
+		}
+	}
+	if (verdict == VERDICT_SAME) {
+		read_the_rest(skb, s, conn, flow);
+	} else {
+		lose_untaken(conn, r ? r->from : s->seq, false);
+		lose_framing(conn);
+	}
+	unlock(&conn->locked);
+	return TC_NEXT;
+}

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segments that TCP does not take, and several for one place: what it reads is told, or nothing."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from lab import SPARE_PORT, prepare, receive
+from messages import CHUNKED, OK, chunks, request
+from meter import WHOLE, Meter, flags
+from puppet import Puppet
+from sums_of_connections import Sums, spare_listener
+from support.frames import ACK, FIN, PSH
+from support.waiting import wait_until
+
+from otelbpf.kernel.records import Counter, RequestFlag
+
+pytestmark = pytest.mark.guest
+
+SEQ = 2**32 - 60
+HEADERS = {"Host": "victim.example", "User-Agent": "victim/1"}
+COOKIES = {f"Cookie-{number}": "c" * 200 for number in range(6)}
+REAL = request(target="/real", headers=HEADERS)
+LONG = request(target="/real", headers=HEADERS | COOKIES)
+POST = request("POST", "/real", HEADERS, body=b"0123456789" * 4)
+FORGED = REAL.replace(b"/real", b"/evil")
+
+
+@dataclass
+class Victim:
+    """A connection whose client is a puppet; positions count bytes from its first one."""
+
+    meter: Meter
+    puppet: Puppet
+    server: socket.socket
+    answer_seq: int
+    #: Bytes of the client's that its server has read, and of the server's that it has sent.
+    asked: int = 0
+    answered: int = 0
+
+    def send(
+        self, data: bytes, at: int = 0, *, flags: int = ACK | PSH, wrong: bool = False
+    ) -> None:
+        """A segment that begins at this byte behind those that were read."""
+        seq = SEQ + 1 + self.asked + at
+        self.puppet.send(flags, seq, self.answer_seq + 1 + self.answered, data, wrong=wrong)
+
+    def forge(self, data: bytes, at: int = 0) -> None:
+        """One that no TCP takes."""
+        self.send(data, at, wrong=True)
+
+    def read(self, data: bytes) -> None:
+        """What the server reads is just this."""
+        assert receive(self.server, len(data)) == data
+        self.asked += len(data)
+
+    def answer(self, data: bytes = OK) -> None:
+        """The server answers, and the client acknowledges that."""
+        self.server.sendall(data)
+        self.puppet.receive(ACK | PSH)
+        self.answered += len(data)
+        self.send(b"", flags=ACK)
+
+    def exchange(self, asked: bytes) -> None:
+        self.send(asked)
+        self.read(asked)
+        self.answer()
+
+    def expect_nothing(self, lost: int) -> None:
+        """So many requests are lost, none is told, and the connection is taken up again."""
+        wait_until(
+            lambda: self.meter.in_flight() == 0, "all was over", state=self.meter.counted_all
+        )
+        assert self.meter.losses() == ({Counter.LOST_UNTAKEN: lost} if lost else {})
+        self.exchange(request(target="/unknown"))
+        self.exchange(request(target="/told"))
+        assert self.meter.record()["http1"]["request_line"] == b"GET /told HTTP/1.1"
+
+
+@pytest.fixture
+def victim(servers: Sums) -> Iterator[Victim]:
+    with spare_listener(servers.lab) as listener, Puppet(servers.lab, SPARE_PORT) as puppet:
+        answer_seq = puppet.ask(SEQ)
+        puppet.send(ACK, SEQ + 1, answer_seq + 1)
+        victim = Victim(servers.meter, puppet, prepare(listener.accept()[0]), answer_seq)
+        yield victim
+        puppet.leave(SEQ + 1 + victim.asked, answer_seq + 1 + victim.answered)
+        victim.server.close()
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        FORGED,
+        FORGED[:40],
+        FORGED + request(target="/more"),
+        REAL[:20] + b"X-Forged: yes\r\n" + REAL[20:],
+        FORGED[:-2],
+        REAL.replace(b"victim.", b"forged."),
+        REAL.replace(b"victim/1", b"forged/1"),
+        REAL.replace(b"Host", b"Hust"),
+        request("POST", "/real", HEADERS, body=b"0123456789"),
+    ],
+    ids=["path", "shorter", "longer", "header", "part", "host", "agent", "name", "body"],
+)
+@pytest.mark.parametrize("before", [False, True], ids=["first", "next"])
+def test_what_the_server_has_not_read_is_not_told(
+    victim: Victim, forged: bytes, before: bool
+) -> None:
+    if before:
+        victim.exchange(request(target="/before"))
+        victim.meter.record()
+    victim.forge(forged)
+    victim.send(REAL)
+    victim.read(REAL)
+    victim.answer()
+    lost = victim.meter.counted(Counter.SEEN) - before
+    assert lost >= 1
+    victim.expect_nothing(lost)
+
+
+@pytest.mark.parametrize(
+    "asked", [REAL, LONG, POST, b"\r\n" + REAL], ids=["", "long", "post", "line"]
+)
+@pytest.mark.parametrize("part", [None, 7, 40])
+@pytest.mark.parametrize("before", [False, True], ids=["first", "next"])
+def test_what_comes_again_as_it_was_is_told(
+    victim: Victim, asked: bytes, part: int | None, before: bool
+) -> None:
+    """A segment that the network has spoilt, or for which TCP had no room."""
+    if before:
+        victim.exchange(request(target="/before"))
+        victim.meter.record()
+    victim.forge(asked[:part])
+    victim.forge(asked[:part])
+    victim.send(asked)
+    victim.read(asked)
+    victim.answer()
+    record = victim.meter.record()
+    assert record["http1"]["request_line"] == asked.strip().split(b"\r\n")[0]
+    assert record["http1"]["host"] == b"victim.example"
+    assert record["request_bytes"] == len(asked.lstrip())
+    assert record["request_retransmits"] == (2 if part is None else 1 + (part > 2))
+    assert flags(record) == WHOLE
+    assert victim.meter.losses() == {}
+
+
+def test_what_comes_after_the_socket_has_taken_it_says_nothing(victim: Victim) -> None:
+    victim.send(REAL)
+    victim.read(REAL)
+    victim.asked -= len(REAL)
+    victim.send(FORGED)
+    victim.forge(FORGED)
+    victim.asked += len(REAL)
+    victim.answer()
+    record = victim.meter.record()
+    assert record["http1"]["request_line"] == b"GET /real HTTP/1.1"
+    assert record["request_retransmits"] == 2
+
+
+def test_the_bytes_of_a_body_say_nothing(victim: Victim) -> None:
+    head, body = POST[:-40], POST[-40:]
+    victim.send(head)
+    victim.read(head)
+    victim.forge(b"X" * 30)
+    victim.send(body)
+    victim.read(body)
+    victim.answer()
+    record = victim.meter.record()
+    assert (record["request_bytes"], record["request_body_bytes"]) == (len(POST), 40)
+    assert flags(record) == WHOLE
+
+
+@pytest.mark.parametrize("forged", [b"0\r\n\r\n", b"ff\r\n", b"0\r\n\r\n" + FORGED])
+def test_but_where_they_are_chunks(victim: Victim, forged: bytes) -> None:
+    head = request("PUT", "/real", HEADERS | CHUNKED)
+    body = chunks([b"first", b"second"])
+    victim.send(head)
+    victim.read(head)
+    victim.forge(forged)
+    victim.send(body)
+    victim.read(body)
+    victim.answer()
+    victim.expect_nothing(victim.meter.counted(Counter.SEEN))
+
+
+def test_a_forged_end_of_a_body_begins_no_request(victim: Victim) -> None:
+    head, body = POST[:-40], POST[-40:]
+    victim.send(head)
+    victim.read(head)
+    victim.forge(body + FORGED)
+    victim.send(body)
+    victim.read(body)
+    victim.answer()
+    victim.expect_nothing(victim.meter.counted(Counter.SEEN))
+
+
+@pytest.mark.parametrize("cut", [20, 60])
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_of_two_early_segments_that_differ_nothing_is_told(
+    victim: Victim, cut: int, spoilt: bool
+) -> None:
+    real = request(target="/" + 40 * "r", headers=HEADERS)
+    victim.send(real[cut:].replace(b"rr", b"ee").replace(b"victim", b"forged"), cut, wrong=spoilt)
+    victim.send(real[cut:], cut)
+    victim.send(real[:cut])
+    assert len(receive(victim.server, len(real))) == len(real)
+    victim.asked += len(real)
+    victim.answer()
+    victim.expect_nothing(0)
+
+
+def test_of_two_that_are_the_same_all_is(victim: Victim) -> None:
+    for _ in range(2):
+        victim.send(REAL[20:], 20)
+    victim.send(REAL[:20])
+    victim.read(REAL)
+    victim.answer()
+    record = victim.meter.record()
+    assert record["http1"]["request_line"] == b"GET /real HTTP/1.1"
+    assert (record["out_of_order"], record["request_retransmits"]) == (1, 1)
+
+
+def test_what_no_socket_has_taken_when_it_closes_is_not_told(victim: Victim) -> None:
+    victim.exchange(REAL)
+    victim.meter.record()
+    victim.forge(FORGED)
+    wait_until(lambda: victim.meter.counted(Counter.SEEN) == 2, "it was seen")
+    victim.server.close()
+    victim.puppet.receive(ACK | FIN)
+    victim.answered += 1
+    victim.send(b"", flags=ACK | FIN)
+    wait_until(lambda: victim.meter.in_flight() == 0, "it was over")
+    assert victim.meter.losses() == {Counter.LOST_UNTAKEN: 1}
+
+
+def test_a_request_that_crosses_the_end_of_its_server_is_none(victim: Victim) -> None:
+    """The server has sent its FIN, and closed: nobody will read it."""
+    victim.exchange(REAL)
+    victim.meter.record()
+    victim.server.close()
+    victim.puppet.receive(ACK | FIN)
+    victim.send(REAL)
+    wait_until(lambda: victim.meter.counted(Counter.LOST_UNTAKEN) == 1, "it was seen and is over",
+               state=victim.meter.counted_all)  # fmt: skip
+    assert victim.meter.counted(Counter.SEEN) == 2
+
+
+def test_a_server_that_only_sends_no_more_reads_it_all_the_same(victim: Victim) -> None:
+    victim.server.shutdown(socket.SHUT_WR)
+    victim.puppet.receive(ACK | FIN)
+    victim.send(REAL)
+    victim.read(REAL)
+    victim.server.close()
+    victim.puppet.leave(SEQ + 1 + victim.asked, victim.answer_seq + 2)
+    record = victim.meter.record()
+    assert record["http1"]["request_line"] == b"GET /real HTTP/1.1"
+    assert flags(record) & RequestFlag.LOCAL_CLOSED
