@@ -122,8 +122,9 @@ static __always_inline enum verdict judge_repeated(struct __sk_buff *skb, struct
 	const struct parser *p = &conn->inbound;
 	const struct exchange *x;
 
-	if (!find_taken(skb, s, conn, &taken))
-		return VERDICT_SAME; /* as far as anybody knows */
+	/* The same packet, at another interface; or as far as anybody knows. */
+	if (passed_another(skb, conn, INBOUND) || !find_taken(skb, s, conn, &taken))
+		return VERDICT_SAME;
 	if (before(from, taken))
 		from = taken;
 	r->from = from;

@@ -22,6 +22,8 @@ class Conversation:
     handed_over: dict[int, tuple[int, int]] = field(default_factory=dict)
     #: The same of what the server answers.
     handed_back: dict[int, tuple[int, int]] = field(default_factory=dict)
+    #: Where each segment is seen.
+    interfaces: int = 1
 
     def asked(self, data: bytes, at: int, *, acknowledging: int = 0, flags: int = ACK) -> Frame:
         """The client's segment whose first byte is its byte number `at`, not handed over yet."""

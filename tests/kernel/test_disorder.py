@@ -41,7 +41,9 @@ def talk(meter: Meter, request: pytest.FixtureRequest) -> Iterator[Conversation]
     seq = start - len(BEFORE)
     both = find_interfaces((meter.interface, "lo"), meter.netns).values()
     wire = Wire(meter, *(both if interfaces == 2 else ()))
-    talk = Conversation(wire, Frame(client_port=fresh_port(), seq=seq, ack_seq=seq))
+    talk = Conversation(
+        wire, Frame(client_port=fresh_port(), seq=seq, ack_seq=seq), interfaces=interfaces
+    )
     talk.ask(BEFORE, 0)
     talk.answer(OK, 0)
     talk.ask(b"", len(BEFORE), acknowledging=len(OK))
@@ -151,11 +153,15 @@ KINDS = [(UPLOAD, 300), (CHUNKY, 56), (GET, 0), (UPLOAD, 300)]
 def test_pipelined_requests_in_segments_in_any_order(
     talk: Conversation, meter: Meter, seed: int
 ) -> None:
-    """Cut and shuffled at random, with some segments twice and some that overlap."""
+    """Cut and shuffled at random, with some segments twice and some that overlap.
+
+    Not at two interfaces: there the socket is found, which takes nothing here, and of several
+    requests that come again nobody knows then which are read.
+    """
     chance = random.Random(seed)
     places = sorted(chance.sample(range(1, len(STREAM)), chance.choice((1, 3, 10, 20))))
     segments = cut(STREAM, *places)
-    for _ in range(chance.choice((0, 0, 3))):
+    for _ in range(chance.choice((0, 0, 3)) if talk.interfaces == 1 else 0):
         at = chance.randrange(len(STREAM))
         segments.append((at, STREAM[at : at + chance.randrange(1, 400)]))
     if chance.random() < 0.5:
