@@ -172,13 +172,16 @@ static __always_inline bool begin_rereading(struct connection *conn, struct rere
 
 static __always_inline bool same_bytes(const u8 *a, const u8 *b, u32 length, u32 most)
 {
-	u32 i;
+	u64 i, at;
 
 	BOUNDED_LOOP
 	for (i = 0; i < most; i++) {
-		if (i >= length)
+		at = i;
+		/* Else clang may leave out what tells the verifier that the loop ends in time. */
+		asm volatile("" : "+r"(at));
+		if (at >= length)
 			return true;
-		if (a[i] != b[i])
+		if (a[at] != b[at])
 			return false;
 	}
 	return true;
