@@ -189,26 +189,41 @@ static __always_inline long read_chunk(struct chunk_reader *reader, enum source 
 STEPS(read_packets_chunks, struct chunk_reader, read_chunk, CHUNKS_EACH, FROM_PACKET)
 STEPS(read_pieces_chunks, struct chunk_reader, read_chunk, CHUNKS_EACH, FROM_PIECE)
 
-/* Steps over chunks; -1 where there are none. */
-static __always_inline int read_chunks(struct __sk_buff *skb, struct scratch *s,
-				       struct connection *conn, struct parser *p, enum flow flow,
-				       enum source source)
+/* Reads chunks from the segment's position on, in the state that they were in there. */
+static __always_inline void step_over_chunks(struct __sk_buff *skb, struct scratch *s,
+					     u64 remaining, u32 state, enum source source)
 {
 	struct chunk_reader reader = { .skb = skb, .s = s };
 	volatile struct chunk_cursor *v = &s->chunks;
-	struct exchange *x;
 
 	v->position = s->position;
 	v->window_start = 0;
 	v->window_end = 0;
 	v->body_bytes = 0;
-	v->remaining = p->remaining;
-	v->state = p->state;
+	v->remaining = remaining;
+	v->state = state;
 	v->failed = 0;
 	if (source == FROM_PACKET)
 		REPEAT(CHUNK_STEPS / CHUNKS_EACH, read_packets_chunks, &reader);
 	else
 		REPEAT(CHUNK_STEPS / CHUNKS_EACH, read_pieces_chunks, &reader);
+}
+
+/* Steps over chunks; -1 where there are none. */
+static __always_inline int read_chunks(struct __sk_buff *skb, struct scratch *s,
+				       struct connection *conn, struct parser *p, enum flow flow,
+				       enum source source)
+{
+	volatile struct chunk_cursor *v = &s->chunks;
+	struct exchange *x;
+
+	step_over_chunks(skb, s, p->remaining, p->state, source);
+	if (!IS_OUTBOUND(flow) && !s->position) {
+		conn->chunks.seq = s->seq;
+		conn->chunks.state = p->state;
+		conn->chunks.remaining = p->remaining;
+		conn->chunks.body_bytes = v->body_bytes;
+	}
 	if (v->failed) {
 		if (!CARRIES_REQUESTS(flow))
 			return -1;

@@ -36,6 +36,14 @@ struct told_client {
 	u64 port;
 };
 
+/* How chunks were read where a segment that came in began among them: it may come again. */
+struct chunk_start {
+	u64 remaining;
+	u64 body_bytes; /* how many of the segment's were of the body */
+	u32 seq;
+	u32 state; /* enum parser_state */
+};
+
 /* How a connection came into the table, of which its socket's state tells, or was told. */
 enum origin {
 	ORIGIN_UNKNOWN, /* it was there already, and no request was seen yet */
@@ -97,7 +105,8 @@ struct connection {
 		struct writer writer;      /* a client's: of the last request to an upstream */
 		struct told_client client; /* a server's */
 	};
-	u32 copied_seq; /* what has been read of an upstream's responses */
+	struct chunk_start chunks; /* of the last such segment */
+	u32 copied_seq;            /* what has been read of an upstream's responses */
 	u32 reads_seen;
 	u64 established_ktime_ns; /* 0: not seen, or accepted since */
 	u32 origin;               /* enum origin */

@@ -12,6 +12,7 @@
  */
 #pragma once
 
+#include "http1/body.h"
 #include "http1/head.h"
 #include "links/existing.h"
 #include "state/exchange.h"
@@ -111,6 +112,28 @@ static __always_inline bool begins_between(struct __sk_buff *skb, const struct s
 }
 
 /*
+ * Chunks that came in last come again, up to `end`: are they read as they were? Whatever of them is not
+ * framing, or is the same framing at the same places, says nothing that is told.
+ */
+static __always_inline enum verdict compare_chunks(struct __sk_buff *skb, struct scratch *s,
+						   const struct connection *conn, u32 end)
+{
+	volatile struct chunk_cursor *v = &s->chunks;
+	const struct parser *p = &conn->inbound;
+	u64 payload_length = s->payload_length, length = end - s->seq;
+
+	s->payload_length = length;
+	s->position = 0;
+	step_over_chunks(skb, s, conn->chunks.remaining, conn->chunks.state, FROM_PACKET);
+	s->payload_length = payload_length;
+	if (v->failed || v->position != length || v->body_bytes != conn->chunks.body_bytes)
+		return VERDICT_OTHER;
+	if (v->state == PARSER_ENDED)
+		return p->state == PARSER_BETWEEN ? VERDICT_SAME : VERDICT_OTHER;
+	return v->state == p->state && v->remaining == p->remaining ? VERDICT_SAME : VERDICT_OTHER;
+}
+
+/*
  * The segment repeats what came before. VERDICT_MORE: it has the head of the request that came last,
  * which is to be read again.
  */
@@ -141,6 +164,8 @@ static __always_inline enum verdict judge_repeated(struct __sk_buff *skb, struct
 	} else {
 		head_end = p->next_seq;
 	}
+	if (chunked && !before(from, head_end) && from == s->seq && from == conn->chunks.seq)
+		return compare_chunks(skb, s, conn, end);
 	if (!CARRIES_REQUESTS(flow) || chunked || before(end, head_end) ||
 	    !begins_between(skb, s, from, x->inbound_start))
 		return VERDICT_OTHER;

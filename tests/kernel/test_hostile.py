@@ -174,7 +174,9 @@ def test_the_bytes_of_a_body_say_nothing(victim: Victim) -> None:
     assert flags(record) == WHOLE
 
 
-@pytest.mark.parametrize("forged", [b"0\r\n\r\n", b"ff\r\n", b"0\r\n\r\n" + FORGED])
+@pytest.mark.parametrize(
+    "forged", [b"0\r\n\r\n", b"ff\r\n", b"0\r\n\r\n" + FORGED, b"0f\r\n" + chunks([bytes(15)])[3:]]
+)
 def test_but_where_they_are_chunks(victim: Victim, forged: bytes) -> None:
     head = request("PUT", "/real", HEADERS | CHUNKED)
     body = chunks([b"first", b"second"])
@@ -185,6 +187,29 @@ def test_but_where_they_are_chunks(victim: Victim, forged: bytes) -> None:
     victim.read(body)
     victim.answer()
     victim.expect_nothing(victim.meter.counted(Counter.SEEN))
+
+
+@pytest.mark.parametrize(
+    "body", [chunks([b"first", b"second"]), chunks([b"first"])[:-5], b"5\r\nfi"]
+)
+def test_chunks_that_are_read_as_before_are_told(victim: Victim, body: bytes) -> None:
+    """Their first copy was dropped; the bytes of a chunk say nothing."""
+    head, rest = request("PUT", "/real", HEADERS | CHUNKED), b""
+    if not body.endswith(b"0\r\n\r\n"):
+        rest = b"rst\r\n"[: 5 * (not body.endswith(b"\r\n"))] + b"0\r\n\r\n"
+    victim.send(head)
+    victim.read(head)
+    victim.forge(body.replace(b"fi", b"FI"))
+    victim.send(body)
+    victim.read(body)
+    if rest:
+        victim.send(rest)
+        victim.read(rest)
+    victim.answer()
+    record = victim.meter.record()
+    assert record["request_bytes"] == len(head + body + rest)
+    assert record["request_retransmits"] == 1
+    assert flags(record) == WHOLE | RequestFlag.REQUEST_CHUNKED
 
 
 def test_a_forged_end_of_a_body_begins_no_request(victim: Victim) -> None:

@@ -989,7 +989,7 @@ SCRATCH = np.dtype(
 )
 
 #: struct connection.
-CONNECTION = np.dtype("V688")
+CONNECTION = np.dtype("V712")
 
 #: struct connection_tags.
 CONNECTION_TAGS = np.dtype("V128")
@@ -999,7 +999,7 @@ READER = np.dtype("V88")
 
 #: The maps that are looked up or called, by their names.
 MAPS = {
-    "blank_connection": MapShape(2, 4, 688, 1),
+    "blank_connection": MapShape(2, 4, 712, 1),
     "blank_disorder": MapShape(2, 4, 1152, 1),
     "carries": MapShape(1, 8, 256, 8192),
     "connecting": MapShape(1, 8, 1, 256),
