@@ -164,8 +164,10 @@ static __always_inline enum verdict judge_repeated(struct __sk_buff *skb, struct
 	} else {
 		head_end = p->next_seq;
 	}
-	if (chunked && !before(from, head_end) && from == s->seq && from == conn->chunks.seq)
-		return compare_chunks(skb, s, conn, end);
+	if (chunked && !before(from, head_end))
+		return from == s->seq && from == conn->chunks.seq
+			       ? compare_chunks(skb, s, conn, end)
+			       : VERDICT_SAME; /* of earlier segments nobody knows how they began */
 	if (!CARRIES_REQUESTS(flow) || chunked || before(end, head_end) ||
 	    !begins_between(skb, s, from, x->inbound_start))
 		return VERDICT_OTHER;
