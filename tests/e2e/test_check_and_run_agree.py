@@ -80,11 +80,6 @@ POOR: dict[str, tuple[tuple[str, ...], str, str]] = {
         "/proc/kallsyms is missing",
         "-t proc",
     ),
-    "no directory": (
-        mounted("mkdir {gone}; cd {gone}; rmdir {gone}"),
-        "working directory",
-        "start",
-    ),
     "PREEMPT_RT": (
         mounted(f"{SYS_KERNEL}; echo 1 >/sys/kernel/realtime"),
         "PREEMPT_RT",
@@ -106,6 +101,7 @@ RICH_ENOUGH: dict[str, tuple[str, ...]] = {
     ),
     "low limits that it may raise": limited("--nofile=16:1024"),
     "no locked memory": limited("--memlock=0:0"),
+    "no directory": mounted("mkdir {gone}; cd {gone}; rmdir {gone}"),
     "a kernel that is not realtime": mounted(f"{SYS_KERNEL}; echo 0 >/sys/kernel/realtime"),
     "nowhere to write": mounted(
         "mount -t tmpfs -o ro none /tmp; mount -t tmpfs -o ro none /var/tmp; "

@@ -13,7 +13,7 @@ import pytest
 from otelbpf.agent import run
 from otelbpf.agent.config import Config
 from otelbpf.errors import KernelError, RefusedError
-from otelbpf.kernel import loaders
+from otelbpf.kernel import objects
 from otelbpf.kernel.loaders import Loader, choose_loader
 from otelbpf.ledger.ids import Ids
 from otelbpf.policy.sampler import Sampler
@@ -71,7 +71,7 @@ def test_who_asks_for_bcc_gets_it() -> None:
 
 @pytest.mark.usefixtures("_has_bcc")
 def test_another_machine_has_no_object(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loaders, "object_path", lambda: Path("/programs-riscv64.o"))
+    monkeypatch.setattr(objects, "object_path", lambda: Path("/programs-riscv64.o"))
     assert str(choose_loader(Loader.AUTO, NEW)).endswith("as there is no programs-riscv64.o")
 
 

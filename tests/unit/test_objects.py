@@ -9,6 +9,7 @@ import itertools
 import json
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -39,7 +40,35 @@ def build_objects() -> ModuleType:
 def test_it_was_made_of_these_sources(build_objects: ModuleType) -> None:
     """If not: scripts/build-objects."""
     made_of = json.loads(object_path().with_suffix(".json").read_text())
+    del made_of["object"]
     assert made_of == build_objects.manifest()
+
+
+def put(directory: Path, octets: bytes) -> Path:
+    """An object in there, beside what this one's is said to be."""
+    path = directory / object_path().name
+    path.write_bytes(octets)
+    manifest = object_path().with_suffix(".json").read_text()
+    path.with_suffix(".json").write_text(manifest)
+    return path
+
+
+@pytest.mark.parametrize("spoil", [lambda o: b"", lambda o: o[: len(o) // 2], lambda o: o + b"\0"])
+def test_another_one_in_its_place_is_told(
+    spoil: Callable[[bytes], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    octets = object_path().read_bytes()
+    path = put(tmp_path, octets)
+    monkeypatch.setattr(objects, "object_path", lambda: path)
+    assert objects.why_unusable() == ""
+    put(tmp_path, spoil(octets))
+    assert objects.why_unusable() == (
+        f"{path.name} is not the one that this version came with: install otelbpf again"
+    )
+    path.unlink()
+    assert objects.why_unusable() == f"there is no {path.name}"
+    path.mkdir()
+    assert objects.why_unusable() == f"{path.name} cannot be read (Is a directory)"
 
 
 def test_the_compiler_makes_it(build_objects: ModuleType, tmp_path: Path) -> None:
@@ -84,7 +113,7 @@ def test_the_interface_is_the_kernels(tmp_path: Path) -> None:
     """bpf/kernel/uapi.h against linux/bpf.h of this machine."""
     ours = (bpf_directory() / "kernel/uapi.h").read_text()
     values = re.findall(r"^\t(BPF_\w+) = (\d+),$", ours, re.MULTILINE)
-    assert len(values) == 30
+    assert len(values) == 31
     structs = re.findall(r"^struct (\w+) {\n(.*?)^};", ours, re.MULTILINE | re.DOTALL)
     fields = [
         (struct, field)

@@ -10,7 +10,7 @@ from otelbpf.errors import KernelError
 from otelbpf.kernel.bcc_module import import_bcc
 from otelbpf.kernel.bpf_object import OTHER_LOADER
 from otelbpf.kernel.btf import Btf
-from otelbpf.kernel.objects import object_path
+from otelbpf.kernel.objects import why_unusable
 
 # The kernel's function that goes round loops for programs: since 5.17.
 _LOOP = "bpf_loop"
@@ -73,8 +73,9 @@ def choose_loader(asked: Loader, btf: Btf) -> Chosen:
 
 
 def _why_not_ready_made(btf: Btf) -> str:
-    if not object_path().exists():
-        return f"there is no {object_path().name}"
+    reason = why_unusable()
+    if reason:
+        return reason
     if not btf.has_function(_LOOP):
         return f"the kernel has no {_LOOP}(), which came with 5.17"
     return ""

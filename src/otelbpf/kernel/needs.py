@@ -66,7 +66,6 @@ def needs(loader: Loader) -> tuple[Need, ...]:
         Need("libbpf", None, libbpf.version),
         Need("namespaces", "network namespaces have cookies", current_cookie),
         Need("/sys", "it is mounted", libbpf.possible_cpus),
-        Need("working directory", "it is there", _require_directory),
         Need("BTF", "the kernel describes its types", require_btf),
         Need("programs", None, lambda: _require_loader(loader)),
         Need("memory", None, memory.told),
@@ -152,6 +151,7 @@ def _require_loader(loader: Loader) -> str:
     with Btf.of_kernel() as btf:
         chosen = choose_loader(loader, btf)
         if chosen.loader is Loader.BCC:
+            _require_directory()
             field_offsets(btf)
         return str(chosen)
 

@@ -8,6 +8,8 @@ the fields of the running kernel's structures lie.
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import json
 import os
 import platform
 from collections.abc import Collection, Iterable, Mapping
@@ -60,6 +62,22 @@ _WORK = {
 def object_path() -> Path:
     """The object for this machine's architecture, whether there is one or not."""
     return Path(__file__).with_name(f"programs-{platform.machine()}.o")
+
+
+def why_unusable() -> str:
+    """What is wrong with the object, for people; empty: it is the one that came with this version."""
+    path = object_path()
+    if not path.exists():
+        return f"there is no {path.name}"
+    try:
+        octets, told = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
+    except OSError as error:
+        return f"{Path(error.filename).name} cannot be read ({error.strerror})"
+    except ValueError:
+        told = {}
+    if hashlib.sha256(octets).hexdigest() != told.get("object"):
+        return f"{path.name} is not the one that this version came with: install otelbpf again"
+    return ""
 
 
 class Object:
