@@ -225,8 +225,8 @@ static __always_inline long scan_line(struct scratch *s, enum flow flow)
 
 /*
  * Passes a header's line that is as most are: longer than a word and not too long, with CRLF at its end,
- * nothing in it that only looks like that, and not of framing. 1 where what comes next is not like that:
- * what lies behind the window is not, since it begins with a zero.
+ * nothing in it that only looks like that, and not of framing. 1 where what comes next is not like that,
+ * or the head has its end there: what lies behind the window is neither, since it begins with a zero.
  */
 static __always_inline long pass_header(struct scratch *s, enum flow flow)
 {
@@ -235,8 +235,11 @@ static __always_inline long pass_header(struct scratch *s, enum flow flow)
 	const u8 *text = s->window + line;
 	u64 first = *(const u64 *)text;
 
-	if (may_end_line(first))
+	if (may_end_line(first)) {
+		if ((u16)first == CRLF)
+			v->end = line + 2;
 		return 1;
+	}
 	length = distance_to_line_end(text, first);
 	if (*(const u16 *)(text + length) != CRLF)
 		return 1;
@@ -273,7 +276,7 @@ static __always_inline long scan_some_lines(struct scratch *s, enum flow flow)
 		if (pass_header(s, flow))
 			break;
 	v->at = v->line;
-	return 0;
+	return v->end != 0;
 }
 
 STEP scan_request_lines(u64 turn UNUSED, struct scratch **s)
