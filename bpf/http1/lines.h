@@ -138,8 +138,8 @@ static __always_inline u64 may_end_line(u64 text) { return (text - BYTES(' ')) &
 	do {                                                           \
 		marks = may_end_line(*(const u64 *)(text + (offset))); \
 		if (marks) {                                           \
-			distance = lowest(marks);                      \
-			SET_BITS_HERE(distance, offset);               \
+			distance = above_lowest(marks);                \
+			FLIP_BITS_HERE(distance, LAST_INDEX + offset); \
 			return distance;                               \
 		}                                                      \
 	} while (0)
@@ -247,7 +247,10 @@ static __always_inline long pass_header(struct scratch *s, enum flow flow)
 	case NAME_CONTENT:
 	case NAME_TRANSFER:
 		return 1;
-	case NAME_HOST:
+	case NAME_HOST: /* each request has one: no call for that */
+		if (CARRIES_REQUESTS(flow) && text[4] == ':')
+			note(s, FOUND_HOST, line + 5, length - 5);
+		break;
 	case NAME_USER_AGENT:
 	case NAME_TRACEPARENT:
 		if (CARRIES_REQUESTS(flow))
@@ -260,7 +263,7 @@ static __always_inline long pass_header(struct scratch *s, enum flow flow)
 /* At least a byte each: a line that takes them all is too long to be carried. */
 #define SCAN_STEPS CARRY_MAX
 /* BCC's turns would have the verifier go through all the ways of the one within the other. */
-#define HEADERS_EACH TAKEN_EACH(12, 0)
+#define HEADERS_EACH TAKEN_EACH(16, 0)
 
 static __always_inline long scan_some_lines(struct scratch *s, enum flow flow)
 {

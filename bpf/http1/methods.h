@@ -104,10 +104,10 @@ static __always_inline u64 read_method(struct scratch *s, struct connection *con
 /* The digit that ends a line of such a length, which ends with a version; -1 where it does not. */
 static __always_inline int read_version(const struct scratch *s, u64 line, u64 length)
 {
-	u32 minor = (u32)byte_at(s, line + length - 1) - '0';
+	const u8 *version = s->window + ((line + length - VERSION_LENGTH) & WINDOW_MASK);
+	u32 minor = (u32)version[8] - '0';
 
-	return minor > 9 || word_at(s, line + length - VERSION_LENGTH) !=
-				       WORD(' ', 'H', 'T', 'T', 'P', '/', '1', '.')
+	return minor > 9 || *(const u64 *)version != WORD(' ', 'H', 'T', 'T', 'P', '/', '1', '.')
 		       ? -1
 		       : (int)minor;
 }

@@ -56,7 +56,7 @@ static __always_inline void strip(u64 *at, u64 *length, const struct scratch *s)
 	*length = v.length;
 }
 
-#define CAPTURED_AT_ONCE(max) ((max) % 32 ? (max) : 32)
+#define CAPTURED_AT_ONCE(max) ((max) % 32 ? (max) / 8 : 4) /* words */
 
 /*
  * Copies a piece of the window, cut to max, which is a multiple of 8; `to` is aligned to that. What
@@ -66,24 +66,20 @@ static __always_inline void capture(u8 *to, u16 *to_length, u64 max, struct scra
 {
 	u64 at = s->found_at[found], length = s->found_length[found];
 	const u64 *from;
-	u64 i = 0, j;
+	u32 i;
 
 	if (length == 0)
 		return;
 	if (found != FOUND_FIRST_LINE)
 		strip(&at, &length, s);
 	*to_length = length;
-	do {
-		/* clang 19 would count in another variable, whose bound the verifier cannot see. */
-		asm volatile("" : "+r"(i));
-		if (i >= max)
-			break;
-		from = (const u64 *)(s->window + ((at + i) & WINDOW_MASK));
+	from = (const u64 *)(s->window + (at & WINDOW_MASK));
 #pragma unroll
-		for (j = 0; j < CAPTURED_AT_ONCE(max) / 8; j++)
-			((u64 *)(to + i))[j] = from[j];
-		i += CAPTURED_AT_ONCE(max);
-	} while (i < length);
+	for (i = 0; i < max / 8; i++) {
+		if (i % CAPTURED_AT_ONCE(max) == 0 && 8 * i >= length)
+			break;
+		((u64 *)to)[i] = from[i];
+	}
 }
 
 #define NOT_A_NUMBER (~0ULL)

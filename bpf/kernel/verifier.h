@@ -90,15 +90,25 @@ static __always_inline u64 forgotten(u64 value, u64 unknown UNUSED)
 }
 
 /*
- * Sets bits that are clear, where this is said. Else clang, to say it once for several such places, would
+ * Flips bits, where this is said. Else clang, to say it once for several such places, would
  * set the constant before the branches that lead to them, in the way of all that goes elsewhere. To the
- * verifier, which does not know that they are clear, what comes of it looks the same for all constants.
+ * verifier, which does not know what they are, what comes of it looks the same for all constants.
  */
 #ifdef HOST_BUILD
-#define SET_BITS_HERE(variable, constant) ((variable) ^= (constant))
+#define FLIP_BITS_HERE(variable, constant) ((variable) ^= (constant))
 #else
-#define SET_BITS_HERE(variable, constant) asm volatile("%0 ^= " #constant : "+r"(variable))
+#define FLIP_BITS_HERE(variable, constant) asm volatile("%0 ^= %1" : "+r"(variable) : "i"(constant))
 #endif
+
+/* Puts `to` where `from` is; false, and does not, where something else is. */
+static __always_inline bool swap(u64 *where, u64 from, u64 to)
+{
+	u64 found = __sync_val_compare_and_swap(where, from, to);
+
+	/* Else clang would make a number of whether it was, to compare that. */
+	asm volatile("" : "+r"(found));
+	return found == from;
+}
 
 /*
  * A copy of a pointer to use as a map's key. A key lies in memory, and what was

@@ -11,10 +11,7 @@ static __always_inline struct exchange *claim(u32 slot)
 {
 	struct exchange *x = exchange_at(slot);
 
-	if (x && __sync_val_compare_and_swap(&x->state, EXCHANGE_FREE, EXCHANGE_FINISHING) ==
-			 EXCHANGE_FREE)
-		return x;
-	return NULL;
+	return x && swap(&x->state, EXCHANGE_FREE, EXCHANGE_FINISHING) ? x : NULL;
 }
 
 #define CLAIM_TRIES 16 /* beyond the first one */

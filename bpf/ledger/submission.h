@@ -15,7 +15,7 @@ static __always_inline bool take_out_of_flight(struct exchange *x)
 {
 	u64 in_flight = EXCHANGE_IN_FLIGHT + x->record.connection_id;
 
-	return __sync_val_compare_and_swap(&x->state, in_flight, EXCHANGE_FINISHING) == in_flight;
+	return swap(&x->state, in_flight, EXCHANGE_FINISHING);
 }
 
 /*
