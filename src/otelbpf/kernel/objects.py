@@ -65,7 +65,7 @@ def object_path() -> Path:
 
 
 def why_unusable() -> str:
-    """What is wrong with the object, for people; empty: it is the one that came with this version."""
+    """What is wrong with the object, for people; empty: it is the one of this version."""
     path = object_path()
     if not path.exists():
         return f"there is no {path.name}"
