@@ -24,7 +24,7 @@ from otelbpf.kernel.btf import Btf
 from otelbpf.kernel.hooks import choose
 from otelbpf.kernel.limits import Limits
 from otelbpf.kernel.loader import Programs
-from otelbpf.policy.proxies import network
+from otelbpf.policy.proxies import Forwarding, network
 from otelbpf.policy.upstreams import Upstreams
 
 BUDGET = Path(__file__).with_name("verifier.json")
@@ -50,8 +50,9 @@ def looked_at(configuration: str) -> dict[str, int]:
     """Program -> instructions, of all that are loaded for a configuration."""
     ports, upstreams, series = CONFIGURATIONS[configuration]
     told = settings(
-        find_netns(None).cookie, ports, upstreams=Upstreams(ports=upstreams), proxies=PROXIES
-    )
+        find_netns(None).cookie, ports, upstreams=Upstreams(ports=upstreams), proxies=PROXIES,
+        forwarding=Forwarding(PROXIES),
+    )  # fmt: skip
     with Btf.of_kernel() as btf:
         choices = choose(btf, metrics=bool(series))
         programs = Programs(btf, choices, Limits(series=series), told)

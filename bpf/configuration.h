@@ -18,6 +18,13 @@ enum fixed_length {
 	PROXY_NETWORKS_MOST = 64,
 };
 
+/* Where proxies say for whom they have forwarded a request. */
+enum forwarded_header {
+	HEADER_NONE, /* nobody is believed */
+	HEADER_X_FORWARDED_FOR,
+	HEADER_FORWARDED, /* RFC 7239 */
+};
+
 struct configuration {
 	/* Parts: 0 where nobody asks for them. */
 	u32 servers;     /* are ports measured? */
@@ -33,6 +40,7 @@ struct configuration {
 	u32 ring_slots;
 	u32 series_rows;
 	u32 proxy_networks; /* how many there are; 0: nobody may send a header of the PROXY protocol */
+	u32 forwarded_header; /* enum forwarded_header */
 };
 
 #ifndef BCC_BUILD
@@ -59,4 +67,5 @@ static __always_inline const struct configuration *configuration(void)
 #define RING_SLOTS (configuration()->ring_slots)
 #define SERIES_ROWS (configuration()->series_rows)
 #define PROXY_NETWORKS (configuration()->proxy_networks)
+#define FORWARDED_HEADER (configuration()->forwarded_header)
 #endif

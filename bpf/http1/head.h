@@ -258,17 +258,23 @@ static __always_inline int read_lines(struct scratch *s, struct connection *conn
 	s->window[v->total & WINDOW_MASK] = 0;
 	v->line = 0;
 	v->end = 0;
-	__builtin_memset(s->found_length, 0, sizeof(s->found_length));
+	__builtin_memset(s->found_length, 0, FOUND_FORWARDED * sizeof(s->found_length[0]));
 	__builtin_memset(s->found_times, 0, sizeof(s->found_times));
 	scan_lines(s, flow);
 	if (consume_lines(s, conn, p, x, flow))
 		return -1;
 	if (CARRIES_REQUESTS(flow) ? take_request_lines(s, conn, x) : take_response_lines(s, p))
 		return -1;
-	if (s->found_times[FOUND_TRANSFER_ENCODING])
-		take_coding(s, p);
-	if (s->found_times[FOUND_CONTENT_LENGTH])
-		take_length(s, p);
+	/* Of most requests there are none of these. */
+	if (*(u32 *)&s->found_times[FOUND_CONTENT_LENGTH]) {
+		if (s->found_times[FOUND_TRANSFER_ENCODING])
+			take_coding(s, p);
+		if (s->found_times[FOUND_CONTENT_LENGTH])
+			take_length(s, p);
+		if (CARRIES_REQUESTS(flow) && !IS_CLIENTS(flow) &&
+		    s->found_times[FOUND_FORWARDED] && x)
+			keep_forwarded(s, x);
+	}
 	return 0;
 }
 

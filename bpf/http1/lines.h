@@ -2,6 +2,7 @@
 /* Lines are read, not characters: their ends are found eight bytes at a time. */
 #pragma once
 
+#include "http1/forwarded.h"
 #include "http1/window.h"
 
 /* Blanks before the colon are not allowed, and taken for nothing by some: then nothing is certain. */
@@ -17,7 +18,7 @@ static __always_inline void note(struct scratch *s, u64 found, u64 at, u64 lengt
 /*
  * A header that says where the message ends is noted once its value is known to be whole: a line that
  * begins with a blank goes on with the one above, as if there were blanks in place of the line's end
- * (RFC 9112, section 5.2). One of a name is noted in each run. `line` is where the line starts, `at` its
+ * (RFC 9112, section 5.2). So is one of which each line counts. One of a name is noted in each run. `line` is where the line starts, `at` its
  * value, `end` its end, `after` what comes after the name. 1 where this run is to end with the line above.
  */
 static __always_inline long note_framing(struct scratch *s, u64 found, u64 line, u64 at, u64 end,
@@ -105,6 +106,15 @@ static __always_inline long note_header(struct scratch *s, u64 line, u64 end, bo
 			return 0;
 		found = FOUND_TRANSFER_ENCODING;
 		at = line + 18;
+		break;
+	case NAME_X_FORWARDED_FOR:
+	case NAME_FORWARDED:
+		at = line + (CARRIES_REQUESTS(flow) ? forwarded_name_length(s, line) : 0);
+		after = byte_at(s, at);
+		if (at == line || !may_end_name(after))
+			return 0;
+		found = FOUND_FORWARDED;
+		at++;
 		break;
 	case NAME_HOST:
 	case NAME_USER_AGENT:
@@ -247,6 +257,11 @@ static __always_inline long pass_header(struct scratch *s, enum flow flow)
 	case NAME_CONTENT:
 	case NAME_TRANSFER:
 		return 1;
+	case NAME_X_FORWARDED_FOR:
+	case NAME_FORWARDED:
+		if (CARRIES_REQUESTS(flow) && FORWARDED_HEADER)
+			return 1;
+		break;
 	case NAME_HOST: /* each request has one: no call for that */
 		if (CARRIES_REQUESTS(flow) && text[4] == ':')
 			note(s, FOUND_HOST, line + 5, length - 5);

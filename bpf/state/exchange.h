@@ -7,6 +7,8 @@
 
 DEFINE_ARRAY(struct exchange, exchanges)
 DEFINE_ELEMENT(struct exchange, exchange_at, exchanges, MAX_EXCHANGES)
+DEFINE_ARRAY(struct forwarded_text, forwarded_texts)
+DEFINE_ELEMENT(struct forwarded_text, forwarded_text_at, forwarded_texts, MAX_EXCHANGES)
 
 static __always_inline struct exchange *in_flight(struct connection *conn, u64 ordinal)
 {

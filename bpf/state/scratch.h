@@ -18,6 +18,7 @@ enum found {
 	FOUND_TRACEPARENT,
 	FOUND_CONTENT_LENGTH,
 	FOUND_TRANSFER_ENCODING,
+	FOUND_FORWARDED, /* where it was, its length counts, too */
 	FOUND_COUNT
 };
 
@@ -152,7 +153,7 @@ struct scratch {
 	struct handshake attempt;
 	u64 waking_pid_tgid; /* of the task that brings waking_sk's data, or is interrupted by them */
 	struct bpf_sock_tuple tuple;
-	u32 unused_2[5];
+	u32 unused_2;
 	u64 found_at[FOUND_COUNT];
 	u64 found_length[FOUND_COUNT];
 	u8 found_times[8]; /* may wrap: 256 lines of one name find room in no window */

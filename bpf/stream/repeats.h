@@ -191,6 +191,7 @@ static __always_inline bool begin_rereading(struct connection *conn, struct rere
 		bpf_probe_read_kernel(&r->carry, sizeof(r->carry), carry);
 	}
 	clear(&r->x.record);
+	r->x.slot = NO_SLOT; /* what a proxy said is kept as it was first read */
 	start_message(&r->p);
 	r->head_requests = conn->head_requests;
 	r->connect_requests = conn->connect_requests;

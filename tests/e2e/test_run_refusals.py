@@ -64,6 +64,18 @@ WITHOUT_NET_ADMIN = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_ad
             + [f"--proxy-protocol=10.0.0.{number}" for number in range(65)],
             ["--proxy-protocol", "65 networks", "64"],
         ),
+        (
+            ["--interface", "lo", "--port", "80", "--forwarded-by", "10.1.2.3/8"],
+            ["--forwarded-by", "'10.1.2.3/8'", "write 10.0.0.0/8"],
+        ),
+        (
+            ["--interface", "lo", "--port", "80", "--forwarded-by", "::1", "--forwarded-header=x"],
+            ["--forwarded-header", "'x'", "forwarded"],
+        ),
+        (
+            ["--interface", "lo", "--port", "80", "--forwarded-header", "forwarded"],
+            ["--forwarded-header", "--forwarded-by"],
+        ),
         (["--interface", "lo", "--port", "80", "--out", "x"], ["--out"]),
         (["--interface", "lo", "--port", "80", "--output", "x"], ["--output", "otlp_json_file"]),
         (["--interface", "lo", "--port", "80", "--ready-file", "/none/x"], ["--ready-file"]),

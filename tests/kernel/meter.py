@@ -39,7 +39,7 @@ from otelbpf.ledger.ids import Ids
 from otelbpf.ledger.reader import RingReader
 from otelbpf.ledger.request import bounds_of
 from otelbpf.ledger.sweeper import ACK_WAIT_NS, Sweeper
-from otelbpf.policy.proxies import Network
+from otelbpf.policy.proxies import Forwarding, Network
 from otelbpf.policy.sampler import Sampler
 from otelbpf.policy.upstreams import Upstreams
 from otelbpf.userspace.handler import Handler
@@ -60,6 +60,7 @@ UNKNOWN = 2
 # Enough for every test, and quick to look through.
 SMALL = Limits(connections=4096, ring=4096)
 KEEP_ALL = Sampler()
+NO_FORWARDING = Forwarding()
 
 _RUN_LEARN_AGENT = (
     "import sys; from otelbpf.kernel import libbpf; "
@@ -75,14 +76,19 @@ class Meter:
     """
 
     def __init__(
-        self, lab: Lab, choices: tuple[Choice, ...], programs: Programs, side: str = "server"
+        self,
+        lab: Lab,
+        choices: tuple[Choice, ...],
+        programs: Programs,
+        side: str = "server",
+        forwarding: Forwarding = NO_FORWARDING,
     ) -> None:
         self.lab = lab
         self.netns = lab.server_netns if side == "server" else lab.client_netns
         self.interface = INTERFACE if side == "server" else CLIENT_INTERFACE
         self.programs = programs
         self.choices = choices
-        self.reader = RingReader(programs)
+        self.reader = RingReader(programs, forwarding)
         self.sweeper = Sweeper(programs, idle_ns=0)
         self._exchanges = MappedArray(
             programs.map_fd("exchanges"), EXCHANGE, programs.limits.exchanges
@@ -259,15 +265,16 @@ def load(
     sampler: Sampler = KEEP_ALL,
     ids: Ids | None = None,
     proxies: tuple[Network, ...] = (),
+    forwarding: Forwarding = NO_FORWARDING,
 ) -> Meter:
     """Compiles and loads everything for one lab. Takes about two seconds."""
     with Btf.of_kernel() as btf:
         choices = choose(btf, metrics=bool(limits.series))
         programs = Programs(btf, choices, limits, settings(
             lab.server_netns.cookie, (PORT, SPARE_PORT), sampler=sampler, ids=ids, parts=parts,
-            proxies=proxies,
+            proxies=proxies, forwarding=forwarding,
         ))  # fmt: skip
-    meter = Meter(lab, choices, programs)
+    meter = Meter(lab, choices, programs, forwarding=forwarding)
     meter.let_another_process_be_the_agent()
     return meter
 

@@ -19,7 +19,7 @@ from otelbpf.kernel.loader import Programs
 from otelbpf.kernel.loaders import Loader
 from otelbpf.kernel.loads import Load
 from otelbpf.kernel.settings import Part, Settings
-from otelbpf.policy.proxies import network
+from otelbpf.policy.proxies import Forwarding, Header, network
 from otelbpf.policy.upstreams import Upstreams
 
 UPSTREAMS = Upstreams(
@@ -109,7 +109,10 @@ def test_one_program_is_loaded_for_two_targets() -> None:
     ],
 )
 def test_the_verifier_takes_them_all(limits: Limits, loader: Loader) -> None:
-    told = settings(1, (80, 8080, 9001, 9002), upstreams=UPSTREAMS, parts=Part, proxies=PROXIES)
+    told = settings(
+        1, (80, 8080, 9001, 9002), upstreams=UPSTREAMS, parts=Part, proxies=PROXIES,
+        forwarding=Forwarding(PROXIES, Header.FORWARDED),
+    )  # fmt: skip
     with load(limits, told, loader) as programs:
         for program in HANDLERS:
             programs.fd(program)

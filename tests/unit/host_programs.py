@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from otelbpf.kernel.records import REQUEST_RECORD, Counter
+from otelbpf.kernel.records import FORWARDED_TEXT, REQUEST_RECORD, Counter
 
 ROOT = Path(__file__).resolve().parents[2]
 _HOST = Path(__file__).parent / "host"
@@ -99,10 +99,12 @@ class Outcome:
     Attributes:
         records: (n,) REQUEST_RECORD, in the order in which they were submitted.
         counts: by enum counter, those that are not 0.
+        forwarded: (n,) FORWARDED_TEXT, at the records' places.
     """
 
     records: np.ndarray
     counts: dict[Counter, int]
+    forwarded: np.ndarray
 
     @property
     def lost(self) -> int:
@@ -110,10 +112,10 @@ class Outcome:
         return sum(n for counter, n in self.counts.items() if counter.name.startswith("LOST_"))
 
 
-def build(directory: Path) -> Path:
+def build(directory: Path, *flags: str) -> Path:
     """Builds the executable there, with both sanitizers; a warning is an error."""
     executable = directory / "host"
-    command = ["gcc", *_FLAGS, str(_HOST / "host.c"), "-o", str(executable)]
+    command = ["gcc", *_FLAGS, *flags, str(_HOST / "host.c"), "-o", str(executable)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return executable
@@ -146,6 +148,7 @@ class HostPrograms:
             counts = np.frombuffer(self._take(8 * len(Counter)), np.uint64)
             (records,) = struct.unpack("I", self._take(4))
             octets = self._take(records * REQUEST_RECORD.itemsize)
+            texts = self._take(records * FORWARDED_TEXT.itemsize)
         except (BrokenPipeError, EOFError):
             self._process = None
             said = process.communicate()[1].decode(errors="replace")
@@ -153,6 +156,7 @@ class HostPrograms:
         return Outcome(
             np.frombuffer(octets, REQUEST_RECORD),
             {counter: int(counts[counter]) for counter in Counter if counts[counter]},
+            np.frombuffer(texts, FORWARDED_TEXT),
         )
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from otelbpf.ledger.tally import Coverage, Gap
 class Reader:
     """A ring."""
 
-    def __init__(self, _programs: object) -> None:
+    def __init__(self, _programs: object, _forwarding: object) -> None:
         self.waiting: list[np.ndarray] = []
         self.submitted = 0
 

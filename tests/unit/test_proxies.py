@@ -12,7 +12,8 @@ from samples import address
 
 from otelbpf.agent.settings import settings
 from otelbpf.errors import UsageError
-from otelbpf.policy.proxies import network, packed
+from otelbpf.kernel.records import ForwardedHeader
+from otelbpf.policy.proxies import Forwarding, Header, network, packed
 
 
 @pytest.mark.parametrize(
@@ -58,3 +59,10 @@ def test_what_the_programs_are_told() -> None:
     assert settings(1, (80,)).proxy_networks == ()
     networks = (network("10.0.0.0/8"), network("fd00::7"))
     assert settings(1, (80,), proxies=networks).proxy_networks == tuple(map(packed, networks))
+    assert settings(1, (80,)).forwarded_header is ForwardedHeader.NONE
+    told = settings(1, (80,), forwarding=Forwarding(networks))
+    assert told.forwarded_header is ForwardedHeader.X_FORWARDED_FOR
+    told = settings(1, (80,), forwarding=Forwarding(networks, Header.FORWARDED))
+    assert told.forwarded_header is ForwardedHeader.FORWARDED
+    told = settings(1, (80,), forwarding=Forwarding((), Header.FORWARDED))
+    assert told.forwarded_header is ForwardedHeader.NONE

@@ -175,13 +175,15 @@ CLIENT = ("client.address", "client.port", "network.peer.address", "network.peer
         (CLIENT_TOLD, "2001:db8::9", ("2001:db8::9", 4711)),
         (CLIENT_TOLD, "0.0.0.0", ("0.0.0.0", 4711)),
         (CLIENT_TOLD, "::", (None, None)),
+        (CLIENT_TOLD, "203.0.113.8", ("203.0.113.8", None)),  # without a port
     ],
 )
 def test_the_client_is_whom_the_proxy_tells(
     told: int, client: str, said: tuple[str | None, int | None]
 ) -> None:
     raw = bytes(16) if client == "::" else address(client)
-    made = request(client_told=told, client_address=raw, client_port=4711)
+    port = 0 if client == "203.0.113.8" else 4711
+    made = request(client_told=told, client_address=raw, client_port=port)
     assert tuple(map(made.get, CLIENT)) == (*said, "198.51.100.7", 40_001)
 
 

@@ -76,7 +76,7 @@ class Agent:
         self._series = series
         self._connections = connections
         self._started_unix_ns = time.time_ns()
-        self._reader = RingReader(programs)
+        self._reader = RingReader(programs, config.forwarding)
         self._sweeper = Sweeper(programs, int(config.idle_timeout_s * 1e9))
         self._thread_contexts = ThreadContexts(programs)
         self._rest_s = min(_REST_S, config.queue.delay_s)

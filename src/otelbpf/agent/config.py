@@ -11,7 +11,7 @@ from otelbpf.host.interfaces import Xdp
 from otelbpf.kernel.hooks import Mechanism
 from otelbpf.kernel.limits import Limits
 from otelbpf.kernel.loaders import Loader
-from otelbpf.policy.proxies import Network
+from otelbpf.policy.proxies import Forwarding, Network
 from otelbpf.policy.routes import FOUND_MOST
 from otelbpf.policy.sampler import Sampler, Slow
 from otelbpf.traces.description import StageStyle
@@ -28,6 +28,7 @@ class Config:
             measured, too.
         client_ports: the same, at whatever address.
         proxies: from where connections may begin with a header of the PROXY protocol.
+        forwarding: who says in a request's header for whom it was forwarded.
         netns: name or path of the measured namespace; None: the agent's own.
         duration_s: stop by itself after this; None: never.
         loader: where the programs come from.
@@ -53,6 +54,7 @@ class Config:
     upstreams: tuple[tuple[str, int], ...] = ()
     client_ports: tuple[int, ...] = ()
     proxies: tuple[Network, ...] = ()
+    forwarding: Forwarding = field(default_factory=Forwarding)
     netns: str | None = None
     duration_s: float | None = None
     loader: Loader = Loader.AUTO

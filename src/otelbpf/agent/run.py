@@ -282,6 +282,7 @@ def _load(
         ids=ids,
         parts=_parts(target.handlers),
         proxies=config.proxies,
+        forwarding=config.forwarding,
     )
     try:
         return Programs(btf, choices, config.limits, told, loader)

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from otelbpf.kernel.records import UpstreamPort
+from otelbpf.kernel.records import ForwardedHeader, UpstreamPort
 from otelbpf.kernel.settings import Part, Settings
 from otelbpf.ledger.ids import Ids
-from otelbpf.policy.proxies import Network, packed
+from otelbpf.policy.proxies import Forwarding, Network, packed
 from otelbpf.policy.sampler import Sampler
 from otelbpf.policy.upstreams import Upstreams
 
 _NO_UPSTREAMS = Upstreams()
+_NO_FORWARDING = Forwarding()
 _KEEP_ALL = Sampler()
 
 
@@ -25,6 +26,7 @@ def settings(
     ids: Ids | None = None,
     parts: Collection[Part] = (),
     proxies: Collection[Network] = (),
+    forwarding: Forwarding = _NO_FORWARDING,
 ) -> Settings:
     """What Programs are to be told.
 
@@ -36,6 +38,7 @@ def settings(
         ids: names the traces that start here; the sampler looks at that.
         parts: of bpf/ that not every run needs, beside the roles'.
         proxies: from where connections may begin with a header of the PROXY protocol.
+        forwarding: who says in a request's header for whom it was forwarded.
     """
     of_roles = {Part.SERVERS: bool(ports), Part.CLIENTS: bool(upstreams)}
     return Settings(
@@ -52,4 +55,5 @@ def settings(
         },
         frozenset(upstreams.endpoints),
         tuple(map(packed, proxies)),
+        ForwardedHeader[forwarding.header.name] if forwarding else ForwardedHeader.NONE,
     )

@@ -91,6 +91,7 @@ def _config(arguments: argparse.Namespace, series: int) -> Config:
     from otelbpf.kernel.limits import Limits
     from otelbpf.kernel.loaders import Loader
     from otelbpf.kernel.settings import PROXY_NETWORKS_MOST
+    from otelbpf.policy.proxies import Forwarding, Header
 
     proxies = tuple(dict.fromkeys(arguments.proxy_protocol))
     if len(proxies) > PROXY_NETWORKS_MOST:
@@ -98,12 +99,20 @@ def _config(arguments: argparse.Namespace, series: int) -> Config:
             f"--proxy-protocol names {len(proxies)} networks: there is room for "
             f"{PROXY_NETWORKS_MOST}; name larger ones"
         )
+    forwarders = tuple(dict.fromkeys(arguments.forwarded_by))
+    if arguments.forwarded_header and not forwarders:
+        raise UsageError(
+            "--forwarded-header has no meaning alone: name the proxies whose header is believed "
+            "with --forwarded-by"
+        )
+    header = Header(arguments.forwarded_header or Header.X_FORWARDED_FOR)
     return Config(
         interfaces=tuple(dict.fromkeys(arguments.interface)),
         ports=tuple(dict.fromkeys(arguments.port)),
         upstreams=tuple(dict.fromkeys(arguments.upstream)),
         client_ports=tuple(dict.fromkeys(arguments.client_port)),
         proxies=proxies,
+        forwarding=Forwarding(forwarders, header),
         netns=arguments.netns,
         duration_s=arguments.duration,
         loader=Loader(arguments.loader),

@@ -220,6 +220,20 @@ def _measuring() -> _Command:
         "PROXY protocol, which then says who the client is; may be repeated (default: nobody may)",
     )
     add(
+        "--forwarded-by",
+        action="append",
+        default=[],
+        type=_network,
+        metavar="NETWORK",
+        help="whoever is there (192.0.2.7, 10.0.0.0/8) is a proxy that is believed where a header "
+        "says for whom it has forwarded a request; may be repeated (default: nobody is)",
+    )
+    add(
+        "--forwarded-header",
+        choices=tuple(proxies.Header),
+        help="the header in which all of them say it (default: x-forwarded-for)",
+    )
+    add(
         "--netns",
         metavar="NAME|PATH",
         help="network namespace of the interfaces and the server (default: this one)",

@@ -19,6 +19,7 @@ from otelbpf.kernel.records import (
     CONNECTION_SUMS,
     CONNECTION_TAGS,
     EXCHANGE,
+    FORWARDED_TEXT,
     NOTICES,
     PROXY_NETWORK,
     READER,
@@ -42,6 +43,7 @@ class Arrays:
 
     Args:
         limits: how long they are.
+        keeps_forwarded: is a header to be kept in which proxies say for whom they forward?
     Attributes:
         fds: of each one's map, which may be mapped, by its name; NO_MAP: it is not needed.
         series_rows: which ones of "series" each series has.
@@ -49,12 +51,12 @@ class Arrays:
         KernelError: the kernel has no memory for one, or makes none.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, *, keeps_forwarded: bool = False) -> None:
         self._limits = limits
         self._cpu_slots = _cpu_slots()
         self.series_rows = _series_rows(limits)
         self.fds: dict[str, int] = {}
-        for name, size in sizes(limits).items():
+        for name, size in sizes(limits, keeps_forwarded=keeps_forwarded).items():
             try:
                 self.fds[name] = libbpf.create_value(name, size) if size else NO_MAP
             except OSError as error:
@@ -105,7 +107,7 @@ class Arrays:
         self.fds.clear()
 
 
-def sizes(limits: Limits) -> dict[str, int]:
+def sizes(limits: Limits, *, keeps_forwarded: bool = False) -> dict[str, int]:
     """Of each array in bytes, by its name in bpf/; 0: it is not needed.
 
     Raises:
@@ -133,7 +135,12 @@ def sizes(limits: Limits) -> dict[str, int]:
         "stage_orders": FixedLength.STAGE_ORDERS * STAGE_ORDER.itemsize,
         "connection_sums": 2 * CONNECTION_SUMS.itemsize,
     }
-    return always | (of_series if limits.series else dict.fromkeys(of_series, 0))
+    forwarded_texts = limits.exchanges * FORWARDED_TEXT.itemsize if keeps_forwarded else 0
+    return {
+        **always,
+        **(of_series if limits.series else dict.fromkeys(of_series, 0)),
+        "forwarded_texts": forwarded_texts,
+    }
 
 
 def _connection_sets(limits: Limits) -> int:

@@ -111,7 +111,7 @@ class Programs:
         settings: Settings,
         loader: Loader,
     ) -> None:
-        self._arrays = Arrays(self.limits)
+        self._arrays = Arrays(self.limits, keeps_forwarded=bool(settings.forwarded_header))
         stack.callback(self._arrays.close)
         self._counts = self._arrays.map_counts()
         self._settings = self._arrays.map_settings()
@@ -153,6 +153,7 @@ class Programs:
             "clients": Part.CLIENTS in parts,
             "go_handlers": Part.GO_HANDLERS in parts,
             "proxy_networks": len(settings.proxy_networks),
+            "forwarded_header": settings.forwarded_header,
             **self._arrays.lengths(),
         }
         if loader is Loader.BCC:

@@ -306,6 +306,31 @@ class RequestRecordRow(Row):
     http1: Http1Row
 
 
+#: struct forwarded_text, 280 bytes.
+FORWARDED_TEXT = np.dtype(
+    {
+        "names": [
+            "connection_id",
+            "ordinal",
+            "length",
+            "text",
+        ],
+        "formats": [
+            "u8",
+            "u8",
+            "u8",
+            "S256",
+        ],
+        "offsets": [
+            0,
+            8,
+            16,
+            24,
+        ],
+        "itemsize": 280,
+    }
+)
+
 #: struct exchange, 888 bytes.
 EXCHANGE = np.dtype(
     {
@@ -847,7 +872,7 @@ PROXY_NETWORK = np.dtype(
     }
 )
 
-#: struct configuration, 48 bytes.
+#: struct configuration, 52 bytes.
 CONFIGURATION = np.dtype(
     {
         "names": [
@@ -863,8 +888,10 @@ CONFIGURATION = np.dtype(
             "ring_slots",
             "series_rows",
             "proxy_networks",
+            "forwarded_header",
         ],
         "formats": [
+            "u4",
             "u4",
             "u4",
             "u4",
@@ -891,8 +918,9 @@ CONFIGURATION = np.dtype(
             36,
             40,
             44,
+            48,
         ],
-        "itemsize": 48,
+        "itemsize": 52,
     }
 )
 
@@ -1242,6 +1270,14 @@ class FixedLength(IntEnum):
     SERIES_SETS = 8192
     STAGE_ORDERS = 256
     PROXY_NETWORKS_MOST = 64
+
+
+class ForwardedHeader(IntEnum):
+    """enum forwarded_header."""
+
+    NONE = 0
+    X_FORWARDED_FOR = 1
+    FORWARDED = 2
 
 
 class SamplerKeeps(IntEnum):

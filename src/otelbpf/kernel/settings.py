@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from otelbpf.kernel.records import MAPS, FixedLength, UpstreamPort
+from otelbpf.kernel.records import MAPS, FixedLength, ForwardedHeader, UpstreamPort
 
 #: Of those that are told by address, too.
 UPSTREAMS_MOST = MAPS["upstreams"].max_entries
@@ -26,7 +26,7 @@ class Part(StrEnum):
 
 @dataclass(frozen=True)
 class Settings:
-    """All of it. Only the parts are fixed once the programs are loaded.
+    """All of it. Only the parts and the header are fixed once the programs are loaded.
 
     Attributes:
         parts: that there are.
@@ -37,6 +37,7 @@ class Settings:
             UPSTREAMS_MOST.
         proxy_networks: (address, mask), 16 bytes each: from where connections may begin with a
             header of the PROXY protocol; at most PROXY_NETWORKS_MOST.
+        forwarded_header: that is kept of each request.
     """
 
     parts: frozenset[Part]
@@ -45,6 +46,7 @@ class Settings:
     upstream_ports: Mapping[int, UpstreamPort]
     upstreams: frozenset[tuple[bytes, int]] = field(default_factory=frozenset)
     proxy_networks: tuple[tuple[bytes, bytes], ...] = ()
+    forwarded_header: ForwardedHeader = ForwardedHeader.NONE
 
     def __post_init__(self) -> None:
         assert len(self.upstreams) <= UPSTREAMS_MOST

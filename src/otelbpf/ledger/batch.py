@@ -250,8 +250,10 @@ class Batch:
 
     @functools.cached_property
     def known_client_port(self) -> np.ndarray:
-        """(n,) of the same."""
-        return np.where(self._client_told, self.records["client_port"], self.records["peer_port"])
+        """(n,) of the same; 0: it is not told."""
+        records = self.records
+        ports = np.where(self._client_told, records["client_port"], records["peer_port"])
+        return np.where(self.is_client_known, ports, np.uint16(0))
 
     @functools.cached_property
     def is_client_known(self) -> np.ndarray:

@@ -16,11 +16,21 @@ import numpy as np
 from otelbpf.kernel.loader import Programs
 from otelbpf.kernel.mapped import MappedArray
 from otelbpf.kernel.mapped_parts import PartlyMappedArray
-from otelbpf.kernel.records import EXCHANGE, PROCESS, REQUEST_RECORD, RING_ENDS, ExchangeState
+from otelbpf.kernel.records import (
+    EXCHANGE,
+    FORWARDED_TEXT,
+    PROCESS,
+    REQUEST_RECORD,
+    RING_ENDS,
+    ExchangeState,
+)
+from otelbpf.ledger.forwarded import Clients
+from otelbpf.policy.proxies import Forwarding
 
 _UNKNOWN = np.zeros((), PROCESS)
 _NONE = np.empty(0, REQUEST_RECORD)
 _NOWHERE = np.empty(0, np.uint64)
+_NO_FORWARDING = Forwarding()
 # MiB of the table that stay mapped: each processor goes through its own part of it.
 _PARTS = 4 + (os.cpu_count() or 1)
 # Of what lies beyond its length, a text has whatever was there before.
@@ -55,9 +65,10 @@ class RingReader:
 
     Args:
         programs: whose requests it reads. Nobody else may read them.
+        forwarding: by which the client is found of a request that proxies have forwarded.
     """
 
-    def __init__(self, programs: Programs) -> None:
+    def __init__(self, programs: Programs, forwarding: Forwarding = _NO_FORWARDING) -> None:
         limits = programs.limits
         self._table = PartlyMappedArray(
             programs.map_fd("exchanges"), EXCHANGE, limits.exchanges, most=_PARTS, writable=True
@@ -75,6 +86,13 @@ class RingReader:
         octets = exchanges["record"][:, np.newaxis].view(np.uint8)
         self._records = octets.view(f"V{REQUEST_RECORD.itemsize}")[:, 0]
         self._states = exchanges["state"]
+        self._heads = exchanges["head_bytes"]
+        self._texts: PartlyMappedArray | None = None
+        if forwarding:
+            self._texts = PartlyMappedArray(
+                programs.map_fd("forwarded_texts"), FORWARDED_TEXT, limits.exchanges, most=_PARTS
+            )
+            self._clients = Clients(forwarding)
         self._submitted, self._read = ends["submitted"], ends["read"]
         self._fence = threading.Lock()
 
@@ -92,6 +110,9 @@ class RingReader:
         # Of a process that is not known there is what was there before.
         records["process"][records["pid"] == 0] = _UNKNOWN
         _cut_texts(records)
+        if self._texts is not None:
+            self._texts.reach(slots)
+            self._clients.tell(records, self._texts.values[slots], self._heads[slots] != 0)
         self._ring[places] = 0
         self._states[slots] = ExchangeState.FREE
         self._read[0] = begin + len(slots)
@@ -129,8 +150,10 @@ class RingReader:
 
     def close(self) -> None:
         """Unmaps what was mapped."""
-        del self._records, self._states, self._ring, self._submitted, self._read
+        del self._records, self._states, self._heads, self._ring, self._submitted, self._read
         self._table.close()
+        if self._texts is not None:
+            self._texts.close()
         for mapped in self._mapped:
             mapped.close()
 

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import dataclass
+from enum import StrEnum
 
 from otelbpf.errors import UsageError
 
@@ -12,6 +14,29 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 # Before an IPv4 address that is written as an IPv6 one.
 _MAPPED_BITS = 96
 _MAPPED = bytes(10) + b"\xff\xff"
+
+
+class Header(StrEnum):
+    """In which proxies say for whom they have forwarded a request."""
+
+    X_FORWARDED_FOR = "x-forwarded-for"
+    FORWARDED = "forwarded"
+
+
+@dataclass(frozen=True)
+class Forwarding:
+    """Who is believed that says in a request's header for whom it was forwarded.
+
+    Attributes:
+        networks: of the proxies; none: nobody is.
+        header: in which they say it.
+    """
+
+    networks: tuple[Network, ...] = ()
+    header: Header = Header.X_FORWARDED_FOR
+
+    def __bool__(self) -> bool:
+        return bool(self.networks)
 
 
 def network(text: str) -> Network:

@@ -317,7 +317,7 @@ _NUMBERS = (
 _NUMBERS_OF = {
     Kind.SERVER: (
         Number("network.peer.port", _column("peer_port")),
-        Number("client.port", _column("known_client_port"), _column("is_client_known")),
+        Number("client.port", _column("known_client_port"), _nonzero("known_client_port")),
     ),
     Kind.CLIENT: (Number("network.local.port", _column("local_port")),),
 }

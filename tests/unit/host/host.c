@@ -9,7 +9,8 @@
  *	in	u32 events; for each: u32 enum event, u32 linear bytes, u32 bytes, u32 within, and these: a
  *		frame, or a struct state_change. Not 0, `within` has it happen on another processor, within
  *		the next event that has 0 there: when that asks for its n-th help of the kernel's.
- *	out	u64 counts[COUNT_COUNT]; u32 records; struct request_record of each
+ *	out	u64 counts[COUNT_COUNT]; u32 records; struct request_record of each; struct forwarded_text of
+ *		each, and what is at its place where it has none
  *
  * At a conversation's end all is swept that is in flight, and forgotten.
  */
@@ -50,6 +51,11 @@ struct host_object {
 #include "hooks/sweep.c"
 #include "hooks/tc.c"
 #include "hooks/xdp.c"
+
+/* Who builds it says which. */
+#ifndef FORWARDED_ASKED_FOR
+#define FORWARDED_ASKED_FOR HEADER_NONE
+#endif
 
 #define SERVER_PORT 8080
 #define UPSTREAM_PORT 9090
@@ -428,6 +434,7 @@ static const struct configuration lengths = {
 	.ring_slots = 64,
 	.series_rows = 1,
 	.proxy_networks = 3,
+	.forwarded_header = FORWARDED_ASKED_FOR,
 };
 
 static const struct proxy_network proxies[] = {
@@ -459,6 +466,7 @@ static void begin_conversation(void)
 	NEW_ARRAY(connection_tags, CONNECTION_SETS);
 	NEW_ARRAY(socket_places, SOCKET_SLOTS);
 	NEW_ARRAY(exchanges, MAX_EXCHANGES);
+	NEW_ARRAY(forwarded_texts, MAX_EXCHANGES);
 	NEW_ARRAY(ring, RING_SLOTS);
 	NEW_ARRAY(ring_ends, 1);
 	NEW_ARRAY(notices, 1);
@@ -511,6 +519,8 @@ static void say_what_came(void)
 	say(&records, sizeof(records));
 	for (i = 0; i < records; i++)
 		say(&exchanges()[ring()[i] - 1].record, sizeof(struct request_record));
+	for (i = 0; i < records; i++)
+		say(&forwarded_texts()[ring()[i] - 1], sizeof(struct forwarded_text));
 	CHECK(!fflush(stdout));
 }
 
