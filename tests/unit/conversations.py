@@ -87,7 +87,7 @@ class Conversation:
     def __iter__(self) -> Iterator[Passing | StateChange]:
         """What happens on this machine."""
         said = {True: 0, False: 0}
-        yield self._changes(SocketState.CLOSE, SocketState.ESTABLISHED)
+        yield self._changes(SocketState.CLOSE, SocketState.ESTABLISHED, said)
         for turn in self.turns:
             mine, others = said[turn.by_client], said[not turn.by_client]
             for start, end in turn.parts():
@@ -98,7 +98,7 @@ class Conversation:
         if self.closed:
             yield self._segment(False, said[False], b"", said[True], FIN)
             yield self._segment(True, said[True], b"", said[False] + 1, FIN)
-            yield self._changes(SocketState.CLOSE_WAIT, SocketState.CLOSE)
+            yield self._changes(SocketState.CLOSE_WAIT, SocketState.CLOSE, said)
 
     @property
     def _frame(self) -> Frame:
@@ -123,10 +123,14 @@ class Conversation:
             event = Event.TO_SERVER if by_client else Event.FROM_SERVER
         return Passing(event, octets, len(octets) if self.linear else _HEADERS)
 
-    def _changes(self, earlier: SocketState, state: SocketState) -> StateChange:
+    def _changes(
+        self, earlier: SocketState, state: SocketState, said: dict[bool, int]
+    ) -> StateChange:
+        """Args: said: how many bytes by each side, by whether it is the client."""
         frame = self._frame
         client = packed(frame.client), frame.client_port
         server = packed(frame.server), frame.server_port
+        by_client, by_server = self.client_seq + said[True], self.server_seq + said[False]
         if self.of_client:
-            return StateChange(earlier, state, client, server, self.server_seq, self.client_seq)
-        return StateChange(earlier, state, server, client, self.client_seq, self.server_seq)
+            return StateChange(earlier, state, client, server, by_server, by_client)
+        return StateChange(earlier, state, server, client, by_client, by_server)
