@@ -32,6 +32,8 @@ SELDOM forwarded_name_length(const struct scratch *s, u64 line)
 	return 0;
 }
 
+#define FORWARDED_LINE_MAX (FORWARDED_MAX - 1) /* of a line, its last bytes */
+
 /* Where a line is kept that is noted in the scratch. */
 struct keeping {
 	struct scratch *s;
@@ -78,14 +80,13 @@ SELDOM keep_forwarded(struct scratch *s, const struct exchange *x)
 	}
 	if (f->length)
 		keep_byte(f, ',');
-	if (!length)
+	if (!length || length > FORWARDED_LINE_MAX)
 		keep_byte(f, '?');
-	if (length > FORWARDED_MAX) {
-		f->length += length - FORWARDED_MAX;
-		s->found_at[FOUND_FORWARDED] += length - FORWARDED_MAX;
-		s->found_length[FOUND_FORWARDED] = FORWARDED_MAX;
+	if (length > FORWARDED_LINE_MAX) {
+		s->found_at[FOUND_FORWARDED] += length - FORWARDED_LINE_MAX;
+		s->found_length[FOUND_FORWARDED] = FORWARDED_LINE_MAX;
 	}
 	k.f = f;
-	REPEAT(FORWARDED_MAX, keep_next, &k);
+	REPEAT(FORWARDED_LINE_MAX, keep_next, &k);
 	return 0;
 }

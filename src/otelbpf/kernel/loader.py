@@ -10,7 +10,7 @@ from itertools import product
 
 import numpy as np
 
-from otelbpf.errors import RefusedError
+from otelbpf.errors import KernelError, RefusedError
 from otelbpf.kernel import libbpf
 from otelbpf.kernel.arrays import Arrays
 from otelbpf.kernel.btf import Btf
@@ -157,6 +157,11 @@ class Programs:
             **self._arrays.lengths(),
         }
         if loader is Loader.BCC:
+            if settings.forwarded_header:
+                raise KernelError(
+                    "--forwarded-by needs the ready-made programs: what BCC compiles for it is "
+                    "more than a kernel's verifier looks at; leave it out, or --loader bcc"
+                )
             return Compiled(btf, choices, configuration, self._arrays.fds, self._maps.fds)
         return Object(configuration, self._arrays.fds, self._maps.fds)
 
