@@ -179,12 +179,22 @@ def test_without_libbpf(user_land: Debian13) -> None:
 
 
 def with_object(change: str, line: str) -> str:
-    """The same with another object: `change` is Python that makes it of `octets`."""
-    script = f"octets = open(path + '.kept', 'rb').read(); open(path, 'wb').write({change})"
-    find = "from otelbpf.kernel.objects import object_path; path = str(object_path())"
+    """The same with another object, as if this version came with it.
+
+    Args:
+        change: Python that makes it of `octets`.
+    """
+    script = (
+        "import hashlib; octets = path.read_bytes(); told = path.with_suffix('.json'); "
+        f"other = {change}; path.write_bytes(other); told.write_text(told.read_text().replace("
+        "hashlib.sha256(octets).hexdigest(), hashlib.sha256(other).hexdigest()))"
+    )
+    find = "from otelbpf.kernel.objects import object_path; path = object_path()"
     return (
-        f"object=$({PYTHON} -c '{find}; print(path)'); cp $object $object.kept; "
-        f"trap 'mv $object.kept $object' EXIT; {PYTHON} -c \"{find}; {script}\"; {line}"
+        f"object=$({PYTHON} -c '{find}; print(path.with_suffix(\"\"))'); "
+        "for each in o json; do cp $object.$each $object.$each.kept; done; "
+        "trap 'for each in o json; do mv $object.$each.kept $object.$each; done' EXIT; "
+        f'{PYTHON} -c "{find}; {script}"; {line}'
     )
 
 
