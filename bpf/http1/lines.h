@@ -277,13 +277,21 @@ static __always_inline long pass_header(struct scratch *s, enum flow flow)
 
 /* At least a byte each: a line that takes them all is too long to be carried. */
 #define SCAN_STEPS CARRY_MAX
-/* BCC's turns would have the verifier go through all the ways of the one within the other. */
-#define HEADERS_EACH TAKEN_EACH(16, 0)
+#define LINES_EACH TAKEN_EACH(1, 8)
+#define HEADERS_EACH 16
 
+/* BCC's turns would have the verifier go through all the ways of the one within the other. */
 static __always_inline long scan_some_lines(struct scratch *s, enum flow flow)
 {
-	volatile struct head_cursor *v = &s->head;
 	u32 i;
+#ifdef BCC_BUILD
+	BOUNDED_LOOP
+	for (i = 0; i < LINES_EACH; i++)
+		if (scan_line(s, flow))
+			return 1;
+	return 0;
+#else
+	volatile struct head_cursor *v = &s->head;
 
 	if (scan_line(s, flow))
 		return 1;
@@ -295,6 +303,7 @@ static __always_inline long scan_some_lines(struct scratch *s, enum flow flow)
 			break;
 	v->at = v->line;
 	return v->end != 0;
+#endif
 }
 
 STEP scan_request_lines(u64 turn UNUSED, struct scratch **s)
@@ -311,7 +320,7 @@ STEP scan_response_lines(u64 turn UNUSED, struct scratch **s)
 static __always_inline void scan_lines(struct scratch *s, enum flow flow)
 {
 	if (CARRIES_REQUESTS(flow))
-		REPEAT(SCAN_STEPS, scan_request_lines, &s);
+		REPEAT(SCAN_STEPS / LINES_EACH, scan_request_lines, &s);
 	else
-		REPEAT(SCAN_STEPS, scan_response_lines, &s);
+		REPEAT(SCAN_STEPS / LINES_EACH, scan_response_lines, &s);
 }
