@@ -11,6 +11,7 @@ from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
+from hypothesis import HealthCheck, settings
 
 from otelbpf.kernel.records import FORWARDED_TEXT, REQUEST_RECORD, Counter
 
@@ -110,6 +111,17 @@ class Outcome:
     def lost(self) -> int:
         """Requests that were seen and are in no record."""
         return sum(n for counter, n in self.counts.items() if counter.name.startswith("LOST_"))
+
+
+def drawn(examples: int) -> settings:
+    """How Hypothesis draws what is played: the same ones each time, for CI and for you."""
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    )
 
 
 def build(directory: Path, *flags: str) -> Path:

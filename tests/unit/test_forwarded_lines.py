@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 from conversations import Conversation, Turn
-from host_programs import HostPrograms, Outcome, build
-from hypothesis import HealthCheck, given, settings
+from host_programs import HostPrograms, Outcome, build, drawn
+from hypothesis import given
 from hypothesis import strategies as st
 
 from otelbpf.kernel.records import Counter
@@ -24,13 +24,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 MOST = 256
 CUT = b"..."
 
-_DRAWN = settings(
-    max_examples=500,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
+_DRAWN = drawn(500)
 
 
 @pytest.fixture(scope="module")

@@ -15,21 +15,15 @@ import pytest
 import rfc9112
 from conversations import Conversation, Turn
 from drawn_messages import conversations, spoiled_conversations
-from host_programs import HostPrograms, build
-from hypothesis import HealthCheck, given, settings
+from host_programs import HostPrograms, build, drawn
+from hypothesis import given
 from odd_messages import Odd
 from verdicts import Expected, check
 
 pytestmark = pytest.mark.impure  # gcc
 
 # Each is played three times. The same ones each time: what CI finds is found again here.
-_DRAWN = settings(
-    max_examples=500,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
+_DRAWN = drawn(500)
 
 
 @pytest.fixture(scope="session")

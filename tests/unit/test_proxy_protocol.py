@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 from conversations import Conversation, Turn
-from host_programs import HostPrograms, Outcome, build
-from hypothesis import HealthCheck, example, given, settings
+from host_programs import HostPrograms, Outcome, build, drawn
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from otelbpf.kernel.records import Counter, RequestFlag
@@ -34,13 +34,7 @@ LINE_MOST = 107
 LOCAL, RELAYED = 0x20, 0x21
 TCP4, TCP6, UDP4, UNIX, UNSPECIFIED = 0x11, 0x21, 0x12, 0x31, 0x00
 
-_DRAWN = settings(
-    max_examples=1_000,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
+_DRAWN = drawn(1_000)
 
 
 def octets(command: int, family: int, addresses: bytes, more: bytes = b"") -> bytes:
