@@ -61,6 +61,18 @@ static __always_inline u64 at_most(u64 max, u64 value)
 }
 
 /*
+ * An index that was found to be below a count, which the verifier now knows: where clang had kept the
+ * index on the stack while it was compared, 6.1's knows no bound of what is read back from there.
+ */
+static __always_inline u64 below(u64 count UNUSED, u64 index)
+{
+#ifndef HOST_BUILD /* where no verifier is */
+	asm volatile("if %0 < %1 goto +1\n\t%0 = 0" : "+r"(index) : "r"(count));
+#endif
+	return index;
+}
+
+/*
  * A pointer that is NULL where something else does not hold: is it? Without this clang may test that
  * other thing again instead of the pointer, from which the verifier cannot tell that it is not NULL.
  */

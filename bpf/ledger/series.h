@@ -13,7 +13,7 @@
 DEFINE_ARRAY(struct series, series)
 DEFINE_ARRAY(struct series_set, series_sets)
 DEFINE_ARRAY(struct stage_order, stage_orders)
-DEFINE_ELEMENT(struct series, series_at, series, SERIES_ROWS)
+DEFINE_ELEMENT_KEPT(struct series, series_at, series, SERIES_ROWS)
 
 MAP(ARRAY, overflow_places, u32, struct series_place, 2) /* by is_client; while there is no other */
 

@@ -11,6 +11,7 @@
 #pragma once
 
 #include "configuration.h"
+#include "kernel/verifier.h"
 
 /* Its first element. clang cannot know that a map has an address, or how long a section will be. */
 #ifdef BCC_BUILD
@@ -34,7 +35,13 @@
 #endif
 
 /* The element at `index`; NULL where there is none. */
-#define DEFINE_ELEMENT(type, name, array, count)                                           \
+#define DEFINE_ELEMENT(type, name, array, count) DEFINE_ELEMENT_OF(type, name, array, count, index)
+
+/* The same, of an index that clang may keep on the stack meanwhile; it costs an instruction more. */
+#define DEFINE_ELEMENT_KEPT(type, name, array, count) \
+	DEFINE_ELEMENT_OF(type, name, array, count, below(count, index))
+
+#define DEFINE_ELEMENT_OF(type, name, array, count, bounded)                               \
 	static __always_inline type *name(u64 index)                                       \
 	{                                                                                  \
 		type *element;                                                             \
@@ -43,7 +50,7 @@
 		asm volatile("" : "+r"(index));                                            \
 		if (index >= (count))                                                      \
 			return NULL;                                                       \
-		element = &array()[index];                                                 \
+		element = &array()[bounded];                                               \
 		asm volatile("" : "+r"(element));                                          \
 		if (!element)                                                              \
 			__builtin_unreachable();                                           \
