@@ -7,6 +7,7 @@
 #include "http1/methods.h"
 #include "http1/values.h"
 #include "ledger/route.h"
+#include "stream/long_heads.h"
 
 /* What the first line says, as far as it was found. -1: it is no request's. */
 static __always_inline int take_request_line(struct scratch *s, struct connection *conn,
@@ -278,6 +279,19 @@ static __always_inline int read_lines(struct scratch *s, struct connection *conn
 	return 0;
 }
 
+/* What comes in may come again. */
+#ifdef BCC_BUILD
+#define KEEPS_HEADS(flow, source) false
+#else
+#define KEEPS_HEADS(flow, source) (!IS_OUTBOUND(flow) && (source) == FROM_PACKET)
+#endif
+
+/* The segment's first byte that came for the first time. */
+static __always_inline u64 first_new(const struct scratch *s)
+{
+	return s->ahead < 0 ? -(s64)s->ahead : 0;
+}
+
 /*
  * Reads lines up to the end of the head or of the window, and gives the exchange
  * that they belong to. Returns 0, or -1 when the bytes are no HTTP/1 message or
@@ -294,6 +308,8 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 	if (!loaded)
 		return -1;
 	if (p->state != PARSER_BETWEEN) {
+		if (KEEPS_HEADS(flow, source) && s->position == first_new(s))
+			keep_long_head(skb, s, conn, s->position, false);
 		*x = current_exchange(conn, flow);
 		go_on_with_head(s, p, *x, loaded, flow);
 	} else {
@@ -309,8 +325,12 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 	}
 	if (read_lines(s, conn, p, *x, loaded, flow))
 		return -1;
-	if (!v->end)
+	if (!v->end) {
+		if (KEEPS_HEADS(flow, source) && s->position == s->payload_length && *x &&
+		    !before((*x)->inbound_start, s->seq))
+			keep_long_head(skb, s, conn, (*x)->inbound_start - s->seq, true);
 		return 0;
+	}
 	if (CARRIES_REQUESTS(flow)) {
 		if (SERIES && *x)
 			(*x)->record.route_hash = hash_route(&(*x)->record, &s->route, flow);

@@ -350,8 +350,11 @@ static __always_inline int begin_response_body(struct connection *conn, struct p
 	} else if (p->message_flags & MESSAGE_CHUNKED) {
 		p->state = PARSER_CHUNK_SIZE;
 		p->remaining = 0;
-		if (x)
+		if (x) {
 			x->record.flags |= RESPONSE_CHUNKED;
+			if (!IS_OUTBOUND(flow))
+				x->head_bytes = x->record.response_bytes;
+		}
 	} else if ((p->message_flags & (MESSAGE_HAS_LENGTH | MESSAGE_CODED |
 					MESSAGE_UNCLEAR_LENGTH)) == MESSAGE_HAS_LENGTH) {
 		p->state = p->remaining ? PARSER_BODY : PARSER_ENDED;

@@ -6,6 +6,7 @@
 #include "state/connection.h"
 
 #define METHOD_GET FOUR('G', 'E', 'T', ' ')
+#define METHOD_HEAD FOUR('H', 'E', 'A', 'D')
 
 static __always_inline bool starts_a_request(u32 first_four)
 {

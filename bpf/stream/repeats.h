@@ -5,8 +5,9 @@
  * same place. Whose bytes the socket has taken already are so, whatever comes after them. Of others
  * either may be what is read: so what is told must be the same by both.
  *
- * A head that comes again whole is read again, and compared. What cannot be compared is not told. The
- * bytes of a body say nothing, but where they are chunks.
+ * A head that comes again whole is read again, and what it says compared; of one in several segments the
+ * bytes are. What cannot be compared is not told. The bytes of a body say nothing, but where they are
+ * chunks.
  *
  * Programs of its own do this, by a tail call: where nothing comes twice there is nothing to it.
  */
@@ -19,6 +20,7 @@
 #include "stream/continuations.h"
 #include "stream/disorder.h"
 #include "stream/feed.h"
+#include "stream/long_heads.h"
 #include "stream/packet.h"
 
 /* A head that is read again. */
@@ -29,7 +31,6 @@ struct rereading {
 	/* Of the first reading. */
 	u64 head_requests;
 	u64 connect_requests;
-	struct carry carry;
 	u32 from; /* the first byte that came again and that the socket had not taken */
 	u32 unused;
 };
@@ -87,24 +88,28 @@ static __always_inline bool fills_hole(struct connection *conn, u32 start, u32 e
 	return fills;
 }
 
-/* What the message that came in last consists of. */
+static __always_inline bool has_chunks(const struct exchange *x)
+{
+	return x->record.flags & (is_outgoing(x) ? RESPONSE_CHUNKED : REQUEST_CHUNKED);
+}
+
+/* Where the head of the message has its end that came in last, and is whole. */
 static __always_inline u32 head_end_of(const struct exchange *x)
 {
-	u32 head = is_outgoing(x) ? x->record.response_bytes - x->record.response_body_bytes
-				  : x->head_bytes;
+	u32 head = is_outgoing(x) && !has_chunks(x)
+			   ? x->record.response_bytes - x->record.response_body_bytes
+			   : x->head_bytes;
 
 	return x->inbound_start + head;
 }
 
-/* Is there nothing before the message's first byte, or the empty line that may be there? */
-static __always_inline bool begins_between(struct __sk_buff *skb, const struct scratch *s, u32 from,
-					   u32 start)
+/* Is what is before the message's first byte the empty line that may be there? */
+static __always_inline bool is_empty_line(struct __sk_buff *skb, const struct scratch *s, u32 from,
+					  u32 start)
 {
 	u32 at = s->payload_offset + from - s->seq;
 	u8 line[2] = {};
 
-	if (from == start)
-		return true;
 	if (start - from == 1)
 		return !bpf_skb_load_bytes(skb, at, line, 1) && line[0] == '\n';
 	return start - from == 2 && !bpf_skb_load_bytes(skb, at, line, 2) && line[0] == '\r' &&
@@ -112,21 +117,22 @@ static __always_inline bool begins_between(struct __sk_buff *skb, const struct s
 }
 
 /*
- * Chunks that came in last come again, up to `end`: are they read as they were? Whatever of them is not
- * framing, or is the same framing at the same places, says nothing that is told.
+ * The segment's chunks from s->position up to `end` come again, and none have come after them: are they
+ * read as they were, in the state that they were in there? Whatever of them is not framing, or is the same
+ * framing at the same places, says nothing that is told.
  */
 static __always_inline enum verdict compare_chunks(struct __sk_buff *skb, struct scratch *s,
-						   const struct connection *conn, u32 end)
+						   const struct connection *conn, u32 end,
+						   const struct chunk_start *were)
 {
 	volatile struct chunk_cursor *v = &s->chunks;
 	const struct parser *p = &conn->inbound;
 	u64 payload_length = s->payload_length, length = end - s->seq;
 
 	s->payload_length = length;
-	s->position = 0;
-	step_over_chunks(skb, s, conn->chunks.remaining, conn->chunks.state, FROM_PACKET);
+	step_over_chunks(skb, s, were->remaining, were->state, FROM_PACKET);
 	s->payload_length = payload_length;
-	if (v->failed || v->position != length || v->body_bytes != conn->chunks.body_bytes)
+	if (v->failed || v->position != length || v->body_bytes != were->body_bytes)
 		return VERDICT_OTHER;
 	if (v->state == PARSER_ENDED)
 		return p->state == PARSER_BETWEEN ? VERDICT_SAME : VERDICT_OTHER;
@@ -134,16 +140,15 @@ static __always_inline enum verdict compare_chunks(struct __sk_buff *skb, struct
 }
 
 /*
- * The segment repeats what came before. VERDICT_MORE: it has the head of the request that came last,
+ * The segment repeats what came before. VERDICT_MORE: it has the head of the message that came last,
  * which is to be read again.
  */
 static __always_inline enum verdict judge_repeated(struct __sk_buff *skb, struct scratch *s,
-						   struct connection *conn, struct rereading *r,
-						   enum flow flow)
+						   struct connection *conn, struct rereading *r)
 {
-	u32 end = s->seq - s->ahead, from = s->seq, taken, chunked, head_end;
-	const struct parser *p = &conn->inbound;
+	u32 end = s->seq - s->ahead, from = s->seq, taken, head_end;
 	const struct exchange *x;
+	enum kept_bytes kept;
 
 	/* The same packet, at another interface; or as far as anybody knows. */
 	if (passed_another(skb, conn, INBOUND) || !find_taken(skb, s, conn, &taken))
@@ -154,48 +159,35 @@ static __always_inline enum verdict judge_repeated(struct __sk_buff *skb, struct
 	if (!before(from, end) || fills_hole(conn, from, end))
 		return VERDICT_SAME;
 	x = latest_arrival(conn);
-	if (!x)
+	if (x && before(from, x->inbound_start) && is_empty_line(skb, s, from, x->inbound_start))
+		from = x->inbound_start;
+	kept = compare_long_head(skb, s, conn, from, end);
+	if (kept != KEPT_NONE)
+		return kept == KEPT_SAME ? VERDICT_SAME : VERDICT_OTHER;
+	if (!x || !(is_outgoing(x) ? x->record.status : x->head_bytes))
 		return VERDICT_OTHER;
-	chunked = x->record.flags & (is_outgoing(x) ? RESPONSE_CHUNKED : REQUEST_CHUNKED);
 	head_end = head_end_of(x);
-	if (is_outgoing(x) ? x->record.status : x->head_bytes) {
-		if (!chunked && !before(from, head_end))
-			return VERDICT_SAME;
-	} else {
-		head_end = p->next_seq;
-	}
-	if (chunked && !before(from, head_end))
-		return from == s->seq && from == conn->chunks.seq
-			       ? compare_chunks(skb, s, conn, end)
-			       : VERDICT_SAME; /* of earlier segments nobody knows how they began */
-	if (!CARRIES_REQUESTS(flow) || chunked || before(end, head_end) ||
-	    !begins_between(skb, s, from, x->inbound_start))
+	s->position = 0;
+	if (!before(from, head_end))
+		return has_chunks(x) && from == s->seq && from == conn->chunks.seq
+			       ? compare_chunks(skb, s, conn, end, &conn->chunks)
+			       : VERDICT_SAME; /* of earlier ones nobody knows how they began */
+	if (before(end, head_end) || from != x->inbound_start)
 		return VERDICT_OTHER;
-	from = x->inbound_start;
 	s->position = from - s->seq;
 	r->payload_length = s->payload_length;
 	s->payload_length = head_end - s->seq;
 	return VERDICT_MORE;
 }
 
-/* Sets out to read it again. False: what the first reading has left is gone. */
-static __always_inline bool begin_rereading(struct connection *conn, struct rereading *r)
+/* Sets out to read it again. */
+static __always_inline void begin_rereading(const struct connection *conn, struct rereading *r)
 {
-	u64 key = carry_key(conn, INBOUND);
-	struct carry *carry;
-
-	if (conn->inbound.carried) {
-		carry = LOOKUP(carries, &key);
-		if (!carry)
-			return false;
-		bpf_probe_read_kernel(&r->carry, sizeof(r->carry), carry);
-	}
 	clear(&r->x.record);
 	r->x.slot = NO_SLOT; /* what a proxy said is kept as it was first read */
 	start_message(&r->p);
 	r->head_requests = conn->head_requests;
 	r->connect_requests = conn->connect_requests;
-	return true;
 }
 
 static __always_inline bool same_bytes(const u8 *a, const u8 *b, u32 length, u32 most)
@@ -232,39 +224,40 @@ static __always_inline bool same_texts(const struct request_record *a,
 			  TRACEPARENT_MAX);
 }
 
-/* The same of a head that is not whole: of what was left of its last line, too. */
-static __always_inline bool same_part(struct connection *conn, const struct rereading *r)
+/* Is the message as long, by its head? */
+static __always_inline bool same_content(const struct connection *conn, const struct exchange *x,
+					 const struct rereading *r, u64 content)
 {
-	const struct parser *p = &conn->inbound;
-	u64 key = carry_key(conn, INBOUND);
-	struct carry *carry;
+	u32 length =
+		r->p.message_flags & (MESSAGE_HAS_LENGTH | MESSAGE_CODED | MESSAGE_UNCLEAR_LENGTH);
 
-	if (p->state != r->p.state || p->carried != r->p.carried ||
-	    p->skip_line != r->p.skip_line || p->message_flags != r->p.message_flags ||
-	    p->remaining != r->p.remaining)
-		return false;
-	if (!p->carried)
-		return true;
-	carry = LOOKUP(carries, &key);
-	return carry && same_bytes(carry->bytes, r->carry.bytes, p->carried, CARRY_MAX);
+	if (has_chunks(x))
+		return r->p.message_flags & MESSAGE_CHUNKED;
+	if (is_outgoing(x) && x->record.flags & RESPONSE_UNTIL_CLOSE)
+		return !(r->p.message_flags & MESSAGE_CHUNKED) && length != MESSAGE_HAS_LENGTH;
+	if (conn->inbound.state == PARSER_BODY)
+		content += conn->inbound.remaining;
+	return !(length & ~MESSAGE_HAS_LENGTH) && content == r->p.remaining;
 }
 
-/* The head was read again, or the part of it that there is. */
-static __always_inline bool says_the_same(struct connection *conn, const struct rereading *r,
-					  bool is_whole)
+static __always_inline bool request_says_the_same(const struct connection *conn,
+						  const struct exchange *x,
+						  const struct rereading *r)
 {
-	const struct exchange *x = latest_arrival(conn);
-	const struct parser *p = &conn->inbound;
-	u64 content;
+	return same_texts(&x->record, &r->x.record) && x->head_bytes == r->x.record.request_bytes &&
+	       same_content(conn, x, r, x->record.request_body_bytes);
+}
 
-	if (!x || !same_texts(&x->record, &r->x.record))
-		return false;
-	if (!x->head_bytes)
-		return !is_whole && same_part(conn, r);
-	content = x->record.request_body_bytes + (p->state == PARSER_BODY ? p->remaining : 0);
-	return is_whole && x->head_bytes == r->x.record.request_bytes &&
-	       content == r->p.remaining &&
-	       !(r->p.message_flags & (MESSAGE_CODED | MESSAGE_UNCLEAR_LENGTH));
+static __always_inline bool response_says_the_same(const struct connection *conn,
+						   const struct exchange *x,
+						   const struct rereading *r)
+{
+	u32 method = *(const u32 *)x->record.http1.request_line;
+
+	return x->record.status == r->p.status &&
+	       head_end_of(x) == x->inbound_start + (u32)r->x.record.response_bytes &&
+	       (has_no_content(r->p.status) || method == METHOD_HEAD ||
+		same_content(conn, x, r, x->record.response_body_bytes));
 }
 
 static __always_inline enum verdict reread(struct __sk_buff *skb, struct scratch *s,
@@ -272,24 +265,33 @@ static __always_inline enum verdict reread(struct __sk_buff *skb, struct scratch
 					   enum flow flow)
 {
 	u64 loaded = load_window(skb, s, conn, &r->p, flow, FROM_PACKET);
-	bool is_whole, is_same;
+	struct chunk_start chunks = { .state = PARSER_CHUNK_SIZE };
+	const struct exchange *x = latest_arrival(conn);
+	u32 end = s->seq - s->ahead;
+	bool failed, is_whole;
 
-	if (!loaded)
+	if (!loaded || !x)
 		return VERDICT_OTHER;
 	go_on_with_head(s, &r->p, &r->x, loaded, flow);
-	if (read_lines(s, conn, &r->p, &r->x, loaded, flow))
-		return VERDICT_OTHER;
+	failed = read_lines(s, conn, &r->p, &r->x, loaded, flow);
 	is_whole = *(volatile u64 *)&s->head.end;
-	if (!is_whole && s->position < s->payload_length)
+	if (!failed && !is_whole && s->position < s->payload_length)
 		return VERDICT_MORE;
-	is_same = says_the_same(conn, r, is_whole);
-	/* It is one key for both readings: what is there now goes with the connection's. */
-	if (!conn->inbound.carried)
-		conn->inbound.carried = r->p.carried;
+	/* Of the first reading, whose head was whole, nothing is carried: it is one key for both. */
+	conn->inbound.carried = r->p.carried;
+	drop_carries(conn);
 	conn->head_requests = r->head_requests;
 	conn->connect_requests = r->connect_requests;
 	s->payload_length = r->payload_length;
-	return is_same ? VERDICT_SAME : VERDICT_OTHER;
+	if (failed || !is_whole ||
+	    (CARRIES_REQUESTS(flow) ? !request_says_the_same(conn, x, r)
+				    : !response_says_the_same(conn, x, r)))
+		return VERDICT_OTHER;
+	if (!has_chunks(x) || conn->inbound.next_seq != end)
+		return VERDICT_SAME;
+	chunks.body_bytes =
+		is_outgoing(x) ? x->record.response_body_bytes : x->record.request_body_bytes;
+	return compare_chunks(skb, s, conn, end, &chunks);
 }
 
 /* Goes on with what the segment has behind what it repeats. Returns if there is nothing, or it may not. */
@@ -331,12 +333,12 @@ static __always_inline int track_repeated(struct __sk_buff *skb, enum flow flow)
 		return TC_NEXT;
 	r = LOOKUP(rereadings, &zero);
 	if (r) {
-		verdict = goes_on ? VERDICT_MORE : judge_repeated(skb, s, conn, r, flow);
-		if (CARRIES_REQUESTS(flow) && verdict == VERDICT_MORE)
-			verdict = goes_on || begin_rereading(conn, r)
-					  ? reread(skb, s, conn, r, flow)
-					  : VERDICT_OTHER;
-		if (CARRIES_REQUESTS(flow) && verdict == VERDICT_MORE) {
+		verdict = goes_on ? VERDICT_MORE : judge_repeated(skb, s, conn, r);
+		if (verdict == VERDICT_MORE && !goes_on)
+			begin_rereading(conn, r);
+		if (verdict == VERDICT_MORE)
+			verdict = reread(skb, s, conn, r, flow);
+		if (verdict == VERDICT_MORE) {
 			s->continuing = 1;
 			TAIL_CALL(skb, continuations, CONTINUE_REPEATED + OF_ROLE(flow));
 			s->continuing = 0;
