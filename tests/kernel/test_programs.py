@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 from collections.abc import Mapping
 
@@ -107,14 +106,15 @@ def loops_that_6_1_refuses(programs: Mapping[str, bytes]) -> dict[str, list[tupl
 
 
 # What is known of sizes changes what it looks at.
+SIZES = (Limits(), MOST, Limits(connections=60_001, ring=50_003, series=100))
+
+
 @pytest.mark.parametrize(
     ("limits", "loader"),
     [
         pytest.param(Limits(series=256), Loader.BCC, marks=pytest.mark.guest),
-        *itertools.product(
-            (Limits(), MOST, Limits(connections=60_001, ring=50_003, series=100)),
-            (Loader.OBJECT, Loader.BCC),
-        ),
+        *(pytest.param(limits, Loader.OBJECT, marks=pytest.mark.guest) for limits in SIZES),
+        *((limits, Loader.BCC) for limits in SIZES),
     ],
 )
 def test_the_verifier_takes_them_all(limits: Limits, loader: Loader) -> None:
