@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from support.loops import functions_of, refused_loops
 
 from otelbpf.errors import RefusedError
 from otelbpf.kernel import objects
@@ -42,6 +43,25 @@ def test_it_was_made_of_these_sources(build_objects: ModuleType) -> None:
     made_of = json.loads(object_path().with_suffix(".json").read_text())
     del made_of["object"]
     assert made_of == build_objects.manifest()
+
+
+# 0: r0 = 0; 1: r0 += 1; 2: if r0 < 9 goto 1; 3: exit
+JUMPS_BACK = "b700000000000000 0700000001000000 a500feff09000000 9500000000000000"
+# 0: goto 2; 1: r0 += 1; 2: if r0 > 9 goto 4; 3: goto 1; 4: exit
+RUNS_ON = "0500010000000000 0700000001000000 2500010009000000 0500fdff00000000 9500000000000000"
+
+
+@pytest.mark.parametrize(("code", "refused"), [(JUMPS_BACK, []), (RUNS_ON, [(1, 2)])])
+def test_a_loop_that_runs_on_into_its_beginning_is_seen(
+    code: str, refused: list[tuple[int, int]]
+) -> None:
+    assert refused_loops(bytes.fromhex(code)) == refused
+
+
+def test_6_1_takes_its_loops() -> None:
+    functions = functions_of(object_path())
+    assert {"tc_ingress", "read_length"} <= functions.keys()
+    assert not {name: found for name, code in functions.items() if (found := refused_loops(code))}
 
 
 def put(directory: Path, octets: bytes) -> Path:
