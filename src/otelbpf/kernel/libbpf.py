@@ -137,6 +137,8 @@ _SEMAPHORE_SHIFT = 32
 _PERF_EVENT_OPEN = 298  # the number of the system call on x86-64
 _PERF_FLAG_FD_CLOEXEC = 8
 _INSTRUCTION_BYTES = 8
+# BPF_OBJ_NAME_LEN, with the zero at the end.
+_NAME_BYTES = 16
 # For what the verifier says: most of it is short, of tens of thousands of instructions it is not.
 _LOG_BYTES = (1 << 20, 16 << 20)
 #: The instructions of a program that does nothing.
@@ -217,6 +219,11 @@ def possible_cpus() -> int:
         ) from error
 
 
+def kernel_name(name: str) -> str:
+    """What the kernel keeps of the name of a map or of a program, and others show."""
+    return name[: _NAME_BYTES - 1]
+
+
 class MapShape(NamedTuple):
     """What a map is like.
 
@@ -236,7 +243,7 @@ def create_map(name: str, shape: MapShape) -> int:
     """Makes a map.
 
     Args:
-        name: of which the kernel keeps 15 characters.
+        name: of which it keeps what kernel_name() says.
     Returns:
         the map's file descriptor.
     Raises:
@@ -274,8 +281,8 @@ def create_map_of_maps(name: str, inner_fd: int) -> int:
 def _create_map(name: str, shape: MapShape, opts: _MapCreateOpts) -> int:
     return checked(
         library().bpf_map_create(
-            shape.type, name.encode()[:15], shape.key_size, shape.value_size, shape.max_entries,
-            ctypes.byref(opts),
+            shape.type, kernel_name(name).encode(), shape.key_size, shape.value_size,
+            shape.max_entries, ctypes.byref(opts),
         )
     )  # fmt: skip
 
@@ -343,7 +350,7 @@ def load_program(
     """Loads a program.
 
     Args:
-        name: of which the kernel keeps 15 characters.
+        name: of which it keeps what kernel_name() says.
         instructions: maps resolved.
         program_type: BPF_PROG_TYPE_*.
         attach_type: BPF_*, of a type that is made for one way to attach it.
@@ -361,7 +368,7 @@ def load_program(
     def load() -> int:
         fd: int = library().bpf_prog_load(
             program_type,
-            name.encode()[:15],
+            kernel_name(name).encode(),
             b"GPL",
             instructions,
             ctypes.c_size_t(len(instructions) // _INSTRUCTION_BYTES),
