@@ -73,6 +73,14 @@ POOR: dict[str, tuple[tuple[str, ...], str, str]] = {
         "cannot load libbpf.so.1 (",
         "apt install libbpf1",
     ),
+    "another library in libbpf's place": (
+        mounted(
+            "mkdir -p {gone}; libm=$(ldconfig -p | sed -n 's/.*libm.so.6 .*=> //p'); "
+            "cp $libm {gone}/libbpf.so.1; export LD_LIBRARY_PATH={gone}"
+        ),
+        "/gone/libbpf.so.1, which is no libbpf that otelbpf can use",
+        "LD_LIBRARY_PATH",
+    ),
     "no /sys": (mounted("mount -t tmpfs none /sys/devices"), "how many processors", "sysfs"),
     "no /proc": (mounted("umount --lazy /proc"), "/proc/self/status is missing", "-t proc"),
     "half a /proc": (

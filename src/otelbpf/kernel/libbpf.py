@@ -12,9 +12,11 @@ import errno
 import functools
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 from otelbpf.errors import KernelError
+from otelbpf.kernel.libbpf_functions import functions_of
 
 # enum bpf_map_type, uapi/linux/bpf.h
 _BPF_MAP_TYPE_ARRAY = 2
@@ -166,32 +168,21 @@ class VerifierError(OSError):
 
 
 @functools.cache
-def library() -> ctypes.CDLL:
-    """libbpf, loaded once.
+def library() -> SimpleNamespace:
+    """The functions of libbpf, which is loaded once.
 
     Raises:
-        KernelError: it is not installed.
+        KernelError: it is not installed, or another library is in its place.
     """
-    try:
-        library = ctypes.CDLL("libbpf.so.1", use_errno=True)
-    except OSError as error:
-        raise KernelError(
-            f"cannot load libbpf.so.1 ({error})", "install it with `apt install libbpf1`"
-        ) from error
+    functions = functions_of("libbpf.so.1")
     # What it cannot do is told by who asked for it.
-    library.libbpf_set_print(None)
-    return library
+    functions.libbpf_set_print(None)
+    return functions
 
 
 def version() -> str:
-    """Which libbpf it is.
-
-    Raises:
-        KernelError: it is not installed.
-    """
-    tell = library().libbpf_version_string
-    tell.restype = ctypes.c_char_p
-    told: bytes = tell()
+    """Which libbpf it is. Raises KernelError as library()."""
+    told: bytes = library().libbpf_version_string()
     return told.decode().removeprefix("v")
 
 
