@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +16,12 @@ from otelbpf.agent import run
 from otelbpf.agent.config import Config
 from otelbpf.errors import KernelError, RefusedError
 from otelbpf.kernel import objects
+from otelbpf.kernel.bpf_object import OTHER_LOADER
+from otelbpf.kernel.diagnostics import keep_log
+from otelbpf.kernel.libbpf import VerifierError
+from otelbpf.kernel.loader import Programs
 from otelbpf.kernel.loaders import Loader, choose_loader
+from otelbpf.kernel.loads import Load
 from otelbpf.ledger.ids import Ids
 from otelbpf.policy.sampler import Sampler
 from otelbpf.policy.upstreams import Upstreams
@@ -91,6 +98,47 @@ def test_nothing_goes(asked: Loader, words: tuple[str, ...]) -> None:
         assert word in str(refusal.value)
 
 
+class Refused:
+    """Programs that are built, and of which the kernel takes none."""
+
+    def __init__(self, instead: str) -> None:
+        self.instead = instead
+
+    def load(self, _load: Load) -> int:
+        raise VerifierError(errno.EACCES, "0: (95) exit\nR0 !read_ok\nprocessed 1 insns\n")
+
+
+@pytest.mark.parametrize("instead", [OTHER_LOADER, ""])
+def test_a_refusal_is_told_in_plain_words(
+    instead: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What, why, and what to do, each after the other; one colon stands between both."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    programs = Programs.__new__(Programs)
+    programs._loaded, programs._built = {}, Refused(instead)
+    with pytest.raises(RefusedError) as refusal:
+        programs.fd("tc_ingress")
+    (log,) = tmp_path.iterdir()
+    others = (
+        "install BCC with `apt install python3-bpfcc` and give --loader bcc, which compiles the "
+        "programs here; "
+    )
+    assert str(refusal.value) == (
+        "the kernel refused program tc_ingress ([Errno 13] Permission denied), and its verifier's "
+        f'last words are "R0 !read_ok": {others if instead else ""}please report this with the '
+        f"whole log, which is in {log}"
+    )
+    assert "R0 !read_ok" in log.read_text()
+
+
+def test_a_log_that_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    assert keep_log("tc_ingress", "words") == (
+        "set TMPDIR to a directory that can be written, try again and please report this with the "
+        "whole log, which could not be written this time (No such file or directory)"
+    )
+
+
 def load(config: Config) -> Any:
     target = SimpleNamespace(cookie=1, upstreams=Upstreams(), handlers=())
     loader = choose_loader(config.loader, NEW).loader
@@ -105,7 +153,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Loader]:
     def programs(*arguments: Any) -> str:
         asked.append(arguments[-1])
         if asked[-1] is Loader.OBJECT:
-            raise RefusedError("the kernel refused program tc_ingress")
+            raise RefusedError("the kernel refused program tc_ingress", "do this", "report it")
         return "compiled"
 
     monkeypatch.setattr(run, "Programs", programs)
@@ -120,7 +168,8 @@ def test_what_the_verifier_refuses_is_compiled(
     assert asked == [Loader.OBJECT, Loader.BCC]
     (told,) = caplog.messages
     assert told == (
-        "the kernel refused program tc_ingress; BCC compiles them here instead, in some seconds"
+        "the kernel refused program tc_ingress; BCC compiles them here instead, in some seconds; "
+        "report it"
     )
 
 

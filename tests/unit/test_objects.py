@@ -66,7 +66,8 @@ def test_another_one_in_its_place_is_told(
     assert objects.why_unusable() == ""
     put(tmp_path, spoil(octets))
     assert objects.why_unusable() == (
-        f"{path.name} is not the one that this version came with: install otelbpf again"
+        f"{path.name} is not the one that this version came with, which installing otelbpf again "
+        "mends"
     )
     path.unlink()
     assert objects.why_unusable() == f"there is no {path.name}"

@@ -21,7 +21,10 @@ _SIZE = ctypes.c_size_t
 _OBJECT_NAME = b"otelbpf"
 _CONFIGURATION = ".rodata"
 #: What to do where these programs cannot be used.
-OTHER_LOADER = "have them compiled here: `apt install python3-bpfcc`, then --loader bcc"
+OTHER_LOADER = (
+    "install BCC with `apt install python3-bpfcc` and give --loader bcc, which compiles the "
+    "programs here"
+)
 
 
 class _OpenOpts(ctypes.Structure):
