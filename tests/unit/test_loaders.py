@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import resource
 import sys
 import tempfile
 from pathlib import Path
@@ -15,7 +16,9 @@ import pytest
 from otelbpf.agent import run
 from otelbpf.agent.config import Config
 from otelbpf.errors import KernelError, RefusedError
+from otelbpf.host import ulimits
 from otelbpf.kernel import objects
+from otelbpf.kernel.bcc_module import has_bcc
 from otelbpf.kernel.bpf_object import OTHER_LOADER
 from otelbpf.kernel.diagnostics import keep_log
 from otelbpf.kernel.libbpf import VerifierError
@@ -80,6 +83,27 @@ def test_who_asks_for_bcc_gets_it() -> None:
 def test_another_machine_has_no_object(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objects, "object_path", lambda: Path("/programs-riscv64.o"))
     assert str(choose_loader(Loader.AUTO, NEW)).endswith("as there is no programs-riscv64.o")
+
+
+@pytest.mark.usefixtures("_has_bcc")
+@pytest.mark.parametrize("number", [resource.RLIMIT_AS, resource.RLIMIT_DATA])
+def test_the_compiler_needs_more_than_the_ready_made_ones(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing more is asked where none compiles; else it is told as what it is."""
+    least = {limit.number: limit.least for limit in ulimits.limits()}
+    unlimited = (resource.RLIM_INFINITY,) * 2
+    monkeypatch.setattr(
+        resource, "getrlimit", lambda each: (least[each],) * 2 if each == number else unlimited
+    )
+    ulimits.require()
+    for asked in (Loader.AUTO, Loader.OBJECT):
+        assert choose_loader(asked, NEW).loader is Loader.OBJECT
+    sentence = rf"this process's .* is {least[number] >> 10}, and BCC, which .*, needs \d+: "
+    for asked, kernel in ((Loader.BCC, NEW), (Loader.AUTO, OLD)):
+        with pytest.raises(KernelError, match=sentence):
+            choose_loader(asked, kernel)
+    assert not has_bcc()
 
 
 @pytest.mark.usefixtures("_has_none")
