@@ -93,7 +93,6 @@ class MapInfo(ctypes.Structure):
     _fields_ = [("before_name", ctypes.c_uint32 * 6), ("name", ctypes.c_char * 16)]
 
 
-@pytest.mark.guest
 def test_what_is_loaded_has_the_names_of_bpf() -> None:
     """As far as the kernel keeps them: programs by libbpf, and the maps that they use."""
     told = settings(1, (80,), upstreams=UPSTREAMS, parts=Part)
@@ -132,7 +131,6 @@ def of_sections() -> list[str]:
     return [line for line in lines if "/dev/zero" in line]
 
 
-@pytest.mark.guest
 def test_an_object_is_let_go_of_once_it_is_loaded() -> None:
     """What libbpf has mapped and made of it goes; what nobody closes stays, as is seen first."""
     told, octets = settings(1, (80,)), object_path().read_bytes()
