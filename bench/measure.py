@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -263,7 +264,7 @@ def of_clients(passed_by: dict[str, Cost]) -> Cost:
 
 
 def _info_of(program: int) -> bpf_info.ProgramInfo:
-    fd = libbpf.library().bpf_prog_get_fd_by_id(program)
+    fd = ctypes.CDLL("libbpf.so.1").bpf_prog_get_fd_by_id(program)
     if fd < 0:
         raise OSError(-fd, os.strerror(-fd))
     try:

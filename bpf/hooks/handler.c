@@ -91,17 +91,17 @@ PROGRAM("kprobe") int probed_usdt_end(struct pt_regs *ctx UNUSED)
 }
 
 /* At a function's first instruction, at its return instructions, and after it returned. */
-PROGRAM("kprobe") int probed_handler_start(struct pt_regs *ctx)
+PROGRAM("kprobe") int probed_start(struct pt_regs *ctx)
 {
 	return handle_start(handling_of_thread(), -ctx->sp);
 }
 
-PROGRAM("kprobe") int probed_handler_end(struct pt_regs *ctx)
+PROGRAM("kprobe") int probed_end(struct pt_regs *ctx)
 {
 	return handle_end(handling_of_thread(), -ctx->sp);
 }
 
-PROGRAM("kprobe") int probed_handler_return(struct pt_regs *ctx)
+PROGRAM("kprobe") int probed_return(struct pt_regs *ctx)
 {
 	return handle_end(handling_of_thread(), -(ctx->sp - sizeof(u64)));
 }

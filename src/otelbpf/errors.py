@@ -23,7 +23,17 @@ class KernelError(OtelbpfError):
 
 
 class RefusedError(KernelError):
-    """The verifier refused a program, or libbpf the ready-made ones."""
+    """The verifier refused a program, or libbpf the ready-made ones.
+
+    Args:
+        what: as of all errors.
+        instead: what to do instead; empty: nothing.
+        report: how to report it; empty: that is not asked for.
+    """
+
+    def __init__(self, what: str, instead: str = "", report: str = "") -> None:
+        super().__init__(what, "; ".join(filter(None, (instead, report))))
+        self.report = report
 
 
 class UsageError(OtelbpfError):

@@ -8,13 +8,18 @@ other file systems.
 from __future__ import annotations
 
 import json
+import resource
 import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
-from stack import Ended, otelbpf
+from demo.receiver import Receiver
+from stack import Ended, otelbpf, to
 from support.namespaces import Network
+
+from otelbpf.host import ulimits
+from otelbpf.host.ulimits import Limit
 
 NOTHING = {"OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "none"}
 #: All that otelbpf has a use for.
@@ -73,6 +78,14 @@ POOR: dict[str, tuple[tuple[str, ...], str, str]] = {
         "cannot load libbpf.so.1 (",
         "apt install libbpf1",
     ),
+    "another library in libbpf's place": (
+        mounted(
+            "mkdir -p {gone}; libm=$(ldconfig -p | sed -n 's/.*libm.so.6 .*=> //p'); "
+            "cp $libm {gone}/libbpf.so.1; export LD_LIBRARY_PATH={gone}"
+        ),
+        "/gone/libbpf.so.1, which is no libbpf that otelbpf can use",
+        "LD_LIBRARY_PATH",
+    ),
     "no /sys": (mounted("mount -t tmpfs none /sys/devices"), "how many processors", "sysfs"),
     "no /proc": (mounted("umount --lazy /proc"), "/proc/self/status is missing", "-t proc"),
     "half a /proc": (
@@ -125,13 +138,15 @@ def filled(under: tuple[str, ...], directory: Path) -> list[str]:
     return [word.format(**paths) if word.endswith('exec "$@"') else word for word in under]
 
 
-def check(directory: Path, net: Network, under: list[str]) -> tuple[Ended, dict[str, Any]]:
-    ended = otelbpf(directory, "check", "--json", under=[*net.server.enter(), *under])
+def check(
+    directory: Path, net: Network, under: list[str], *more: str
+) -> tuple[Ended, dict[str, Any]]:
+    ended = otelbpf(directory, "check", "--json", *more, under=[*net.server.enter(), *under])
     assert ended.stderr == ""
     return ended, json.loads(ended.stdout)
 
 
-def run(directory: Path, net: Network, under: list[str]) -> Ended:
+def run(directory: Path, net: Network, under: list[str], *more: str) -> Ended:
     return otelbpf(
         directory,
         "run",
@@ -141,6 +156,7 @@ def run(directory: Path, net: Network, under: list[str]) -> Ended:
         80,
         "--duration",
         "0.1",
+        *more,
         environment=NOTHING,
         under=[*net.server.enter(), *under],
     )
@@ -199,6 +215,47 @@ def test_what_is_not_missing(net: Network, tmp_path: Path, rich: str) -> None:
     assert ended.code == 0, ended.stderr
     assert "otelbpf: limited: " not in ended.stderr
     assert ended.stderr.endswith("otelbpf: seen 0 = exported 0 + sampled out 0 + lost 0\n")
+
+
+def at_least(*limits: Limit) -> list[str]:
+    """With no more of each than what must at least be there."""
+    names = {
+        resource.RLIMIT_NOFILE: "nofile",
+        resource.RLIMIT_AS: "as",
+        resource.RLIMIT_DATA: "data",
+        resource.RLIMIT_STACK: "stack",
+    }
+    told = (f"--{names[limit.number]}={limit.least}:{limit.least}" for limit in limits)
+    return ["prlimit", *told, "--"]
+
+
+def test_what_is_asked_for_is_enough(net: Network, receiver: Receiver, tmp_path: Path) -> None:
+    """With spans and metrics sent over gRPC, which is what takes most."""
+    ended = otelbpf(
+        tmp_path, "run", "--netns", net.server.netns, "--interface", net.server.interface,
+        "--port", 80, "--duration", "0.1",
+        environment={**to(receiver), "OTEL_METRICS_EXPORTER": "otlp"},
+        under=at_least(*ulimits.limits()),
+    )  # fmt: skip
+    assert ended.code == 0, ended.stderr
+    assert ended.stderr.endswith("otelbpf: seen 0 = exported 0 + sampled out 0 + lost 0\n")
+
+
+@pytest.mark.parametrize("what", ["address space", "data"])
+def test_what_only_the_compiler_takes(net: Network, tmp_path: Path, what: str) -> None:
+    """Both ask for it where it is to compile, and nowhere else."""
+    (limit,) = (each for each in ulimits.limits() if each.what.startswith(what))
+    under = at_least(limit)
+    checked, report = check(tmp_path, net, under, "--loader", "bcc")
+    (missing,) = (each for each in report["findings"] if not each["ok"])
+    assert checked.code == 1
+    assert f"{what} in KiB is {limit.least >> 10}, and BCC, " in missing["detail"]
+    ended = run(tmp_path, net, under, "--loader", "bcc")
+    ended.assert_refused()
+    assert ended.stderr == f"otelbpf: {missing['detail']}: {missing['remedy']}\n"
+    checked, report = check(tmp_path, net, under)
+    assert (checked.code, report["can_run"]) == (0, True), report["findings"]
+    assert run(tmp_path, net, under).code == 0
 
 
 RIGHTS_TO_LOOK = ("sys_ptrace", "dac_read_search", "checkpoint_restore")

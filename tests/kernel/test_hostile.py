@@ -148,6 +148,80 @@ def test_what_comes_again_as_it_was_is_told(
     assert victim.meter.losses() == {}
 
 
+CHUNKED_HEAD = request("PUT", "/real", HEADERS | CHUNKED)
+
+
+@pytest.mark.parametrize("at", [700, 2, 100, len(LONG) - 3])
+@pytest.mark.parametrize("order", ["112", "1122", "12121", "12212"])
+def test_a_head_in_segments_that_come_again_is_told(victim: Victim, at: int, order: str) -> None:
+    """TCP has taken none of them; a network that doubles packets gives a host several at once."""
+    parts = {"1": (LONG[:at], 0), "2": (LONG[at:], at)}
+    for number in order:
+        victim.forge(*parts[number])
+    victim.send(LONG)
+    victim.read(LONG)
+    victim.answer()
+    record = victim.meter.record()
+    assert record["http1"]["request_line"] == b"GET /real HTTP/1.1"
+    assert (record["request_bytes"], record["request_retransmits"]) == (len(LONG), len(order) - 1)
+    assert flags(record) == WHOLE
+    assert victim.meter.losses() == {}
+
+
+@pytest.mark.parametrize("order", ["12", "122", "121"])
+@pytest.mark.parametrize("at", [7, 700])
+@pytest.mark.parametrize("forged", [6, 30, 800, -20])
+def test_a_head_in_segments_of_which_a_byte_differs_is_not(
+    victim: Victim, order: str, at: int, forged: int
+) -> None:
+    other = bytearray(LONG)
+    other[forged] ^= 1
+    parts = {"1": (bytes(other[:at]), 0), "2": (bytes(other[at:]), at)}
+    for number in order:
+        victim.forge(*parts[number])
+    victim.send(LONG[:at])
+    victim.send(LONG[at:], at)
+    victim.read(LONG)
+    victim.answer()
+    victim.expect_nothing(victim.meter.counted(Counter.SEEN))
+
+
+@pytest.mark.parametrize("rest", [b"", b"rst\r\n0\r\n\r\n"])
+def test_a_head_with_chunks_behind_it_is_told(victim: Victim, rest: bytes) -> None:
+    asked = CHUNKED_HEAD + chunks([b"first", b"other"])
+    if rest:
+        asked = CHUNKED_HEAD + b"5\r\nfi"
+    victim.forge(asked.replace(b"fi", b"FI"))
+    victim.forge(asked)
+    victim.send(asked)
+    victim.read(asked)
+    if rest:
+        victim.send(rest)
+        victim.read(rest)
+    victim.answer()
+    record = victim.meter.record()
+    assert (record["request_bytes"], record["request_retransmits"]) == (len(asked + rest), 2)
+    assert flags(record) == WHOLE | RequestFlag.REQUEST_CHUNKED
+    assert victim.meter.losses() == {}
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        chunks([b"first", b"secon"]),
+        chunks([b"first"]) + b"seconds",
+        request("PUT", "/real", HEADERS, body=b"5\r\nfirst"),
+    ],
+)
+def test_but_not_if_they_are_others(victim: Victim, forged: bytes) -> None:
+    asked = CHUNKED_HEAD + chunks([b"first", b"second"])
+    victim.forge(CHUNKED_HEAD + forged if not forged.startswith(b"PUT") else forged)
+    victim.send(asked)
+    victim.read(asked)
+    victim.answer()
+    victim.expect_nothing(victim.meter.counted(Counter.SEEN))
+
+
 def test_what_comes_after_the_socket_has_taken_it_says_nothing(victim: Victim) -> None:
     victim.send(REAL)
     victim.read(REAL)
@@ -178,8 +252,7 @@ def test_the_bytes_of_a_body_say_nothing(victim: Victim) -> None:
     "forged", [b"0\r\n\r\n", b"ff\r\n", b"0\r\n\r\n" + FORGED, b"0f\r\n" + chunks([bytes(15)])[3:]]
 )
 def test_but_where_they_are_chunks(victim: Victim, forged: bytes) -> None:
-    head = request("PUT", "/real", HEADERS | CHUNKED)
-    body = chunks([b"first", b"second"])
+    head, body = CHUNKED_HEAD, chunks([b"first", b"second"])
     victim.send(head)
     victim.read(head)
     victim.forge(forged)
@@ -194,7 +267,7 @@ def test_but_where_they_are_chunks(victim: Victim, forged: bytes) -> None:
 )
 def test_chunks_that_are_read_as_before_are_told(victim: Victim, body: bytes) -> None:
     """Their first copy was dropped; the bytes of a chunk say nothing."""
-    head, rest = request("PUT", "/real", HEADERS | CHUNKED), b""
+    head, rest = CHUNKED_HEAD, b""
     if not body.endswith(b"0\r\n\r\n"):
         rest = b"rst\r\n"[: 5 * (not body.endswith(b"\r\n"))] + b"0\r\n\r\n"
     victim.send(head)

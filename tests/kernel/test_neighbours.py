@@ -201,7 +201,7 @@ def prog_id_of(pid: int, fd: str) -> int:
 def loaded_ids() -> set[int]:
     """Every program in the kernel."""
     ids, last = set(), ctypes.c_uint32(0)
-    while libbpf.library().bpf_prog_get_next_id(last, ctypes.byref(last)) == 0:
+    while ctypes.CDLL("libbpf.so.1").bpf_prog_get_next_id(last, ctypes.byref(last)) == 0:
         ids.add(last.value)
     return ids
 

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 from meter import address
@@ -13,6 +15,8 @@ from support.loops import refused_loops
 
 from otelbpf.agent.settings import settings
 from otelbpf.kernel import bpf_info, libbpf
+from otelbpf.kernel.arrays import NO_MAP
+from otelbpf.kernel.bpf_object import BpfObject
 from otelbpf.kernel.btf import Btf
 from otelbpf.kernel.compiler import Compiled
 from otelbpf.kernel.hooks import FORCEABLE, Mechanism, choose
@@ -20,6 +24,7 @@ from otelbpf.kernel.limits import MOST, Limits
 from otelbpf.kernel.loader import Programs
 from otelbpf.kernel.loaders import Loader
 from otelbpf.kernel.loads import Load
+from otelbpf.kernel.objects import object_path
 from otelbpf.kernel.settings import Part, Settings
 from otelbpf.policy.proxies import Forwarding, Header, network
 from otelbpf.policy.upstreams import Upstreams
@@ -32,9 +37,9 @@ UPSTREAMS = Upstreams(
 HANDLERS = [
     f"probed_{kind}"
     for kind in (
-        "handler_start",
-        "handler_end",
-        "handler_return",
+        "start",
+        "end",
+        "return",
         "usdt_start",
         "usdt_end",
         "python_start",
@@ -81,6 +86,71 @@ def test_the_verifier_takes_those_of_handlers() -> None:
     with load(Limits(), settings(1, (80,), parts=Part)) as programs:
         for program in HANDLERS:
             programs.fd(program)
+
+
+class MapInfo(ctypes.Structure):
+    """struct bpf_map_info up to its name."""
+
+    name: bytes
+    _fields_ = [("before_name", ctypes.c_uint32 * 6), ("name", ctypes.c_char * 16)]
+
+
+def test_what_is_loaded_has_the_names_of_bpf() -> None:
+    """As far as the kernel keeps them: programs by libbpf, and the maps that they use."""
+    told = settings(1, (80,), upstreams=UPSTREAMS, parts=Part)
+    with load(Limits(series=256), told) as programs:
+        loaded = {bpf_info.program_info(fd).name for fd in programs.loaded().values()}
+        assert loaded == {libbpf.kernel_name(program) for program in programs.loaded()}
+        assert "tc_client_ingre" in loaded
+        fds = programs._arrays.fds | programs._maps.fds
+        needed = {name: fd for name, fd in fds.items() if fd != NO_MAP}
+        shown = {name: bpf_info._info(fd, MapInfo()).name.decode() for name, fd in needed.items()}
+        assert shown == {name: libbpf.kernel_name(name) for name in needed}
+        assert "measured_ports" in shown.values()
+
+
+class Allocated(ctypes.Structure):
+    """struct mallinfo2: how much of malloc()'s memory is in use."""
+
+    uordblks: int
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
+        "fordblks", "keepcost",
+    )]  # fmt: skip
+
+
+def in_use() -> int:
+    """Bytes of malloc()'s, in chunks small and large."""
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = Allocated
+    told = mallinfo2()
+    return int(told.uordblks + told.hblkhd)
+
+
+def of_sections() -> list[str]:
+    """Where libbpf has mapped memory for sections' values, of objects that it has not closed."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return [line for line in lines if "/dev/zero" in line]
+
+
+def test_an_object_is_let_go_of_once_it_is_loaded() -> None:
+    """What libbpf has mapped and made of it goes; what nobody closes stays, as is seen first."""
+    told, octets = settings(1, (80,)), object_path().read_bytes()
+    assert of_sections() == []
+    one = BpfObject(octets)
+    assert len(of_sections()) > 10
+    one.close()
+    assert of_sections() == []
+    with load(Limits(), told) as programs:
+        assert of_sections() == []
+        built, loads = programs._built, [Load("sweep"), Load("tc_admit")]
+        kept = []
+        for _ in range(3):
+            for fd in built._load(loads).values():
+                os.close(fd)
+            kept.append(in_use())
+        assert of_sections() == []
+    assert kept[2] - kept[1] < len(octets) / 10
 
 
 def test_one_program_is_loaded_for_two_targets() -> None:

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import errno
+import resource
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +16,15 @@ import pytest
 from otelbpf.agent import run
 from otelbpf.agent.config import Config
 from otelbpf.errors import KernelError, RefusedError
+from otelbpf.host import ulimits
 from otelbpf.kernel import objects
+from otelbpf.kernel.bcc_module import has_bcc
+from otelbpf.kernel.bpf_object import OTHER_LOADER
+from otelbpf.kernel.diagnostics import keep_log
+from otelbpf.kernel.libbpf import VerifierError
+from otelbpf.kernel.loader import Programs
 from otelbpf.kernel.loaders import Loader, choose_loader
+from otelbpf.kernel.loads import Load
 from otelbpf.ledger.ids import Ids
 from otelbpf.policy.sampler import Sampler
 from otelbpf.policy.upstreams import Upstreams
@@ -75,6 +85,27 @@ def test_another_machine_has_no_object(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(choose_loader(Loader.AUTO, NEW)).endswith("as there is no programs-riscv64.o")
 
 
+@pytest.mark.usefixtures("_has_bcc")
+@pytest.mark.parametrize("number", [resource.RLIMIT_AS, resource.RLIMIT_DATA])
+def test_the_compiler_needs_more_than_the_ready_made_ones(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing more is asked where none compiles; else it is told as what it is."""
+    least = {limit.number: limit.least for limit in ulimits.limits()}
+    unlimited = (resource.RLIM_INFINITY,) * 2
+    monkeypatch.setattr(
+        resource, "getrlimit", lambda each: (least[each],) * 2 if each == number else unlimited
+    )
+    ulimits.require()
+    for asked in (Loader.AUTO, Loader.OBJECT):
+        assert choose_loader(asked, NEW).loader is Loader.OBJECT
+    sentence = rf"this process's .* is {least[number] >> 10}, and BCC, which .*, needs \d+: "
+    for asked, kernel in ((Loader.BCC, NEW), (Loader.AUTO, OLD)):
+        with pytest.raises(KernelError, match=sentence):
+            choose_loader(asked, kernel)
+    assert not has_bcc()
+
+
 @pytest.mark.usefixtures("_has_none")
 @pytest.mark.parametrize(
     ("asked", "words"),
@@ -91,6 +122,47 @@ def test_nothing_goes(asked: Loader, words: tuple[str, ...]) -> None:
         assert word in str(refusal.value)
 
 
+class Refused:
+    """Programs that are built, and of which the kernel takes none."""
+
+    def __init__(self, instead: str) -> None:
+        self.instead = instead
+
+    def load(self, _load: Load) -> int:
+        raise VerifierError(errno.EACCES, "0: (95) exit\nR0 !read_ok\nprocessed 1 insns\n")
+
+
+@pytest.mark.parametrize("instead", [OTHER_LOADER, ""])
+def test_a_refusal_is_told_in_plain_words(
+    instead: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What, why, and what to do, each after the other; one colon stands between both."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    programs = Programs.__new__(Programs)
+    programs._loaded, programs._built = {}, Refused(instead)
+    with pytest.raises(RefusedError) as refusal:
+        programs.fd("tc_ingress")
+    (log,) = tmp_path.iterdir()
+    others = (
+        "install BCC with `apt install python3-bpfcc` and give --loader bcc, which compiles the "
+        "programs here; "
+    )
+    assert str(refusal.value) == (
+        "the kernel refused program tc_ingress ([Errno 13] Permission denied), and its verifier's "
+        f'last words are "R0 !read_ok": {others if instead else ""}please report this with the '
+        f"whole log, which is in {log}"
+    )
+    assert "R0 !read_ok" in log.read_text()
+
+
+def test_a_log_that_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    assert keep_log("tc_ingress", "words") == (
+        "set TMPDIR to a directory that can be written, try again and please report this with the "
+        "whole log, which could not be written this time (No such file or directory)"
+    )
+
+
 def load(config: Config) -> Any:
     target = SimpleNamespace(cookie=1, upstreams=Upstreams(), handlers=())
     loader = choose_loader(config.loader, NEW).loader
@@ -105,7 +177,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Loader]:
     def programs(*arguments: Any) -> str:
         asked.append(arguments[-1])
         if asked[-1] is Loader.OBJECT:
-            raise RefusedError("the kernel refused program tc_ingress")
+            raise RefusedError("the kernel refused program tc_ingress", "do this", "report it")
         return "compiled"
 
     monkeypatch.setattr(run, "Programs", programs)
@@ -120,7 +192,8 @@ def test_what_the_verifier_refuses_is_compiled(
     assert asked == [Loader.OBJECT, Loader.BCC]
     (told,) = caplog.messages
     assert told == (
-        "the kernel refused program tc_ingress; BCC compiles them here instead, in some seconds"
+        "the kernel refused program tc_ingress; BCC compiles them here instead, in some seconds; "
+        "report it"
     )
 
 

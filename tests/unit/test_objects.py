@@ -18,7 +18,10 @@ from support.loops import functions_of, refused_loops
 
 from otelbpf.errors import RefusedError
 from otelbpf.kernel import objects
+from otelbpf.kernel.arrays import sizes
 from otelbpf.kernel.bpf_object import maps_of, opened
+from otelbpf.kernel.libbpf import kernel_name
+from otelbpf.kernel.limits import DEFAULT
 from otelbpf.kernel.loads import Load
 from otelbpf.kernel.objects import object_path
 from otelbpf.kernel.records import MAPS
@@ -83,7 +86,8 @@ def test_another_one_in_its_place_is_told(
     assert objects.why_unusable() == ""
     put(tmp_path, spoil(octets))
     assert objects.why_unusable() == (
-        f"{path.name} is not the one that this version came with: install otelbpf again"
+        f"{path.name} is not the one that this version came with, which installing otelbpf again "
+        "mends"
     )
     path.unlink()
     assert objects.why_unusable() == f"there is no {path.name}"
@@ -115,6 +119,17 @@ def test_the_work_is_shared_out() -> None:
 def test_whose_work_is_known_is_there() -> None:
     with opened(object_path().read_bytes()) as one:
         assert set(objects._WORK) <= set(one._programs)
+
+
+def test_the_kernel_keeps_enough_of_each_name() -> None:
+    """It cuts them; whoever looks at what is loaded still knows one from the other."""
+    with opened(object_path().read_bytes()) as one:
+        programs = list(one._programs)
+    maps = [*MAPS, *sizes(DEFAULT)]
+    for names in (programs, maps):
+        cut = sorted(map(kernel_name, names))
+        assert any(name not in names for name in cut)
+        assert [name for name, other in itertools.pairwise(cut) if name == other] == []
 
 
 @pytest.mark.parametrize("octets", [b"", b"no object", bytes(4_096)])

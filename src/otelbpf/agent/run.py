@@ -289,7 +289,8 @@ def _load(
     except RefusedError as refusal:
         if config.loader is not Loader.AUTO or loader is Loader.BCC or not has_bcc():
             raise
-        _log.warning("%s; BCC compiles them here instead, in some seconds", refusal.what)
+        words = (refusal.what, "BCC compiles them here instead, in some seconds", refusal.report)
+        _log.warning("%s", "; ".join(filter(None, words)))
         return Programs(btf, choices, config.limits, told, Loader.BCC)
 
 

@@ -6,14 +6,19 @@ from __future__ import annotations
 from types import ModuleType
 
 from otelbpf.errors import KernelError
+from otelbpf.host import ulimits
 
 
 def import_bcc() -> ModuleType:
     """The distribution's BCC module.
 
     Raises:
-        KernelError: it is missing, or another package called bcc is in its place.
+        KernelError: it is missing, another package called bcc is in its place, or this process's
+            limits are too low for it.
     """
+    # Before: below them not even this import is sure to work, and would be told as one missing.
+    for limit in ulimits.to_compile():
+        limit.require()
     try:
         import bcc
     except ImportError as error:
@@ -34,7 +39,7 @@ def import_bcc() -> ModuleType:
 
 
 def has_bcc() -> bool:
-    """Is it there?"""
+    """Is it there, and can it be used?"""
     try:
         import_bcc()
     except KernelError:

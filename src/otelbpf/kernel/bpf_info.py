@@ -72,7 +72,7 @@ class ProgramInfo:
 
     Attributes:
         id: the kernel's number for it.
-        name: of which the kernel keeps 15 characters.
+        name: what the kernel keeps of it, libbpf.kernel_name().
         runs, run_time_ns: counted only while statistics are on.
         missed: how often it was not run because a program was running already.
         verified: how many instructions the verifier looked at; of one million it refuses.

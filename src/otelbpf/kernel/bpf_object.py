@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from otelbpf.errors import RefusedError
@@ -16,43 +16,19 @@ from otelbpf.kernel.libbpf import MapShape, checked
 if TYPE_CHECKING:
     from otelbpf.kernel.loads import Load
 
-_POINTER, _TEXT, _INT, _U32, _SIZE = (
-    ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint32, ctypes.c_size_t,
-)  # fmt: skip
-#: name -> what it returns, and its arguments.
-_FUNCTIONS = {
-    "bpf_object__open_mem": (_POINTER, _TEXT, _SIZE, _POINTER),
-    "bpf_object__close": (None, _POINTER),
-    "bpf_object__load": (_INT, _POINTER),
-    "bpf_object__next_map": (_POINTER, _POINTER, _POINTER),
-    "bpf_object__next_program": (_POINTER, _POINTER, _POINTER),
-    "bpf_object__find_map_by_name": (_POINTER, _POINTER, _TEXT),
-    "bpf_map__name": (_TEXT, _POINTER),
-    "bpf_map__is_internal": (ctypes.c_bool, _POINTER),
-    "bpf_map__reuse_fd": (_INT, _POINTER, _INT),
-    "bpf_map__set_autocreate": (_INT, _POINTER, ctypes.c_bool),
-    "bpf_map__type": (_INT, _POINTER),
-    "bpf_map__key_size": (_U32, _POINTER),
-    "bpf_map__value_size": (_U32, _POINTER),
-    "bpf_map__max_entries": (_U32, _POINTER),
-    "bpf_map__initial_value": (_POINTER, _POINTER, _POINTER),
-    "bpf_program__name": (_TEXT, _POINTER),
-    "bpf_program__fd": (_INT, _POINTER),
-    "bpf_program__set_autoload": (_INT, _POINTER, ctypes.c_bool),
-    "bpf_program__set_type": (_INT, _POINTER, _INT),
-    "bpf_program__set_expected_attach_type": (_INT, _POINTER, _INT),
-    "bpf_program__set_attach_target": (_INT, _POINTER, _INT, _TEXT),
-    "bpf_program__set_log_buf": (_INT, _POINTER, _POINTER, _SIZE),
-}
+_SIZE = ctypes.c_size_t
 # libbpf calls the maps of sections by the object's name, and shortens that.
 _OBJECT_NAME = b"otelbpf"
 _CONFIGURATION = ".rodata"
 #: What to do where these programs cannot be used.
-OTHER_LOADER = "have them compiled here: `apt install python3-bpfcc`, then --loader bcc"
+OTHER_LOADER = (
+    "install BCC with `apt install python3-bpfcc` and give --loader bcc, which compiles the "
+    "programs here"
+)
 
 
 class _OpenOpts(ctypes.Structure):
-    _fields_ = [("sz", _SIZE), ("object_name", _TEXT), ("rest", ctypes.c_uint64 * 8)]
+    _fields_ = [("sz", _SIZE), ("object_name", ctypes.c_char_p), ("rest", ctypes.c_uint64 * 8)]
 
 
 def maps_of(octets: bytes) -> dict[str, MapShape]:
@@ -87,7 +63,7 @@ class BpfObject:
     """
 
     def __init__(self, octets: bytes) -> None:
-        self._lib = _library()
+        self._lib = libbpf.library()
         opts = _OpenOpts(ctypes.sizeof(_OpenOpts), _OBJECT_NAME)
         self._handle = self._lib.bpf_object__open_mem(octets, len(octets), ctypes.byref(opts))
         if not self._handle:
@@ -177,7 +153,7 @@ class BpfObject:
                 return
         self._lib.bpf_object__close(self._handle)
 
-    def _each(self, following: ctypes._NamedFuncPointer) -> Iterator[int]:
+    def _each(self, following: Callable[..., int | None]) -> Iterator[int]:
         handle = None
         while handle := following(self._handle, handle):
             yield handle
@@ -191,13 +167,5 @@ class BpfObject:
 def _reason(number: int) -> str:
     """Of an error, by its number: libbpf has some of its own."""
     text = ctypes.create_string_buffer(128)
-    libbpf.library().libbpf_strerror(number, text, _SIZE(len(text)))
+    libbpf.library().libbpf_strerror(number, text, len(text))
     return text.value.decode(errors="replace")
-
-
-def _library() -> ctypes.CDLL:
-    library = libbpf.library()
-    for name, (result, *arguments) in _FUNCTIONS.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return library

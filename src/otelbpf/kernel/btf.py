@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 from otelbpf.errors import KernelError
 from otelbpf.kernel import libbpf
@@ -101,21 +102,6 @@ class Field:
     signed: bool
 
 
-def _libbpf() -> ctypes.CDLL:
-    lib = libbpf.library()
-    lib.btf__load_vmlinux_btf.restype = ctypes.c_void_p
-    lib.btf__parse_elf.restype = ctypes.c_void_p
-    lib.btf__parse_elf.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
-    lib.btf__free.argtypes = [ctypes.c_void_p]
-    lib.btf__find_by_name_kind.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32]
-    lib.btf__find_by_name_kind.restype = ctypes.c_int32
-    lib.btf__type_by_id.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
-    lib.btf__type_by_id.restype = ctypes.c_void_p
-    lib.btf__name_by_offset.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
-    lib.btf__name_by_offset.restype = ctypes.c_char_p
-    return lib
-
-
 def require_btf() -> None:
     """Raises KernelError: the kernel was built without BTF."""
     if not VMLINUX_BTF.exists():
@@ -130,7 +116,7 @@ def require_btf() -> None:
 class Btf:
     """The types of one kernel or one object file."""
 
-    def __init__(self, lib: ctypes.CDLL, handle: int) -> None:
+    def __init__(self, lib: SimpleNamespace, handle: int) -> None:
         self._lib = lib
         self._handle = handle
 
@@ -142,7 +128,7 @@ class Btf:
             KernelError: the kernel was built without BTF.
         """
         require_btf()
-        lib = _libbpf()
+        lib = libbpf.library()
         handle = lib.btf__load_vmlinux_btf()
         if not handle:
             raise KernelError(
@@ -158,7 +144,7 @@ class Btf:
         Raises:
             KernelError: the file has no BTF.
         """
-        lib = _libbpf()
+        lib = libbpf.library()
         handle = lib.btf__parse_elf(str(path).encode(), None)
         if not handle:
             raise KernelError(f"cannot read BTF from {path}: compile it with `clang -g`")

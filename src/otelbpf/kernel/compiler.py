@@ -107,8 +107,9 @@ def _compiled(macros: Mapping[str, int]) -> dict[str, bytes]:
             bpf = bcc.BPF(text=source_text().encode(), cflags=flags)
     except Exception as error:
         raise KernelError(
-            f"BCC could not compile the programs: {first_error(diagnostics.text)}; "
-            + keep_log("compile", diagnostics.text)
+            "BCC could not compile the programs, and its compiler's first error is "
+            f'"{first_error(diagnostics.text)}"',
+            keep_log("compile", diagnostics.text),
         ) from error
     try:
         names = (

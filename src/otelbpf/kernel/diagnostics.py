@@ -28,17 +28,17 @@ class CapturedStderr:
 
 
 def keep_log(name: str, text: str) -> str:
-    """Keeps a log in a file; says where it is, and what to do with it."""
+    """Keeps a log in a file; says what to do with it, and where it is."""
     try:
         handle, path = tempfile.mkstemp(prefix=f"otelbpf-{name}-", suffix=".log")
         with os.fdopen(handle, "w") as file:
             file.write(text)
     except OSError as error:
         return (
-            f"the whole log is lost, as it cannot be written ({error.strerror}): set TMPDIR to a "
-            "directory that can be written, try again and please report it with that log"
+            "set TMPDIR to a directory that can be written, try again and please report this with "
+            f"the whole log, which could not be written this time ({error.strerror})"
         )
-    return f"the whole log is in {path}; please report it with that file"
+    return f"please report this with the whole log, which is in {path}"
 
 
 def first_error(text: str) -> str:

@@ -12,9 +12,11 @@ import errno
 import functools
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 from otelbpf.errors import KernelError
+from otelbpf.kernel.libbpf_functions import functions_of
 
 # enum bpf_map_type, uapi/linux/bpf.h
 _BPF_MAP_TYPE_ARRAY = 2
@@ -137,6 +139,8 @@ _SEMAPHORE_SHIFT = 32
 _PERF_EVENT_OPEN = 298  # the number of the system call on x86-64
 _PERF_FLAG_FD_CLOEXEC = 8
 _INSTRUCTION_BYTES = 8
+# BPF_OBJ_NAME_LEN, with the zero at the end.
+_NAME_BYTES = 16
 # For what the verifier says: most of it is short, of tens of thousands of instructions it is not.
 _LOG_BYTES = (1 << 20, 16 << 20)
 #: The instructions of a program that does nothing.
@@ -164,32 +168,21 @@ class VerifierError(OSError):
 
 
 @functools.cache
-def library() -> ctypes.CDLL:
-    """libbpf, loaded once.
+def library() -> SimpleNamespace:
+    """The functions of libbpf, which is loaded once.
 
     Raises:
-        KernelError: it is not installed.
+        KernelError: it is not installed, or another library is in its place.
     """
-    try:
-        library = ctypes.CDLL("libbpf.so.1", use_errno=True)
-    except OSError as error:
-        raise KernelError(
-            f"cannot load libbpf.so.1 ({error})", "install it with `apt install libbpf1`"
-        ) from error
+    functions = functions_of("libbpf.so.1")
     # What it cannot do is told by who asked for it.
-    library.libbpf_set_print(None)
-    return library
+    functions.libbpf_set_print(None)
+    return functions
 
 
 def version() -> str:
-    """Which libbpf it is.
-
-    Raises:
-        KernelError: it is not installed.
-    """
-    tell = library().libbpf_version_string
-    tell.restype = ctypes.c_char_p
-    told: bytes = tell()
+    """Which libbpf it is. Raises KernelError as library()."""
+    told: bytes = library().libbpf_version_string()
     return told.decode().removeprefix("v")
 
 
@@ -217,6 +210,11 @@ def possible_cpus() -> int:
         ) from error
 
 
+def kernel_name(name: str) -> str:
+    """What the kernel keeps of the name of a map or of a program, and others show."""
+    return name[: _NAME_BYTES - 1]
+
+
 class MapShape(NamedTuple):
     """What a map is like.
 
@@ -236,7 +234,7 @@ def create_map(name: str, shape: MapShape) -> int:
     """Makes a map.
 
     Args:
-        name: of which the kernel keeps 15 characters.
+        name: of which it keeps what kernel_name() says.
     Returns:
         the map's file descriptor.
     Raises:
@@ -274,8 +272,8 @@ def create_map_of_maps(name: str, inner_fd: int) -> int:
 def _create_map(name: str, shape: MapShape, opts: _MapCreateOpts) -> int:
     return checked(
         library().bpf_map_create(
-            shape.type, name.encode()[:15], shape.key_size, shape.value_size, shape.max_entries,
-            ctypes.byref(opts),
+            shape.type, kernel_name(name).encode(), shape.key_size, shape.value_size,
+            shape.max_entries, ctypes.byref(opts),
         )
     )  # fmt: skip
 
@@ -343,7 +341,7 @@ def load_program(
     """Loads a program.
 
     Args:
-        name: of which the kernel keeps 15 characters.
+        name: of which it keeps what kernel_name() says.
         instructions: maps resolved.
         program_type: BPF_PROG_TYPE_*.
         attach_type: BPF_*, of a type that is made for one way to attach it.
@@ -361,7 +359,7 @@ def load_program(
     def load() -> int:
         fd: int = library().bpf_prog_load(
             program_type,
-            name.encode()[:15],
+            kernel_name(name).encode(),
             b"GPL",
             instructions,
             ctypes.c_size_t(len(instructions) // _INSTRUCTION_BYTES),

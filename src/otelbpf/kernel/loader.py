@@ -330,9 +330,10 @@ class Programs:
             self._loaded[load] = fd = self._built.load(load)
         except libbpf.VerifierError as refusal:
             raise RefusedError(
-                f"the kernel refused program {load} ({refusal}): {last_verdict(refusal.log)}; "
-                + keep_log(load.program, refusal.log),
+                f"the kernel refused program {load} ({refusal}), and its verifier's last words "
+                f'are "{last_verdict(refusal.log)}"',
                 self._built.instead,
+                keep_log(load.program, refusal.log),
             ) from refusal
         return fd
 

@@ -59,7 +59,7 @@ def choose_loader(asked: Loader, btf: Btf) -> Chosen:
         return Chosen(Loader.OBJECT, f"the kernel has {_LOOP}()")
     if asked is Loader.OBJECT:
         raise KernelError(
-            f"the ready-made programs are of no use here: {reason}",
+            f"the ready-made programs are of no use here, as {reason}",
             OTHER_LOADER,
         )
     try:

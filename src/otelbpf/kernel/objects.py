@@ -76,7 +76,10 @@ def why_unusable() -> str:
     except ValueError:
         told = {}
     if hashlib.sha256(octets).hexdigest() != told.get("object"):
-        return f"{path.name} is not the one that this version came with: install otelbpf again"
+        return (
+            f"{path.name} is not the one that this version came with, which installing otelbpf "
+            "again mends"
+        )
     return ""
 
 

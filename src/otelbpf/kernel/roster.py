@@ -20,7 +20,7 @@ class Listed:
     """A loaded program.
 
     Attributes:
-        name: of which the kernel keeps 15 characters.
+        name: what the kernel keeps of it, libbpf.kernel_name().
         is_ours: has an agent of otelbpf loaded it?
     """
 

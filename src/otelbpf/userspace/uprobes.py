@@ -20,12 +20,12 @@ from otelbpf.userspace.handler import Handler, HandlerKind, ProbeSite, PythonFun
 from otelbpf.userspace.usdt import ArgumentKind, UsdtArgument
 
 _PROGRAMS = {
-    HandlerKind.FUNCTION: ("probed_handler_start", "probed_handler_end"),
+    HandlerKind.FUNCTION: ("probed_start", "probed_end"),
     HandlerKind.GO: ("probed_go_start", "probed_go_end"),
     HandlerKind.USDT: ("probed_usdt_start", "probed_usdt_end"),
     HandlerKind.PYTHON: ("probed_python_start", "probed_python_end"),
 }
-_RETURN_PROGRAM = "probed_handler_return"
+_RETURN_PROGRAM = "probed_return"
 #: All that are attached to uprobes.
 PROGRAMS = (*itertools.chain(*_PROGRAMS.values()), _RETURN_PROGRAM)
 _PYTHON_SITES = MAPS["python_sites"].max_entries
