@@ -16,9 +16,9 @@
 #define LONG_HEAD_MAX 4096 /* bytes that are kept of one; a power of two */
 #define BLOCK_BYTES 256    /* a power of two */
 #define BLOCKS_MAX (LONG_HEAD_MAX / BLOCK_BYTES)
-#define BLOCK_AT (CARRY_MAX + WINDOW_MAX + 8) /* in the window, behind what is read meanwhile */
+#define BLOCK_AT (CARRY_MAX + WINDOW_MAX + 8) /* in the window, behind what is read of the head */
 
-_Static_assert(BLOCK_AT + BLOCK_BYTES <= WINDOW_MASK + 1, "a block is in the window");
+_Static_assert(BLOCK_AT + 2 * BLOCK_BYTES <= WINDOW_MASK + 1, "two blocks are in the window");
 
 /* What came in of the head that took several segments last, and of what followed it there. */
 struct long_head {
@@ -66,25 +66,27 @@ STEP keep_block(u64 turn UNUSED, struct block_cursor *c)
 	return 0;
 }
 
+/* Of the last block, what lies behind the segment's bytes is taken as it is kept. */
 STEP compare_block(u64 turn UNUSED, struct block_cursor *c)
 {
-	u8 *block = c->s->window + BLOCK_AT;
-	u64 kept, length, i;
+	u64 *kept = (u64 *)(c->s->window + BLOCK_AT), *came = kept + BLOCK_BYTES / 8;
+	u64 at = (u32)(c->s->seq + c->at - c->head->start), length, differs = 0;
+	const u8 *bytes = c->head->bytes + (at & (LONG_HEAD_MAX - 1));
+	u32 i;
 
 	if (c->at >= c->end)
 		return 1;
 	length = block_length(c);
-	kept = (u32)(c->s->seq + c->at - c->head->start);
 	c->differs = 1;
-	if (load_payload(c->skb, c->s, c->at, block, length, FROM_PACKET))
+	if (bpf_probe_read_kernel(kept, BLOCK_BYTES, bytes) ||
+	    bpf_probe_read_kernel(came, BLOCK_BYTES, bytes) ||
+	    load_payload(c->skb, c->s, c->at, (u8 *)came, length, FROM_PACKET))
 		return 1;
 	BOUNDED_LOOP
-	for (i = 0; i < BLOCK_BYTES; i++) {
-		if (i >= length)
-			break;
-		if (block[i] != c->head->bytes[(kept & (LONG_HEAD_MAX - 1)) + i])
-			return 1;
-	}
+	for (i = 0; i < BLOCK_BYTES / 8; i++)
+		differs |= kept[i] ^ came[i];
+	if (differs)
+		return 1;
 	c->differs = 0;
 	c->at += length;
 	return 0;

@@ -31,6 +31,7 @@ struct rereading {
 	/* Of the first reading. */
 	u64 head_requests;
 	u64 connect_requests;
+	struct chunk_start chunks; /* how they were read */
 	u32 from; /* the first byte that came again and that the socket had not taken */
 	u32 unused;
 };
@@ -38,9 +39,10 @@ struct rereading {
 MAP(PERCPU_ARRAY, rereadings, u32, struct rereading, 1)
 
 enum verdict {
-	VERDICT_SAME,  /* whatever the socket takes is what was read */
-	VERDICT_OTHER, /* that is not certain */
-	VERDICT_MORE,  /* there is more to read */
+	VERDICT_SAME,   /* whatever the socket takes is what was read */
+	VERDICT_OTHER,  /* that is not certain */
+	VERDICT_MORE,   /* there is more of the head to read */
+	VERDICT_CHUNKS, /* there are chunks to compare */
 };
 
 /* The first byte that the connection's socket has not taken. False: nobody knows. */
@@ -117,17 +119,17 @@ static __always_inline bool is_empty_line(struct __sk_buff *skb, const struct sc
 }
 
 /*
- * The segment's chunks from s->position up to `end` come again, and none have come after them: are they
+ * The segment's chunks from s->position on come again, and none have come after them: are they
  * read as they were, in the state that they were in there? Whatever of them is not framing, or is the same
  * framing at the same places, says nothing that is told.
  */
 static __always_inline enum verdict compare_chunks(struct __sk_buff *skb, struct scratch *s,
-						   const struct connection *conn, u32 end,
+						   const struct connection *conn,
 						   const struct chunk_start *were)
 {
 	volatile struct chunk_cursor *v = &s->chunks;
 	const struct parser *p = &conn->inbound;
-	u64 payload_length = s->payload_length, length = end - s->seq;
+	u64 payload_length = s->payload_length, length = -(s64)s->ahead;
 
 	s->payload_length = length;
 	step_over_chunks(skb, s, were->remaining, were->state, FROM_PACKET);
@@ -168,9 +170,10 @@ static __always_inline enum verdict judge_repeated(struct __sk_buff *skb, struct
 		return VERDICT_OTHER;
 	head_end = head_end_of(x);
 	s->position = 0;
+	r->chunks = conn->chunks;
 	if (!before(from, head_end))
 		return has_chunks(x) && from == s->seq && from == conn->chunks.seq
-			       ? compare_chunks(skb, s, conn, end, &conn->chunks)
+			       ? VERDICT_CHUNKS
 			       : VERDICT_SAME; /* of earlier ones nobody knows how they began */
 	if (before(end, head_end) || from != x->inbound_start)
 		return VERDICT_OTHER;
@@ -265,7 +268,6 @@ static __always_inline enum verdict reread(struct __sk_buff *skb, struct scratch
 					   enum flow flow)
 {
 	u64 loaded = load_window(skb, s, conn, &r->p, flow, FROM_PACKET);
-	struct chunk_start chunks = { .state = PARSER_CHUNK_SIZE };
 	const struct exchange *x = latest_arrival(conn);
 	u32 end = s->seq - s->ahead;
 	bool failed, is_whole;
@@ -289,9 +291,11 @@ static __always_inline enum verdict reread(struct __sk_buff *skb, struct scratch
 		return VERDICT_OTHER;
 	if (!has_chunks(x) || conn->inbound.next_seq != end)
 		return VERDICT_SAME;
-	chunks.body_bytes =
+	r->chunks.state = PARSER_CHUNK_SIZE;
+	r->chunks.remaining = 0;
+	r->chunks.body_bytes =
 		is_outgoing(x) ? x->record.response_body_bytes : x->record.request_body_bytes;
-	return compare_chunks(skb, s, conn, end, &chunks);
+	return VERDICT_CHUNKS;
 }
 
 /* Goes on with what the segment has behind what it repeats. Returns if there is nothing, or it may not. */
@@ -343,6 +347,8 @@ static __always_inline int track_repeated(struct __sk_buff *skb, enum flow flow)
 			TAIL_CALL(skb, continuations, CONTINUE_REPEATED + OF_ROLE(flow));
 			s->continuing = 0;
 		}
+		if (verdict == VERDICT_CHUNKS)
+			verdict = compare_chunks(skb, s, conn, &r->chunks);
 	}
 	if (verdict == VERDICT_SAME) {
 		read_the_rest(skb, s, conn, flow);

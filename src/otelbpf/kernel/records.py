@@ -1042,7 +1042,7 @@ MAPS = {
     "overflow_places": MapShape(2, 4, 16, 2),
     "python_paths": MapShape(2, 4, 128, 1),
     "python_sites": MapShape(2, 4, 216, 64),
-    "rereadings": MapShape(6, 4, 944, 1),
+    "rereadings": MapShape(6, 4, 968, 1),
     "sweep_orders": MapShape(2, 4, 24, 1),
     "thread_locals": MapShape(1, 4, 24, 1024),
     "upstreams": MapShape(1, 24, 1, 4096),
