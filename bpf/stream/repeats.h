@@ -151,6 +151,7 @@ static __always_inline enum verdict judge_repeated(struct __sk_buff *skb, struct
 	u32 end = s->seq - s->ahead, from = s->seq, taken, head_end;
 	const struct exchange *x;
 	enum kept_bytes kept;
+	bool is_whole;
 
 	/* The same packet, at another interface; or as far as anybody knows. */
 	if (passed_another(skb, conn, INBOUND) || !find_taken(skb, s, conn, &taken))
@@ -161,20 +162,25 @@ static __always_inline enum verdict judge_repeated(struct __sk_buff *skb, struct
 	if (!before(from, end) || fills_hole(conn, from, end))
 		return VERDICT_SAME;
 	x = latest_arrival(conn);
-	if (x && before(from, x->inbound_start) && is_empty_line(skb, s, from, x->inbound_start))
-		from = x->inbound_start;
-	kept = compare_long_head(skb, s, conn, from, end);
-	if (kept != KEPT_NONE)
-		return kept == KEPT_SAME ? VERDICT_SAME : VERDICT_OTHER;
-	if (!x || !(is_outgoing(x) ? x->record.status : x->head_bytes))
+	if (!x)
 		return VERDICT_OTHER;
-	head_end = head_end_of(x);
+	is_whole = is_outgoing(x) ? x->record.status : x->head_bytes;
+	head_end = is_whole ? head_end_of(x) : end;
 	s->position = 0;
 	r->chunks = conn->chunks;
-	if (!before(from, head_end))
+	if (is_whole && !before(from, head_end))
 		return has_chunks(x) && from == s->seq && from == conn->chunks.seq
 			       ? VERDICT_CHUNKS
 			       : VERDICT_SAME; /* of earlier ones nobody knows how they began */
+	if (before(from, x->inbound_start) && is_empty_line(skb, s, from, x->inbound_start))
+		from = x->inbound_start;
+	/* What is behind the head says nothing, unless it is chunks. */
+	kept = compare_long_head(skb, s, conn, from,
+				 before(head_end, end) && !has_chunks(x) ? head_end : end);
+	if (kept != KEPT_NONE)
+		return kept == KEPT_SAME ? VERDICT_SAME : VERDICT_OTHER;
+	if (!is_whole)
+		return VERDICT_OTHER;
 	if (before(end, head_end) || from != x->inbound_start)
 		return VERDICT_OTHER;
 	s->position = from - s->seq;
