@@ -281,16 +281,10 @@ static __always_inline int read_lines(struct scratch *s, struct connection *conn
 
 /* What comes in may come again. */
 #ifdef BCC_BUILD
-#define KEEPS_HEADS(flow, source) false
+#define KEEPS_HEADS(flow) false
 #else
-#define KEEPS_HEADS(flow, source) (!IS_OUTBOUND(flow) && (source) == FROM_PACKET)
+#define KEEPS_HEADS(flow) (!IS_OUTBOUND(flow))
 #endif
-
-/* The segment's first byte that came for the first time. */
-static __always_inline u64 first_new(const struct scratch *s)
-{
-	return s->ahead < 0 ? -(s64)s->ahead : 0;
-}
 
 /*
  * Reads lines up to the end of the head or of the window, and gives the exchange
@@ -308,9 +302,9 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 	if (!loaded)
 		return -1;
 	if (p->state != PARSER_BETWEEN) {
-		if (KEEPS_HEADS(flow, source) && s->position == first_new(s))
-			keep_long_head(skb, s, conn, s->position, false);
 		*x = current_exchange(conn, flow);
+		if (KEEPS_HEADS(flow) && *x && before((*x)->inbound_start, s->seq))
+			keep_long_head(skb, conn->id, (*x)->inbound_start, source);
 		go_on_with_head(s, p, *x, loaded, flow);
 	} else {
 		begun = CARRIES_REQUESTS(flow) ? start_request(s, conn, p, x, loaded, flow, source)
@@ -326,9 +320,9 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 	if (read_lines(s, conn, p, *x, loaded, flow))
 		return -1;
 	if (!v->end) {
-		if (KEEPS_HEADS(flow, source) && s->position == s->payload_length && *x &&
+		if (KEEPS_HEADS(flow) && *x && s->position == s->payload_length &&
 		    !before((*x)->inbound_start, s->seq))
-			keep_long_head(skb, s, conn, (*x)->inbound_start - s->seq, true);
+			keep_long_head(skb, conn->id, (*x)->inbound_start, source);
 		return 0;
 	}
 	if (CARRIES_REQUESTS(flow)) {

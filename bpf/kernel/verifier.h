@@ -30,6 +30,13 @@
 /* What is seldom run, and would else take registers from what often is. BCC has it inline. */
 #define SELDOM STEP
 
+/* The same of what knows nothing of who calls it: the verifier goes through it once, by itself. */
+#if defined(BCC_BUILD) || defined(HOST_BUILD)
+#define VERIFIED_ONCE STEP
+#else
+#define VERIFIED_ONCE __attribute__((noinline)) long
+#endif
+
 /* How much one turn is to take: the more, the more ways through it, of which BCC's turns have each. */
 #ifdef BCC_BUILD
 #define TAKEN_EACH(in_an_object, by_bcc) (by_bcc)

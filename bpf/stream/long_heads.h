@@ -38,6 +38,7 @@ struct block_cursor {
 	struct long_head *head;
 	u64 at;      /* in the payload */
 	u64 end;     /* there */
+	u64 source;  /* enum source */
 	u64 differs; /* does a byte, or could it not be looked at? */
 };
 
@@ -59,7 +60,7 @@ STEP keep_block(u64 turn UNUSED, struct block_cursor *c)
 		return 1;
 	length = block_length(c);
 	if (load_payload(c->skb, c->s, c->at, head->bytes + (kept & (LONG_HEAD_MAX - 1)), length,
-			 FROM_PACKET))
+			 c->source))
 		return 1;
 	head->end += length;
 	c->at += length;
@@ -92,35 +93,34 @@ STEP compare_block(u64 turn UNUSED, struct block_cursor *c)
 	return 0;
 }
 
-static __always_inline struct long_head *find_long_head(const struct connection *conn)
+/*
+ * What is read, from its byte s->position on, is of a head that began at `start`, or goes on with one. Once
+ * that was said of it, it may be said again. The verifier looks at this once, for whoever calls it.
+ */
+VERIFIED_ONCE keep_long_head(struct __sk_buff *skb, u64 connection_id, u32 start, u32 source)
 {
-	u64 key = conn->id;
-
-	return LOOKUP(long_heads, &key);
-}
-
-/* The segment's bytes from this one on are of a head that began there, or go on with one. */
-SELDOM keep_long_head(struct __sk_buff *skb, struct scratch *s, struct connection *conn, u64 from,
-		      bool begins)
-{
-	struct block_cursor c = { .skb = skb, .s = s, .at = from, .end = s->payload_length };
+	struct scratch *s = own_scratch();
+	struct block_cursor c = { .skb = skb, .s = s, .source = source };
 	struct long_head *blank;
-	u64 key = conn->id;
-	u32 zero = 0;
+	u32 zero = 0, from = s->seq + s->position;
 
-	c.head = find_long_head(conn);
+	c.head = LOOKUP(long_heads, &connection_id);
 	if (!c.head) {
 		blank = LOOKUP(blank_long_head, &zero);
-		if (!blank || UPDATE(long_heads, &key, blank))
+		if (!blank || UPDATE(long_heads, &connection_id, blank))
 			return 0;
-		c.head = LOOKUP(long_heads, &key);
+		c.head = LOOKUP(long_heads, &connection_id);
 		if (!c.head)
 			return 0;
 	}
-	if (begins || c.head->end != (u32)(s->seq + from)) {
-		c.head->start = s->seq + from;
-		c.head->end = c.head->start;
+	if (!before(start, s->seq))
+		from = start;
+	if (!before(start, s->seq) || before(c.head->end, from) || before(from, c.head->start)) {
+		c.head->start = from;
+		c.head->end = from;
 	}
+	c.at = (u32)(c.head->end - s->seq);
+	c.end = s->payload_length;
 	REPEAT(BLOCKS_MAX + 1, keep_block, &c);
 	return 0;
 }
@@ -133,14 +133,13 @@ enum kept_bytes {
 
 /* Are the segment's bytes from `from` to `end` those that are kept for these places? */
 static __always_inline enum kept_bytes compare_long_head(struct __sk_buff *skb, struct scratch *s,
-							 const struct connection *conn, u32 from,
-							 u32 end)
+							 u64 connection_id, u32 from, u32 end)
 {
 	struct block_cursor c = {
 		.skb = skb, .s = s, .at = (u32)(from - s->seq), .end = (u32)(end - s->seq)
 	};
 
-	c.head = find_long_head(conn);
+	c.head = LOOKUP(long_heads, &connection_id);
 	if (!c.head || before(from, c.head->start) || before(c.head->end, end))
 		return KEPT_NONE;
 	REPEAT(BLOCKS_MAX + 1, compare_block, &c);

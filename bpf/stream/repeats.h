@@ -175,7 +175,7 @@ static __always_inline enum verdict judge_repeated(struct __sk_buff *skb, struct
 	if (before(from, x->inbound_start) && is_empty_line(skb, s, from, x->inbound_start))
 		from = x->inbound_start;
 	/* What is behind the head says nothing, unless it is chunks. */
-	kept = compare_long_head(skb, s, conn, from,
+	kept = compare_long_head(skb, s, conn->id, from,
 				 before(head_end, end) && !has_chunks(x) ? head_end : end);
 	if (kept != KEPT_NONE)
 		return kept == KEPT_SAME ? VERDICT_SAME : VERDICT_OTHER;
