@@ -155,10 +155,16 @@ def test_connections_beyond_the_table_are_evicted_and_their_requests_counted(
     ring_full = small.counted(Counter.LOST_RING_FULL)
     assert small.counted(Counter.SUBMITTED) == SLOTS - evicted - ring_full
 
-    # There is room for new ones.
+    # Each of their slots has come back.
+    assert small.slots_in_use() == 0
     pair = small.lab.connect()
-    pair.exchange(request(), OK)
-    assert flags(small.record()) == WHOLE
+    pair.ask(SLOTS * request())
+    assert small.slots_in_use() == SLOTS
+    assert small.counted(Counter.LOST_TABLE_FULL) == count - SLOTS
+    for number in range(SLOTS):
+        pair.answer(OK)
+        record = small.records(1, others_in_flight=SLOTS - number - 1)[0]
+        assert flags(record) & WHOLE == WHOLE
 
 
 def test_a_thousand_connections_one_after_another_leave_no_trace(small: Meter) -> None:
