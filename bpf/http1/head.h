@@ -286,6 +286,12 @@ static __always_inline int read_lines(struct scratch *s, struct connection *conn
 #define KEEPS_HEADS(flow) (!IS_OUTBOUND(flow))
 #endif
 
+/* The first byte that is read that had not come before. */
+static __always_inline u32 first_new(const struct scratch *s, enum source source)
+{
+	return source == FROM_PACKET && s->ahead < 0 ? s->seq - s->ahead : s->seq;
+}
+
 /*
  * Reads lines up to the end of the head or of the window, and gives the exchange
  * that they belong to. Returns 0, or -1 when the bytes are no HTTP/1 message or
@@ -303,7 +309,7 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 		return -1;
 	if (p->state != PARSER_BETWEEN) {
 		*x = current_exchange(conn, flow);
-		if (KEEPS_HEADS(flow) && *x && before((*x)->inbound_start, s->seq))
+		if (KEEPS_HEADS(flow) && *x && before((*x)->inbound_start, first_new(s, source)))
 			keep_long_head(skb, conn->id, (*x)->inbound_start, source);
 		go_on_with_head(s, p, *x, loaded, flow);
 	} else {
