@@ -101,10 +101,11 @@ static __always_inline void close_requests(struct connection *conn, u64 now)
 }
 
 /* Framing was lost: which bytes belong to which request is no longer known. */
-static __always_inline void lose_requests(struct connection *conn)
+SELDOM lose_requests(struct connection *conn)
 {
 	note_taken(conn);
 	end_requests(conn, true, 0);
+	return 0;
 }
 
 struct untaken {
