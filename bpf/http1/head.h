@@ -337,5 +337,12 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 		return begin_request_body(conn, p, *x, flow);
 	}
 	remember_shape(s, &conn->shape);
+	if (is_interim(p)) {
+		if (KEEPS_HEADS(flow) && *x && !before((*x)->inbound_start, s->seq))
+			keep_long_head(skb, conn->id, (*x)->inbound_start, source);
+		p->state = PARSER_BETWEEN;
+		forget_response(conn, *x, flow);
+		return 0;
+	}
 	return begin_response_body(conn, p, *x, flow);
 }

@@ -320,19 +320,19 @@ static __always_inline bool take_mark(const struct connection *conn, u64 *marks)
 	return is_marked;
 }
 
+static __always_inline bool is_interim(const struct parser *p)
+{
+	return p->status < 200 && p->status != 101;
+}
+
 static __always_inline bool has_no_content(u32 status) { return status == 204 || status == 304; }
 
-/* The same of a response. */
+/* The same of a response, which is final. */
 static __always_inline int begin_response_body(struct connection *conn, struct parser *p,
 					       struct exchange *x, enum flow flow)
 {
 	bool to_head = false, to_connect = false;
 
-	if (p->status < 200 && p->status != 101) {
-		p->state = PARSER_BETWEEN;
-		forget_response(conn, x, flow);
-		return 0;
-	}
 	if (conn->head_requests | conn->connect_requests) {
 		to_head = take_mark(conn, &conn->head_requests);
 		to_connect = take_mark(conn, &conn->connect_requests);

@@ -42,10 +42,32 @@ static __always_inline void end_with(const struct connection *conn, struct excha
 	forget_last_read(x);
 }
 
+/*
+ * What a client's socket has taken of the responses that were read, when framing is lost; as far as anybody
+ * knows all of it. By way of the table: the verifier need not follow the loop for what is known and what is not.
+ */
+static __always_inline void note_taken(struct connection *conn)
+{
+	volatile u32 *taken = &conn->taken_seq;
+
+	*taken = conn->inbound.next_seq;
+	if (is_clients(conn) && conn->socket)
+		*taken = tcp_rcv_nxt(tcp_sock(conn->socket, BY_COPY), BY_COPY);
+}
+
+/* Framing was lost: why is the request, too? 0: it is not. */
+static __always_inline u32 why_lost(const struct connection *conn, const struct exchange *x)
+{
+	if (!(x->record.flags & REQUEST_ANSWERED))
+		return COUNT_LOST_PARSER;
+	return is_outgoing(x) && before(conn->taken_seq, x->inbound_end) ? COUNT_LOST_UNTAKEN : 0;
+}
+
 /* Ends all requests in flight: those worth a record are submitted, the others lost. */
 static __always_inline void end_requests(struct connection *conn, bool framing_lost, u64 now)
 {
 	struct exchange *x;
+	u32 reason;
 	u64 i;
 
 	BOUNDED_LOOP
@@ -56,10 +78,13 @@ static __always_inline void end_requests(struct connection *conn, bool framing_l
 		if (x) {
 			if (!framing_lost)
 				end_with(conn, x, now);
-			if (framing_lost ? x->record.flags & REQUEST_ANSWERED : x->head_bytes)
-				submit(x, IRREGULAR);
+			reason = framing_lost    ? why_lost(conn, x)
+				 : x->head_bytes ? 0
+						 : COUNT_LOST_CLOSED;
+			if (reason)
+				abandon(x, reason);
 			else
-				abandon(x, framing_lost ? COUNT_LOST_PARSER : COUNT_LOST_CLOSED);
+				submit(x, IRREGULAR);
 		}
 		conn->finished++;
 	}
@@ -76,7 +101,12 @@ static __always_inline void close_requests(struct connection *conn, u64 now)
 }
 
 /* Framing was lost: which bytes belong to which request is no longer known. */
-static __always_inline void lose_requests(struct connection *conn) { end_requests(conn, true, 0); }
+SELDOM lose_requests(struct connection *conn)
+{
+	note_taken(conn);
+	end_requests(conn, true, 0);
+	return 0;
+}
 
 struct untaken {
 	struct connection *conn;

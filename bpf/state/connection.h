@@ -112,7 +112,7 @@ struct connection {
 	u32 origin;               /* enum origin */
 	u32 framing;              /* enum framing: where it is not known */
 	u32 first_seq;            /* of the first byte to come, if its beginning was seen */
-	u32 unused;
+	u32 taken_seq;            /* what a client's socket had taken when framing was lost */
 };
 
 /* Whose the connections of a set are: see connections.h. 0: nobody's. */

@@ -82,6 +82,21 @@ static __always_inline bool take_up(struct __sk_buff *skb, struct connection *co
 	return false;
 }
 
+/*
+ * With the response that came last HTTP/1 has ended, if it is what the client reads. Before that its bytes
+ * may come again.
+ */
+static __always_inline bool repeats_upgrade(struct connection *conn, const struct segment *seg,
+					    enum flow flow)
+{
+	const struct exchange *x;
+
+	if (IS_OUTBOUND(flow) || !before(seg->seq, conn->inbound.next_seq))
+		return false;
+	x = latest_arrival(conn);
+	return x && x->record.flags & UPGRADED;
+}
+
 /* The same in the direction of responses: one that begins here is read in the dark. */
 SELDOM take_up_response(struct __sk_buff *skb, struct connection *conn, const struct segment *seg,
 			enum flow flow)
@@ -89,6 +104,8 @@ SELDOM take_up_response(struct __sk_buff *skb, struct connection *conn, const st
 	struct parser *responses = parser_of(conn, flow), *requests = parser_of(conn, flow ^ 1);
 	u64 start = 0;
 
+	if (responses->state == PARSER_OFF && repeats_upgrade(conn, seg, flow))
+		return true;
 	if (responses->state == PARSER_OFF || requests->state == PARSER_OFF ||
 	    seg->payload_length < RESPONSE_LEAST ||
 	    bpf_skb_load_bytes(skb, seg->payload_offset, &start, sizeof(start)) ||

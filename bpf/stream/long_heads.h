@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
  * The bytes of heads that take several segments. Should one of these come again it cannot be read again,
- * as it begins or ends in the middle of a line: so the bytes are compared.
+ * as it begins or ends in the middle of a line: so the bytes are compared. So are those of interim
+ * responses, of which else nothing is left.
  *
  * Not in what BCC compiles: it would have the verifier go through all this wherever a head is read.
  */

@@ -118,6 +118,28 @@ static __always_inline bool is_empty_line(struct __sk_buff *skb, const struct sc
 	       line[1] == '\n';
 }
 
+/* Is the end of the response that came in last, which a FIN made, not where the segment has one? */
+static __always_inline bool ends_otherwise(const struct scratch *s, const struct exchange *x,
+					   u32 end)
+{
+	return is_outgoing(x) && x->record.flags & RESPONSE_UNTIL_CLOSE && inbound_is_whole(x) &&
+	       !before(end, x->inbound_end) &&
+	       (!s->fin || s->seq + (u32)s->payload_length != x->inbound_end);
+}
+
+/* Has it more than an empty line behind a message that is whole? That is an interim response. */
+static __always_inline bool goes_beyond(struct __sk_buff *skb, const struct scratch *s,
+					const struct exchange *x, u32 from, u32 end)
+{
+	u32 last = x->inbound_end;
+
+	if (!inbound_is_whole(x) || !before(last, end))
+		return false;
+	if (before(last, from))
+		last = from;
+	return !is_empty_line(skb, s, last, end);
+}
+
 /*
  * The segment's chunks from s->position on come again, and none have come after them: are they
  * read as they were, in the state that they were in there? Whatever of them is not framing, or is the same
@@ -150,8 +172,8 @@ static __always_inline enum verdict judge_repeated(struct __sk_buff *skb, struct
 {
 	u32 end = s->seq - s->ahead, from = s->seq, taken, head_end;
 	const struct exchange *x;
+	bool is_whole, is_behind; /* an earlier message that is whole, or none */
 	enum kept_bytes kept;
-	bool is_whole;
 
 	/* The same packet, at another interface; or as far as anybody knows. */
 	if (passed_another(skb, conn, INBOUND) || !find_taken(skb, s, conn, &taken))
@@ -162,9 +184,10 @@ static __always_inline enum verdict judge_repeated(struct __sk_buff *skb, struct
 	if (!before(from, end) || fills_hole(conn, from, end))
 		return VERDICT_SAME;
 	x = latest_arrival(conn);
-	if (!x)
+	if (x && ends_otherwise(s, x, end))
 		return VERDICT_OTHER;
-	is_whole = is_outgoing(x) ? x->record.status : x->head_bytes;
+	is_behind = !x || goes_beyond(skb, s, x, from, end);
+	is_whole = !is_behind && (is_outgoing(x) ? x->record.status : x->head_bytes);
 	head_end = is_whole ? head_end_of(x) : end;
 	s->position = 0;
 	r->chunks = conn->chunks;
@@ -172,11 +195,13 @@ static __always_inline enum verdict judge_repeated(struct __sk_buff *skb, struct
 		return has_chunks(x) && from == s->seq && from == conn->chunks.seq
 			       ? VERDICT_CHUNKS
 			       : VERDICT_SAME; /* of earlier ones nobody knows how they began */
-	if (before(from, x->inbound_start) && is_empty_line(skb, s, from, x->inbound_start))
+	if (!is_behind && before(from, x->inbound_start) &&
+	    is_empty_line(skb, s, from, x->inbound_start))
 		from = x->inbound_start;
 	/* What is behind the head says nothing, unless it is chunks. */
 	kept = compare_long_head(skb, s, conn->id, from,
-				 before(head_end, end) && !has_chunks(x) ? head_end : end);
+				 is_whole && before(head_end, end) && !has_chunks(x) ? head_end
+										     : end);
 	if (kept != KEPT_NONE)
 		return kept == KEPT_SAME ? VERDICT_SAME : VERDICT_OTHER;
 	if (!is_whole)
@@ -328,6 +353,14 @@ static __always_inline void read_the_rest(struct __sk_buff *skb, struct scratch 
 	lose_framing(conn);
 }
 
+/* What the next response was after interim ones, and whether HTTP/1 has ended, is not certain either. */
+static __always_inline void doubt_response(struct connection *conn)
+{
+	conn->inbound.state = PARSER_LOST;
+	if (conn->arrived == conn->answered && conn->answered < conn->begun)
+		conn->arrived++;
+}
+
 /* A segment that begins with bytes that came before. */
 static __always_inline int track_repeated(struct __sk_buff *skb, enum flow flow)
 {
@@ -359,6 +392,8 @@ static __always_inline int track_repeated(struct __sk_buff *skb, enum flow flow)
 	if (verdict == VERDICT_SAME) {
 		read_the_rest(skb, s, conn, flow);
 	} else {
+		if (!CARRIES_REQUESTS(flow))
+			doubt_response(conn);
 		lose_untaken(conn, r ? r->from : s->seq, false);
 		lose_framing(conn);
 	}
