@@ -201,6 +201,24 @@ def test_one_that_is_not_told_yet_holds_up_those_behind_it(
     assert reader.pending == 0
 
 
+def test_each_is_peeked_at_once_and_stays(kernel: Kernel, reader: RingReader) -> None:
+    for i in range(3):
+        kernel.finish(i)
+    assert ordinals(reader.peek()) == [0, 1, 2]
+    assert ordinals(reader.peek()) == []
+    place = kernel.finish(3, slot=3, told=False)
+    kernel.finish(4)
+    assert ordinals(reader.peek()) == []
+    kernel.tell(place, 3)
+    assert ordinals(reader.peek()) == [3, 4]
+    assert reader.pending == 5
+    assert ordinals(reader.read()) == [0, 1, 2, 3, 4]
+    kernel.finish(5)
+    assert ordinals(reader.read()) == [5]
+    kernel.finish(6)
+    assert ordinals(reader.peek()) == [6]
+
+
 def test_a_process_that_is_not_known_is_none(kernel: Kernel, reader: RingReader) -> None:
     """In its place is what the request before it had."""
     for slot, pid in enumerate((0, 42)):

@@ -29,10 +29,10 @@ from otelbpf.userspace.thread_contexts import ThreadContexts
 # after so long that 100,000 requests a second do not fill the ring.
 _SOONEST_S, _LATEST_S = 0.05, 0.25
 _WORTH_IT = 1_024
-# As long as fewer are in the ring they are left there for a while; not for longer, as their
-# processes may be gone soon. What was read waits until so many have come together, or for so long.
-_READ_S = 0.5
-_REST_S = 2.0
+# As long as fewer are in the ring they are left there for so long. Meanwhile it looks whose they
+# are, as these processes may be gone soon.
+_REST_S = 5.0
+_MEET_S = 0.5
 # Until a full queue has room again. Such a part of the ring may wait for that: no more, as what
 # cannot be sent is to be added up all the same, and until it is there must be room for what comes.
 _ROOM_S = 0.01
@@ -80,12 +80,9 @@ class Agent:
         self._sweeper = Sweeper(programs, int(config.idle_timeout_s * 1e9))
         self._thread_contexts = ThreadContexts(programs)
         self._rest_s = min(_REST_S, config.queue.delay_s)
-        self._read_s = min(_READ_S, self._rest_s)
         self._worth_it = min(_WORTH_IT, config.limits.ring // 4)
-        self._read_at = self._hand_on_at = 0.0
+        self._read_at = self._meet_at = 0.0
         self._submitted = 0
-        # Read, and not handed on yet.
-        self._held: list[np.ndarray] = []
         self._may_wait = int(_MAY_WAIT * config.limits.ring)
         self._missed: dict[str, int] = {}
         self._coverage: dict[str, Coverage] = {}
@@ -148,35 +145,25 @@ class Agent:
         came = self._reader.submitted - self._submitted
         self._submitted += came
         count: int | None = came
-        held_before = len(self._held)
         if pending and (now_s >= self._read_at or pending >= self._worth_it):
             read = self._read_batch()
             if read:
-                self._read_at = now_s + self._read_s
+                self._read_at = now_s + self._rest_s
             # Where there is little room few are read, though many come.
             count = None if read is None else max(came, read)
-        if self._holds >= self._worth_it or (self._held and now_s >= self._hand_on_at):
-            self._hand_on()
-            self._hand_on_at = now_s + self._rest_s
-        for records in self._held[held_before:]:
-            self.pipeline.meet(records)
+        elif pending and now_s >= self._meet_at:
+            self._meet_at = now_s + _MEET_S
+            self._meet(self._reader.peek())
         return count
 
-    @property
-    def _holds(self) -> int:
-        return sum(map(len, self._held))
-
-    def _hand_on(self) -> None:
-        if self._held:
-            # To join what is one already would copy it.
-            held = self._held[0] if len(self._held) == 1 else np.concatenate(self._held)
-            self._held.clear()
-            self.pipeline.take(held)
+    def _meet(self, records: np.ndarray) -> None:
+        """Looks at the processes of requests that are to be read a little later."""
+        self._thread_contexts.saw(set(records["pid"].tolist()), time.monotonic())
+        self.pipeline.meet(records)
 
     def drain(self) -> None:
         """After the programs were detached: drains what they left, and sends it."""
         room_by = time.monotonic() + _LAST_ROOM_S
-        self._hand_on()
         self._read_all(room_by)
         self._sweeper.finish(time.monotonic_ns())
         self._read_all(room_by)
@@ -192,27 +179,26 @@ class Agent:
         give_up_at = time.monotonic() + _LAST_RECORD_S
         while self._reader.pending and time.monotonic() < give_up_at:
             count = self._read_batch(may_wait=time.monotonic() < room_by)
-            self._hand_on()
             if count is None:
                 time.sleep(_ROOM_S)
             if count != 0:
                 give_up_at = time.monotonic() + _LAST_RECORD_S
 
     def _read_batch(self, *, may_wait: bool = True) -> int | None:
-        """How many were read; None: there was no room for any, but soon there will be.
+        """How many were read, and handed on; None: there was no room, but soon there will be.
 
         Until then they wait in the ring.
         """
         limit = _BATCH
         room = self.pipeline.sender.room() if may_wait else None
         if room is not None:
-            limit = min(_BATCH, max(room - self._holds, self._reader.pending - self._may_wait))
+            limit = min(_BATCH, max(room, self._reader.pending - self._may_wait))
         if limit <= 0:
             return None
         records = self._reader.read(limit)
         if len(records):
             self._thread_contexts.saw(set(records["pid"].tolist()), time.monotonic())
-            self._held.append(records)
+            self.pipeline.take(records)
         return len(records)
 
     def sums(self) -> Sums:

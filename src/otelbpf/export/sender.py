@@ -46,7 +46,7 @@ class QueueLimits:
     requests: int = 16_384
     batch: int = 1_024
     batch_spans: int | None = None
-    delay_s: float = 2.0
+    delay_s: float = 5.0
     flush_s: float = 10.0
     retry_s: float = 60.0
 
