@@ -18,8 +18,6 @@ from support.waiting import wait_until
 
 from otelbpf.kernel.records import Counter, RequestFlag
 
-pytestmark = pytest.mark.guest
-
 SEQ = 2**32 - 60
 HEADERS = {"Host": "victim.example", "User-Agent": "victim/1"}
 COOKIES = {f"Cookie-{number}": "c" * 200 for number in range(6)}
@@ -91,6 +89,7 @@ def victim(servers: Sums) -> Iterator[Victim]:
         victim.server.close()
 
 
+@pytest.mark.guest
 @pytest.mark.parametrize(
     "forged",
     [
@@ -187,6 +186,7 @@ def test_a_head_in_segments_of_which_a_byte_differs_is_not(
     victim.expect_nothing(victim.meter.counted(Counter.SEEN))
 
 
+@pytest.mark.guest
 @pytest.mark.parametrize("rest", [b"", b"rst\r\n0\r\n\r\n"])
 def test_a_head_with_chunks_behind_it_is_told(victim: Victim, rest: bytes) -> None:
     asked = CHUNKED_HEAD + chunks([b"first", b"other"])
@@ -206,6 +206,7 @@ def test_a_head_with_chunks_behind_it_is_told(victim: Victim, rest: bytes) -> No
     assert victim.meter.losses() == {}
 
 
+@pytest.mark.guest
 @pytest.mark.parametrize(
     "forged",
     [
@@ -223,6 +224,7 @@ def test_but_not_if_they_are_others(victim: Victim, forged: bytes) -> None:
     victim.expect_nothing(victim.meter.counted(Counter.SEEN))
 
 
+@pytest.mark.guest
 def test_what_comes_after_the_socket_has_taken_it_says_nothing(victim: Victim) -> None:
     victim.send(REAL)
     victim.read(REAL)
@@ -263,6 +265,7 @@ def test_but_where_they_are_chunks(victim: Victim, forged: bytes) -> None:
     victim.expect_nothing(victim.meter.counted(Counter.SEEN))
 
 
+@pytest.mark.guest
 @pytest.mark.parametrize(
     "body", [chunks([b"first", b"second"]), chunks([b"first"])[:-5], b"5\r\nfi"]
 )
@@ -297,6 +300,7 @@ def test_a_forged_end_of_a_body_begins_no_request(victim: Victim) -> None:
     victim.expect_nothing(victim.meter.counted(Counter.SEEN))
 
 
+@pytest.mark.guest
 @pytest.mark.parametrize("cut", [20, 60])
 @pytest.mark.parametrize("spoilt", [False, True])
 def test_of_two_early_segments_that_differ_nothing_is_told(
@@ -323,6 +327,7 @@ def test_of_two_that_are_the_same_all_is(victim: Victim) -> None:
     assert (record["out_of_order"], record["request_retransmits"]) == (1, 1)
 
 
+@pytest.mark.guest
 def test_what_no_socket_has_taken_when_it_closes_is_not_told(victim: Victim) -> None:
     victim.exchange(REAL)
     victim.meter.record()
@@ -336,6 +341,7 @@ def test_what_no_socket_has_taken_when_it_closes_is_not_told(victim: Victim) -> 
     assert victim.meter.losses() == {Counter.LOST_UNTAKEN: 1}
 
 
+@pytest.mark.guest
 def test_a_request_that_crosses_the_end_of_its_server_is_none(victim: Victim) -> None:
     """The server has sent its FIN, and closed: nobody will read it."""
     victim.exchange(REAL)

@@ -17,8 +17,6 @@ from support.waiting import wait_until
 
 from otelbpf.kernel.records import Counter, RequestFlag
 
-pytestmark = pytest.mark.guest
-
 SEQ = 2**32 - 60
 ASK = request(target="/real")
 HEADERS = {"Server": "victim/1", "Content-Type": "text/plain"}
@@ -159,11 +157,13 @@ def test_what_the_client_has_not_read_is_not_told(victim: Victim, other: bytes) 
     victim.expect_nothing()
 
 
+@pytest.mark.guest
 def test_nor_an_upgrade(victim: Victim) -> None:
     forged(victim, response(101, HEADERS), REAL)
     victim.expect_nothing()
 
 
+@pytest.mark.guest
 @pytest.mark.parametrize(
     "other",
     [
@@ -203,6 +203,7 @@ def test_nor_a_head_in_segments_of_which_a_byte_differs(
     victim.expect_nothing()
 
 
+@pytest.mark.guest
 @pytest.mark.parametrize("real", [REAL, LONG], ids=["short", "long"])
 @pytest.mark.parametrize("part", [None, 7, 60])
 def test_what_comes_again_as_it_was_is_told(victim: Victim, real: bytes, part: int | None) -> None:
@@ -286,6 +287,7 @@ def test_an_upgrade_that_comes_again_is_told(victim: Victim, status: int, part: 
     assert victim.meter.in_flight() == 0
 
 
+@pytest.mark.guest
 @pytest.mark.parametrize("interim", [CONTINUE, HINTS], ids=["continue", "hints"])
 @pytest.mark.parametrize("part", [None, 20])
 def test_an_interim_response_that_comes_again_is_none(
@@ -359,6 +361,7 @@ def test_what_comes_after_the_socket_has_taken_it_says_nothing(
     victim.expect(real, body, 6)
 
 
+@pytest.mark.guest
 @pytest.mark.parametrize("more", [b"", b"more"])
 def test_a_forged_fin_ends_no_response(victim: Victim, more: bytes) -> None:
     victim.ask()
