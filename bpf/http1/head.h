@@ -144,7 +144,7 @@ static __always_inline bool read_familiar_head(struct scratch *s, struct connect
 	const struct head_shape *shape = &conn->shape;
 	u64 end = shape->end, length;
 
-	if (!end || end > loaded || !has_shape(s, shape) ||
+	if (!end || end > loaded || conn->begun != conn->answered + 1 || !has_shape(s, shape) ||
 	    read_digits(s, shape->digits_at, shape->digits_end - shape->digits_at, &length) ||
 	    end + length != s->payload_length - s->position || take_status_line(s, p, 0, end) ||
 	    p->status < 200 || has_no_content(p->status) ||

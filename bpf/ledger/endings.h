@@ -58,7 +58,7 @@ static __always_inline void note_taken(struct connection *conn)
 /* Framing was lost: why is the request, too? 0: it is not. */
 static __always_inline u32 why_lost(const struct connection *conn, const struct exchange *x)
 {
-	if (!(x->record.flags & REQUEST_ANSWERED))
+	if (!(x->record.flags & REQUEST_ANSWERED) || !x->head_bytes)
 		return COUNT_LOST_PARSER;
 	return is_outgoing(x) && before(conn->taken_seq, x->inbound_end) ? COUNT_LOST_UNTAKEN : 0;
 }

@@ -186,6 +186,16 @@ def test_a_head_cut_off_is_counted_as_lost(lab: Lab, meter: Meter, part: bytes, 
     assert meter.records(0).size == 0
 
 
+@pytest.mark.parametrize("part", [request()[:10], request()[:-2]])
+def test_a_head_cut_off_that_is_answered_is_no_request(lab: Lab, meter: Meter, part: bytes) -> None:
+    """Behind the answer comes what is none: the framing is lost."""
+    pair = lab.connect()
+    pair.send_segment(part)
+    pair.answer(response(400, body=b"what?") + b"x")
+    meter.wait_for(Counter.LOST_PARSER, 1)
+    assert meter.records(0).size == 0
+
+
 def test_a_response_that_nobody_asked_for(lab: Lab, meter: Meter) -> None:
     pair = lab.connect()
     pair.answer(response(408, body=b"too slow"))

@@ -234,6 +234,22 @@ def test_responses_of_one_shape_in_one_write(lab: Lab, meter: Meter, before: int
     meter.assert_next_is_right(pair, before + 8)
 
 
+def test_two_answers_with_their_lines_where_those_of_one_were(lab: Lab, meter: Meter) -> None:
+    small = lines("Server: s|Content-Length: 2", 2)
+    one = lines("Server: s|Content-Length: 2|Cookie: ", 2)
+    padding = 2 * small.size - one.size
+    one = lines("Server: s|Content-Length: 2|Cookie: " + padding * "c", 2)
+    pair = lab.connect()
+    answer_all(pair, [one])
+    pair.ask(request() * 2)
+    pair.answer(small.pieces[0] * 2)
+    answer_all(pair, [whole(5, 404)])
+    records = meter.records(4)
+    assert records["response_bytes"].tolist() == [one.size, small.size, small.size, whole(5).size]
+    assert records["status"].tolist() == [200, 200, 200, 404]
+    meter.assert_next_is_right(pair, 4)
+
+
 def test_content_that_looks_like_the_rest_of_a_head(lab: Lab, meter: Meter) -> None:
     """Where a head ended, and its length lay, there is now content that says the same."""
     shape = lines("Server: a server|Content-Length: 12", 12)

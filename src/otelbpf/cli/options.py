@@ -230,7 +230,7 @@ def _measuring() -> _Command:
     )
     add(
         "--forwarded-header",
-        choices=tuple(proxies.Header),
+        choices=tuple(header.value for header in proxies.Header),
         help="the header in which all of them say it (default: x-forwarded-for)",
     )
     add(
