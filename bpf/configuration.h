@@ -31,13 +31,17 @@ struct configuration {
 	u32 clients;     /* are there upstreams? */
 	u32 series;      /* are all requests to be added up? */
 	u32 go_handlers; /* are there handlers in Go? */
-	/* How long the tables are: bpf/state/arrays.h. */
-	u32 cpu_slots;
+	/*
+	 * How long the tables are: bpf/state/arrays.h. Of a power of two it is the mask that is needed, and
+	 * here nothing has to be subtracted for it each time.
+	 */
+	u32 cpu_mask;
 	u32 connection_sets;
-	u32 socket_slots;
+	u32 connections; /* in all of the sets */
+	u32 socket_mask;
 	u32 max_exchanges;
 	u32 ring_max;
-	u32 ring_slots;
+	u32 ring_mask;
 	u32 series_rows;
 	u32 proxy_networks; /* how many there are; 0: nobody may send a header of the PROXY protocol */
 	u32 forwarded_header; /* enum forwarded_header */
@@ -59,12 +63,13 @@ static __always_inline const struct configuration *configuration(void)
 #define CLIENTS (configuration()->clients)
 #define SERIES (configuration()->series)
 #define GO_HANDLERS (configuration()->go_handlers)
-#define CPU_SLOTS (configuration()->cpu_slots)
+#define CPU_MASK (configuration()->cpu_mask)
 #define CONNECTION_SETS (configuration()->connection_sets)
-#define SOCKET_SLOTS (configuration()->socket_slots)
+#define CONNECTIONS (configuration()->connections)
+#define SOCKET_MASK (configuration()->socket_mask)
 #define MAX_EXCHANGES (configuration()->max_exchanges)
 #define RING_MAX (configuration()->ring_max)
-#define RING_SLOTS (configuration()->ring_slots)
+#define RING_MASK (configuration()->ring_mask)
 #define SERIES_ROWS (configuration()->series_rows)
 #define PROXY_NETWORKS (configuration()->proxy_networks)
 #define FORWARDED_HEADER (configuration()->forwarded_header)

@@ -15,7 +15,7 @@ static __always_inline int handle_waking(u64 task)
 	struct reader *r;
 	u32 tid;
 
-	if (!sk || s->waking_pid_tgid != bpf_get_current_pid_tgid())
+	if (!sk || s->waking_tid != task_tid(current_task()))
 		return 0;
 	tid = task_tid(task);
 	r = reader_at(tid);

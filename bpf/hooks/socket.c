@@ -72,7 +72,7 @@ static __always_inline int handle_queued(u64 sk, enum access access)
 	 */
 	s = own_scratch();
 	s->waking_sk = as_number(sk);
-	s->waking_pid_tgid = bpf_get_current_pid_tgid();
+	s->waking_tid = task_tid(current_task());
 	return 0;
 }
 
@@ -83,7 +83,7 @@ static __always_inline int handle_read(u64 sk, enum access access)
 	u32 copied_seq;
 	u64 tp;
 
-	if (!conn || conn->read >= conn->arrived)
+	if (!conn || !has_unread(conn))
 		return 0;
 	tp = tcp_sock(sk, access);
 	if (!tp)
@@ -157,7 +157,7 @@ static __always_inline int handle_write(u64 sk, u64 message, enum access access)
 	if (!tp)
 		return 0;
 	write_seq = tcp_write_seq(tp, access);
-	if (has_left_unseen(conn, tcp_snd_una(tp, access)))
+	if (has_left_unseen(conn, tp, access))
 		miss(conn, OUTBOUND, sock_interface_out(sk));
 	if (message && is_rest_of_write(conn, write_seq, message_left(message, access)))
 		return 0;
@@ -269,7 +269,7 @@ static __always_inline int handle_state(u64 sk, u32 earlier, u32 state)
 			note_end(sk, &key, conn, earlier);
 		if (!conn)
 			return 0;
-		if (has_left_unseen(conn, tcp_snd_una(tp, DIRECT)))
+		if (has_left_unseen(conn, tp, DIRECT))
 			miss(conn, OUTBOUND, sock_interface_out(sk));
 		now = bpf_ktime_get_ns();
 		if (!(conn->flags & LOCAL_CLOSED))

@@ -51,10 +51,16 @@ static __always_inline u32 task_tid(u64 task)
 	return load_u32(FIELD(task, task_struct, pid), DIRECT);
 }
 
-/* The current task's process. */
-static __always_inline void name_process(struct process *p)
+static __always_inline u32 task_tgid(u64 task)
 {
-	u64 task = (u64)bpf_get_current_task_btf();
+	return load_u32(FIELD(task, task_struct, tgid), DIRECT);
+}
+
+static __always_inline u64 current_task(void) { return (u64)bpf_get_current_task_btf(); }
+
+/* A task's process. */
+static __always_inline void name_process(struct process *p, u64 task)
+{
 	u64 leader = load_u64(FIELD(task, task_struct, group_leader), DIRECT);
 	u64 mm = load_u64(FIELD(task, task_struct, mm), DIRECT);
 
@@ -62,7 +68,7 @@ static __always_inline void name_process(struct process *p)
 	p->cgroup_id = bpf_get_current_cgroup_id();
 	p->stack = load_u64(FIELD(mm, mm_struct, start_stack), DIRECT);
 	((u64 *)p->comm)[0] = load_u64(FIELD(leader, task_struct, comm), DIRECT);
-	((u64 *)p->comm)[1] = load_u64(FIELD(leader, task_struct, comm) + 8, DIRECT);
+	((u64 *)p->comm)[1] = load_u64(FIELD_AT(leader, task_struct, comm, 8), DIRECT);
 }
 
 /* A socket's TCP part; 0 where it has none. Follow it as the socket was followed. */
@@ -138,7 +144,7 @@ static __always_inline struct byte_range skb_byte_range(u64 skb, enum access acc
 
 	if (access == DIRECT) {
 		range.start = load_u32(FIELD(skb, sk_buff, cb), DIRECT);
-		range.end = load_u32(FIELD(skb, sk_buff, cb) + 4, DIRECT);
+		range.end = load_u32(FIELD_AT(skb, sk_buff, cb, 4), DIRECT);
 	} else {
 		copy_bytes(&range, sizeof(range), FIELD(skb, sk_buff, cb));
 	}

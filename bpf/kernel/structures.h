@@ -11,11 +11,14 @@
 
 #ifdef BCC_BUILD
 #define FIELD(base, of, field) ((base) + OFFSET_##of##_##field)
+#define FIELD_AT(base, of, field, index) (FIELD(base, of, field) + (index))
 #else
 #ifndef HOST_BUILD
 /* Its address, from that of the structure. */
 #define FIELD(base, of, field) \
 	((u64)__builtin_preserve_access_index(&((const struct of *)(base))->field))
+/* A byte's of an array: what lies behind the first one is then an offset like any other. */
+#define FIELD_AT(base, of, field, index) FIELD(base, of, field[index])
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 #endif
@@ -99,7 +102,9 @@ struct thread_struct {
 
 struct task_struct {
 	u32 pid;
+	u32 tgid;
 	u32 flags;
+	u32 unused;
 	struct mm_struct *mm;
 	struct task_struct *group_leader;
 	u64 start_boottime;

@@ -60,7 +60,7 @@ static __always_inline void note_writer(struct connection *conn, u32 write_seq)
 		conn->writer.cause.connection_id = 0;
 	}
 	conn->writer.pid_tgid = pid_tgid;
-	name_process(&conn->writer.process);
+	name_process(&conn->writer.process, current_task());
 	conn->writer.seq = write_seq;
 }
 

@@ -86,18 +86,15 @@ struct queued_stamper {
 static __always_inline long stamp_one_queued(struct queued_stamper *s)
 {
 	struct connection *conn = s->conn;
-	struct exchange *x;
+	struct exchange *x = in_flight(conn, conn->queued);
 
-	if (conn->queued >= conn->arrived)
-		return 1;
-	x = in_flight(conn, conn->queued);
 	if (x) {
 		if (!before(x->inbound_start, (u32)s->rcv_nxt))
 			return 1;
 		x->record.stamp_ktime_ns[STAMP_QUEUED] = s->now;
 	}
 	conn->queued++;
-	return 0;
+	return conn->queued >= conn->arrived;
 }
 
 STEP stamp_next_queued(u64 turn UNUSED, struct queued_stamper *s) { return stamp_one_queued(s); }
@@ -108,7 +105,7 @@ static __always_inline void stamp_queued(struct connection *conn, u32 rcv_nxt, u
 	struct queued_stamper first = { .conn = conn, .now = now, .rcv_nxt = rcv_nxt }, rest;
 
 	skip_finished(conn, &conn->queued);
-	if (stamp_one_queued(&first) || conn->queued >= conn->arrived)
+	if (conn->queued >= conn->arrived || stamp_one_queued(&first))
 		return;
 	rest = first;
 	REPEAT(IN_FLIGHT_MAX - 1, stamp_next_queued, &rest);
@@ -167,18 +164,23 @@ static __always_inline void note_goroutine(const struct connection *conn, const 
 
 /* A task reads bytes of a request, or of an upstream's response: the first ones, or others. */
 static __always_inline void note_reader(struct connection *conn, struct exchange *x, u64 sk,
-					bool first, enum access access)
+					u64 now, enum access access)
 {
-	u64 pid_tgid = bpf_get_current_pid_tgid();
-	struct reader *r = reader_of((u32)pid_tgid);
+	u64 task = current_task();
+	u32 tid = task_tid(task);
+	struct reader *r = reader_of(tid);
 
-	if (!x->record.pid) {
-		x->record.pid = pid_tgid >> 32;
-		x->record.tid = (u32)pid_tgid;
-		name_process(&x->record.process);
-	}
-	if (first)
+	if (!x->record.stamp_ktime_ns[STAMP_READ]) {
+		x->record.stamp_ktime_ns[STAMP_READ] = now;
 		stamp_wakeup(x, r, sk);
+	} else {
+		x->record.stamp_ktime_ns[STAMP_READ_LAST] = now;
+	}
+	if (!x->record.pid) {
+		x->record.pid = task_tgid(task);
+		x->record.tid = tid;
+		name_process(&x->record.process, task);
+	}
 	if (is_outgoing(x))
 		return;
 	if (CLIENTS)
@@ -186,6 +188,13 @@ static __always_inline void note_reader(struct connection *conn, struct exchange
 	name_request(&r->handling.last_read, conn, x);
 	if (GO_HANDLERS)
 		note_goroutine(conn, x);
+}
+
+/* Has a message begun to come in that was not read to its end? */
+static __always_inline bool has_unread(struct connection *conn)
+{
+	skip_finished(conn, &conn->read);
+	return conn->read < conn->arrived;
 }
 
 struct read_stamper {
@@ -198,23 +207,17 @@ struct read_stamper {
 static __always_inline long stamp_one_read(struct read_stamper *s, enum access access)
 {
 	struct connection *conn = s->conn;
-	struct exchange *x;
-	bool first;
+	struct exchange *x = in_flight(conn, conn->read);
 
-	if (conn->read >= conn->arrived)
-		return 1;
-	x = in_flight(conn, conn->read);
 	if (x) {
 		if (!before(x->inbound_start, (u32)s->copied_seq))
 			return 1;
-		first = !x->record.stamp_ktime_ns[STAMP_READ];
-		x->record.stamp_ktime_ns[first ? STAMP_READ : STAMP_READ_LAST] = s->now;
-		note_reader(conn, x, s->sk, first, access);
+		note_reader(conn, x, s->sk, s->now, access);
 		if (!inbound_is_whole(x) || before((u32)s->copied_seq, x->inbound_end))
 			return 1;
 	}
 	conn->read++;
-	return 0;
+	return conn->read >= conn->arrived;
 }
 
 STEP stamp_next_read(u64 turn UNUSED, struct read_stamper *s) { return stamp_one_read(s, DIRECT); }
@@ -223,7 +226,7 @@ STEP stamp_next_copied(u64 turn UNUSED, struct read_stamper *s)
 	return stamp_one_read(s, BY_COPY);
 }
 
-/* The application has read all bytes before copied_seq. */
+/* The application has read all bytes before copied_seq, and has_unread(). */
 static __always_inline void stamp_read(struct connection *conn, u64 sk, u32 copied_seq, u64 now,
 				       enum access access)
 {
@@ -235,8 +238,7 @@ static __always_inline void stamp_read(struct connection *conn, u64 sk, u32 copi
 	};
 	struct read_stamper rest;
 
-	skip_finished(conn, &conn->read);
-	if (stamp_one_read(&first, access) || conn->read >= conn->arrived)
+	if (stamp_one_read(&first, access))
 		return;
 	rest = first;
 	if (access == DIRECT)

@@ -29,7 +29,7 @@ static __always_inline bool hand_over(const struct exchange *x)
 
 	if (ends->submitted - ends->read >= RING_MAX)
 		return false;
-	at = __sync_fetch_and_add(&ends->submitted, 1) & (RING_SLOTS - 1);
+	at = __sync_fetch_and_add(&ends->submitted, 1) & RING_MASK;
 	/* The record is whole before anybody is shown it. */
 	asm volatile("" : : : "memory");
 	ring()[at] = x->slot + 1;

@@ -23,19 +23,21 @@ static __always_inline bool has_come_unseen(const struct connection *conn, u32 r
  * Has the peer acknowledged bytes that were not seen to leave? That is certain of what was written
  * after all else had left.
  */
-static __always_inline bool has_left_unseen(const struct connection *conn, u32 snd_una)
+static __always_inline bool has_left_unseen(const struct connection *conn, u64 tp,
+					    enum access access)
 {
 	const struct parser *p = &conn->outbound;
 
-	return before(p->next_seq + 1, snd_una) && p->state > PARSER_OFF && conn->writes.count &&
-	       conn->writes.seq[0] == p->next_seq;
+	/* Mostly all that was written has left: then the socket is not asked. */
+	return conn->writes.seq[0] == p->next_seq && conn->writes.count && p->state > PARSER_OFF &&
+	       before(p->next_seq + 1, tcp_snd_una(tp, access));
 }
 
 /*
  * Tells of it, once until bytes are seen again. What was in flight will not become whole, and with the
  * next request that is seen the connection is taken up again.
  */
-static __always_inline void miss(struct connection *conn, enum direction direction, u32 ifindex)
+SELDOM miss(struct connection *conn, enum direction direction, u32 ifindex)
 {
 	if (settings()->is_complete) {
 		if (conn->interface[direction] != UNMEASURED) {
@@ -45,12 +47,13 @@ static __always_inline void miss(struct connection *conn, enum direction directi
 			       ifindex);
 		}
 	} else if (conn->begun != conn->finished) {
-		return; /* the agent stops: that is why */
+		return 0; /* the agent stops: that is why */
 	}
 	if (!lock(&conn->locked))
-		return; /* the next call tries again */
+		return 0; /* the next call tries again */
 	lose_framing(conn);
 	unlock(&conn->locked);
+	return 0;
 }
 
 /* A server's socket has bytes to read, and is not known: it is older than the agent. */

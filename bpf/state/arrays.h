@@ -4,9 +4,9 @@
  * so the programs have its address, and an element is reached by an addition, without a look-up and,
  * where the index cannot be too high, without a test for NULL.
  *
- * src/otelbpf/kernel/arrays.py makes their maps, as long as bpf/configuration.h says: CPU_SLOTS,
- * SOCKET_SLOTS, READER_SLOTS, RING_SLOTS, SERIES_SETS and STAGE_ORDERS are powers of two; the ring is to
- * hold RING_MAX at most. In an object each is a section of its own, whose map is that one.
+ * src/otelbpf/kernel/arrays.py makes their maps, as long as bpf/configuration.h says: what has a mask, and
+ * READER_SLOTS, SERIES_SETS and STAGE_ORDERS are powers of two; the ring is to hold RING_MAX at most. In an
+ * object each is a section of its own, whose map is that one.
  */
 #pragma once
 

@@ -130,7 +130,7 @@ DEFINE_ARRAY(struct connection, connections)
 DEFINE_ARRAY(struct connection_tags, connection_tags)
 DEFINE_ARRAY(u32, socket_places)
 
-DEFINE_ELEMENT(struct connection, connection_at, connections, CONNECTION_SETS *WAYS)
+DEFINE_ELEMENT(struct connection, connection_at, connections, CONNECTIONS)
 
 /* The connection of a request; NULL: another one has its place by now. */
 static __always_inline struct connection *connection_named(const struct request_name *name)

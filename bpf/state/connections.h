@@ -93,7 +93,7 @@ static __always_inline u64 find_place_of(u64 hash)
 
 	if (way == WAYS)
 		return tags->is_short ? (u64)find_in_second(hash, NULL) : NOWHERE;
-	return forgotten(index * WAYS + way, hash);
+	return index * WAYS + way;
 }
 
 /* Until it is locked the place may become another connection's: then it has not this id any more. */
@@ -238,7 +238,7 @@ static __always_inline struct connection *create_connection(const struct connect
 	/* Two processors may have packets of a connection that neither has found. */
 	if (!lock(&tags->locked))
 		return NULL;
-	place = find_place_of(hash);
+	place = forgotten(find_place_of(hash), hash);
 	is_new = forgotten(place == NOWHERE, hash);
 	if (is_new)
 		place = claim_place(hash, NULL);

@@ -69,10 +69,10 @@ static __always_inline bool is_measured(const struct connection_key *key)
 	return has_role(key, ROLE_SERVER | ROLE_CLIENT);
 }
 
-/* Does a socket with these ports come into consideration? */
+/* Does a socket with these ports come into consideration? Its own one it has in host order. */
 static __always_inline bool may_be_measured(u16 local_port, u64 sk, enum access access)
 {
-	return is_measured_port(local_port) ||
+	return measured_ports()[local_port] ||
 	       (CLIENTS && upstream_port_of(sock_peer_port(sk, access)));
 }
 

@@ -32,7 +32,11 @@ DEFINE_ARRAY(struct reader, readers)
 /* The place of a task that reads, which others share. */
 static __always_inline struct reader *reader_at(u32 tid)
 {
-	return &readers()[tid & (READER_SLOTS - 1)];
+	struct reader *r = &readers()[tid & (READER_SLOTS - 1)];
+
+	/* Else clang would add it up anew wherever it is needed. */
+	asm("" : "+r"(r));
+	return r;
 }
 
 /* The place of a task that reads, which may have been another's. */

@@ -151,7 +151,7 @@ struct scratch {
 	struct proxy_cursor proxy;
 	struct connection_key asked;
 	struct handshake attempt;
-	u64 waking_pid_tgid; /* of the task that brings waking_sk's data, or is interrupted by them */
+	u64 waking_tid; /* of the task that brings waking_sk's data, or is interrupted by them */
 	struct bpf_sock_tuple tuple;
 	u32 unused_2;
 	u64 found_at[FOUND_COUNT];
@@ -167,7 +167,7 @@ DEFINE_ARRAY(struct scratch, scratches)
 
 static __always_inline struct scratch *own_scratch(void)
 {
-	struct scratch *s = &scratches()[bpf_get_smp_processor_id() & (CPU_SLOTS - 1)];
+	struct scratch *s = &scratches()[bpf_get_smp_processor_id() & CPU_MASK];
 
 	/* Else clang would add it up anew wherever it is needed. */
 	asm("" : "+r"(s));

@@ -15,7 +15,7 @@ static __always_inline struct connection *find_by_socket(u64 sk, struct connecti
 	*is_measured = false;
 	if (!may_be_measured(local_port, sk, access))
 		return NULL;
-	place = &socket_places()[sock_hash(sk, access) & (SOCKET_SLOTS - 1)];
+	place = &socket_places()[sock_hash(sk, access) & SOCKET_MASK];
 	conn = connection_at(*place);
 	if (conn && conn->socket == sk)
 		return conn;

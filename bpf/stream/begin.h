@@ -98,8 +98,8 @@ static __always_inline bool repeats_upgrade(struct connection *conn, const struc
 }
 
 /* The same in the direction of responses: one that begins here is read in the dark. */
-SELDOM take_up_response(struct __sk_buff *skb, struct connection *conn, const struct segment *seg,
-			enum flow flow)
+SELDOM begin_in_the_dark(struct __sk_buff *skb, struct connection *conn, const struct segment *seg,
+			 enum flow flow)
 {
 	struct parser *responses = parser_of(conn, flow), *requests = parser_of(conn, flow ^ 1);
 	u64 start = 0;
@@ -122,4 +122,12 @@ SELDOM take_up_response(struct __sk_buff *skb, struct connection *conn, const st
 	/* More than this the other side has not had when it sent the response. */
 	requests->next_seq = seg->ack_seq;
 	return true;
+}
+
+static __always_inline bool take_up_response(struct __sk_buff *skb, struct connection *conn,
+					     const struct segment *seg, enum flow flow)
+{
+	struct segment copy = *seg; /* whose address is not handed on: it stays in registers */
+
+	return begin_in_the_dark(skb, conn, &copy, flow);
 }

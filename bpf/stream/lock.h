@@ -13,10 +13,7 @@
  * queue for each that sends. Who comes second waits until the first one has read its packet, a
  * microsecond or two; for one that is stopped in the midst of that, no longer than a packet can wait.
  */
-static __always_inline bool try_lock(u64 *locked)
-{
-	return !__sync_val_compare_and_swap(locked, 0, 1);
-}
+static __always_inline bool try_lock(u64 *locked) { return swap(locked, 0, 1); }
 
 struct waiting {
 	u64 *locked;
@@ -35,15 +32,16 @@ STEP lock_after_a_while(u64 turn UNUSED, struct waiting *w)
 	return w->held;
 }
 
-/* False: another one has it for too long. What it holds is left alone, and it alone unlocks. */
-static __always_inline bool lock(u64 *locked)
+SELDOM wait_for_lock(u64 *locked)
 {
-	struct waiting w = { .locked = locked, .held = try_lock(locked) };
+	struct waiting w = { .locked = locked };
 
-	if (!w.held)
-		REPEAT(LOCK_TRIES, lock_after_a_while, &w);
+	REPEAT(LOCK_TRIES, lock_after_a_while, &w);
 	return w.held;
 }
+
+/* False: another one has it for too long. What it holds is left alone, and it alone unlocks. */
+static __always_inline bool lock(u64 *locked) { return try_lock(locked) || wait_for_lock(locked); }
 
 /* All is written that was to be. Where another program goes on, that one unlocks. */
 static __always_inline void unlock(u64 *locked)

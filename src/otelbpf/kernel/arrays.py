@@ -72,12 +72,13 @@ class Arrays:
         limits = self._limits
         return {
             "series": bool(limits.series),
-            "cpu_slots": self._cpu_slots,
+            "cpu_mask": self._cpu_slots - 1,
             "connection_sets": _connection_sets(limits),
-            "socket_slots": _socket_slots(limits),
+            "connections": _connection_sets(limits) * FixedLength.WAYS,
+            "socket_mask": _socket_slots(limits) - 1,
             "max_exchanges": limits.exchanges,
             "ring_max": limits.ring,
-            "ring_slots": limits.ring_slots,
+            "ring_mask": limits.ring_slots - 1,
             "series_rows": self.series_rows.count,
         }
 

@@ -872,7 +872,7 @@ PROXY_NETWORK = np.dtype(
     }
 )
 
-#: struct configuration, 52 bytes.
+#: struct configuration, 56 bytes.
 CONFIGURATION = np.dtype(
     {
         "names": [
@@ -880,17 +880,19 @@ CONFIGURATION = np.dtype(
             "clients",
             "series",
             "go_handlers",
-            "cpu_slots",
+            "cpu_mask",
             "connection_sets",
-            "socket_slots",
+            "connections",
+            "socket_mask",
             "max_exchanges",
             "ring_max",
-            "ring_slots",
+            "ring_mask",
             "series_rows",
             "proxy_networks",
             "forwarded_header",
         ],
         "formats": [
+            "u4",
             "u4",
             "u4",
             "u4",
@@ -919,8 +921,9 @@ CONFIGURATION = np.dtype(
             40,
             44,
             48,
+            52,
         ],
-        "itemsize": 52,
+        "itemsize": 56,
     }
 )
 
@@ -1107,6 +1110,7 @@ KERNEL_FIELDS = {
     ],
     "task_struct": [
         "pid",
+        "tgid",
         "flags",
         "mm",
         "group_leader",

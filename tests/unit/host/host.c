@@ -426,12 +426,13 @@ static const struct configuration lengths = {
 	.servers = 1,
 	.clients = 1,
 	.series = 1,
-	.cpu_slots = 2,
+	.cpu_mask = 1,
 	.connection_sets = 1,
-	.socket_slots = 1,
+	.connections = WAYS,
+	.socket_mask = 0,
 	.max_exchanges = 64,
 	.ring_max = 64,
-	.ring_slots = 64,
+	.ring_mask = 63,
 	.series_rows = 1,
 	.proxy_networks = 3,
 	.forwarded_header = FORWARDED_ASKED_FOR,
@@ -461,13 +462,14 @@ static void begin_conversation(void)
 	configuration_data = lengths;
 	if (getenv("CONNECTION_SETS"))
 		configuration_data.connection_sets = atoi(getenv("CONNECTION_SETS"));
-	NEW_ARRAY(scratches, CPU_SLOTS);
-	NEW_ARRAY(connections, CONNECTION_SETS * WAYS);
+	configuration_data.connections = CONNECTION_SETS * WAYS;
+	NEW_ARRAY(scratches, CPU_MASK + 1);
+	NEW_ARRAY(connections, CONNECTIONS);
 	NEW_ARRAY(connection_tags, CONNECTION_SETS);
-	NEW_ARRAY(socket_places, SOCKET_SLOTS);
+	NEW_ARRAY(socket_places, SOCKET_MASK + 1);
 	NEW_ARRAY(exchanges, MAX_EXCHANGES);
 	NEW_ARRAY(forwarded_texts, MAX_EXCHANGES);
-	NEW_ARRAY(ring, RING_SLOTS);
+	NEW_ARRAY(ring, RING_MASK + 1);
 	NEW_ARRAY(ring_ends, 1);
 	NEW_ARRAY(notices, 1);
 	NEW_ARRAY(series, SERIES_ROWS);
