@@ -16,6 +16,7 @@
 
 /* All of the kernel's structures are parts of one here: host.c has it. */
 #define FIELD(base, of, field) ((u64)(base) + __builtin_offsetof(struct host_object, of.field))
+#define FIELD_AT(base, of, field, index) (FIELD(base, of, field) + (index))
 
 /* The one looked up or updated last comes first. */
 struct host_entry {
