@@ -142,10 +142,7 @@ static __always_inline bool handle_transmitted(struct __sk_buff *skb, struct scr
 	if (p->state <= PARSER_OFF && !take_up_response(skb, conn, seg, RESPONSES_OUT))
 		return false;
 	s->ktime_ns = bpf_ktime_get_ns();
-	/* What is sent again belongs to the first response not yet acknowledged. */
-	return take_outbound(skb, s, conn, seg,
-			     before(seg->seq, p->next_seq) ? conn->finished : conn->answered,
-			     RESPONSES_OUT);
+	return take_outbound(skb, s, conn, seg, RESPONSES_OUT);
 }
 
 /* The same of a request to an upstream, and of its response. */
@@ -167,10 +164,7 @@ static __always_inline bool handle_requested(struct __sk_buff *skb, struct scrat
 	if ((p->state == PARSER_LOST || conn->inbound.state == PARSER_LOST) &&
 	    !take_up(skb, conn, seg, REQUESTS_OUT))
 		return false;
-	/* What is sent again belongs to the first request not yet answered. */
-	return take_outbound(skb, s, conn, seg,
-			     before(seg->seq, p->next_seq) ? conn->answered : conn->begun - 1,
-			     REQUESTS_OUT);
+	return take_outbound(skb, s, conn, seg, REQUESTS_OUT);
 }
 
 static __always_inline bool handle_responded(struct __sk_buff *skb, struct scratch *s,

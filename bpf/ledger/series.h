@@ -116,11 +116,17 @@ static __always_inline u64 add_stages(struct series *s, struct exchange *x, u64 
 	return start;
 }
 
+enum added {
+	NOT_ADDED, /* there is no place for it yet */
+	ADDED,
+	ADDED_SLOW, /* and it was slow */
+};
+
 /*
- * Adds a request that was answered, and is nobody else's any more, to its series, and
- * says whether it was slow. False: nothing was added, since there is no place for it yet.
+ * Adds a request that was answered, and is nobody else's any more, to its series: enum added. A call, as
+ * it takes all registers there are, which whoever adds up nothing has for something better.
  */
-static __always_inline bool add_to_series(struct exchange *x, bool *slow)
+STEP add_to_series(struct exchange *x, void *context UNUSED)
 {
 	const struct request_record *r = &x->record;
 	struct series_place at = {};
@@ -129,16 +135,16 @@ static __always_inline bool add_to_series(struct exchange *x, bool *slow)
 	struct series *s;
 
 	if (!place_of(r, &at))
-		return false;
+		return NOT_ADDED;
 	/* Here: asked for later on it would have the verifier look at half as much again. */
 	at.row += bpf_get_smp_processor_id() & at.cpu_mask;
 	order_stamps(x);
 	known = find_order(&x->order);
 	if (!known)
-		return false;
+		return NOT_ADDED;
 	s = series_at(at.row);
 	if (!s)
-		return false;
+		return NOT_ADDED;
 	first = stamp_time(x, stamp_in_order(x, 0));
 	end = add_stages(s, x, first, known);
 	length = end - first;
@@ -153,6 +159,5 @@ static __always_inline bool add_to_series(struct exchange *x, bool *slow)
 				     r->request_retransmits + r->response_retransmits);
 	if (r->out_of_order)
 		__sync_fetch_and_add(&s->out_of_order, r->out_of_order);
-	*slow = length >= at.slow_ns;
-	return true;
+	return length >= at.slow_ns ? ADDED_SLOW : ADDED;
 }

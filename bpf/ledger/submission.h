@@ -45,13 +45,17 @@ enum ending { ORDERLY, IRREGULAR };
 
 static __always_inline void submit(struct exchange *x, enum ending ending)
 {
-	bool slow = false;
+	long added = NOT_ADDED;
 
 	if (!take_out_of_flight(x))
 		return;
-	if (SERIES && ending == ORDERLY && add_to_series(x, &slow))
-		x->record.flags |= IN_SERIES;
-	if (x->record.sampled || slow || (settings()->keep_errors && has_failed(&x->record))) {
+	if (SERIES && ending == ORDERLY) {
+		added = add_to_series(x, NULL);
+		if (added)
+			x->record.flags |= IN_SERIES;
+	}
+	if (x->record.sampled || added == ADDED_SLOW ||
+	    (settings()->keep_errors && has_failed(&x->record))) {
 		x->record.flags |= KEPT;
 	} else if (!SERIES || x->record.flags & IN_SERIES) {
 		count(COUNT_SAMPLED_OUT);

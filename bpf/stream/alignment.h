@@ -100,8 +100,14 @@ static __always_inline void judge_leaving_again(struct __sk_buff *skb, const str
 	x->left_again = 0;
 }
 
+/* Does the segment begin where the last one ended, as most do? */
+static __always_inline bool is_next(const struct parser *p, const struct segment *seg)
+{
+	return seg->seq == p->next_seq && seg->payload_length;
+}
+
 /*
- * Brings the parser to this segment. Returns how many of its bytes were seen
+ * Brings the parser to this segment, which is not is_next(). Returns how many of its bytes were seen
  * before (all of them: it is a retransmission), or -1 where bytes before it are
  * missing and the parser needs them.
  */
@@ -112,7 +118,6 @@ static __always_inline s64 align(struct __sk_buff *skb, struct scratch *s, struc
 	u32 end = seg->seq + seg->payload_length, missing;
 	struct exchange *x;
 
-	s->ahead = 0;
 	if (seg->seq == p->next_seq)
 		return 0;
 	x = in_flight(conn, ordinal);
@@ -159,13 +164,10 @@ static __always_inline bool may_end_response(const struct parser *p, const struc
 	       p->state == PARSER_UNTIL_CLOSE;
 }
 
-/*
- * An inbound segment of a connection that is followed. True: there is something to read, which `s`
- * then describes.
- */
-static __always_inline bool take_inbound(struct __sk_buff *skb, struct scratch *s,
-					 struct connection *conn, const struct segment *seg,
-					 enum flow flow)
+/* An inbound segment that is not is_next(), as take_inbound() has it. */
+static __always_inline bool take_inbound_other(struct __sk_buff *skb, struct scratch *s,
+					       struct connection *conn, const struct segment *seg,
+					       enum flow flow)
 {
 	s64 seen_before = align(skb, s, conn, seg, conn->arrived - 1, flow);
 	struct parser *p = &conn->inbound;
@@ -185,24 +187,60 @@ static __always_inline bool take_inbound(struct __sk_buff *skb, struct scratch *
 				  OF_ROLE(flow));
 		return false; /* not reached */
 	}
+	return true;
+}
+
+/*
+ * An inbound segment of a connection that is followed. True: there is something to read, which `s`
+ * then describes.
+ */
+static __always_inline bool take_inbound(struct __sk_buff *skb, struct scratch *s,
+					 struct connection *conn, const struct segment *seg,
+					 enum flow flow)
+{
+	struct parser *p = &conn->inbound;
+
+	s->ahead = 0;
+	if (is_next(p, seg))
+		fill_scratch(s, seg, 0);
+	else if (!take_inbound_other(skb, s, conn, seg, flow))
+		return false;
 	p->next_seq = seg->seq + seg->payload_length;
 	conn->interface[INBOUND] = skb->ifindex;
 	return true;
 }
 
+/*
+ * The one that an outbound segment belongs to that is not is_next(): what is sent again to the first
+ * response not yet acknowledged, or to the first request not yet answered.
+ */
+static __always_inline u64 sent_for(const struct connection *conn, const struct segment *seg,
+				    enum flow flow)
+{
+	bool again = before(seg->seq, conn->outbound.next_seq);
+
+	if (CARRIES_REQUESTS(flow))
+		return again ? conn->answered : conn->begun - 1;
+	return again ? conn->finished : conn->answered;
+}
+
 /* The same for an outbound segment. If what is missing must be known, framing is lost. */
 static __always_inline bool take_outbound(struct __sk_buff *skb, struct scratch *s,
 					  struct connection *conn, const struct segment *seg,
-					  u64 ordinal, enum flow flow)
+					  enum flow flow)
 {
-	s64 seen_before = align(skb, s, conn, seg, ordinal, flow);
 	struct parser *p = &conn->outbound;
+	s64 seen_before = 0;
 
-	if (seen_before >= seg->payload_length && !may_end_response(p, seg, flow))
-		return false;
-	if (seen_before < 0) {
-		p->state = PARSER_LOST;
-		return true;
+	s->ahead = 0;
+	if (!is_next(p, seg)) {
+		seen_before = align(skb, s, conn, seg, sent_for(conn, seg, flow), flow);
+		if (seen_before >= seg->payload_length && !may_end_response(p, seg, flow))
+			return false;
+		if (seen_before < 0) {
+			p->state = PARSER_LOST;
+			return true;
+		}
 	}
 	fill_scratch(s, seg, seen_before);
 	conn->interface[OUTBOUND] = skb->ifindex;
