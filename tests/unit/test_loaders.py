@@ -23,7 +23,7 @@ from otelbpf.kernel.bpf_object import OTHER_LOADER
 from otelbpf.kernel.diagnostics import keep_log
 from otelbpf.kernel.libbpf import VerifierError
 from otelbpf.kernel.loader import Programs
-from otelbpf.kernel.loaders import Loader, choose_loader
+from otelbpf.kernel.loaders import BCC_LACKS, Loader, choose_loader
 from otelbpf.kernel.loads import Load
 from otelbpf.ledger.ids import Ids
 from otelbpf.policy.sampler import Sampler
@@ -66,7 +66,8 @@ def test_an_older_kernel_gets_them_compiled() -> None:
     chosen = choose_loader(Loader.AUTO, OLD)
     assert chosen.loader is Loader.BCC
     assert str(chosen) == (
-        "to be compiled by BCC 1.2, as the kernel has no bpf_loop(), which came with 5.17"
+        "to be compiled by BCC 1.2, as the kernel has no bpf_loop(), which came with 5.17; "
+        + BCC_LACKS
     )
 
 
@@ -75,7 +76,7 @@ def test_who_asks_for_bcc_gets_it() -> None:
     chosen = choose_loader(Loader.BCC, NEW)
     assert (chosen.loader, str(chosen)) == (
         Loader.BCC,
-        "to be compiled by BCC 1.2, as --loader bcc asks for it",
+        f"to be compiled by BCC 1.2, as --loader bcc asks for it; {BCC_LACKS}",
     )
 
 

@@ -171,7 +171,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from otelbpf.agent.run import run
     from otelbpf.export.exporters import Signal, exporter_name
     from otelbpf.export.sender import QueueLimits
-    from otelbpf.kernel.loaders import Loader
+    from otelbpf.kernel.loaders import BCC_LACKS, Loader
     from otelbpf.ledger.tally import not_joined
     from otelbpf.policy.sampler import Sampler, Slow
     from otelbpf.traces.description import StageStyle
@@ -230,7 +230,11 @@ def _run(arguments: argparse.Namespace) -> int:
         where = ", ".join(config.interfaces)
         print(
             f"otelbpf: loading, to measure {_measured(config)} on {where}"
-            + ("; BCC compiles first, in some seconds" if loader is Loader.BCC else ""),
+            + (
+                f"; BCC compiles the programs first, in some seconds; {BCC_LACKS}"
+                if loader is Loader.BCC
+                else ""
+            ),
             file=sys.stderr,
             flush=True,
         )

@@ -16,6 +16,13 @@ from otelbpf.kernel.objects import why_unusable
 _LOOP = "bpf_loop"
 
 
+#: What BCC's programs have no room for.
+BCC_LACKS = (
+    "they do not read the header of --forwarded-by, and do not compare a head in several segments "
+    "that comes again"
+)
+
+
 class Loader(StrEnum):
     """Where the programs come from.
 
@@ -42,7 +49,7 @@ class Chosen(NamedTuple):
     def __str__(self) -> str:
         if self.loader is Loader.OBJECT:
             return f"ready-made, as {self.reason}"
-        return f"to be compiled by BCC {import_bcc().__version__}, as {self.reason}"
+        return f"to be compiled by BCC {import_bcc().__version__}, as {self.reason}; {BCC_LACKS}"
 
 
 def choose_loader(asked: Loader, btf: Btf) -> Chosen:
