@@ -76,6 +76,10 @@ WITHOUT_NET_ADMIN = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_ad
             ["--interface", "lo", "--port", "80", "--forwarded-header", "forwarded"],
             ["--forwarded-header", "--forwarded-by"],
         ),
+        *(
+            (["--interface", "lo", "--client-port", "80", option, "::1"], [option, "--port"])
+            for option in ("--proxy-protocol", "--forwarded-by")
+        ),
         (["--interface", "lo", "--port", "80", "--out", "x"], ["--out"]),
         (["--interface", "lo", "--port", "80", "--output", "x"], ["--output", "otlp_json_file"]),
         (["--interface", "lo", "--port", "80", "--ready-file", "/none/x"], ["--ready-file"]),

@@ -105,6 +105,11 @@ def _config(arguments: argparse.Namespace, series: int) -> Config:
             "--forwarded-header has no meaning alone: name the proxies whose header is believed "
             "with --forwarded-by"
         )
+    for option, given in (("--proxy-protocol", proxies), ("--forwarded-by", forwarders)):
+        if given and not arguments.port:
+            raise UsageError(
+                f"{option} has no meaning without a --port: it is of the clients of a server"
+            )
     header = Header(arguments.forwarded_header or Header.X_FORWARDED_FOR)
     return Config(
         interfaces=tuple(dict.fromkeys(arguments.interface)),
