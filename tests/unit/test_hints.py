@@ -25,10 +25,12 @@ LOOPBACK = Cause(UNSEEN, 8080, False, "lo", Way.UNMEASURED)
         (Cause(NOT_HTTP, 80, False), 1, "1 connection to port 80 is no HTTP/1, and is not read"),
         (Cause(PROXY_HEADER, 80, False), 1,
          "1 connection to port 80 begins with a header of the PROXY protocol, and is not read: "
-         "name the proxies that send it with --proxy-protocol"),
+         "name the proxies that send it with --proxy-protocol; one that is named sends it once, "
+         "before the first request"),
         (Cause(PROXY_HEADER, 80, False), 2,
          "2 connections to port 80 begin with a header of the PROXY protocol, and are not read: "
-         "name the proxies that send it with --proxy-protocol"),
+         "name the proxies that send it with --proxy-protocol; one that is named sends it once, "
+         "before the first request"),
         (LOOPBACK, 3,
          "3 connections to port 8080 come in on lo, which is not measured: add --interface lo"),
         (LOOPBACK, 1,

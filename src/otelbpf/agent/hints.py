@@ -32,7 +32,7 @@ _PROTOCOLS = {
 }
 _PROXY_HEADER = (
     "{} with a header of the PROXY protocol, and {} not read: name the proxies that send it with "
-    "--proxy-protocol"
+    "--proxy-protocol; one that is named sends it once, before the first request"
 )
 _PROTOCOLS[NoticeKind.PROXY_HEADER] = (
     _PROXY_HEADER.format("begins", "is"),
