@@ -64,6 +64,12 @@ def cut(data: bytes, *places: int) -> list[tuple[int, bytes]]:
     return [(start, data[start:end]) for start, end in bounds if start < end]
 
 
+def in_order(data: bytes, at: int, order: str) -> list[tuple[bytes, int]]:
+    """Segments of `data`, each with its position: "1" and "2" are its parts, "w" is the whole."""
+    segments = {"1": (data[:at], 0), "2": (data[at:], at), "w": (data, 0)}
+    return [segments[each] for each in order]
+
+
 def early(order: Iterable[tuple[int, bytes]]) -> int:
     """How many of the segments come before a byte that precedes them."""
     seen: set[int] = set()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+from conversation import in_order
 from lab import SPARE_PORT, prepare, receive
 from messages import CHUNKED, OK, chunks, request
 from meter import WHOLE, Meter, flags
@@ -154,9 +155,8 @@ CHUNKED_HEAD = request("PUT", "/real", HEADERS | CHUNKED)
 @pytest.mark.parametrize("order", ["112", "1122", "12121", "12212", "1w2", "1w12w"])
 def test_a_head_in_segments_that_come_again_is_told(victim: Victim, at: int, order: str) -> None:
     """TCP has taken none of them; a network that doubles packets gives a host several at once."""
-    parts = {"1": (LONG[:at], 0), "2": (LONG[at:], at), "w": (LONG, 0)}
-    for number in order:
-        victim.forge(*parts[number])
+    for segment in in_order(LONG, at, order):
+        victim.forge(*segment)
     victim.send(LONG)
     victim.read(LONG)
     victim.answer()
@@ -176,9 +176,8 @@ def test_a_head_in_segments_of_which_a_byte_differs_is_not(
 ) -> None:
     other = bytearray(LONG)
     other[forged] ^= 1
-    parts = {"1": (bytes(other[:at]), 0), "2": (bytes(other[at:]), at)}
-    for number in order:
-        victim.forge(*parts[number])
+    for segment in in_order(bytes(other), at, order):
+        victim.forge(*segment)
     victim.send(LONG[:at])
     victim.send(LONG[at:], at)
     victim.read(LONG)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+from conversation import in_order
 from lab import receive, unread_bytes
 from messages import CHUNKED, CONTINUE, OK, chunks, request, response
 from meter import FREE_PORT, OUTGOING, UNKNOWN, Meter, flags
@@ -193,10 +194,9 @@ def test_nor_a_head_in_segments_of_which_a_byte_differs(
 ) -> None:
     other = bytearray(LONG)
     other[byte] ^= 1
-    parts = {"1": (bytes(other[:at]), 0), "2": (bytes(other[at:]), at)}
     victim.ask()
-    for number in order:
-        victim.forge(*parts[number])
+    for segment in in_order(bytes(other), at, order):
+        victim.forge(*segment)
     victim.send(LONG[:at])
     victim.send(LONG[at:], at)
     victim.read(LONG)
@@ -219,10 +219,9 @@ def test_what_comes_again_as_it_was_is_told(victim: Victim, real: bytes, part: i
 @pytest.mark.parametrize("at", [2, 100, 700, len(LONG) - len(BODY) - 3, len(LONG) - 5])
 @pytest.mark.parametrize("order", ["112", "1122", "1212"])
 def test_a_head_in_segments_that_come_again_is_told(victim: Victim, at: int, order: str) -> None:
-    parts = {"1": (LONG[:at], 0), "2": (LONG[at:], at)}
     victim.ask()
-    for number in order:
-        victim.forge(*parts[number])
+    for segment in in_order(LONG, at, order):
+        victim.forge(*segment)
     victim.send(LONG)
     victim.read(LONG)
     assert victim.expect(LONG, len(BODY), len(order) - 1) == 0
