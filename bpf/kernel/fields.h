@@ -99,9 +99,18 @@ static __always_inline u32 tcp_copied_seq(u64 tp, enum access access)
 	return load_u32(FIELD(tp, tcp_sock, copied_seq), access);
 }
 
+/* To the verifiers of 6.1 and 6.12 a number whose bytes were swapped has no bound. */
+static __always_inline u64 bounded_port(u64 port)
+{
+	asm volatile("" : "+r"(port));
+	return port & 0xffff;
+}
+
 static __always_inline u16 tcp_bound_port(u64 tp, enum access access)
 {
-	return __builtin_bswap16(load_u16(FIELD(tp, inet_sock, inet_sport), access));
+	u16 port = load_u16(FIELD(tp, inet_sock, inet_sport), access);
+
+	return bounded_port(__builtin_bswap16(port));
 }
 
 static __always_inline u32 tcp_write_seq(u64 tp, enum access access)

@@ -8,13 +8,6 @@
 
 MAP(HASH, upstreams, struct upstream, u8, UPSTREAMS_MOST)
 
-/* To the verifiers of 6.1 and 6.12 a number whose bytes were swapped has no bound. */
-static __always_inline u64 bounded_port(u64 port)
-{
-	asm volatile("" : "+r"(port));
-	return port & (PORTS - 1);
-}
-
 static __always_inline bool is_measured_port(u16 port)
 {
 	return measured_ports()[bounded_port(port)];

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -53,15 +53,21 @@ HANDLERS = [
 PROXIES = (network("192.0.2.7"), network("fd00::/8"))
 
 
+@contextlib.contextmanager
 def load(
     limits: Limits,
     told: Settings,
     loader: Loader = Loader.OBJECT,
     mechanism: Mechanism | None = None,
-) -> contextlib.closing[Programs]:
+) -> Iterator[Programs]:
+    """What is refused fails here, even what an agent would do without."""
     with Btf.of_kernel() as btf:
         choices = choose(btf, mechanism, metrics=bool(limits.series))
-        return contextlib.closing(Programs(btf, choices, limits, told, loader))
+        with contextlib.closing(Programs(btf, choices, limits, told, loader)) as programs:
+            for choice in choices:
+                if choice.chosen is not None and choice.chosen.mechanism is not Mechanism.TC:
+                    programs.fd_of(choice.chosen)
+            yield programs
 
 
 @pytest.mark.guest
