@@ -40,7 +40,7 @@ _RATES = (400, 5_000, 0)
 _EACH_S, _MEMORY_RATES = 15, (5_000,)
 _WARM_UP_S = 2.0
 # A batch waits no longer for its requests, and then there is nothing left to do.
-_REST_S = 2.5
+_REST_S = 6.0
 # From then on an agent takes it that nothing will come.
 _QUIET_S = 12.0
 _SPANS = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
