@@ -57,7 +57,14 @@ def pieces() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("arguments", list(lines()), ids=" ".join)
-def test_what_is_to_be_typed_is_taken(arguments: list[str]) -> None:
+def test_what_is_to_be_typed_is_taken(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the file that the documents show."""
+    document = (ROOT / "docs/configuration.md").read_text()
+    (example,) = (block for language, block in _BLOCK.findall(document) if language == "yaml")
+    (tmp_path / "otelbpf.yaml").write_text(example)
+    monkeypatch.chdir(tmp_path)
     build_parser().parse_args(arguments)
 
 

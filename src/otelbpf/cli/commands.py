@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from otelbpf.cli import want
+from otelbpf.cli import together, want
 from otelbpf.cli.options import build_parser
 from otelbpf.errors import OtelbpfError, UsageError
 from otelbpf.protocols.urls import authority_of
@@ -68,12 +68,8 @@ def _require_measurable(arguments: argparse.Namespace) -> None:
     """Raises an OtelbpfError if there is nothing to measure, or no way to."""
     from otelbpf.host import ulimits
 
-    if not (arguments.port or arguments.upstream or arguments.client_port):
-        raise UsageError(
-            "nothing to measure: give a server's --port, or an --upstream or a --client-port that "
-            f"requests are sent to; see `otelbpf {arguments.command} --help`"
-        )
     ulimits.require()
+    together.require(arguments)
     from otelbpf.export import variables
     from otelbpf.kernel import needs
     from otelbpf.kernel.loaders import Loader
@@ -90,34 +86,16 @@ def _config(arguments: argparse.Namespace, series: int) -> Config:
     from otelbpf.kernel.hooks import Mechanism
     from otelbpf.kernel.limits import Limits
     from otelbpf.kernel.loaders import Loader
-    from otelbpf.kernel.settings import PROXY_NETWORKS_MOST
     from otelbpf.policy.proxies import Forwarding, Header
 
-    proxies = tuple(dict.fromkeys(arguments.proxy_protocol))
-    if len(proxies) > PROXY_NETWORKS_MOST:
-        raise UsageError(
-            f"--proxy-protocol names {len(proxies)} networks: there is room for "
-            f"{PROXY_NETWORKS_MOST}; name larger ones"
-        )
-    forwarders = tuple(dict.fromkeys(arguments.forwarded_by))
-    if arguments.forwarded_header and not forwarders:
-        raise UsageError(
-            "--forwarded-header has no meaning alone: name the proxies whose header is believed "
-            "with --forwarded-by"
-        )
-    for option, given in (("--proxy-protocol", proxies), ("--forwarded-by", forwarders)):
-        if given and not arguments.port:
-            raise UsageError(
-                f"{option} has no meaning without a --port: it is of the clients of a server"
-            )
     header = Header(arguments.forwarded_header or Header.X_FORWARDED_FOR)
     return Config(
         interfaces=tuple(dict.fromkeys(arguments.interface)),
         ports=tuple(dict.fromkeys(arguments.port)),
         upstreams=tuple(dict.fromkeys(arguments.upstream)),
         client_ports=tuple(dict.fromkeys(arguments.client_port)),
-        proxies=proxies,
-        forwarding=Forwarding(forwarders, header),
+        proxies=tuple(dict.fromkeys(arguments.proxy_protocol)),
+        forwarding=Forwarding(tuple(dict.fromkeys(arguments.forwarded_by)), header),
         netns=arguments.netns,
         duration_s=arguments.duration,
         loader=Loader(arguments.loader),
@@ -182,11 +160,6 @@ def _run(arguments: argparse.Namespace) -> int:
     from otelbpf.traces.description import StageStyle
 
     slow = Slow.of_times(arguments.slow)
-    if arguments.keep_4xx and not (arguments.sample or slow):
-        raise UsageError(
-            "--keep-4xx says what --sample and --slow keep: give one of these, too; see "
-            "`otelbpf run --help`"
-        )
     has_metrics = exporter_name(os.environ, Signal.METRICS) != "none"
     config = replace(
         _config(arguments, series=arguments.series if slow or has_metrics else 0),
@@ -291,7 +264,11 @@ def _write_whole(path: Path, text: str) -> None:
 def _check(arguments: argparse.Namespace) -> int:
     from otelbpf.kernel import findings
 
-    report = findings.of_limits() or _examine(arguments)
+    report = findings.of_limits()
+    if report is None:
+        if arguments.config is not None:
+            together.require(arguments)
+        report = _examine(arguments)
     print(report.as_json() if arguments.json else report)
     return 0 if report.can_run else 1
 

@@ -6,48 +6,15 @@ from __future__ import annotations
 import argparse
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
+from otelbpf.cli.parser import Command, Parser, Repeated
 from otelbpf.errors import UsageError
 from otelbpf.kernel.limits import DEFAULT, MOST
 from otelbpf.policy import proxies
 from otelbpf.policy.routes import Routes
 from otelbpf.version import __version__
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, without the usage text before it."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see `{self.prog} --help`")
-
-
-class _Command(_Parser):
-    """Refuses itself what it does not know: argparse would leave that to `otelbpf`.
-
-    Attributes:
-        all: the commands.
-    """
-
-    all: Collection[_Command] = ()
-
-    # argparse's own also takes namespaces that are made by others; nobody gives it one here.
-    def parse_known_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
-        arguments, unknown = super().parse_known_args(args, namespace)
-        if unknown:
-            option = unknown[0].partition("=")[0]
-            others = [f"`{each.prog}`" for each in self.all if each.has(option)]
-            whose = f"; {option} is an option of {' and '.join(others)}" if others else ""
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{whose}")
-        return arguments, unknown
-
-    def has(self, option: str) -> bool:
-        """Is this an option of the command's?"""
-        return option in self._option_string_actions
 
 
 def _is_number(text: str) -> bool:
@@ -97,9 +64,16 @@ def _number(least: int, most: int) -> Callable[[str], int]:
 
 
 def _one_in(text: str) -> int:
+    """N of 1/N; 0.01 is 1/100."""
+    if decimal := re.fullmatch(r"0?\.(\d{1,9})", text, re.ASCII):
+        whole, part = int(10 ** len(decimal[1])), int(decimal[1])
+        if part and whole % part == 0:
+            return whole // part
     one, _, n = text.partition("/")
     if one != "1" or not _is_number(n) or not 1 <= int(n) <= 1_000_000_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is no share: one in a hundred is 1/100")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no share of one in N: one in a hundred is 1/100, or 0.01"
+        )
     return int(n)
 
 
@@ -173,30 +147,37 @@ def _add_loader(add: Callable[..., object]) -> None:
     )
 
 
-def _measuring() -> _Command:
+def _add_config(add: Callable[..., object]) -> None:
+    add(
+        "--config",
+        metavar="FILE",
+        help="also take options from this YAML file, whose keys are their names (port: [80, 81]); "
+        "what is given here holds instead of what the file says of the same option",
+    )
+
+
+def _measuring() -> Command:
     """What is measured, and how: the options of all commands that run an agent."""
-    parser = _Command(add_help=False, allow_abbrev=False)
+    parser = Command(add_help=False, allow_abbrev=False)
     add = parser.add_argument
+    _add_config(add)
     add(
         "--interface",
-        action="append",
-        required=True,
+        action=Repeated,
         metavar="IF",
         help="network interface that requests come in on, or leave by to upstreams; may be "
         "repeated",
     )
     add(
         "--port",
-        action="append",
-        default=[],
+        action=Repeated,
         type=_port,
         metavar="P",
         help="TCP port the server listens on; may be repeated",
     )
     add(
         "--upstream",
-        action="append",
-        default=[],
+        action=Repeated,
         type=_host_and_port,
         metavar="HOST:PORT",
         help="also measure the requests that are sent to there, as CLIENT spans; a "
@@ -204,16 +185,14 @@ def _measuring() -> _Command:
     )
     add(
         "--client-port",
-        action="append",
-        default=[],
+        action=Repeated,
         type=_port,
         metavar="P",
         help="the same, for this TCP port at whatever address; may be repeated",
     )
     add(
         "--proxy-protocol",
-        action="append",
-        default=[],
+        action=Repeated,
         type=_network,
         metavar="NETWORK",
         help="whoever is there (192.0.2.7, 10.0.0.0/8) may begin connections with a header of the "
@@ -221,8 +200,7 @@ def _measuring() -> _Command:
     )
     add(
         "--forwarded-by",
-        action="append",
-        default=[],
+        action=Repeated,
         type=_network,
         metavar="NETWORK",
         help="whoever is there (192.0.2.7, 10.0.0.0/8) is a proxy that is believed where a header "
@@ -256,8 +234,7 @@ def _measuring() -> _Command:
     )
     add(
         "--handler",
-        action="append",
-        default=[],
+        action=Repeated,
         metavar="TARGET:FUNCTION",
         help="also stamp this function as the requests' handler; TARGET is an "
         "executable, a library or a process's number, FUNCTION may be a pattern "
@@ -274,8 +251,7 @@ def _measuring() -> _Command:
     )
     add(
         "--route",
-        action="append",
-        default=[],
+        action=Repeated,
         type=_route,
         metavar="TEMPLATE",
         help="a route that metrics, `top` and spans tell apart (/users/{name}, /static/*); may be "
@@ -323,14 +299,14 @@ def _measuring() -> _Command:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `otelbpf`; what it refuses is a UsageError."""
-    parser = _Parser(
+    parser = Parser(
         prog="otelbpf",
         description="Shows where each HTTP request's time goes between the network card and the "
         "handler, as OpenTelemetry spans.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"otelbpf {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Command)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Command)
     measuring = _measuring()
 
     run = commands.add_parser(
@@ -356,13 +332,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--sample",
         type=_one_in,
         metavar="1/N",
-        help="keep one in N traces that no caller has decided about, and all errors "
+        help="keep one in N (1/100, 0.01) traces that no caller has decided about, and all errors "
         "(default: as OTEL_TRACES_SAMPLER says); metrics are of all requests",
     )
     run.add_argument(
         "--slow",
-        action="append",
-        default=[],
+        action=Repeated,
         type=_slow,
         metavar="[ROUTE=]TIME",
         help="also keep requests that took this long (5ms, 1.5s), of this route or of "
@@ -430,10 +405,10 @@ def build_parser() -> argparse.ArgumentParser:
         "Attaches nothing. Exit status 0: otelbpf can run; 1: it cannot.",
         allow_abbrev=False,
     )
+    _add_config(check.add_argument)
     check.add_argument(
         "--interface",
-        action="append",
-        default=[],
+        action=Repeated,
         metavar="IF",
         help="also look at this interface; may be repeated",
     )
