@@ -68,7 +68,7 @@ def test_it_waits_for_no_import_that_it_can_do_without(
         running.wait_ready()
         imported = set(re.findall(r"^import time:.*\| +(\S+)$", running.stderr, re.MULTILINE))
     assert {"numpy", "otelbpf.agent.run"} <= imported
-    large = {"bcc", "pyroute2", "asyncio", "grpc", "google.protobuf", "capstone"}
+    large = {"bcc", "pyroute2", "asyncio", "grpc", "google.protobuf", "capstone", "yaml"}
     assert imported & large == ({"capstone"} if option else set())
 
 

@@ -175,7 +175,8 @@ REFUSED = {
     "port: [80": "1: this is no YAML: while parsing a flow sequence, expected ',' or ']', but got "
     "'<stream end>'; a value with brackets, braces or other marks may need quotes",
     "duration: 5\nport: [80\n\n": "2: this is no YAML: while parsing a flow sequence, expected "
-    "',' or ']', but got '<stream end>'; a value with brackets, braces or other marks may need quotes",
+    "',' or ']', but got '<stream end>'; a value with brackets, braces or other marks may need "
+    "quotes",
     "duration: 5\nnetns: 'a\n": "2: this is no YAML: while scanning a quoted scalar, found "
     "unexpected end of stream",
     "netns: @a": "1: this is no YAML: while scanning for the next token, found character '@' that "
