@@ -111,6 +111,11 @@ def _config(arguments: argparse.Namespace, series: int) -> Config:
                 f"{option} has no meaning without a --port: it is of the clients of a server"
             )
     header = Header(arguments.forwarded_header or Header.X_FORWARDED_FOR)
+    if arguments.no_path and arguments.routes == "found":
+        raise UsageError(
+            "--routes found tells paths, and --no-path none: leave one of them out; "
+            "see `otelbpf run --help`"
+        )
     return Config(
         interfaces=tuple(dict.fromkeys(arguments.interface)),
         ports=tuple(dict.fromkeys(arguments.port)),
@@ -127,7 +132,7 @@ def _config(arguments: argparse.Namespace, series: int) -> Config:
         idle_timeout_s=arguments.idle_timeout,
         service_name=arguments.service_name,
         routes=tuple(dict.fromkeys(arguments.route)),
-        found_routes=arguments.series if arguments.routes == "found" else 0,
+        found_routes=0 if arguments.no_path or arguments.routes == "given" else arguments.series,
         limits=Limits(connections=arguments.connections, ring=arguments.ring, series=series),
     )
 
@@ -178,6 +183,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from otelbpf.export.sender import QueueLimits
     from otelbpf.kernel.loaders import BCC_LACKS, Loader
     from otelbpf.ledger.tally import not_joined
+    from otelbpf.policy.capture import Capture, Clients
     from otelbpf.policy.sampler import Sampler, Slow
     from otelbpf.traces.description import StageStyle
 
@@ -187,11 +193,21 @@ def _run(arguments: argparse.Namespace) -> int:
             "--keep-4xx says what --sample and --slow keep: give one of these, too; see "
             "`otelbpf run --help`"
         )
+    if arguments.no_path and arguments.capture_query:
+        raise UsageError(
+            "--capture-query tells a path's query, and --no-path none: leave one out; "
+            "see `otelbpf run --help`"
+        )
     has_metrics = exporter_name(os.environ, Signal.METRICS) != "none"
     config = replace(
         _config(arguments, series=arguments.series if slow or has_metrics else 0),
         stages=StageStyle(arguments.stages),
-        capture_query=arguments.capture_query,
+        capture=Capture(
+            path=not arguments.no_path,
+            query=arguments.capture_query,
+            user_agent=not arguments.no_user_agent,
+            clients=Clients(arguments.client_address),
+        ),
         sampler=Sampler.one_in(arguments.sample) if arguments.sample else None,
         slow=slow,
         keep_4xx=arguments.keep_4xx,
