@@ -114,7 +114,7 @@ def _config(arguments: argparse.Namespace, series: int) -> Config:
     if arguments.no_path and arguments.routes == "found":
         raise UsageError(
             "--routes found tells paths, and --no-path none: leave one of them out; "
-            "see `otelbpf run --help`"
+            f"see `otelbpf {arguments.command} --help`"
         )
     return Config(
         interfaces=tuple(dict.fromkeys(arguments.interface)),
