@@ -36,9 +36,7 @@ def layout() -> str:
 def replay(ring: bytes, config: Config) -> tuple[Pipeline, list[ReadableSpan]]:
     """The spans of the records in `ring`, in the order in which they were exported."""
     exporter = InMemorySpanExporter()
-    description = Description(
-        Routes(config.routes), capture_query=config.capture_query, stages=config.stages
-    )
+    description = Description(Routes(config.routes), config.capture, config.stages)
     pipeline = Pipeline(
         config,
         Ids(bytes(16)),

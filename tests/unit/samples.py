@@ -12,6 +12,7 @@ from otelbpf.host.clock import ClockReading
 from otelbpf.kernel.records import REQUEST_RECORD, RequestFlag, Stamp
 from otelbpf.ledger.batch import Requests
 from otelbpf.ledger.trace_contexts import Contexts
+from otelbpf.policy.capture import Capture
 from otelbpf.policy.routes import Routes
 from otelbpf.traces.description import Description, StageStyle
 
@@ -129,11 +130,14 @@ def numbered(n: int, stamps: dict[Stamp, int] | None = None) -> Requests:
     return made
 
 
+PLAIN, WITH_QUERY = Capture(), Capture(query=True)
+
+
 def description(
     *,
     routes: Routes | None = None,
-    capture_query: bool = False,
+    capture: Capture = PLAIN,
     stages: StageStyle = StageStyle.SPANS,
 ) -> Description:
     """What spans say where nothing else is asked for."""
-    return Description(routes or Routes(), capture_query=capture_query, stages=stages)
+    return Description(routes or Routes(), capture, stages)

@@ -22,6 +22,7 @@ from otelbpf.kernel import needs
 from otelbpf.kernel.limits import Limits
 from otelbpf.kernel.loaders import Loader
 from otelbpf.ledger.tally import Lost, Sums
+from otelbpf.policy.capture import Capture
 from otelbpf.policy.sampler import Sampler, Slow
 from otelbpf.traces.description import StageStyle
 from otelbpf.version import __version__
@@ -58,6 +59,12 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 REFUSED = [
     ((), "the following arguments are required: command; see `otelbpf --help`"),
     ((*RUN, "--keep-4xx"), "--keep-4xx says what --sample and --slow keep: give one of these, too"),
+    ((*RUN, "--no-path", "--capture-query"), "--capture-query tells a path's query, and --no-path"),
+    ((*RUN, "--no-path", "--routes", "found"), "--routes found tells paths, and --no-path none"),
+    (
+        (*RUN, "--client-address", "half"),
+        "argument --client-address: invalid choice: 'half' (choose from 'whole', 'prefix', 'none')",
+    ),
     (("walk",), "argument command: invalid choice: 'walk' (choose from "),
     (("--verbose", "check"), "unrecognized arguments: --verbose"),
     (("run",), "the following arguments are required: --interface"),
@@ -388,7 +395,7 @@ def test_every_option_arrives(
             loader=Loader.BCC,
             xdp=Xdp.OFF,
             stages=StageStyle.ATTRIBUTES,
-            capture_query=True,
+            capture=Capture(query=True),
             idle_timeout_s=0.5,
             service_name="shop",
             output="spans.jsonl",
@@ -411,10 +418,15 @@ def test_routes_may_be_only_those_that_are_given(
 ) -> None:
     """With or without metrics, which the number of found routes is that of."""
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
-    for arguments in (("--routes", "given"), ("--routes", "found", "--series", "9"), ()):
+    for arguments in (
+        ("--routes", "given"),
+        ("--no-path",),
+        ("--routes", "found", "--series", "9"),
+        (),
+    ):
         assert call(monkeypatch, *RUN, *arguments) == 0
     assert [(config.found_routes, config.limits.series) for config in ran] == [
-        (0, 0), (9, 0), (256, 0)
+        (0, 0), (0, 0), (9, 0), (256, 0)
     ]  # fmt: skip
 
 

@@ -427,6 +427,10 @@ TOGETHER = {
     "proxies whose header is believed with --forwarded-by",
     "interface: lo\nclient-port: 80\nproxy-protocol: 10.0.0.1": "--proxy-protocol has no meaning "
     "without a --port: it is of the clients of a server",
+    f"{LEAST}no-path: true\nroutes: found": "--routes found tells paths, and --no-path none: leave "
+    "one of them out; see `otelbpf run --help`",
+    f"{LEAST}no-path: true\ncapture-query: true": "--capture-query tells a path's query, and "
+    "--no-path none: leave one out; see `otelbpf run --help`",
     LEAST + "proxy-protocol:\n" + "".join(f"- 10.0.0.{n}\n" for n in range(65)): "--proxy-protocol "
     "names 65 networks: there is room for 64; name larger ones",
 }

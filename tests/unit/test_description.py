@@ -15,6 +15,7 @@ from samples import WHOLE, requests
 from otelbpf.kernel.records import RequestFlag
 from otelbpf.ledger.batch import Batch, Requests
 from otelbpf.ledger.request import Kind
+from otelbpf.policy.capture import Capture
 from otelbpf.policy.routes import Routes
 from otelbpf.traces.description import Description, Number, Said, Section, StageStyle, columns_of
 from otelbpf.traces.encode import Encoder
@@ -37,7 +38,7 @@ class ShopDescription(Description):
     """One that says more: a section of its own for servers, and two numbers for all."""
 
     def __init__(self, section: Section) -> None:
-        super().__init__(Routes(), capture_query=False, stages=StageStyle.ATTRIBUTES)
+        super().__init__(Routes(), Capture(), StageStyle.ATTRIBUTES)
         mine: Mapping[Kind, tuple[Section, ...]] = {
             **self.sections,
             Kind.SERVER: (*self.sections[Kind.SERVER], section),
@@ -103,7 +104,7 @@ def test_a_section_and_numbers_of_ones_own_are_said_in_both_forms() -> None:
 
 
 def test_nothing_else_changes() -> None:
-    plain = Description(Routes(), capture_query=False, stages=StageStyle.ATTRIBUTES)
+    plain = Description(Routes(), Capture(), StageStyle.ATTRIBUTES)
     more, less = (
         readable_spans(description, made())
         for description in (ShopDescription(Asked().section), plain)
@@ -147,7 +148,7 @@ def test_the_columns_of_a_section_are_its_parameters() -> None:
 
 @pytest.mark.parametrize("kind", Kind)
 def test_every_column_that_a_section_asks_for_is_one(kind: Kind) -> None:
-    description = Description(Routes(), capture_query=True, stages=StageStyle.SPANS)
+    description = Description(Routes(), Capture(query=True), StageStyle.SPANS)
     flags = WHOLE | (RequestFlag.CLIENT if kind is Kind.CLIENT else RequestFlag(0))
     batch = Batch(requests(flags=flags))
     for section in description.sections[kind]:
@@ -159,7 +160,7 @@ def test_every_column_that_a_section_asks_for_is_one(kind: Kind) -> None:
 
 def test_no_attribute_is_said_twice() -> None:
     """A collector would keep either."""
-    description = Description(Routes(), capture_query=True, stages=StageStyle.ATTRIBUTES)
+    description = Description(Routes(), Capture(query=True), StageStyle.ATTRIBUTES)
     for flags in (WHOLE, WHOLE | RequestFlag.CLIENT):
         octets = Encoder(description).encode(requests(flags=flags))
         export = ExportTraceServiceRequest.FromString(octets)

@@ -22,12 +22,19 @@ from otelbpf.ledger.batch import Requests
 from otelbpf.ledger.ids import Ids
 from otelbpf.ledger.reader import decode
 from otelbpf.ledger.trace_contexts import contexts_of
+from otelbpf.policy.capture import Capture, Clients
 from otelbpf.policy.routes import Routes
 from otelbpf.traces.description import Description, StageStyle
 from otelbpf.traces.encode import Encoder
 from otelbpf.traces.spans import readable_spans
 
 CONFIG = Config(interfaces=("lo",), ports=(8080,))
+CAPTURES = (
+    Capture(),
+    Capture(query=True),
+    Capture(path=False, user_agent=False, clients=Clients.NONE),
+    Capture(clients=Clients.PREFIX),
+)
 
 
 @functools.cache
@@ -69,9 +76,9 @@ def assert_same(requests: Requests, description: Description) -> None:
 
 
 @pytest.mark.parametrize("stages", StageStyle)
-@pytest.mark.parametrize("capture_query", [False, True])
-def test_recorded_requests_say_the_same(stages: StageStyle, capture_query: bool) -> None:
-    description = Description(Routes(), capture_query=capture_query, stages=stages)
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_recorded_requests_say_the_same(stages: StageStyle, capture: Capture) -> None:
+    description = Description(Routes(), capture, stages)
     assert_same(requests_of(decode(RING.read_bytes())), description)
 
 
@@ -79,17 +86,15 @@ def test_recorded_requests_say_the_same(stages: StageStyle, capture_query: bool)
 @pytest.mark.parametrize("seed", range(8))
 def test_requests_of_every_shape_say_the_same(stages: StageStyle, seed: int) -> None:
     routes = Routes(("/items/{id}", "/users/{id}/files"))
-    description = Description(routes, capture_query=seed % 2 == 0, stages=stages)
+    description = Description(routes, CAPTURES[seed % len(CAPTURES)], stages)
     assert_same(requests_of(varied(1_000, seed)), description)
 
 
 # The same examples each time: what fails here fails everywhere.
 @settings(max_examples=200, derandomize=True, deadline=None, database=None)
-@given(RECORDS, st.sampled_from(StageStyle), st.booleans())
+@given(RECORDS, st.sampled_from(StageStyle), st.sampled_from(CAPTURES))
 def test_requests_that_nobody_thought_of_say_the_same(
-    records: np.ndarray, stages: StageStyle, capture_query: bool
+    records: np.ndarray, stages: StageStyle, capture: Capture
 ) -> None:
     routes = Routes(("/items/{id}",))
-    assert_same(
-        requests_of(records), Description(routes, capture_query=capture_query, stages=stages)
-    )
+    assert_same(requests_of(records), Description(routes, capture, stages))

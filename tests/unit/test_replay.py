@@ -28,6 +28,7 @@ from otelbpf.export.sender import QueueLimits
 from otelbpf.kernel.records import Counter, RequestFlag, Stamp
 from otelbpf.ledger.reader import decode
 from otelbpf.ledger.tally import Lost, Sums
+from otelbpf.policy.capture import Capture
 from otelbpf.traces.description import StageStyle
 
 CONFIG = Config((), ())
@@ -137,7 +138,7 @@ def test_every_way_that_the_recording_is_to_show(ring: bytes) -> None:
 
 
 def test_the_query_on_demand(ring: bytes) -> None:
-    requests = by_request(spans_of(ring, Config((), (), capture_query=True)))
+    requests = by_request(spans_of(ring, Config((), (), capture=Capture(query=True))))
     queries = [(span.attributes or {}).get("url.query") for span, _ in requests]
     assert queries == [None, "token=s3cret", *[None] * 6]
 

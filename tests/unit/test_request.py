@@ -11,9 +11,11 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from samples import (
     CLIENT_TOLD,
+    PLAIN,
     RESOURCE,
     SMALL,
     WHOLE,
+    WITH_QUERY,
     address,
     contexts,
     description,
@@ -30,19 +32,20 @@ from otelbpf.kernel.records import HTTP1, RequestFlag, RequestRecordRow, Stamp
 from otelbpf.ledger.batch import Batch, Requests
 from otelbpf.ledger.ids import Ids
 from otelbpf.ledger.request import address_of, process_of
+from otelbpf.policy.capture import Capture
 from otelbpf.traces.spans import readable_spans
 
 LINE_MAX = HTTP1["request_line"].itemsize
 
 
-def spans(made: Requests, *, capture_query: bool = False) -> list[ReadableSpan]:
-    return readable_spans(description(capture_query=capture_query), made)
+def spans(made: Requests, *, capture: Capture = PLAIN) -> list[ReadableSpan]:
+    return readable_spans(description(capture=capture), made)
 
 
-def request(*, capture_query: bool = False, **fields: object) -> dict[str, object]:
+def request(*, capture: Capture = PLAIN, **fields: object) -> dict[str, object]:
     """What the span of one request says."""
     made = requests(**fields)  # type: ignore[arg-type]
-    return dict(spans(made, capture_query=capture_query)[0].attributes or {})
+    return dict(spans(made, capture=capture)[0].attributes or {})
 
 
 def path_of(said: dict[str, object]) -> tuple[object, bool]:
@@ -53,7 +56,7 @@ def path_of(said: dict[str, object]) -> tuple[object, bool]:
 def read_line(line: bytes, length: int | None = None) -> tuple[str, str, str]:
     """(method, path, query) of a request line."""
     made = request(
-        capture_query=True,
+        capture=WITH_QUERY,
         request_line=line[:LINE_MAX],
         request_line_length=len(line) if length is None else length,
     )
@@ -132,14 +135,14 @@ def test_a_line_cut_behind_its_path(kept_of_version: int) -> None:
 
 def test_a_line_cut_in_its_query_has_its_whole_path() -> None:
     line = b"GET /a/b?" + b"c" * 500 + b" HTTP/1.1"
-    made = request(capture_query=True, request_line=line[:LINE_MAX], request_line_length=len(line))
+    made = request(capture=WITH_QUERY, request_line=line[:LINE_MAX], request_line_length=len(line))
     assert path_of(made) == ("/a/b", False)
     assert made["url.query"] == "c" * (LINE_MAX - 9)
 
 
 def test_the_query_only_on_demand() -> None:
     assert "url.query" not in request()
-    assert request(capture_query=True)["url.query"] == "token=s3cret"
+    assert request(capture=WITH_QUERY)["url.query"] == "token=s3cret"
     assert "s3cret" not in repr(request())
     assert "s3cret" not in repr([span.to_json() for span in spans(requests())])
 

@@ -22,9 +22,12 @@ from opentelemetry.semconv._incubating.attributes import (
 from opentelemetry.trace import SpanKind, StatusCode
 from samples import (
     BEGIN_KTIME_NS,
+    CLIENT_TOLD,
+    PLAIN,
     RESOURCE,
     SMALL,
     WHOLE,
+    WITH_QUERY,
     address,
     description,
     record,
@@ -38,6 +41,7 @@ from otelbpf.ledger.batch import Batch, Requests
 from otelbpf.ledger.ids import Ids
 from otelbpf.ledger.request import address_of, bounds_of, line_of, server_of
 from otelbpf.ledger.trace_contexts import contexts_of
+from otelbpf.policy.capture import Capture, Clients
 from otelbpf.policy.routes import Routes
 from otelbpf.traces.description import SCOPE, StageStyle
 from otelbpf.traces.encode import Encoder
@@ -81,8 +85,8 @@ def told(made: Requests, style: StageStyle = StageStyle.SPANS, **says: object) -
     return dict(make(made, style, **says)[0].attributes or {})
 
 
-def attributes(*, capture_query: bool = False, **fields: object) -> dict[str, object]:
-    return told(request(**fields), capture_query=capture_query)  # type: ignore[arg-type]
+def attributes(*, capture: Capture = PLAIN, **fields: object) -> dict[str, object]:
+    return told(request(**fields), capture=capture)  # type: ignore[arg-type]
 
 
 def everything() -> Requests:
@@ -136,7 +140,7 @@ def test_a_small_get() -> None:
 @pytest.mark.parametrize("style", StageStyle)
 def test_every_name_is_the_conventions_or_ours(style: StageStyle) -> None:
     for made in (request(), everything(), outgoing()):
-        names = {n for n in told(made, style, capture_query=True) if not n.startswith(OURS)}
+        names = {n for n in told(made, style, capture=WITH_QUERY) if not n.startswith(OURS)}
         assert names <= KNOWN_NAMES
 
 
@@ -261,11 +265,29 @@ def test_sizes_of_bodies_that_were_cut_are_left_out() -> None:
 
 def test_the_query_only_when_captured() -> None:
     assert "url.query" not in attributes()
-    assert attributes(capture_query=True)["url.query"] == "token=s3cret"
-    assert "url.query" not in attributes(capture_query=True, request_line=b"GET /a? HTTP/1.1")
+    assert attributes(capture=WITH_QUERY)["url.query"] == "token=s3cret"
+    assert "url.query" not in attributes(capture=WITH_QUERY, request_line=b"GET /a? HTTP/1.1")
     assert "s3cret" not in repr([span.to_json() for span in make(request())])
     assert b"s3cret" not in Encoder(description()).encode(request())
-    assert b"s3cret" in Encoder(description(capture_query=True)).encode(request())
+    assert b"s3cret" in Encoder(description(capture=WITH_QUERY)).encode(request())
+
+
+@pytest.mark.parametrize(
+    ("whole", "prefix"),
+    [("192.0.2.77", "192.0.2.0"), ("2001:db8:1:2::3", "2001:db8:1::"), ("::1", "::")],
+)
+def test_of_addresses_of_who_asks_a_prefix_may_be_all_that_is_told(whole: str, prefix: str) -> None:
+    fields = {
+        "peer_address": address(whole), "peer_port": 7, "client_told": CLIENT_TOLD,
+        "client_address": address(whole), "client_port": 8,
+    }  # fmt: skip
+    keys = ("network.peer.address", "network.peer.port", "client.address", "client.port")
+    told = {clients: attributes(capture=Capture(clients=clients), **fields) for clients in Clients}
+    assert {clients: [found.get(key) for key in keys] for clients, found in told.items()} == {
+        Clients.WHOLE: [whole, 7, whole, 8],
+        Clients.PREFIX: [prefix, None, prefix, None],
+        Clients.NONE: [None] * 4,
+    }
 
 
 def test_what_is_not_there_is_left_out() -> None:
@@ -530,7 +552,7 @@ def test_spans_and_series_say_the_same_of_a_server(line: bytes, flag: RequestFla
 
 def test_an_upstreams_query_only_when_captured() -> None:
     for capture, full in ((False, "/items/7"), (True, "/items/7?token=s3cret")):
-        found = told(outgoing(), capture_query=capture)
+        found = told(outgoing(), capture=Capture(query=capture))
         assert str(found[url_attributes.URL_FULL]).endswith(full)
         assert url_attributes.URL_QUERY not in found
 

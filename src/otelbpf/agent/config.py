@@ -11,6 +11,7 @@ from otelbpf.host.interfaces import Xdp
 from otelbpf.kernel.hooks import Mechanism
 from otelbpf.kernel.limits import Limits
 from otelbpf.kernel.loaders import Loader
+from otelbpf.policy.capture import Capture
 from otelbpf.policy.proxies import Forwarding, Network
 from otelbpf.policy.routes import FOUND_MOST
 from otelbpf.policy.sampler import Sampler, Slow
@@ -35,6 +36,7 @@ class Config:
         hooks: the one mechanism to use where there is a choice; None: the best of each hook.
         handlers: what to stamp as the requests' handlers, as otelbpf.handlers says.
         xdp: on which interfaces; where it is not there is no `nic` stamp.
+        capture: what is told of paths, and of who asks.
         idle_timeout_s: how long an unanswered request may be silent whose socket is not known to
             be open.
         service_name: of the spans; None: the standard variables or the process's name.
@@ -62,7 +64,7 @@ class Config:
     handlers: tuple[str, ...] = ()
     xdp: Xdp = Xdp.AUTO
     stages: StageStyle = StageStyle.SPANS
-    capture_query: bool = False
+    capture: Capture = field(default_factory=Capture)
     idle_timeout_s: float = 120.0
     service_name: str | None = None
     sampler: Sampler | None = None

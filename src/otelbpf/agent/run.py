@@ -48,6 +48,7 @@ from otelbpf.ledger.tally import Sums
 from otelbpf.metrics.connections import ConnectionSums
 from otelbpf.metrics.series import SeriesTable
 from otelbpf.metrics.snapshot import Snapshot
+from otelbpf.policy.capture import Capture
 from otelbpf.policy.routes import Routes
 from otelbpf.policy.sampler import Sampler
 from otelbpf.policy.upstreams import Upstreams, resolve
@@ -129,7 +130,7 @@ def run(
     """
     keep_what_a_batch_takes()
     routes = _routes_of(config)
-    description = Description(routes, capture_query=config.capture_query, stages=config.stages)
+    description = Description(routes, config.capture, config.stages)
     exports = _exports(config.output, description, environment)
     sampler = _sampler_of(config, environment)
     for path in (config.ready_file, config.sums_file):
@@ -179,7 +180,7 @@ def run(
 def require_variables(environment: MutableMapping[str, str]) -> None:
     """Raises UsageError for OTEL_* variables that run() would refuse."""
     settle(environment)
-    nothing = Description(Routes(()), capture_query=False, stages=StageStyle.SPANS)
+    nothing = Description(Routes(()), Capture(), StageStyle.SPANS)
     _exports(None, nothing, environment)
     Sampler.from_environment(environment)
     QueueLimits.from_environment(environment)

@@ -105,7 +105,7 @@ def _config(arguments: argparse.Namespace, series: int) -> Config:
         idle_timeout_s=arguments.idle_timeout,
         service_name=arguments.service_name,
         routes=tuple(dict.fromkeys(arguments.route)),
-        found_routes=arguments.series if arguments.routes == "found" else 0,
+        found_routes=0 if arguments.no_path or arguments.routes == "given" else arguments.series,
         limits=Limits(connections=arguments.connections, ring=arguments.ring, series=series),
     )
 
@@ -156,6 +156,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from otelbpf.export.sender import QueueLimits
     from otelbpf.kernel.loaders import BCC_LACKS, Loader
     from otelbpf.ledger.tally import not_joined
+    from otelbpf.policy.capture import Capture, Clients
     from otelbpf.policy.sampler import Sampler, Slow
     from otelbpf.traces.description import StageStyle
 
@@ -164,7 +165,12 @@ def _run(arguments: argparse.Namespace) -> int:
     config = replace(
         _config(arguments, series=arguments.series if slow or has_metrics else 0),
         stages=StageStyle(arguments.stages),
-        capture_query=arguments.capture_query,
+        capture=Capture(
+            path=not arguments.no_path,
+            query=arguments.capture_query,
+            user_agent=not arguments.no_user_agent,
+            clients=Clients(arguments.client_address),
+        ),
         sampler=Sampler.one_in(arguments.sample) if arguments.sample else None,
         slow=slow,
         keep_4xx=arguments.keep_4xx,

@@ -12,7 +12,7 @@ from pathlib import Path
 from otelbpf.cli.parser import Command, Parser, Repeated
 from otelbpf.errors import UsageError
 from otelbpf.kernel.limits import DEFAULT, MOST
-from otelbpf.policy import proxies
+from otelbpf.policy import capture, proxies
 from otelbpf.policy.routes import Routes
 from otelbpf.version import __version__
 
@@ -260,9 +260,14 @@ def _measuring() -> Command:
     add(
         "--routes",
         choices=("found", "given"),
-        default="found",
         help="what the routes of paths are that fit no --route. found (default): the path with "
         "{id} for each part that looks like one; given: none",
+    )
+    add(
+        "--no-path",
+        action="store_true",
+        help="tell no path, only which --route it fits: found routes are paths, too, and are not "
+        "looked for",
     )
     add(
         "--series",
@@ -327,6 +332,19 @@ def build_parser() -> argparse.ArgumentParser:
         "--capture-query",
         action="store_true",
         help="keep the part of the URL after `?`, which may hold secrets",
+    )
+    run.add_argument(
+        "--no-user-agent",
+        action="store_true",
+        help="do not say how clients name themselves",
+    )
+    run.add_argument(
+        "--client-address",
+        choices=tuple(each.value for each in capture.Clients),
+        default="whole",
+        help="how much of the addresses of those who ask is told. prefix: the first address of "
+        "their network, /24 of IPv4 and /48 of IPv6; none: nothing; of both no port "
+        "(default: whole)",
     )
     run.add_argument(
         "--sample",

@@ -23,11 +23,20 @@ def require(arguments: argparse.Namespace) -> None:
             f"requests are sent to; {see}"
         )
     _require_of_proxies(arguments)
+    if arguments.no_path and arguments.routes == "found":
+        raise UsageError(
+            f"--routes found tells paths, and --no-path none: leave one of them out; {see}"
+        )
     # Options of `run`, which `top` knows of from a file alone.
     given = vars(arguments)
     if given.get("keep_4xx") and not (given["sample"] or given["slow"]):
         raise UsageError(
             "--keep-4xx says what --sample and --slow keep: give one of these, too; see "
+            "`otelbpf run --help`"
+        )
+    if given.get("capture_query") and arguments.no_path:
+        raise UsageError(
+            "--capture-query tells a path's query, and --no-path none: leave one out; see "
             "`otelbpf run --help`"
         )
 

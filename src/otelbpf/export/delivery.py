@@ -12,6 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
@@ -134,8 +135,12 @@ class Delivery(Generic[Units]):
         self._stop_at = time.monotonic() + within_s
         self._stopping.set()
 
-    def deliver(self, units: Units) -> Iterator[Fate]:
-        """Sends a batch; yields what became of each part of it as soon as that is known."""
+    def deliver(self, units: Units, formed: Future[Formed] | None = None) -> Iterator[Fate]:
+        """Sends a batch; yields what became of each part of it as soon as that is known.
+
+        Args:
+            formed: what all of it becomes, where somebody has begun to form it.
+        """
         give_up_at: float | None = None
         most = self._most_at_once(len(units))
         largest_taken, is_too_large = 0, False
@@ -148,12 +153,13 @@ class Delivery(Generic[Units]):
                 yield Fate(0, {Lost.EXPORT_FAILED: len(part)})
                 continue
             give_up_at = give_up_at or time.monotonic() + self._retry_s
-            formed = self._formed(part)
-            size = _size(formed)
+            ahead = formed if len(part) == len(units) else None
+            made = self._formed(part, ahead)
+            size = _size(made)
             answer = (
                 Answer(Verdict.TOO_LARGE)
-                if formed is None or (len(part) > 1 and size >= least_too_large)
-                else self._until_decided(formed.payload, give_up_at)
+                if made is None or (len(part) > 1 and size >= least_too_large)
+                else self._until_decided(made.payload, give_up_at)
             )
             if answer.verdict is Verdict.TOO_LARGE and len(part) > 1:
                 is_too_large = True
@@ -163,21 +169,25 @@ class Delivery(Generic[Units]):
                 continue
             if answer.verdict is Verdict.TAKEN:
                 largest_taken = max(largest_taken, len(part))
-            yield self._fate(part, formed, answer)
+            yield self._fate(part, made, answer)
         if is_too_large:
             # Else each batch would be sent in vain before it is parted.
             self._fitting = max(1, largest_taken)
             self._fitting_until = time.monotonic() + QUIET_S
+
+    def goes_whole(self, count: int) -> bool:
+        """Is a batch of so many units not parted, as far as is known?"""
+        return self._most_at_once(count) == count
 
     def _most_at_once(self, count: int) -> int:
         if time.monotonic() >= self._fitting_until:
             self._fitting = None
         return min(filter(None, (self._most, self._fitting, count)), default=1)
 
-    def _formed(self, part: Units) -> Formed | None:
+    def _formed(self, part: Units, ahead: Future[Formed] | None) -> Formed | None:
         """None: something in there has no form; its batch is parted until that is alone."""
         try:
-            return self._form(part)
+            return self._form(part) if ahead is None else ahead.result()
         except Exception as error:
             if len(part) == 1:
                 self._news.bad(

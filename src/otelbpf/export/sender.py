@@ -2,8 +2,10 @@
 """requests -> a way out: a bounded queue in front of it, and a thread that empties it.
 
 The queue holds requests, not spans: they are small, and become spans only when
-their turn to be sent has come. What does not fit, or is not taken, is counted as
-lost; nothing ever waits for the collector but the sending thread.
+their turn to be sent has come. Where many come that is one batch earlier: while
+one is on its way another thread makes the spans of the next. What does not fit,
+or is not taken, is counted as lost; nothing ever waits for the collector but the
+sending thread.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from otelbpf.export.delivery import QUIET_S, UNSAID_S, Delivery, Fate, Formed, Wording
@@ -69,8 +72,16 @@ class QueueLimits:
         )
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Requests that go together, and what is made of them, as soon as it is."""
+
+    requests: Requests
+    formed: Future[Formed] | None
+
+
 class Sender:
-    """Sends requests in a thread of its own.
+    """Sends requests in a thread of its own, and forms what it sends in another.
 
     Args:
         way_out: None drops everything, counted as exported to nowhere.
@@ -94,6 +105,8 @@ class Sender:
         # More than the queue holds would never come together.
         self._batch = min(self._batch, limits.requests)
         self._queue: deque[Requests] = deque()
+        # What is formed ahead waits, too: before all that is in the queue.
+        self._ahead: _Batch | None = None
         self._waiting = 0
         self._changed = threading.Condition()
         self._stopping = False
@@ -104,19 +117,28 @@ class Sender:
         self._due_at = self._moved_at
         self._sending = 0
         self._abandoned = False
+        # One thread: an encoder knows what it was given before.
+        self._former = ThreadPoolExecutor(1, "otelbpf-former")
         self._delivery = None if way_out is None else self._delivery_by(way_out)
         self._thread = threading.Thread(target=self._run, name="otelbpf-sender", daemon=True)
 
     def _delivery_by(self, way_out: WayOut[Requests]) -> Delivery[Requests]:
-        def form(requests: Requests) -> Formed:
-            return Formed(way_out.form(requests), lambda: self._spans_of(requests))
-
         wording = Wording(
             way_out.whose, "spans", "spans", "the spans of a single request",
             meanwhile=f"they wait in a queue of {self._limits.requests} requests, and what does "
             f"not fit, or is not taken for {self._limits.retry_s:.0f} s, is counted as lost",
         )  # fmt: skip
-        return Delivery(way_out.door, form, wording, self._limits.retry_s, way_out.most)
+        return Delivery(
+            way_out.door, lambda requests: self._begin_to_form(requests).result(), wording,
+            self._limits.retry_s, way_out.most,
+        )  # fmt: skip
+
+    def _begin_to_form(self, requests: Requests) -> Future[Formed]:
+        return self._former.submit(self._form, requests)
+
+    def _form(self, requests: Requests) -> Formed:
+        assert self._way_out is not None
+        return Formed(self._way_out.form(requests), lambda: self._spans_of(requests))
 
     def _spans_of(self, requests: Requests) -> list[int]:
         """How many spans each of them is."""
@@ -201,8 +223,8 @@ class Sender:
 
     def _run(self) -> None:
         while (batch := self._next_batch()) is not None:
-            nowhere = (Fate(len(batch)),)
-            for fate in nowhere if self._delivery is None else self._delivery.deliver(batch):
+            self._look_ahead()
+            for fate in self._fates(batch):
                 with self._changed:
                     if self._abandoned:
                         return
@@ -213,31 +235,50 @@ class Sender:
                     for reason, count in fate.lost.items():
                         self._tally.lose(reason, count)
 
-    def _next_batch(self) -> Requests | None:
+    def _fates(self, batch: _Batch) -> Iterable[Fate]:
+        if self._delivery is None:
+            return (Fate(len(batch.requests)),)
+        return self._delivery.deliver(batch.requests, batch.formed)
+
+    def _next_batch(self) -> _Batch | None:
         """The next requests to send; None when all is done.
 
         What comes after a while without any goes at once: to wait would save no message.
         """
         with self._changed:
-            while not self._stopping and self._waiting < self._batch:
+            while not self._ahead and not self._stopping and self._waiting < self._batch:
                 rest_s = self._due_at - time.monotonic() if self._waiting else None
                 if rest_s is not None and rest_s <= 0:
                     break
                 self._changed.wait(rest_s)
             self._moved_at = time.monotonic()
             self._due_at = self._moved_at + self._limits.delay_s
-            return self._taken() if self._queue else None
+            batch, self._ahead = self._ahead or self._first(), None
+            if batch is not None:
+                self._sending = len(batch.requests)
+                self._waiting -= self._sending
+            return batch
 
-    def _taken(self) -> Requests:
+    def _look_ahead(self) -> None:
+        """Begins with the next batch if it is full already: behind the one that is to be sent."""
+        with self._changed:
+            if self._waiting >= self._batch:
+                self._ahead = self._first()
+
+    def _first(self) -> _Batch | None:
+        """The queue's first requests, which are being formed from now on; None: it is empty."""
         parts: list[Requests] = []
-        self._sending = 0
-        while self._queue and self._sending < self._batch:
+        count = 0
+        while self._queue and count < self._batch:
             part = self._queue.popleft()
-            room = self._batch - self._sending
+            room = self._batch - count
             if len(part) > room:
                 self._queue.appendleft(part[room:])
                 part = part[:room]
             parts.append(part)
-            self._sending += len(part)
-        self._waiting -= self._sending
-        return Requests.joined(parts)
+            count += len(part)
+        if not parts:
+            return None
+        requests = Requests.joined(parts)
+        goes_whole = self._delivery is not None and self._delivery.goes_whole(count)
+        return _Batch(requests, self._begin_to_form(requests) if goes_whole else None)

@@ -35,6 +35,7 @@ from otelbpf.ledger.request import (
     server_of,
     text_of,
 )
+from otelbpf.policy.capture import Capture, Clients, prefix_of
 from otelbpf.policy.routes import Routes
 from otelbpf.protocols.urls import RequestLine
 from otelbpf.version import __version__
@@ -94,33 +95,37 @@ class Description:
 
     Args:
         routes: names the paths.
-        capture_query: say the part of the target after `?`.
+        capture: what is told of them, and of who asks.
         stages: how these are told.
     Attributes:
         sections: of each kind of request.
     """
 
-    def __init__(self, routes: Routes, *, capture_query: bool, stages: StageStyle) -> None:
+    def __init__(self, routes: Routes, capture: Capture, stages: StageStyle) -> None:
         self._routes = routes
-        self._capture_query = capture_query
+        self._capture = capture
         self.stages = stages
+        who_asks = () if capture.clients is Clients.NONE else (self._peer, self._client)
+        agent = (_agent,) if capture.user_agent else ()
         self.sections: Mapping[Kind, tuple[Section, ...]] = {
             Kind.SERVER: (
                 self._asked,
-                _peer,
-                _client,
+                *who_asks,
                 _server,
-                _agent,
+                *agent,
                 _outcome_of_server,
                 _elsewhere,
             ),
-            Kind.CLIENT: (self._asked_of, _upstream, _agent, _outcome_of_client, _elsewhere),
+            Kind.CLIENT: (self._asked_of, _upstream, *agent, _outcome_of_client, _elsewhere),
         }
 
     def numbers_of(self, batch: Batch) -> Iterator[Number]:
         """The numbers that requests of this batch may have."""
         yield from _NUMBERS
-        yield from _NUMBERS_OF[batch.kind]
+        if batch.kind is Kind.CLIENT:
+            yield from _NUMBERS_OF_CLIENT
+        elif self._capture.clients is Clients.WHOLE:
+            yield from _PORTS_OF_WHO_ASKS
         if self.stages is StageStyle.ATTRIBUTES:
             for number, run in batch.stages.runs:
                 yield _length_of(number, run)
@@ -131,8 +136,9 @@ class Description:
         line = line_of(request_line, request_line_length)
         route = self._route(line)
         attributes = _method(line.method)
-        attributes["url.path"] = line.path
-        if self._capture_query and line.query:
+        if self._capture.path:
+            attributes["url.path"] = line.path
+        if self._capture.query and line.query:
             attributes["url.query"] = line.query
         if route:
             attributes["http.route"] = route
@@ -152,9 +158,9 @@ class Description:
         line = line_of(request_line, request_line_length)
         server = server_of(line, host, host_length, peer_address, peer_port)
         route = self._route(line)
-        query = f"?{line.query}" if self._capture_query and line.query else ""
+        query = f"?{line.query}" if self._capture.query and line.query else ""
         # `*`, or the host that CONNECT asks for, is no path.
-        path = line.path if line.path.startswith("/") else ""
+        path = line.path if self._capture.path and line.path.startswith("/") else ""
         attributes = _method(line.method)
         attributes["url.full"] = f"{line.scheme}://{server.authority}{path}{query}"
         if route:
@@ -162,6 +168,18 @@ class Description:
         if line.path_cut:
             attributes["otelbpf.url.path.cut"] = True
         return Said(attributes, _name(line.method, route))
+
+    def _peer(self, peer_address: bytes) -> Said:
+        return Said({"network.peer.address": self._who_asks(peer_address)})
+
+    def _client(self, known_client_address: bytes, is_client_known: bool) -> Said:
+        if not is_client_known:
+            return Said({})
+        return Said({"client.address": self._who_asks(known_client_address)})
+
+    def _who_asks(self, address: bytes) -> str:
+        is_whole = self._capture.clients is Clients.WHOLE
+        return address_of(address if is_whole else prefix_of(address))
 
     def _route(self, line: RequestLine) -> str:
         return "" if line.path_cut else self._routes.name(line.path)
@@ -181,14 +199,6 @@ def _method(method: str) -> Attributes:
 def _name(method: str, route: str) -> str:
     method = method if method in METHODS else "HTTP"
     return f"{method} {route}" if route else method
-
-
-def _peer(peer_address: bytes) -> Said:
-    return Said({"network.peer.address": address_of(peer_address)})
-
-
-def _client(known_client_address: bytes, is_client_known: bool) -> Said:
-    return Said({"client.address": address_of(known_client_address)} if is_client_known else {})
 
 
 def _server(
@@ -314,13 +324,11 @@ _NUMBERS = (
     Number("otelbpf.tcp.ack.duration_ns", _column("acked_ns"), _nonzero("acked_ns")),
     Number("otelbpf.tcp.out_of_order", _column("out_of_order"), _nonzero("out_of_order")),
 )
-_NUMBERS_OF = {
-    Kind.SERVER: (
-        Number("network.peer.port", _column("peer_port")),
-        Number("client.port", _column("known_client_port"), _nonzero("known_client_port")),
-    ),
-    Kind.CLIENT: (Number("network.local.port", _column("local_port")),),
-}
+_PORTS_OF_WHO_ASKS = (
+    Number("network.peer.port", _column("peer_port")),
+    Number("client.port", _column("known_client_port"), _nonzero("known_client_port")),
+)
+_NUMBERS_OF_CLIENT = (Number("network.local.port", _column("local_port")),)
 
 
 def _length_of(number: int, run: slice) -> Number:
