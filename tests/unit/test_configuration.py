@@ -137,7 +137,7 @@ REFUSED = {
     "port: 8_0": "1: port: '8_0' is no TCP port: it is a number from 1 to 65535",
     "\nupstream: '::1:80'": "2: upstream: '::1:80' is no HOST:PORT: an IPv6 address is written in "
     "brackets, as in [::1]:80",
-    "sample: 0.3": "1: sample: '0.3' is no share of one in N: one in a hundred is 1/100, or 0.01",
+    "sample: 0.1": "1: sample: '0.1' is no share: one in a hundred is 1/100",
     "slow: 5": "1: slow: '5' is no time, or no route and time: write 5ms, 1.5s, or /checkout=200ms",
     "duration: .inf": "1: duration: '.inf' is no number of seconds above 0",
     "ring: 3": "1: ring: '3' is no number from 16 to 65536",
@@ -357,8 +357,7 @@ def test_each_key_does_what_its_option_does(command: str, key: str) -> None:
         ("port:\n- 80\n-  '81'\n", "port", (80, 81)),
         ("route: /users/{id}", "route", ("/users/{id}",)),
         ("slow: [5ms, /a=1s]", "slow", (("", 5_000_000), ("/a", 1_000_000_000))),
-        ("sample: 0.1", "sample", 10),
-        ("sample: .25", "sample", 4),
+        ("sample: 1/10", "sample", 10),
         ("sample: 1/3", "sample", 3),
         ("capture-query: on", "capture_query", True),
         ("\ufeffcapture-query: no", "capture_query", False),

@@ -64,16 +64,9 @@ def _number(least: int, most: int) -> Callable[[str], int]:
 
 
 def _one_in(text: str) -> int:
-    """N of 1/N; 0.01 is 1/100."""
-    if decimal := re.fullmatch(r"0?\.(\d{1,9})", text, re.ASCII):
-        whole, part = int(10 ** len(decimal[1])), int(decimal[1])
-        if part and whole % part == 0:
-            return whole // part
     one, _, n = text.partition("/")
     if one != "1" or not _is_number(n) or not 1 <= int(n) <= 1_000_000_000:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no share of one in N: one in a hundred is 1/100, or 0.01"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r} is no share: one in a hundred is 1/100")
     return int(n)
 
 
@@ -350,7 +343,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--sample",
         type=_one_in,
         metavar="1/N",
-        help="keep one in N (1/100, 0.01) traces that no caller has decided about, and all errors "
+        help="keep one in N traces that no caller has decided about, and all errors "
         "(default: as OTEL_TRACES_SAMPLER says); metrics are of all requests",
     )
     run.add_argument(
