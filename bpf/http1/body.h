@@ -230,7 +230,7 @@ static __always_inline int read_chunks(struct __sk_buff *skb, struct scratch *s,
 		/* Chunks are as often as this is rare: so they do not pay for a test of it. */
 		if (p->state == PARSER_PROXY_HEADER)
 			return read_proxy_header(skb, s, conn, p, flow, source);
-		return refuse_request(conn, p);
+		return refuse_request(s, conn, p, flow);
 	}
 	p->state = v->state;
 	p->remaining = v->remaining;

@@ -2,6 +2,7 @@
 /* Heads: of their lines only those named in enum found are looked at. */
 #pragma once
 
+#include "http1/familiar.h"
 #include "http1/lines.h"
 #include "http1/message.h"
 #include "http1/methods.h"
@@ -39,16 +40,31 @@ static __always_inline int take_request_line(struct scratch *s, struct connectio
 	return 0;
 }
 
+/* Of several nobody knows which one is meant (RFC 9112, section 3.2): none is told. */
+static __always_inline void forget_host(struct scratch *s, struct parser *p, struct exchange *x)
+{
+	p->message_flags |= MESSAGE_HOSTS;
+	x->record.http1.host_length = 0;
+	s->found_length[FOUND_HOST] = 0;
+}
+
 /* What the noted lines say. -1: this is not HTTP/1. */
 static __always_inline int take_request_lines(struct scratch *s, struct connection *conn,
-					      struct exchange *x)
+					      struct parser *p, struct exchange *x)
 {
-	if (s->found_length[FOUND_FIRST_LINE] && take_request_line(s, conn, x))
+	if (!s->found_length[FOUND_FIRST_LINE]) {
+		if (x && s->found_times[FOUND_HOST] &&
+		    (x->record.http1.host_length || p->message_flags & MESSAGE_HOSTS))
+			forget_host(s, p, x);
+	} else if (take_request_line(s, conn, x)) {
 		return -1;
+	}
 	if (!x)
 		return 0;
 	capture(x->record.http1.request_line, &x->record.http1.request_line_length,
 		REQUEST_LINE_MAX, s, FOUND_FIRST_LINE);
+	if (s->found_times[FOUND_HOST] > 1)
+		forget_host(s, p, x);
 	capture(x->record.http1.host, &x->record.http1.host_length, HOST_MAX, s, FOUND_HOST);
 	capture(x->record.http1.user_agent, &x->record.http1.user_agent_length, USER_AGENT_MAX, s,
 		FOUND_USER_AGENT);
@@ -94,68 +110,6 @@ static __always_inline int take_response_lines(const struct scratch *s, struct p
 	u64 length = s->found_length[FOUND_FIRST_LINE];
 
 	return length ? take_status_line(s, p, s->found_at[FOUND_FIRST_LINE], length) : 0;
-}
-
-/* Notes where a response's whole head, which was scanned, has its end and its length. */
-static __always_inline void remember_shape(const struct scratch *s, struct head_shape *shape)
-{
-	u64 at = s->found_at[FOUND_CONTENT_LENGTH], length = s->found_length[FOUND_CONTENT_LENGTH];
-	u64 line_end = at + length;
-
-	if (!length || !s->found_length[FOUND_FIRST_LINE] ||
-	    s->found_times[FOUND_TRANSFER_ENCODING])
-		return;
-	strip(&at, &length, s);
-	if (at + length != line_end)
-		return;
-	shape->end = s->head.end;
-	shape->digits_at = at;
-	shape->digits_end = line_end;
-}
-
-/* Are the head's end, and the line of its Content-Length, where they were before? */
-static __always_inline bool has_shape(const struct scratch *s, const struct head_shape *shape)
-{
-	const u8 *before = s->window + ((shape->digits_at - 18) & WINDOW_MASK);
-	u32 after = four_at(s, shape->digits_end);
-	u8 next = after >> 16;
-
-	return four_at(s, shape->end - 4) == CRLF_CRLF && (u16)after == CRLF && next != ' ' &&
-	       next != '\t' && *(u16 *)before == CRLF &&
-	       is_word(*(u64 *)(before + 2), WORD('c', 'o', 'n', 't', 'e', 'n', 't', '-')) &&
-	       is_word(*(u64 *)(before + 10), WORD('l', 'e', 'n', 'g', 't', 'h', ':', ' '));
-}
-
-/*
- * Reads the head of a response that has the shape of the last one, without
- * looking for its lines. False, and nothing was read, where it has another.
- *
- * Nothing else of the head is looked at but the status, so it must prove right
- * in one more way: what Content-Length announces is just what the segment holds
- * after the head. Transfer-Encoding would overrule that, but must not be sent
- * beside it (RFC 9112, section 6.2). If a server does so, and its chunks come
- * with the head, the response still ends where it ends; what is wrong is that
- * the chunks' framing is counted as content.
- */
-static __always_inline bool read_familiar_head(struct scratch *s, struct connection *conn,
-					       struct parser *p, struct exchange *x, u64 loaded,
-					       enum flow flow)
-{
-	const struct head_shape *shape = &conn->shape;
-	u64 end = shape->end, length;
-
-	if (!end || end > loaded || conn->begun != conn->answered + 1 || !has_shape(s, shape) ||
-	    read_digits(s, shape->digits_at, shape->digits_end - shape->digits_at, &length) ||
-	    end + length != s->payload_length - s->position || take_status_line(s, p, 0, end) ||
-	    p->status < 200 || has_no_content(p->status) ||
-	    conn->head_requests | conn->connect_requests)
-		return false;
-	if (x)
-		x->record.status = p->status;
-	add_content(x, length, flow);
-	consume(s, x, end + length, flow);
-	p->state = PARSER_ENDED;
-	return true;
 }
 
 #define FIRST_END_MAX 16 /* bytes: the version and the line's end are fewer */
@@ -264,7 +218,7 @@ static __always_inline int read_lines(struct scratch *s, struct connection *conn
 	scan_lines(s, flow);
 	if (consume_lines(s, conn, p, x, flow))
 		return -1;
-	if (CARRIES_REQUESTS(flow) ? take_request_lines(s, conn, x) : take_response_lines(s, p))
+	if (CARRIES_REQUESTS(flow) ? take_request_lines(s, conn, p, x) : take_response_lines(s, p))
 		return -1;
 	/* Of most requests there are none of these. */
 	if (*(u32 *)&s->found_times[FOUND_CONTENT_LENGTH]) {
@@ -317,7 +271,7 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 					       : start_response(s, conn, p, x, flow, source);
 		if (begun <= 0)
 			return begun;
-		if (!CARRIES_REQUESTS(flow) && read_familiar_head(s, conn, p, *x, loaded, flow))
+		if (!CARRIES_REQUESTS(flow) && read_familiar_head(s, conn, p, *x, flow))
 			return 0;
 		v->at = 0;
 		v->total = loaded;
@@ -336,7 +290,7 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 			(*x)->record.route_hash = hash_route(&(*x)->record, &s->route, flow);
 		return begin_request_body(conn, p, *x, flow);
 	}
-	remember_shape(s, &conn->shape);
+	remember_head(s, conn, p);
 	if (is_interim(p)) {
 		if (KEEPS_HEADS(flow) && *x && !before((*x)->inbound_start, s->seq))
 			keep_long_head(skb, conn->id, (*x)->inbound_start, source);

@@ -166,11 +166,11 @@ static __always_inline void note_protocol(const struct scratch *s, struct connec
  * What a connection begins with that looks like the start of a request, and is none: the preface of HTTP/2
  * was made to, and a header of the PROXY protocol that nobody may send. 0: it is none of these.
  */
-SELDOM resembling_protocol(const struct scratch *s, u64 loaded)
+SELDOM resembling_protocol(const struct scratch *s, u64 loaded, bool behind_blanks)
 {
 	if (loaded >= 4 && four_at(s, 0) == FOUR('P', 'R', 'I', ' '))
 		return NOTICE_HTTP2;
-	return is_proxy_header(s, loaded) ? NOTICE_PROXY_HEADER : 0;
+	return is_proxy_header(s, loaded, behind_blanks) ? NOTICE_PROXY_HEADER : 0;
 }
 
 /*
@@ -198,7 +198,9 @@ static __always_inline int start_request(struct scratch *s, struct connection *c
 			s->position++;
 			return 0;
 		}
-		kind = conn->begun ? 0 : resembling_protocol(s, loaded);
+		kind = conn->begun ? 0
+				   : resembling_protocol(s, loaded,
+							 p->message_flags & MESSAGE_NOT_FIRST);
 		if (kind) {
 			turn_off(conn, kind, conn->interface[IS_OUTBOUND(flow)]);
 			return 0;
@@ -222,17 +224,32 @@ static __always_inline int start_request(struct scratch *s, struct connection *c
 	return 1;
 }
 
+/* Does the window, in which lines were looked for, begin with a message's first one? */
+static __always_inline bool is_first_line(const struct scratch *s)
+{
+	return s->found_length[FOUND_FIRST_LINE] && !s->found_at[FOUND_FIRST_LINE];
+}
+
 /*
  * What comes is no request. It costs those nothing before it that wait for their answers: of what the
  * client says no more is read. -1 where there are none such: framing is lost.
  */
-static __always_inline int refuse_request(struct connection *conn, struct parser *p)
+static __always_inline int refuse_request(struct scratch *s, struct connection *conn,
+					  struct parser *p, enum flow flow)
 {
 	bool begun = p->state != PARSER_BETWEEN;
 	struct exchange *x;
+	u32 kind;
 
-	if (conn->begun - begun <= conn->answered)
+	if (conn->begun - begun <= conn->answered) {
+		/* What it is may be seen only now that its first line is whole. */
+		kind = conn->begun == 1 && begun && is_first_line(s)
+			       ? resembling_protocol(s, s->head.total, false)
+			       : 0;
+		if (kind)
+			turn_off(conn, kind, conn->interface[IS_OUTBOUND(flow)]);
 		return -1;
+	}
 	x = in_flight(conn, conn->begun - 1);
 	if (begun && x)
 		abandon(x, COUNT_LOST_PARSER);

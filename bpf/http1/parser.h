@@ -35,6 +35,7 @@ enum message_flag {
 	/* It counts only where nothing that comes before it says where the message ends. */
 	MESSAGE_UNCLEAR_LENGTH = 16,
 	MESSAGE_UNCLEAR_CODING = 32,
+	MESSAGE_HOSTS = 128,   /* a request has several */
 	MESSAGE_NOT_FIRST = 64 /* between messages: bytes came before it that are of none */
 };
 
@@ -58,15 +59,4 @@ struct parser {
 			u16 holes; /* bytes that were stepped over and are still to come */
 		};
 	};
-};
-
-/*
- * What the last response with a Content-Length looked like; the next one on its
- * connection may well look the same. In bytes from its start.
- */
-struct head_shape {
-	u16 end;       /* of the head; 0: none was seen yet */
-	u16 digits_at; /* where Content-Length's start, after one space */
-	u16 digits_end;
-	u16 unused;
 };

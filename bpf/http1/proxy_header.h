@@ -12,6 +12,7 @@
 #pragma once
 
 #include "http1/methods.h"
+#include "ledger/requests.h"
 #include "links/notices.h"
 #include "state/carries.h"
 #include "state/settings.h"
@@ -95,14 +96,18 @@ SELDOM begins_with_proxy_header(const struct scratch *s, const struct connection
 	       may_send_proxy_header(conn, flow);
 }
 
-/* The same, of one that nobody may send: no request has such a target, or goes on so behind empty lines. */
-static __always_inline bool is_proxy_header(const struct scratch *s, u64 length)
+/*
+ * The same, of one that nobody may send: no request has such a target, or goes on so behind empty lines, as
+ * far as it is there.
+ */
+static __always_inline bool is_proxy_header(const struct scratch *s, u64 length, bool behind_blanks)
 {
 	u64 word = word_at(s, 0);
 	u32 family = four_at(s, PROXY_TEXT_LENGTH);
 
-	if (length >= 8 && word == AFTER_BLANKS)
-		return true;
+	length = at_most(WINDOW_MAX, length);
+	if (behind_blanks && !(u8)word)
+		return matching(word, AFTER_BLANKS, at_most(8, length)) == at_most(8, length);
 	return length >= PROXY_TEXT_LENGTH + 4 &&
 	       (word & FIRST_BYTES(PROXY_TEXT_LENGTH)) == PROXY_TEXT &&
 	       (family == FOUR('T', 'C', 'P', '4') || family == FOUR('T', 'C', 'P', '6') ||
@@ -395,6 +400,23 @@ static __always_inline s64 read_proxy_start(struct scratch *s, struct connection
 	return length;
 }
 
+/*
+ * The first bytes of a request may look like those of a header, too. When they came is not known any more:
+ * it is not told, and read for those behind it. -1: there is no room for that.
+ */
+static __always_inline int begin_within_request(struct scratch *s, struct connection *conn,
+						struct parser *p, u64 carried, enum flow flow)
+{
+	s->carry = carry_key(conn, IS_OUTBOUND(flow));
+	pass_over_first_request(s, conn, flow);
+	if (UPDATE(carries, &s->carry, (struct carry *)s->window))
+		return -1;
+	p->carried = carried;
+	p->state = PARSER_FIRST_LINE;
+	p->message_flags = 0;
+	return 0;
+}
+
 /* The header's first bytes are not those of one. Empty lines may come before a request; -1: it is none of these. */
 static __always_inline int refuse_proxy_header(struct scratch *s, struct connection *conn,
 					       struct parser *p, u64 same, u64 carried,
@@ -406,11 +428,8 @@ static __always_inline int refuse_proxy_header(struct scratch *s, struct connect
 		p->state = PARSER_BETWEEN;
 		return 0;
 	}
-	if (carried && byte_at(s, 0) == 'P') {
-		/* The first bytes of a request may look like those of a header, too. */
-		count_in(s, COUNT_SEEN, 1);
-		count_in(s, COUNT_LOST_PARSER, 1);
-	}
+	if (carried && byte_at(s, 0) == 'P')
+		return begin_within_request(s, conn, p, carried, flow);
 	count_as_not_http(conn, NOTICE_NOT_HTTP, conn->interface[IS_OUTBOUND(flow)]);
 	return -1;
 }

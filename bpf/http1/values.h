@@ -84,18 +84,21 @@ static __always_inline void capture(u8 *to, u16 *to_length, u64 max, struct scra
 
 #define NOT_A_NUMBER (~0ULL)
 
-/* The number that one to eight digits are. */
-static __always_inline u64 number_at(const struct scratch *s, u64 at, u64 length)
+/* The number that digits are, the last of which is in the highest byte; before the first one there are zeros. */
+static __always_inline u64 number_in(u64 n)
 {
-	/* The last one in the highest byte; before the first one there are zeros. */
-	u64 n = (word_at(s, at) ^ BYTES('0')) << (64 - 8 * length);
-
 	if ((n | (n + BYTES(6))) & BYTES(0xf0))
 		return NOT_A_NUMBER;
 	/* Of two neighbours each, of which the lower one counts more. */
 	n = (n * (10 << 8 | 1)) >> 8 & 0x00ff00ff00ff00ffULL;
 	n = (n * (100 << 16 | 1)) >> 16 & 0x0000ffff0000ffffULL;
 	return (n * (10000ULL << 32 | 1)) >> 32;
+}
+
+/* The number that one to eight digits are. */
+static __always_inline u64 number_at(const struct scratch *s, u64 at, u64 length)
+{
+	return number_in((word_at(s, at) ^ BYTES('0')) << (64 - 8 * length));
 }
 
 #define DIGITS_AT_ONCE 8

@@ -52,6 +52,18 @@ static __always_inline struct exchange *claim_warm(const struct connection *conn
 	return claim(conn->home);
 }
 
+/* A connection's first request, of which nothing can be told, is counted and takes a number. */
+static __always_inline void pass_over_first_request(struct scratch *s, struct connection *conn,
+						    enum flow flow)
+{
+	count_in(s, COUNT_SEEN, 1);
+	count_in(s, COUNT_LOST_PARSER, 1);
+	conn->slot[conn->begun & (IN_FLIGHT_MAX - 1)] = NO_SLOT;
+	conn->begun++;
+	if (!IS_CLIENTS(flow))
+		conn->arrived = conn->begun;
+}
+
 #define WORD_OF(field) (__builtin_offsetof(struct request_record, field) / 8)
 
 /*

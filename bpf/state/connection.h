@@ -83,7 +83,6 @@ struct connection {
 	u64 connect_requests;
 	struct parser inbound;
 	struct parser outbound;
-	struct head_shape shape;
 	u64 begun;
 	u64 answered;
 	u64 finished;

@@ -119,6 +119,21 @@ struct disorder_cursor {
 	u32 unused;
 };
 
+#define FAMILIAR_HEADS 8  /* a power of two */
+#define FAMILIAR_LEAST 32 /* bytes of a head: four words */
+#define FAMILIAR_MAX 512  /* a power of two */
+
+/* The head of a response that has a Content-Length and a body, if only an empty one: see http1/familiar.h. */
+struct familiar_head {
+	u64 end; /* in bytes from its start; 0: none was seen yet, and no content ends there */
+	u64 digits_end; /* of its length; there are at most eight */
+	u64 digits;     /* which of the eight bytes before that are digits */
+	u64 last;       /* these eight bytes */
+	u64 length;     /* what they say */
+	u64 status;
+	u64 words[FAMILIAR_MAX / 8 + 2];
+};
+
 /*
  * A CPU's own: what is counted there, whom data-ready wakes there, and the segment being read, kept
  * across tail calls. TC hooks do not nest.
@@ -158,6 +173,7 @@ struct scratch {
 	u64 found_length[FOUND_COUNT];
 	u8 found_times[8]; /* may wrap: 256 lines of one name find room in no window */
 	u8 window[WINDOW_MASK + 1 + CARRY_MAX + 88];
+	struct familiar_head familiar[FAMILIAR_HEADS];
 	u8 unused_either[56];
 } __attribute__((aligned(64))); /* no two CPUs write to one cache line */
 

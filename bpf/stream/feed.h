@@ -28,7 +28,7 @@ static __always_inline int feed(struct __sk_buff *skb, struct scratch *s, struct
 	if (p->state >= PARSER_BETWEEN && p->state <= PARSER_HEADERS &&
 	    s->position < s->payload_length) {
 		if (read_head(skb, s, conn, p, &x, flow, source))
-			return CARRIES_REQUESTS(flow) ? refuse_request(conn, p) : -1;
+			return CARRIES_REQUESTS(flow) ? refuse_request(s, conn, p, flow) : -1;
 	} else {
 		x = current_exchange(conn, flow);
 	}

@@ -260,6 +260,27 @@ def test_nothing_else_is_kept_of_a_head_in_two_segments(lab: Lab, meter: Meter, 
     assert SECRET[:12] not in record.tobytes()
 
 
+@pytest.mark.parametrize("times", [2, 3, 4])
+def test_of_several_hosts_none_is_told(lab: Lab, meter: Meter, times: int) -> None:
+    hosts = b"".join(b"Host: %d.example\r\nX: y\r\n" % number for number in range(times))
+    asked = b"GET /hosts HTTP/1.1\r\n" + hosts + b"\r\n"
+    forms = [[asked], [bytes([octet]) for octet in asked]]
+    forms += [[asked[:cut], asked[cut:]] for cut in range(1, len(asked), 7)]
+    for pieces in forms:
+        pair = lab.connect()
+        for piece in pieces:
+            pair.send_segment(piece)
+        receive(pair.server, len(asked))
+        pair.answer(OK)
+        pair.exchange(request(headers={"Host": "one.example"}), OK)
+        pair.close()
+    records = meter.records(2 * len(forms))
+    assert [line.endswith(b"/hosts HTTP/1.1") for line in records["http1"]["request_line"]] == [
+        True, False
+    ] * len(forms)  # fmt: skip
+    assert records["http1"]["host_length"].tolist() == [0, len("one.example")] * len(forms)
+
+
 @pytest.mark.parametrize(
     "asked",
     [

@@ -158,6 +158,26 @@ def test_what_the_client_has_not_read_is_not_told(victim: Victim, other: bytes) 
     victim.expect_nothing()
 
 
+@pytest.mark.parametrize(
+    ("asked", "answered"),
+    [(ASK, NO_CONTENT), (ASK.replace(b"GET", b"HEAD"), TO_HEAD)],
+    ids=["empty", "head"],
+)
+def test_nor_one_without_content_that_has_other_bytes_behind_it(
+    victim: Victim, asked: bytes, answered: bytes
+) -> None:
+    """If they came again, nobody could compare them. Alone it is told."""
+    victim.ask(asked)
+    victim.send(answered)
+    victim.read(answered)
+    victim.expect(answered, 0, 0, status=int(answered[9:12]))
+    victim.meter.begin()
+    victim.ask(asked)
+    victim.send(answered + b"other bytes")
+    victim.read(answered + b"other bytes")
+    victim.expect_nothing()
+
+
 @pytest.mark.guest
 def test_nor_an_upgrade(victim: Victim) -> None:
     forged(victim, response(101, HEADERS), REAL)

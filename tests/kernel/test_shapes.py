@@ -196,6 +196,20 @@ SEQUENCES = {
         cut(Answer((BOTH + chunks([b"12345"]),), 5, flags=CHUNKS), 7),
         ALMOST_BOTH,
     ],
+    "other lines where those of no framing were": [
+        ALMOST_BOTH,
+        Answer((BOTH + chunks([b"12345"]),), 5, flags=CHUNKS),
+        ALMOST_BOTH,
+        lines("Content-Length: 12|Content-Langth: 12", 12),
+        lines("Content-Length: 12|Content-Length: 12", 12),
+        lines("Content-Length: 12|Content-Langth: 21", 12),
+    ],
+    "the shortest head": [Answer((b"HTTP/1.1 200\nContent-Length:1\n\nb",), 1)] * 3
+    + [Answer((b"HTTP/1.1 201\nContent-Length:1\n\nb",), 1, 201)] * 3,
+    "two heads that take turns": [whole(5), whole(5, 404), whole(15), whole(15, 404)] * 4,
+    "a head of each length that is kept, and more": [
+        whole(5, headers={"X": "x" * length}) for length in [*range(435, 475)] * 2
+    ],
     "large": [whole(5), whole(100_000), whole(100_000), whole(5), whole(999_999), whole(5)],
     "a head of more than a window": [
         whole(5, headers={"X": "x" * length}) for length in (900, 990, 1000, 1100, 1100, 3000, 900)
@@ -262,14 +276,32 @@ def test_content_that_looks_like_the_rest_of_a_head(lab: Lab, meter: Meter) -> N
     meter.assert_next_is_right(pair, 3)
 
 
-def test_chunks_beside_a_length_that_fits_them_end_where_they_end(lab: Lab, meter: Meter) -> None:
-    """No server may send both: of one that does, the chunks are taken as content."""
-    both = Answer((BOTH + chunks([b"12345"]),), 15)
-    assert both.size == ALMOST_BOTH.size
+def test_content_that_looks_like_the_lines_of_a_head(lab: Lab, meter: Meter) -> None:
+    """As the one above, and what is there of a length fits what follows it."""
+    shape = lines("Server: a server of great length|Content-Length: 12", 12)
+    (sent,) = shape.pieces
+    start = lines("Content-Length: 46", 0).pieces[0]
+    decoy = start + sent[len(start) :]
+    assert decoy.endswith(b"\r\nContent-Length: 12\r\n\r\n" + b"b" * 12)
+    assert len(decoy) == len(start) + 46
     pair = lab.connect()
-    answer_all(pair, [ALMOST_BOTH, both, ALMOST_BOTH])
-    assert meter.records(3)["response_body_bytes"].tolist() == [15, 15, 15]
+    answer_all(pair, [shape, Answer((decoy,), 46), shape])
+    assert meter.records(3)["response_body_bytes"].tolist() == [12, 46, 12]
     meter.assert_next_is_right(pair, 3)
+
+
+def test_another_length_where_a_line_was_that_says_none(lab: Lab, meter: Meter) -> None:
+    """Of two lengths nobody knows which one holds."""
+    pair = lab.connect()
+    answer_all(
+        pair,
+        [
+            lines("Content-Length: 12|Content-Langth: 21", 12),
+            lines("Content-Length: 12|Content-Length: 21", 12),
+        ],
+    )
+    meter.wait_for(Counter.LOST_PARSER, 1)
+    assert meter.record()["response_body_bytes"] == 12
 
 
 @pytest.mark.parametrize(

@@ -292,6 +292,34 @@ def test_what_is_not_http_1(
     assert meter.losses() == {}
 
 
+SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "kind", "cuts"),
+    [
+        (PREFACE, NoticeKind.HTTP2, range(1, 17)),
+        (b"PROXY TCP4 192.0.2.7 192.0.2.2 4711 80\r\n", NoticeKind.PROXY_HEADER, range(1, 39)),
+        (b"PROXY UNKNOWN\r\n", NoticeKind.PROXY_HEADER, range(1, 14)),
+        (SIGNATURE + b"\x20\0\0\0", NoticeKind.PROXY_HEADER, range(1, 16)),
+    ],
+    ids=["HTTP/2", "PROXY", "PROXY UNKNOWN", "PROXY 2"],
+)
+def test_what_is_not_http_1_in_two_segments(
+    lab: Lab, meter: Meter, noticed: Noticed, first: bytes, kind: NoticeKind, cuts: range
+) -> None:
+    """A first segment that may be of a request is seen as one, which is lost."""
+    for cut in cuts:
+        pair = lab.connect()
+        pair.ask(first[:cut])
+        pair.ask(first[cut:])
+        pair.ask(request())
+    assert noticed.take() == [(kind, PORT, INTERFACE)] * len(cuts)
+    assert meter.counted(Counter.CONNECTIONS_NOT_HTTP) == len(cuts)
+    assert meter.counted(Counter.SEEN) == sum(meter.losses().values())
+    assert set(meter.losses()) <= {Counter.LOST_PARSER}
+
+
 def test_tls_that_comes_with_the_end_of_the_handshake(
     lab: Lab, meter: Meter, noticed: Noticed
 ) -> None:

@@ -242,14 +242,25 @@ def test_a_proxy_need_not_send_one(programs: HostPrograms) -> None:
     assert len(outcome.records) == 2
 
 
-def test_a_request_that_begins_like_one_and_is_cut_there_is_counted(programs: HostPrograms) -> None:
-    talk = talk_of(b"PROPFIND /one HTTP/1.1\r\n\r\n")
-    outcome = programs.play(talk)
-    assert len(outcome.records) == 2
-    for at in (1, 2, 3):
-        outcome = programs.play(talk.cut_at(at, by_client=True))
-        assert outcome.counts[Counter.LOST_PARSER] == 1
-        assert outcome.counts[Counter.SEEN] == len(outcome.records) + 1
+@pytest.mark.parametrize("of_client", [False, True], ids=["server", "client"])
+@pytest.mark.parametrize("method", [b"POST", b"PROPFIND"])
+def test_a_request_that_begins_like_one_and_is_cut_there_is_lost(
+    programs: HostPrograms, method: bytes, of_client: bool
+) -> None:
+    """And the one behind it is told."""
+    talk = replace(talk_of(method + b" /one HTTP/1.1\r\n\r\n"), of_client=of_client)
+    assert len(programs.play(talk).records) == 2
+    common = 1 if method == b"POST" else 3
+    cuts = [(at,) for at in range(1, common + 1)]
+    for form in [*(talk.cut_at(*cut, by_client=True) for cut in cuts), talk.byte_by_byte()]:
+        outcome = programs.play(form)
+        assert (outcome.counts[Counter.LOST_PARSER], outcome.lost) == (1, 1)
+        assert outcome.counts[Counter.SEEN] == 2
+        (record,) = outcome.records
+        assert bytes(record["http1"]["request_line"]).startswith(b"POST /two")
+        assert record["request_bytes"] == len(POST)
+        assert record["status"] == 200
+        assert Counter.CONNECTIONS_NOT_HTTP not in outcome.counts
 
 
 # ---- addresses, as Python reads them ----

@@ -1003,7 +1003,7 @@ PT_REGS = np.dtype(
     }
 )
 
-#: struct scratch, 3392 bytes.
+#: struct scratch, 8000 bytes.
 SCRATCH = np.dtype(
     {
         "names": [
@@ -1015,12 +1015,12 @@ SCRATCH = np.dtype(
         "offsets": [
             0,
         ],
-        "itemsize": 3392,
+        "itemsize": 8000,
     }
 )
 
 #: struct connection.
-CONNECTION = np.dtype("V712")
+CONNECTION = np.dtype("V704")
 
 #: struct connection_tags.
 CONNECTION_TAGS = np.dtype("V128")
@@ -1030,7 +1030,7 @@ READER = np.dtype("V88")
 
 #: The maps that are looked up or called, by their names.
 MAPS = {
-    "blank_connection": MapShape(2, 4, 712, 1),
+    "blank_connection": MapShape(2, 4, 704, 1),
     "blank_disorder": MapShape(2, 4, 1152, 1),
     "blank_long_head": MapShape(2, 4, 4360, 1),
     "carries": MapShape(1, 8, 256, 8192),
