@@ -84,6 +84,8 @@ class Victim:
             self.ask(request(target="/unknown"))
             self.answer()
         wait_until(lambda: self.meter.in_flight() == 0, "all was over")
+        since = self.meter.counted(Counter.SUBMITTED) - told
+        assert self.meter.counted(Counter.SEGMENTS_UNCERTAIN) + since == UNKNOWN
         self.meter.begin()
         self.expect_next()
 

@@ -1010,7 +1010,7 @@ SCRATCH = np.dtype(
             "counts",
         ],
         "formats": [
-            ("u8", (30,)),
+            ("u8", (31,)),
         ],
         "offsets": [
             0,
@@ -1238,6 +1238,7 @@ class Counter(IntEnum):
     PACKETS_UNREAD = 27
     SEGMENTS_STRAY = 28
     LOST_UNTAKEN = 29
+    SEGMENTS_UNCERTAIN = 30
 
 
 class NoticeKind(IntEnum):
