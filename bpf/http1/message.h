@@ -117,7 +117,7 @@ static __always_inline int end_message(struct connection *conn, struct scratch *
 		if (!IS_OUTBOUND(flow))
 			track_unread(conn);
 		if (x && !IS_OUTBOUND(flow))
-			track_read_already(conn, x);
+			await_fin(x);
 		/* That a request's own body is the last to leave is rare: the agent adds that up. */
 		finish_read(conn, IS_OUTBOUND(flow) ? IRREGULAR : ORDERLY);
 	}

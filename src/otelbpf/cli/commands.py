@@ -158,6 +158,14 @@ def _tell_sums(sums: Sums) -> None:
             file=sys.stderr,
         )
     print(f"otelbpf: {sums}", file=sys.stderr)
+    uncertain = sums.segments.get("uncertain", 0)
+    if uncertain:
+        what = "segment may have begun a request" if uncertain == 1 else "segments may have begun one"
+        print(
+            f"otelbpf: {uncertain} {what} of which nothing was told: on connections that are older "
+            "than otelbpf, or behind what was lost, it was not certain where requests begin",
+            file=sys.stderr,
+        )
     for hook, count in sums.missed.items():
         if not count:
             continue

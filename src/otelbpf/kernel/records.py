@@ -1073,6 +1073,7 @@ KERNEL_FIELDS = {
         "sk_rx_dst_ifindex",
         "sk_dst_cache",
         "sk_socket",
+        "sk_protocol",
         "sk_shutdown",
     ],
     "socket": [
