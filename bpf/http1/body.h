@@ -36,8 +36,7 @@ STEPS(seek_empty_lines, struct payload_reader, seek_empty_line, SOUGHT_EACH)
  * Looks for an empty line in the body of a request that is read in the dark, at most `n` bytes of it: see
  * stream/begin.h. Returns how many it has looked at.
  */
-static __always_inline u64 search_body(struct __sk_buff *skb, struct scratch *s, struct parser *p,
-				       u64 n)
+SELDOM search_body(struct __sk_buff *skb, struct scratch *s, struct parser *p, u64 n)
 {
 	struct payload_reader reader = { .skb = skb, .s = s };
 	volatile struct head_cursor *v = &s->head;

@@ -376,7 +376,9 @@ def test_a_forged_fin_ends_no_response(victim: Victim, more: bytes) -> None:
 @pytest.mark.guest
 @pytest.mark.parametrize("reads", [False, True], ids=["unread", "read"])
 @pytest.mark.parametrize("forged", [b"", b"forged"])
-def test_nor_does_one_behind_the_bytes_that_were_taken(victim: Victim, reads: bool, forged: bytes) -> None:
+def test_nor_does_one_behind_the_bytes_that_were_taken(
+    victim: Victim, reads: bool, forged: bytes
+) -> None:
     """It ends one until the connection closes, by all appearance; but more of that comes."""
     victim.ask()
     part, rest = UNTIL_CLOSE[:-10], UNTIL_CLOSE[-10:]

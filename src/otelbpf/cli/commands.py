@@ -160,10 +160,10 @@ def _tell_sums(sums: Sums) -> None:
     print(f"otelbpf: {sums}", file=sys.stderr)
     uncertain = sums.segments.get("uncertain", 0)
     if uncertain:
-        what = "segment may have begun a request" if uncertain == 1 else "segments may have begun one"
+        what = "segment" if uncertain == 1 else "segments"
         print(
-            f"otelbpf: {uncertain} {what} of which nothing was told: on connections that are older "
-            "than otelbpf, or behind what was lost, it was not certain where requests begin",
+            f"otelbpf: {uncertain} {what} may have begun requests of which nothing was told: on "
+            "connections that are older than otelbpf, or behind what was lost, it was not certain",
             file=sys.stderr,
         )
     for hook, count in sums.missed.items():
