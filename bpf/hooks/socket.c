@@ -233,6 +233,20 @@ static __always_inline int handle_shutdown(u64 sk)
 	return 0;
 }
 
+/* TCP has taken the other side's FIN. */
+static __always_inline int handle_fin(u64 sk)
+{
+	struct connection *conn = connection_of(sk, DIRECT);
+	u64 tp;
+
+	if (!conn || !is_clients(conn))
+		return 0;
+	tp = tcp_sock(sk, DIRECT);
+	if (tp)
+		track_fin(conn, tcp_rcv_nxt(tp, DIRECT));
+	return 0;
+}
+
 /* Is the connection in the table this socket's, whose first bytes came before it was ESTABLISHED? */
 static __always_inline bool is_opening(const struct connection *conn, u64 sk, u64 tp)
 {
@@ -251,6 +265,8 @@ static __always_inline int handle_state(u64 sk, u32 earlier, u32 state)
 
 	if (state == TCP_FIN_WAIT1 || state == TCP_LAST_ACK)
 		return handle_shutdown(sk);
+	if (CLIENTS && state == TCP_CLOSE_WAIT)
+		return handle_fin(sk);
 	if (state != TCP_ESTABLISHED && state != TCP_SYN_SENT && state != TCP_CLOSE)
 		return 0;
 	own = watch_own_connect(sk, state);

@@ -1,18 +1,78 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/* Bodies: stepped over, never read, but for the lines between chunks. */
+/* Bodies: stepped over, not read, but for the lines between chunks, and in the dark. */
 #pragma once
 
 #include "http1/message.h"
 #include "http1/proxy_header.h"
 #include "http1/window.h"
 
-static __always_inline void read_body(struct scratch *s, struct parser *p, struct exchange *x,
-				      enum flow flow)
+/* What a loop over the payload carries. */
+struct payload_reader {
+	struct __sk_buff *skb;
+	struct scratch *s;
+};
+
+/* Is the window's next byte the end of a line, and the next line empty? 1 where it is, or there is none. */
+static __always_inline long seek_empty_line(struct payload_reader *reader)
+{
+	struct scratch *s = reader->s;
+	volatile struct head_cursor *v = &s->head;
+	u64 at = v->at;
+
+	if (at >= v->total)
+		return 1;
+	v->at = at + 1;
+	if (byte_at(s, at) == '\n' && (byte_at(s, at + 1) == '\n' || two_at(s, at + 1) == CRLF))
+		v->end = at + 1;
+	return v->end != 0;
+}
+
+#define SOUGHT_EACH 16
+#define SOUGHT_MOST TAKEN_EACH(WINDOW_MAX, 64) /* a power of two */
+
+STEPS(seek_empty_lines, struct payload_reader, seek_empty_line, SOUGHT_EACH)
+
+/*
+ * Looks for an empty line in the body of a request that is read in the dark, at most `n` bytes of it: see
+ * stream/begin.h. Returns how many it has looked at.
+ */
+SELDOM search_body(struct __sk_buff *skb, struct scratch *s, struct parser *p, u64 n)
+{
+	struct payload_reader reader = { .skb = skb, .s = s };
+	volatile struct head_cursor *v = &s->head;
+
+	n = at_most(SOUGHT_MOST, n);
+	n = ((n - 1) & (SOUGHT_MOST - 1)) + 1;
+	*(u16 *)s->window = p->last_two;
+	if (load_payload(skb, s, s->position, s->window + 2, n, FROM_PACKET)) {
+		p->message_flags |= MESSAGE_MAY_HIDE;
+		return n;
+	}
+	p->last_two = two_at(s, n);
+	s->window[(n + 2) & WINDOW_MASK] = 0; /* behind it no line ends */
+	v->at = 0;
+	v->total = n + 2;
+	v->end = 0;
+	REPEAT(SOUGHT_MOST / SOUGHT_EACH + 1, seek_empty_lines, &reader);
+	if (v->end)
+		p->message_flags |= MESSAGE_MAY_HIDE;
+	return n;
+}
+
+static __always_inline void read_body(struct __sk_buff *skb, struct scratch *s,
+				      const struct connection *conn, struct parser *p,
+				      struct exchange *x, enum flow flow, enum source source)
 {
 	u64 n = s->payload_length - s->position;
 
 	if (p->remaining <= n)
 		n = p->remaining;
+	if (CARRIES_REQUESTS(flow) && !x && conn->framing) {
+		if (source == FROM_PACKET)
+			n = search_body(skb, s, p, n);
+		else
+			p->message_flags |= MESSAGE_MAY_HIDE;
+	}
 	p->remaining -= n;
 	add_content(x, n, flow);
 	consume(s, x, n, flow);
@@ -51,11 +111,6 @@ static __always_inline u32 plain_chunk_size(u64 word, u32 *line_length)
 #define CHUNK_WINDOW 64 /* a power of two */
 #define PLAIN_LINE 8    /* bytes of which plain_chunk_size() looks at */
 #define LAST_CHUNK WORD('0', '\r', '\n', '\r', '\n', 0, 0, 0)
-
-struct chunk_reader {
-	struct __sk_buff *skb;
-	struct scratch *s;
-};
 
 /* A character of a chunk's line, neither of its extension nor its last one: 1 where none such may be. */
 static __always_inline u32 read_size(volatile struct chunk_cursor *v, u8 c)
@@ -119,7 +174,7 @@ static __always_inline long read_character(volatile struct chunk_cursor *v, u8 c
  * the payload's end or the body's, and where it is no chunk, which sets `failed`.
  * What it hands on lives in the map for the reason given at scan_line().
  */
-static __always_inline long read_chunk(struct chunk_reader *reader, enum source source)
+static __always_inline long read_chunk(struct payload_reader *reader, enum source source)
 {
 	struct scratch *s = reader->s;
 	volatile struct chunk_cursor *v = &s->chunks;
@@ -186,14 +241,14 @@ static __always_inline long read_chunk(struct chunk_reader *reader, enum source 
 #define CHUNK_STEPS 96 /* with 33 tail calls: 64 KiB of 16-byte chunks */
 #define CHUNKS_EACH 8
 
-STEPS(read_packets_chunks, struct chunk_reader, read_chunk, CHUNKS_EACH, FROM_PACKET)
-STEPS(read_pieces_chunks, struct chunk_reader, read_chunk, CHUNKS_EACH, FROM_PIECE)
+STEPS(read_packets_chunks, struct payload_reader, read_chunk, CHUNKS_EACH, FROM_PACKET)
+STEPS(read_pieces_chunks, struct payload_reader, read_chunk, CHUNKS_EACH, FROM_PIECE)
 
 /* Reads chunks from the segment's position on, in the state that they were in there. */
 static __always_inline void step_over_chunks(struct __sk_buff *skb, struct scratch *s,
 					     u64 remaining, u32 state, enum source source)
 {
-	struct chunk_reader reader = { .skb = skb, .s = s };
+	struct payload_reader reader = { .skb = skb, .s = s };
 	volatile struct chunk_cursor *v = &s->chunks;
 
 	v->position = s->position;

@@ -56,6 +56,9 @@ static __always_inline void end_outbound(struct connection *conn, struct scratch
 		x->record.stamp_ktime_ns[STAMP_WRITE_LAST] = last;
 }
 
+/* What makes that another request's head may have its end in the body of the one that was read. */
+#define MESSAGE_HIDING (MESSAGE_CODED | MESSAGE_UNCLEAR_LENGTH | MESSAGE_MAY_HIDE)
+
 /*
  * A message that is read in the dark is whole, and its parser at PARSER_BETWEEN. It counts if nothing
  * came behind it: then the flow stands at its end. See stream/begin.h.
@@ -64,8 +67,9 @@ static __always_inline void end_in_the_dark(struct connection *conn, const struc
 					    struct parser *p, enum flow flow)
 {
 	struct parser *other = parser_of(conn, flow ^ 1);
-	bool counts = s->position >= s->payload_length && !conn->inbound.disorder &&
-		      !(p->message_flags & MESSAGE_ENDS_HTTP);
+	bool counts =
+		s->position >= s->payload_length && !conn->inbound.disorder &&
+		!(p->message_flags & (CARRIES_REQUESTS(flow) ? MESSAGE_HIDING : MESSAGE_ENDS_HTTP));
 
 	p->message_flags = 0;
 	if (!counts) {
@@ -113,7 +117,7 @@ static __always_inline int end_message(struct connection *conn, struct scratch *
 		if (!IS_OUTBOUND(flow))
 			track_unread(conn);
 		if (x && !IS_OUTBOUND(flow))
-			track_read_already(conn, x);
+			await_fin(x);
 		/* That a request's own body is the last to leave is rare: the agent adds that up. */
 		finish_read(conn, IS_OUTBOUND(flow) ? IRREGULAR : ORDERLY);
 	}

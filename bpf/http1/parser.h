@@ -35,8 +35,10 @@ enum message_flag {
 	/* It counts only where nothing that comes before it says where the message ends. */
 	MESSAGE_UNCLEAR_LENGTH = 16,
 	MESSAGE_UNCLEAR_CODING = 32,
-	MESSAGE_HOSTS = 128,   /* a request has several */
-	MESSAGE_NOT_FIRST = 64 /* between messages: bytes came before it that are of none */
+	MESSAGE_NOT_FIRST = 64, /* between messages: bytes came before it that are of none */
+	MESSAGE_HOSTS = 128,    /* until its head is read: a request has several */
+	/* From then on, of one that is read in the dark: another one's head may have its end in the body. */
+	MESSAGE_MAY_HIDE = 128
 };
 
 /*
@@ -45,9 +47,12 @@ enum message_flag {
  */
 struct parser {
 	u64 remaining;
-	u32 next_seq;     /* of the next byte expected */
-	u16 carried;      /* bytes of an unfinished line kept in `carries` */
-	u16 status;       /* responses: of the message being read */
+	u32 next_seq; /* of the next byte expected */
+	u16 carried;  /* bytes of an unfinished line kept in `carries` */
+	union {
+		u16 status;   /* responses: of the message being read */
+		u16 last_two; /* requests in the dark: the body's last bytes that were looked at */
+	};
 	u8 state;         /* enum parser_state */
 	u8 skip_line;     /* the rest of a line too long to keep */
 	u8 message_flags; /* enum message_flag */

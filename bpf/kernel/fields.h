@@ -8,11 +8,13 @@
 
 #define AF_INET 2
 #define AF_INET6 10
+#define IPPROTO_TCP 6
 #define TCP_ESTABLISHED 1
 #define TCP_SYN_SENT 2
 #define TCP_SYN_RECV 3
 #define TCP_FIN_WAIT1 4
 #define TCP_CLOSE 7
+#define TCP_CLOSE_WAIT 8
 #define TCP_LAST_ACK 9
 #define TCP_LISTEN 10
 #define EPIPE 32
@@ -75,6 +77,12 @@ static __always_inline void name_process(struct process *p, u64 task)
 static __always_inline u64 tcp_sock(u64 sk, enum access access)
 {
 	return access == DIRECT ? (u64)bpf_skc_to_tcp_sock((void *)sk) : sk;
+}
+
+/* One of MPTCP's has the addresses of TCP's. */
+static __always_inline bool is_tcp(u64 sk, enum access access)
+{
+	return load_u16(FIELD(sk, sock, sk_protocol), access) == IPPROTO_TCP;
 }
 
 static __always_inline u32 tcp_rcv_nxt(u64 tp, enum access access)

@@ -54,8 +54,9 @@ struct sock {
 	int sk_rx_dst_ifindex; /* since 5.16; before, inet_sock had it by another name */
 	struct dst_entry *sk_dst_cache;
 	struct socket *sk_socket;
+	u16 sk_protocol;
 	u8 sk_shutdown;
-	u8 unused[7];
+	u8 unused[5];
 };
 
 struct socket {

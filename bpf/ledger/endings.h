@@ -3,6 +3,7 @@
 #pragma once
 
 #include "ledger/submission.h"
+#include "state/sockets.h"
 #include "stream/packet.h"
 
 /* A FIN or RST: by the first one the connection began to end. */
@@ -50,9 +51,9 @@ static __always_inline void note_taken(struct connection *conn)
 {
 	volatile u32 *taken = &conn->taken_seq;
 
-	*taken = conn->inbound.next_seq;
-	if (is_clients(conn) && conn->socket)
-		*taken = tcp_rcv_nxt(tcp_sock(conn->socket, BY_COPY), BY_COPY);
+	*taken = conn->inbound.next_seq + 1; /* a FIN included */
+	if (is_clients(conn))
+		*taken = taken_by_socket(conn, *taken);
 }
 
 /* Framing was lost: why is the request, too? 0: it is not. */

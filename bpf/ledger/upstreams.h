@@ -6,6 +6,7 @@
 #pragma once
 
 #include "ledger/submission.h"
+#include "state/sockets.h"
 
 static __always_inline long finish_one_read(struct connection *conn, enum ending ending)
 {
@@ -42,6 +43,14 @@ static __always_inline void finish_read(struct connection *conn, enum ending fir
 		REPEAT(IN_FLIGHT_MAX - 1, finish_next_read, &conn);
 }
 
+/* Has the client's socket taken the whole response? As far as anybody knows, where it is not known. */
+static __always_inline bool is_taken(struct connection *conn, u64 ordinal)
+{
+	const struct exchange *x = in_flight(conn, ordinal);
+
+	return !x || !before(taken_by_socket(conn, x->inbound_end), x->inbound_end);
+}
+
 /*
  * Whole responses that wait to be read must leave room for the next request. The first of them is
  * given up where that is used up: its read is late, or none is ever seen, as of sockets that have
@@ -49,16 +58,35 @@ static __always_inline void finish_read(struct connection *conn, enum ending fir
  */
 static __always_inline void track_unread(struct connection *conn)
 {
-	if (conn->answered - conn->finished >= IN_FLIGHT_MAX - 1 && conn->read <= conn->finished)
+	if (conn->answered - conn->finished >= IN_FLIGHT_MAX - 1 && conn->read <= conn->finished &&
+	    is_taken(conn, conn->finished))
 		conn->read = conn->finished + 1;
 }
 
-/* A response that only a FIN could end may have been read by then: no read will follow. */
-static __always_inline void track_read_already(struct connection *conn, const struct exchange *x)
+/*
+ * A FIN has ended the response, if TCP takes it. It has a number of its own, which is the response's last
+ * one until that is known.
+ */
+static __always_inline void await_fin(struct exchange *x)
 {
-	if (conn->read == x->record.ordinal && x->record.stamp_ktime_ns[STAMP_READ] &&
-	    !before(conn->copied_seq, x->inbound_end))
-		conn->read = x->record.ordinal + 1;
+	if (x->record.flags & RESPONSE_UNTIL_CLOSE)
+		x->inbound_end++;
+}
+
+/* TCP has taken a FIN. What it ended may have been read by then: no read will follow. */
+static __always_inline void track_fin(struct connection *conn, u32 rcv_nxt)
+{
+	struct exchange *x = latest_arrival(conn);
+
+	if (!x || !(x->record.flags & RESPONSE_UNTIL_CLOSE) || !inbound_is_whole(x) ||
+	    x->inbound_end != rcv_nxt)
+		return;
+	x->inbound_end--;
+	if (conn->read != x->record.ordinal || !x->record.stamp_ktime_ns[STAMP_READ] ||
+	    before(conn->copied_seq, x->inbound_end))
+		return;
+	conn->read = x->record.ordinal + 1;
+	finish_read(conn, IRREGULAR);
 }
 
 /* What came of the response is forgotten: it was an interim one. */

@@ -174,7 +174,7 @@ struct scratch {
 	u8 found_times[8]; /* may wrap: 256 lines of one name find room in no window */
 	u8 window[WINDOW_MASK + 1 + CARRY_MAX + 88];
 	struct familiar_head familiar[FAMILIAR_HEADS];
-	u8 unused_either[56];
+	u8 unused_either[48];
 } __attribute__((aligned(64))); /* no two CPUs write to one cache line */
 
 ASSERT_BYTES(scratch, SCRATCH_BYTES);

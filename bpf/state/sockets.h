@@ -37,3 +37,11 @@ static __always_inline struct connection *connection_of(u64 sk, enum access acce
 
 	return find_by_socket(sk, &key, &is_measured, access);
 }
+
+/* The first byte that the connection's socket has not taken; `otherwise` where that is not known. */
+static __always_inline u32 taken_by_socket(const struct connection *conn, u32 otherwise)
+{
+	u64 sk = conn->socket;
+
+	return sk && is_tcp(sk, BY_COPY) ? tcp_rcv_nxt(tcp_sock(sk, BY_COPY), BY_COPY) : otherwise;
+}

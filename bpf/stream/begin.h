@@ -6,9 +6,15 @@
  *
  * A final response that is whole, and whose end is just what the client acknowledges with its next
  * byte, says that no request is under way then, unless it was given early: of a request whose body
- * still comes. But to one request there is one final response. So the request that follows, which is
- * read in the dark, has its own one behind it; and if that one, too, is whole once the request is, and
- * both sides then go on from just there, what comes next is a request.
+ * still comes. So what follows, and is read in the dark as a request, may be bytes of that body which
+ * look like one, and the request that the next response is to may begin among them. But that one's head
+ * has come, whole, before it is answered, and a head ends with an empty line. What was read in the dark
+ * has one where its own head ends; if it has none in its body, both heads have their end there. Then the
+ * lines that say how long the other's body is are lines of the one that was read, too, and their bodies end
+ * together. So however many answers are given early, one after the other: where a response is whole once
+ * such a request is, and both sides go on from just there, what comes next is a request.
+ *
+ * That a client has asked more before it had an answer (pipelining) is not seen by that.
  */
 #pragma once
 
@@ -29,6 +35,13 @@ static __always_inline void pass_over_request(struct connection *conn)
 	conn->arrived = conn->begun;
 	conn->head_requests = 0;
 	conn->connect_requests = 0;
+}
+
+/* A segment of which nothing is told may begin a request. */
+static __always_inline void leave_untold(struct connection *conn, enum flow flow)
+{
+	adopt(conn, IS_CLIENTS(flow));
+	count(COUNT_SEGMENTS_UNCERTAIN);
 }
 
 /* The framing of the next byte in either direction is known. */
@@ -59,7 +72,7 @@ static __always_inline bool take_up(struct __sk_buff *skb, struct connection *co
 		return true;
 	}
 	if (follows && conn->framing == FRAMING_ANSWERED) {
-		adopt(conn, IS_CLIENTS(flow));
+		leave_untold(conn, flow);
 		pass_over_request(conn);
 		conn->framing = FRAMING_REQUEST;
 		start_message(requests);
@@ -73,7 +86,7 @@ static __always_inline bool take_up(struct __sk_buff *skb, struct connection *co
 	if (seg->payload_length >= 4)
 		bpf_skb_load_bytes(skb, seg->payload_offset, &first_four, 4);
 	if (starts_a_request(first_four)) {
-		adopt(conn, IS_CLIENTS(flow));
+		leave_untold(conn, flow);
 		return false;
 	}
 	/* What is none of these may well be the rest of a request. */

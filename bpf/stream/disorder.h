@@ -56,6 +56,7 @@ static __always_inline bool step_over(struct parser *p, struct exchange *x, u32 
 		    missing >= p->remaining)
 			return false;
 		p->remaining -= missing;
+		p->message_flags |= MESSAGE_MAY_HIDE;
 	}
 	add_content(x, missing, flow);
 	add_bytes(x, missing, flow);

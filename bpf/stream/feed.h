@@ -33,7 +33,7 @@ static __always_inline int feed(struct __sk_buff *skb, struct scratch *s, struct
 		x = current_exchange(conn, flow);
 	}
 	if (p->state == PARSER_BODY && s->position < s->payload_length)
-		read_body(s, p, x, flow);
+		read_body(skb, s, conn, p, x, flow, source);
 	if (!CARRIES_REQUESTS(flow) && p->state == PARSER_UNTIL_CLOSE) {
 		add_content(x, s->payload_length - s->position, flow);
 		consume(s, x, s->payload_length - s->position, flow);

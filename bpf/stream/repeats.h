@@ -122,9 +122,10 @@ static __always_inline bool is_empty_line(struct __sk_buff *skb, const struct sc
 static __always_inline bool ends_otherwise(const struct scratch *s, const struct exchange *x,
 					   u32 end)
 {
+	u32 fin = x->inbound_end - 1; /* TCP has not taken that: else it were no question */
+
 	return is_outgoing(x) && x->record.flags & RESPONSE_UNTIL_CLOSE && inbound_is_whole(x) &&
-	       !before(end, x->inbound_end) &&
-	       (!s->fin || s->seq + (u32)s->payload_length != x->inbound_end);
+	       !before(end, fin) && (!s->fin || s->seq + (u32)s->payload_length != fin);
 }
 
 /* Has it more than an empty line behind a message that is whole? That is an interim response. */

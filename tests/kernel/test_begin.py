@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 import pytest
@@ -22,7 +22,7 @@ from lab import (
     receive,
     setting,
 )
-from messages import CHUNKED, CONTINUE, OK, request, response
+from messages import CHUNKED, CONTINUE, OK, chunks, request, response
 from meter import FREE_PORT, OUTGOING, WHOLE, Meter, flags, stamps
 from puppet import Puppet
 from sums_of_connections import Sums, spare_listener
@@ -111,6 +111,188 @@ def test_a_body_that_goes_on_behind_an_early_answer(
         exchange_until_told(unattached, pair, 2)
 
 
+EARLY = response(405, body=b"no")
+
+
+def _within_a_body(head: bytes) -> bytes:
+    return request("POST", "/planted", {"Content-Length": str(len(head))})
+
+
+def _within_a_long_body(head: bytes) -> bytes:
+    """Of several segments, and windows."""
+    filler = b"%0*d\n" % (2 * 1024 + 1, 0) * 3
+    return request("POST", "/planted", {"Content-Length": str(len(filler + head))}) + filler
+
+
+def _within_a_body_to_its_last_line(head: bytes) -> bytes:
+    return _within_a_body(head[:-1])
+
+
+def _within_a_chunk(head: bytes) -> bytes:
+    return request("POST", "/planted", CHUNKED) + b"%x\r\n" % len(head)
+
+
+def _within_a_header(_head: bytes) -> bytes:
+    return request(target="/planted")[:-2] + b"X: "
+
+
+def _behind_a_request(_head: bytes) -> bytes:
+    return PLANTED
+
+
+DISGUISES = (
+    _within_a_body,
+    _within_a_long_body,
+    _within_a_body_to_its_last_line,
+    _within_a_chunk,
+    _within_a_header,
+    _behind_a_request,
+)
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+@pytest.mark.parametrize("times", [1, 2, 3, 4])
+@pytest.mark.parametrize("cut", [False, True], ids=["together", "apart"])
+def test_bodies_that_go_on_behind_one_early_answer_after_the_other(
+    unattached: Meter, disguise: Callable[[bytes], bytes], times: int, cut: bool
+) -> None:
+    """Each has what looks like the start of a request that goes on with the next one's head."""
+    pair = unattached.lab.connect()
+    planted = 2 * PLANTED
+    uploads = [(planted, request("POST", "/real", {"Content-Length": str(len(planted))}))]
+    for _ in range(times):
+        head = uploads[-1][1]
+        body = disguise(head)
+        uploads.append((body, request("POST", "/real", {"Content-Length": str(len(body))})))
+    body, head = uploads.pop()
+    pair.ask(head)
+    with unattached.attached():
+        pair.answer(EARLY)
+        while uploads:
+            following, head = uploads.pop()
+            if cut:
+                pair.ask(body)
+                pair.ask(head)
+            else:
+                pair.ask(body + head)
+            pair.answer(EARLY)
+            body = following
+        pair.ask(PLANTED)
+        pair.ask(PLANTED)
+        exchange_until_told(unattached, pair, 2)
+
+
+SMALL_BODY = b'{\n\t"a": 1\n}\n'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"a=1", SMALL_BODY, SMALL_BODY * 700, b"\n", b"\r\n" + bytes(2000)],
+    ids=["form", "json", "long", "line", "lines"],
+)
+@pytest.mark.parametrize("cut", [None, 2, -1])
+def test_a_client_that_always_sends_a_body(unattached: Meter, body: bytes, cut: int | None) -> None:
+    """No head has its end in one without an empty line."""
+    pair = unattached.lab.connect()
+    asked = request("POST", "/upload", body=body)
+    at = len(asked) - len(body) if cut == 2 else cut
+    pair.exchange(request(target="/unseen"), OK)
+    with unattached.attached():
+        for number in range(3):
+            pair.ask(asked[:at])
+            if at:
+                pair.ask(asked[at:])
+            pair.answer(OK)
+            assert unattached.counted(Counter.SEEN) == (number == 2)
+        assert unattached.record()["request_bytes"] == len(asked)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        request("POST", "/upload", body=b"a\n\nb"),
+        request("POST", "/upload", body=b"a\r\n\r\nb"),
+        request("POST", "/upload", body=bytes(1023) + b"\n\n" + bytes(9)),
+        request("POST", "/upload", body=bytes(1022) + b"\r\n\r\n" + bytes(9)),
+        request("POST", "/upload", body=bytes(1021) + b"\r\n\r\n" + bytes(9)),
+        request("PUT", "/upload", CHUNKED) + chunks([b"first"]),
+    ],
+    ids=["LF", "CRLF", "1024", "1025", "1026", "chunks"],
+)
+def test_but_not_if_a_head_might_have_its_end_there(unattached: Meter, asked: bytes) -> None:
+    pair = unattached.lab.connect()
+    pair.exchange(request(target="/unseen"), OK)
+    with unattached.attached():
+        for _ in range(4):
+            head = asked.index(b"\r\n\r\n") + 4
+            pair.ask(asked[:head])
+            pair.ask(asked[head:])
+            pair.answer(OK)
+        assert unattached.counted(Counter.SEEN) == 0
+        assert unattached.counted(Counter.SEGMENTS_UNCERTAIN) == 4
+        pair.exchange(request(target="/unknown"), OK)
+        pair.exchange(request(target="/told"), OK)
+        assert unattached.record()["http1"]["request_line"] == b"GET /told HTTP/1.1"
+
+
+@pytest.mark.parametrize("late", ["first", "second"])
+@pytest.mark.parametrize("hides", [False, True])
+def test_a_body_that_comes_in_another_order_may_hide_a_head(
+    unattached: Meter, late: str, hides: bool
+) -> None:
+    """What was stepped over, or kept, is not looked at."""
+    with spare_listener(unattached.lab) as listener, Puppet(unattached.lab, SPARE_PORT) as puppet:
+        answer_seq = puppet.ask(SEQ)
+        puppet.send(ACK, SEQ + 1, answer_seq + 1)
+        server = prepare(listener.accept()[0])
+        asked, answered = SEQ + 1, answer_seq + 1
+
+        def ask(*segments: tuple[int, bytes]) -> None:
+            nonlocal asked
+            length = sum(len(data) for _, data in segments)
+            for at, data in segments:
+                puppet.send(ACK | PSH, asked + at, answered, data)
+            receive(server, length)
+            asked += length
+
+        def answer() -> None:
+            nonlocal answered
+            server.sendall(OK)
+            puppet.receive(ACK | PSH)
+            answered += len(OK)
+
+        def expect_nothing() -> None:
+            assert unattached.counted(Counter.SEEN) == 0
+
+        body = (b"\n\n" if hides else b"ab") + bytes(80)
+        upload = even(request("POST", "/upload", body=body))
+        head = len(upload) - len(body)
+        order = {"first": [0, head + 10, head], "second": [0, head + 44, head]}[late]
+        ends = {0: head, head: head + 44, head + 10: head + 44, head + 44: len(upload)}
+        segments = [(at, upload[at : ends[at]]) for at in order]
+        if late == "first":
+            segments[2] = (head, upload[head : head + 10])
+            segments.append((head + 44, upload[head + 44 :]))
+        ask((0, even(request(target="/unseen"))))
+        answer()
+        with unattached.attached():
+            ask((0, even(request(target="/unknown"))))
+            answer()
+            ask(*segments)
+            answer()
+            expect_nothing()
+            ask((0, even(request(target="/unknown"))))
+            answer()
+            expect_nothing()
+            ask((0, even(request(target="/told"))))
+            answer()
+            puppet.send(ACK, asked, answered)
+            record = unattached.record()
+            assert record["http1"]["request_line"] == b"GET /told HTTP/1.1"
+            puppet.leave(asked, answered)
+            server.close()
+
+
 def test_a_chunk_that_looks_like_a_request(unattached: Meter) -> None:
     pair = unattached.lab.connect()
     pair.ask(request("POST", "/upload", CHUNKED))
@@ -160,6 +342,31 @@ def test_a_connection_at_rest(unattached: Meter, known: bool) -> None:
             line = f"GET {target} HTTP/1.1".encode()
             assert unattached.record()["http1"]["request_line"] == line
         assert unattached.counted(Counter.CONNECTIONS_ADOPTED) == (not known)
+        assert unattached.counted(Counter.SEGMENTS_UNCERTAIN) == 2
+
+
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize("known", [False, True], ids=["older", "lost"])
+def test_what_may_be_a_request_is_counted_though_nobody_answers(
+    unattached: Meter, known: bool, before: int
+) -> None:
+    lab = unattached.lab
+    with contextlib.ExitStack() as stack:
+        if known:
+            stack.enter_context(unattached.attached())
+        pair = lab.connect()
+        if known:
+            pair.answer(b"what nobody has asked for")
+        else:
+            pair.exchange(request(target="/unseen"), OK)
+            stack.enter_context(unattached.attached())
+        for _ in range(before):
+            pair.exchange(request(target="/unknown"), OK)
+        pair.ask(request(target="/unknown"))
+        lab.close_connections()
+        unattached.wait_for(Counter.CONNECTIONS_CLOSED, 1)
+        assert unattached.counted(Counter.SEEN) == 0
+        assert unattached.counted(Counter.SEGMENTS_UNCERTAIN) == before + 1
 
 
 def test_requests_that_overlap_are_not_told(unattached: Meter) -> None:

@@ -68,13 +68,18 @@ class Victim:
         self.read(asked)
         self.answer()
 
-    def expect_nothing(self, lost: int) -> None:
-        """So many requests are lost, none is told, and the connection is taken up again."""
+    def expect_nothing(self, lost: int, *, uncertain: int = 0) -> None:
+        """So many requests are lost, none is told, and the connection is taken up again.
+
+        Args:
+            uncertain: requests that came when it was not certain any more where one begins.
+        """
         wait_until(
             lambda: self.meter.in_flight() == 0, "all was over", state=self.meter.counted_all
         )
         assert self.meter.losses() == ({Counter.LOST_UNTAKEN: lost} if lost else {})
         self.exchange(request(target="/unknown"))
+        assert self.meter.counted(Counter.SEGMENTS_UNCERTAIN) == uncertain + 1
         self.exchange(request(target="/told"))
         assert self.meter.record()["http1"]["request_line"] == b"GET /told HTTP/1.1"
 
@@ -312,7 +317,7 @@ def test_of_two_early_segments_that_differ_nothing_is_told(
     assert len(receive(victim.server, len(real))) == len(real)
     victim.asked += len(real)
     victim.answer()
-    victim.expect_nothing(0)
+    victim.expect_nothing(0, uncertain=1)
 
 
 def test_of_two_that_are_the_same_all_is(victim: Victim) -> None:

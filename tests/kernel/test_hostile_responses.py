@@ -84,6 +84,8 @@ class Victim:
             self.ask(request(target="/unknown"))
             self.answer()
         wait_until(lambda: self.meter.in_flight() == 0, "all was over")
+        since = self.meter.counted(Counter.SUBMITTED) - told
+        assert self.meter.counted(Counter.SEGMENTS_UNCERTAIN) + since == UNKNOWN
         self.meter.begin()
         self.expect_next()
 
@@ -389,6 +391,72 @@ def test_a_forged_fin_ends_no_response(victim: Victim, more: bytes) -> None:
     victim.read(UNTIL_CLOSE + more)
     wait_until(lambda: victim.meter.in_flight() == 0, "all was over")
     assert victim.meter.losses() == {Counter.LOST_UNTAKEN: 1}
+
+
+@pytest.mark.guest
+@pytest.mark.parametrize("reads", [False, True], ids=["unread", "read"])
+@pytest.mark.parametrize("forged", [b"", b"forged"])
+def test_nor_does_one_behind_the_bytes_that_were_taken(
+    victim: Victim, reads: bool, forged: bytes
+) -> None:
+    """It ends one until the connection closes, by all appearance; but more of that comes."""
+    victim.ask()
+    part, rest = UNTIL_CLOSE[:-10], UNTIL_CLOSE[-10:]
+    victim.send(part)
+    if reads:
+        victim.read(part)
+        part = b""
+    victim.forge(forged, len(part), flags=ACK | PSH | FIN)
+    if part:
+        wait_until(lambda: unread_bytes(victim.client) == len(part), "it had come")
+        victim.read(part)
+    assert victim.meter.counted(Counter.SUBMITTED) == 0
+    victim.send(rest, flags=ACK | PSH | FIN)
+    victim.read(rest)
+    victim.answered += 1
+    wait_until(lambda: victim.meter.in_flight() == 0, "all was over")
+    assert victim.meter.losses() == {Counter.LOST_UNTAKEN: 1}
+    assert victim.meter.counted(Counter.SUBMITTED) == 0
+
+
+@pytest.mark.guest
+@pytest.mark.parametrize("reads", [False, True], ids=["unread", "read"])
+@pytest.mark.parametrize("last", [b"", b"last"])
+@pytest.mark.parametrize("forged", [0, 1])
+def test_a_fin_that_tcp_takes_ends_one(
+    victim: Victim, reads: bool, last: bytes, forged: int
+) -> None:
+    victim.ask()
+    real, told = UNTIL_CLOSE, len(UNTIL_CLOSE + last)
+    victim.send(real)
+    if reads:
+        victim.read(real)
+        real = b""
+    for _ in range(forged):
+        victim.forge(last, len(real), flags=ACK | PSH | FIN)
+    victim.send(last, len(real), flags=ACK | PSH | FIN)
+    victim.read(real + last)
+    assert victim.client.recv(1) == b""
+    victim.answered += 1
+    record = victim.meter.record()
+    assert (record["response_bytes"], record["response_body_bytes"]) == (told, len(BODY + last))
+    assert flags(record) & OUTGOING == OUTGOING
+    assert victim.meter.losses() == {}
+
+
+def test_of_many_responses_that_tcp_does_not_take_none_is_told(victim: Victim) -> None:
+    """They must leave room for the next request, but those that were taken alone do."""
+    many = 16
+    for _ in range(many):
+        victim.ask()
+    spoilt = response(500, HEADERS, BODY)
+    for number in range(many):
+        victim.forge(spoilt, number * len(spoilt))
+    for _ in range(many):
+        victim.answer(REAL)
+    wait_until(lambda: victim.meter.in_flight() == 0, "all was over")
+    assert victim.meter.losses() == {Counter.LOST_UNTAKEN: many}
+    assert victim.meter.counted(Counter.SUBMITTED) == 0
 
 
 @pytest.mark.parametrize("other", [b"0\r\n\r\n", b"ff\r\n", b"0\r\n\r\n" + OK])

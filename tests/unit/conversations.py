@@ -96,8 +96,11 @@ class Conversation:
             if not turn.by_client:
                 yield self._segment(True, said[True], b"", said[False])
         if self.closed:
+            # Each has a number of its own.
             yield self._segment(False, said[False], b"", said[True], FIN)
-            yield self._segment(True, said[True], b"", said[False] + 1, FIN)
+            said[False] += 1
+            yield self._segment(True, said[True], b"", said[False], FIN)
+            said[True] += 1
             yield self._changes(SocketState.CLOSE_WAIT, SocketState.CLOSE, said)
 
     @property

@@ -136,6 +136,14 @@ def _tell_sums(sums: Sums) -> None:
             file=sys.stderr,
         )
     print(f"otelbpf: {sums}", file=sys.stderr)
+    uncertain = sums.segments.get("uncertain", 0)
+    if uncertain:
+        what = "segment" if uncertain == 1 else "segments"
+        print(
+            f"otelbpf: {uncertain} {what} may have begun requests of which nothing was told: on "
+            "connections that are older than otelbpf, or behind what was lost, it was not certain",
+            file=sys.stderr,
+        )
     for hook, count in sums.missed.items():
         if not count:
             continue

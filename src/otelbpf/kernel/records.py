@@ -1010,7 +1010,7 @@ SCRATCH = np.dtype(
             "counts",
         ],
         "formats": [
-            ("u8", (30,)),
+            ("u8", (31,)),
         ],
         "offsets": [
             0,
@@ -1073,6 +1073,7 @@ KERNEL_FIELDS = {
         "sk_rx_dst_ifindex",
         "sk_dst_cache",
         "sk_socket",
+        "sk_protocol",
         "sk_shutdown",
     ],
     "socket": [
@@ -1238,6 +1239,7 @@ class Counter(IntEnum):
     PACKETS_UNREAD = 27
     SEGMENTS_STRAY = 28
     LOST_UNTAKEN = 29
+    SEGMENTS_UNCERTAIN = 30
 
 
 class NoticeKind(IntEnum):

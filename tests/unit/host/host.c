@@ -407,7 +407,7 @@ static void change_state(const struct state_change *change)
 			.skc_state = change->state,
 			.skc_net.net = (struct net *)&net,
 		},
-		.sock.sk_err = change->error,
+		.sock = { .sk_err = change->error, .sk_protocol = IPPROTO_TCP },
 		.inet_sock.inet_sport = __builtin_bswap16(change->local_port),
 		.tcp_sock = {
 			.rcv_nxt = change->rcv_nxt,
