@@ -73,17 +73,23 @@ def why_unusable() -> str:
     if not path.exists():
         return f"there is no {path.name}"
     try:
-        octets, told = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
+        octets, told = path.read_bytes(), path.with_suffix(".json").read_bytes()
     except OSError as error:
         return f"{Path(error.filename).name} cannot be read ({error.strerror})"
-    except ValueError:
-        told = {}
-    if hashlib.sha256(octets).hexdigest() != told.get("object"):
+    if hashlib.sha256(octets).hexdigest() != _hash_in(told):
         return (
             f"{path.name} is not the one that this version came with, which installing otelbpf "
             "again mends"
         )
     return ""
+
+
+def _hash_in(told: bytes) -> object:
+    """What scripts/build-objects has written of the object; None: it is not what that writes."""
+    try:
+        return json.loads(told)["object"]
+    except (ValueError, TypeError, LookupError):
+        return None
 
 
 class Object:
