@@ -148,6 +148,15 @@ def test_what_is_no_object_is_refused(octets: bytes) -> None:
         maps_of(octets)
 
 
+def test_the_verifier_can_quote_its_lines() -> None:
+    """What stands where a program begins is in it, beside where that is."""
+    octets = object_path().read_bytes()
+    lines = (bpf_directory() / "hooks/tc.c").read_text().splitlines()
+    (line,) = (each for each in lines if " tc_egress(" in each)
+    assert line.encode() + b"\0" in octets
+    assert b"hooks/tc.c\0" in octets
+
+
 def test_no_path_of_who_made_it_is_in_it() -> None:
     octets = object_path().read_bytes()
     assert re.findall(rb"[\w./-]*/(?:home|root|tmp|work|usr)/[\w./-]*", octets) == []
