@@ -8,8 +8,10 @@ other file systems.
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +258,33 @@ def test_what_only_the_compiler_takes(net: Network, tmp_path: Path, what: str) -
     checked, report = check(tmp_path, net, under)
     assert (checked.code, report["can_run"]) == (0, True), report["findings"]
     assert run(tmp_path, net, under).code == 0
+
+
+#: Tables that take more addresses.
+LARGE = ("--series", "4096")
+
+
+def test_what_larger_tables_take(net: Network, receiver: Receiver, tmp_path: Path) -> None:
+    """Both ask for the addresses, and for no more than is enough with all that is sent."""
+    (limit,) = (each for each in ulimits.limits() if each.what.startswith("address space"))
+    under = at_least(limit)
+    checked, report = check(tmp_path, net, under, *LARGE)
+    (missing,) = (each for each in report["findings"] if not each["ok"])
+    assert checked.code == 1
+    assert f"is {limit.least >> 10}, and otelbpf, with tables of these " in missing["detail"]
+    ended = run(tmp_path, net, under, *LARGE)
+    ended.assert_refused()
+    assert ended.stderr == f"otelbpf: {missing['detail']}: {missing['remedy']}\n"
+    (enough,) = re.findall(r"`ulimit -v (\d+)`", missing["remedy"])
+    under = at_least(replace(limit, least=int(enough) << 10))
+    checked, report = check(tmp_path, net, under, *LARGE)
+    assert (checked.code, report["can_run"]) == (0, True), report["findings"]
+    ended = otelbpf(
+        tmp_path, "run", "--netns", net.server.netns, "--interface", net.server.interface,
+        "--port", 80, "--duration", "0.1", *LARGE,
+        environment={**to(receiver), "OTEL_METRICS_EXPORTER": "otlp"}, under=under,
+    )  # fmt: skip
+    assert ended.code == 0, ended.stderr
 
 
 RIGHTS_TO_LOOK = ("sys_ptrace", "dac_read_search", "checkpoint_restore")

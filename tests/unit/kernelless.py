@@ -114,7 +114,7 @@ def _attached(*_: object) -> Iterator[_Attachments]:
 
 
 def _take_the_kernel_away() -> None:
-    needs.require = lambda _: []
+    needs.require = lambda *_, **__: []
     for name, stand_in in {
         "Programs": _Programs,
         "SeriesTable": _Series,

@@ -39,7 +39,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
         configs.append(config)
         return Sums(23, 20, 2, {Lost.PARSER: 1})
 
-    monkeypatch.setattr(needs, "require", lambda _: [])
+    monkeypatch.setattr(needs, "require", lambda *_, **__: [])
     monkeypatch.setattr(running, "run", run)
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
     return configs
@@ -255,7 +255,7 @@ def test_variables_are_refused_before_anything_is_loaded(
     def load(*_: object) -> None:
         pytest.fail("loaded")
 
-    monkeypatch.setattr(needs, "require", lambda _: [])
+    monkeypatch.setattr(needs, "require", lambda *_, **__: [])
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
     monkeypatch.setattr(running, "Programs", load)
     monkeypatch.setattr(running, "find_netns", load)
@@ -298,7 +298,7 @@ def test_what_is_limited_is_said_and_does_not_keep_it_from_running(
     ran: list[Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        needs, "require", lambda _: [KernelError("it sees nothing", "give it eyes")]
+        needs, "require", lambda *_, **__: [KernelError("it sees nothing", "give it eyes")]
     )
     assert call(monkeypatch, *RUN) == 0
     assert capsys.readouterr().err.startswith(

@@ -29,7 +29,7 @@ def missing(*, optional: bool = False) -> Need:
 
 def stub(monkeypatch: pytest.MonkeyPatch, *made_up: Need) -> None:
     for module in (needs, check):
-        monkeypatch.setattr(module, "needs", lambda _: made_up)
+        monkeypatch.setattr(module, "needs", lambda *_, **__: made_up)
 
 
 def test_the_first_thing_that_is_missing_is_what_run_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +37,7 @@ def test_the_first_thing_that_is_missing_is_what_run_says(monkeypatch: pytest.Mo
     stub(monkeypatch, Need("sun", "it shines", lambda: None), missing())
     with pytest.raises(KernelError) as raised:
         needs.require(Loader.AUTO)
-    report = check.examine((), None, Loader.AUTO)
+    report = check.examine((), None)
     sun, moon, *_ = report.findings
     assert (sun.ok, sun.detail) == (True, "it shines")
     assert (moon.ok, f"{moon.detail}: {moon.remedy}") == (False, str(raised.value))
@@ -50,7 +50,7 @@ def test_what_is_optional_keeps_nobody_from_running(monkeypatch: pytest.MonkeyPa
     stub(monkeypatch, missing(optional=True))
     (limited,) = needs.require(Loader.AUTO)
     assert limited.what == "there is no moon: at least not here"
-    report = check.examine((), None, Loader.AUTO)
+    report = check.examine((), None)
     assert (report.findings[0].ok, report.findings[0].optional) == (False, True)
     assert "  limited  moon: " in str(report)
 
@@ -127,7 +127,7 @@ def test_what_is_kept_was_had(monkeypatch: pytest.MonkeyPatch, held: set[Capabil
     stub(monkeypatch, Need("sun", "it shines", lambda: None))
     monkeypatch.setattr(check, "programs_need_rights", lambda: True)
     monkeypatch.setattr(rights, "held", lambda: frozenset(held))
-    report = check.examine((), None, Loader.AUTO)
+    report = check.examine((), None)
     kept = {right.capability for right in report.keeps}
     assert kept <= held
     assert (Capability.CAP_NET_ADMIN in kept) == (Capability.CAP_NET_ADMIN in held)
@@ -252,6 +252,6 @@ def test_a_kernel_that_takes_no_programs_is_not_thought_to_be_locked_down(
 
 def test_what_is_missing_once_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
     stub(monkeypatch, missing(), Need("sun", "it shines", lambda: None), missing())
-    report = check.examine((), None, Loader.AUTO)
+    report = check.examine((), None)
     assert [each.name for each in report.findings[:2]] == ["moon", "sun"]
     assert str(report).count("there is no moon") == 1

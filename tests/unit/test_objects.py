@@ -95,6 +95,16 @@ def test_another_one_in_its_place_is_told(
     assert objects.why_unusable() == f"{path.name} cannot be read (Is a directory)"
 
 
+@pytest.mark.parametrize("told", [b"", b"{", b"[]", b"{}", b"7", b"\xff"])
+def test_what_is_said_of_it_may_be_damaged(
+    told: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = put(tmp_path, object_path().read_bytes())
+    monkeypatch.setattr(objects, "object_path", lambda: path)
+    path.with_suffix(".json").write_bytes(told)
+    assert "is not the one that this version came with" in objects.why_unusable()
+
+
 def test_the_compiler_makes_it(build_objects: ModuleType, tmp_path: Path) -> None:
     if not build_objects.has_compiler():
         pytest.skip(f"no {build_objects.CLANG} {build_objects.VERSION} with {build_objects.STRIP}")
@@ -136,6 +146,15 @@ def test_the_kernel_keeps_enough_of_each_name() -> None:
 def test_what_is_no_object_is_refused(octets: bytes) -> None:
     with pytest.raises(RefusedError, match=r"libbpf cannot read .*\(\D+\): take a newer libbpf1"):
         maps_of(octets)
+
+
+def test_the_verifier_can_quote_its_lines() -> None:
+    """What stands where a program begins is in it, beside where that is."""
+    octets = object_path().read_bytes()
+    lines = (bpf_directory() / "hooks/tc.c").read_text().splitlines()
+    (line,) = (each for each in lines if " tc_egress(" in each)
+    assert line.encode() + b"\0" in octets
+    assert b"hooks/tc.c\0" in octets
 
 
 def test_no_path_of_who_made_it_is_in_it() -> None:

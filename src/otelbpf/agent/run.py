@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from otelbpf.export.sender import QueueLimits
 from otelbpf.export.variables import settle
 from otelbpf.export.ways_out import WayOut, spans_way_out
 from otelbpf.host import rights
+from otelbpf.host.descriptors import make_room
 from otelbpf.host.heap import keep_what_a_batch_takes
 from otelbpf.host.interfaces import Xdp, find_interfaces
 from otelbpf.host.netns import Netns, find_netns
@@ -129,6 +131,7 @@ def run(
         OtelbpfError: what failed, and what to do; nothing is left attached.
     """
     keep_what_a_batch_takes()
+    make_room()
     routes = _routes_of(config)
     description = Description(routes, config.capture, config.stages)
     exports = _exports(config.output, description, environment)
@@ -148,14 +151,18 @@ def run(
         agent = _wire(stack, config, programs, target, routes, exports, ids)
         kept = _rights_kept(config, choices, exports)
         rights.with_only(_capabilities(kept), agent.pipeline.sender.start)
-        agent.know(target.listeners.of_all_ports())
         if not stop.is_set():
+            # To attach is to wait for the kernel, mostly.
+            meanwhile = stack.enter_context(ThreadPoolExecutor(1))
+            knows = meanwhile.submit(lambda: agent.know(target.listeners.of_all_ports()))
             with (
                 attached_to_handlers(programs, target.handlers) as on_handlers,
                 attached(
                     programs, choices, target.interfaces, target.netns, config.xdp
                 ) as attachments,
             ):
+                knows.result()
+                meanwhile.shutdown()
                 _give_up_all_but(kept)
                 exports.metrics.start(agent.snapshot)
                 # Before what snapshots are taken of is closed.

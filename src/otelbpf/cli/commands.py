@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from otelbpf.agent.config import Config
     from otelbpf.agent.run import Running
     from otelbpf.kernel.findings import Report
+    from otelbpf.kernel.limits import Limits
     from otelbpf.ledger.tally import Sums
 
 _EXIT_REFUSED = 2
@@ -75,8 +76,16 @@ def _require_measurable(arguments: argparse.Namespace) -> None:
     from otelbpf.kernel.loaders import Loader
 
     variables.settle(os.environ)
-    for limited in needs.require(Loader(arguments.loader)):
+    limits, forwarded = _limits(arguments), bool(arguments.forwarded_by)
+    for limited in needs.require(Loader(arguments.loader), limits, keeps_forwarded=forwarded):
         print(f"otelbpf: limited: {limited}", file=sys.stderr)
+
+
+def _limits(arguments: argparse.Namespace) -> Limits:
+    """As the options say, where series are asked for."""
+    from otelbpf.kernel.limits import Limits
+
+    return Limits(arguments.connections, arguments.ring, arguments.series)
 
 
 def _config(arguments: argparse.Namespace, series: int) -> Config:
@@ -84,7 +93,6 @@ def _config(arguments: argparse.Namespace, series: int) -> Config:
     from otelbpf.agent.config import Config
     from otelbpf.host.interfaces import Xdp
     from otelbpf.kernel.hooks import Mechanism
-    from otelbpf.kernel.limits import Limits
     from otelbpf.kernel.loaders import Loader
     from otelbpf.policy.proxies import Forwarding, Header
 
@@ -106,7 +114,7 @@ def _config(arguments: argparse.Namespace, series: int) -> Config:
         service_name=arguments.service_name,
         routes=tuple(dict.fromkeys(arguments.route)),
         found_routes=0 if arguments.no_path or arguments.routes == "given" else arguments.series,
-        limits=Limits(connections=arguments.connections, ring=arguments.ring, series=series),
+        limits=replace(_limits(arguments), series=series),
     )
 
 
@@ -290,7 +298,7 @@ def _check(arguments: argparse.Namespace) -> int:
 def _examine(arguments: argparse.Namespace) -> Report:
     from otelbpf.kernel import check
     from otelbpf.kernel.loaders import Loader
-    from otelbpf.kernel.needs import Need
+    from otelbpf.kernel.needs import Need, needs
 
     def require_variables() -> None:
         # It takes half a second, and memory that may be what is missing.
@@ -301,9 +309,12 @@ def _examine(arguments: argparse.Namespace) -> Report:
     variables = Need(
         "variables", "no OTEL_* variable that `otelbpf run` would refuse", require_variables
     )
-    return check.examine(
-        tuple(arguments.interface), arguments.netns, Loader(arguments.loader), (variables,)
+    machine = needs(
+        Loader(arguments.loader),
+        _limits(arguments),
+        keeps_forwarded=bool(arguments.forwarded_by),
     )
+    return check.examine(tuple(arguments.interface), arguments.netns, machine, (variables,))
 
 
 def _report(arguments: argparse.Namespace) -> int:

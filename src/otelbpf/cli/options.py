@@ -149,6 +149,43 @@ def _add_config(add: Callable[..., object]) -> None:
     )
 
 
+def _add_forwarded_by(add: Callable[..., object]) -> None:
+    add(
+        "--forwarded-by",
+        action=Repeated,
+        type=_network,
+        metavar="NETWORK",
+        help="whoever is there (192.0.2.7, 10.0.0.0/8) is a proxy that is believed where a header "
+        "says for whom it has forwarded a request; may be repeated (default: nobody is)",
+    )
+
+
+def _add_tables(add: Callable[..., object]) -> None:
+    """How long the kernel's tables are."""
+    add(
+        "--series",
+        type=_number(8, MOST.series),
+        default=DEFAULT.series,
+        metavar="N",
+        help="how many combinations of service, route, method and status metrics and `top` tell "
+        "apart; and how many found routes are in spans (default: 256)",
+    )
+    add(
+        "--connections",
+        type=_number(16, MOST.connections),
+        default=DEFAULT.connections,
+        metavar="N",
+        help="connections remembered at once (default: 65536)",
+    )
+    add(
+        "--ring",
+        type=_number(16, MOST.ring),
+        default=DEFAULT.ring,
+        metavar="N",
+        help="finished requests that may wait for the agent to read them (default: 49152)",
+    )
+
+
 def _measuring() -> Command:
     """What is measured, and how: the options of all commands that run an agent."""
     parser = Command(add_help=False, allow_abbrev=False)
@@ -191,14 +228,7 @@ def _measuring() -> Command:
         help="whoever is there (192.0.2.7, 10.0.0.0/8) may begin connections with a header of the "
         "PROXY protocol, which then says who the client is; may be repeated (default: nobody may)",
     )
-    add(
-        "--forwarded-by",
-        action=Repeated,
-        type=_network,
-        metavar="NETWORK",
-        help="whoever is there (192.0.2.7, 10.0.0.0/8) is a proxy that is believed where a header "
-        "says for whom it has forwarded a request; may be repeated (default: nobody is)",
-    )
+    _add_forwarded_by(add)
     add(
         "--forwarded-header",
         choices=tuple(header.value for header in proxies.Header),
@@ -263,14 +293,6 @@ def _measuring() -> Command:
         "looked for",
     )
     add(
-        "--series",
-        type=_number(8, MOST.series),
-        default=DEFAULT.series,
-        metavar="N",
-        help="how many combinations of service, route, method and status metrics and `top` tell "
-        "apart; and how many found routes are in spans (default: 256)",
-    )
-    add(
         "--idle-timeout",
         type=_seconds,
         default=120.0,
@@ -278,20 +300,7 @@ def _measuring() -> Command:
         help="end an unanswered request after S silent seconds if its socket is not known to be "
         "open: while that is open the request is kept, however long it waits (default: 120)",
     )
-    add(
-        "--connections",
-        type=_number(16, MOST.connections),
-        default=DEFAULT.connections,
-        metavar="N",
-        help="connections remembered at once (default: 65536)",
-    )
-    add(
-        "--ring",
-        type=_number(16, MOST.ring),
-        default=DEFAULT.ring,
-        metavar="N",
-        help="finished requests that may wait for the agent to read them (default: 49152)",
-    )
+    _add_tables(add)
     return parser
 
 
@@ -425,6 +434,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--netns", metavar="NAME|PATH", help="network namespace of the interfaces")
     _add_loader(check.add_argument)
+    _add_forwarded_by(check.add_argument)
+    _add_tables(check.add_argument)
     check.add_argument("--json", action="store_true", help="as JSON")
 
     report = commands.add_parser(

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from importlib.metadata import entry_points
 from typing import Any
 
 from otelbpf.errors import UsageError
@@ -133,6 +132,9 @@ def load_exporter(
     Raises:
         UsageError: no such exporter, or it refuses its configuration.
     """
+    # Only here: whoever exports nothing need not wait for it.
+    from importlib.metadata import entry_points
+
     found = {point.name: point for point in entry_points(group=f"opentelemetry_{signal}_exporter")}
     if name not in found:
         raise UsageError(

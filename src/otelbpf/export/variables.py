@@ -8,7 +8,6 @@ variable may hold. So they are left only what otelbpf has a use for.
 from __future__ import annotations
 
 import re
-import ssl
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from urllib.parse import unquote
@@ -125,6 +124,8 @@ def _require_file(name: str, path: str, kind: str, *, grpc: bool) -> None:
     try:
         open(path, "rb").close()
         if kind == "CERTIFICATE":
+            import ssl  # 7 ms, which others need not wait for
+
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except OSError as error:  # as ssl.SSLError is
         raise UsageError(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from otelbpf.errors import KernelError
 
 _KIB, _MIB = 1 << 10, 1 << 20
+_ADDRESS_SPACE_MIB = 1_536
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,15 @@ def limits() -> tuple[Limit, ...]:
     """
     return (
         Limit("open files", resource.RLIMIT_NOFILE, "ulimit -n", 256),
-        _address_space(1_536),
+        _address_space(_ADDRESS_SPACE_MIB),
         _data(320),
         Limit("stack in KiB", resource.RLIMIT_STACK, "ulimit -s", _MIB, _KIB),
     )
+
+
+def with_tables(more_mib: int) -> Limit:
+    """What it takes where tables take more addresses than by default, in MiB."""
+    return _address_space(_ADDRESS_SPACE_MIB + more_mib, "otelbpf, with tables of these lengths,")
 
 
 def to_compile() -> tuple[Limit, ...]:

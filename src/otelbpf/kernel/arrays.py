@@ -7,6 +7,7 @@ Each is the one value of a map of its own.
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -55,10 +56,14 @@ class Arrays:
         self._limits = limits
         self._cpu_slots = _cpu_slots()
         self.series_rows = _series_rows(limits)
-        self.fds: dict[str, int] = {}
-        for name, size in sizes(limits, keeps_forwarded=keeps_forwarded).items():
+        of_each = sizes(limits, keeps_forwarded=keeps_forwarded)
+        # The kernel writes zeros all over each.
+        with ThreadPoolExecutor() as pool:
+            made = {name: pool.submit(_create, name, size) for name, size in of_each.items()}
+        self.fds = {name: one.result() for name, one in made.items() if not one.exception()}
+        for name, size in of_each.items():
             try:
-                self.fds[name] = libbpf.create_value(name, size) if size else NO_MAP
+                made[name].result()
             except OSError as error:
                 self.close()
                 raise KernelError(
@@ -106,6 +111,10 @@ class Arrays:
             if fd != NO_MAP:
                 os.close(fd)
         self.fds.clear()
+
+
+def _create(name: str, size: int) -> int:
+    return libbpf.create_value(name, size) if size else NO_MAP
 
 
 def sizes(limits: Limits, *, keeps_forwarded: bool = False) -> dict[str, int]:

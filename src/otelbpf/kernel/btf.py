@@ -119,6 +119,8 @@ class Btf:
     def __init__(self, lib: SimpleNamespace, handle: int) -> None:
         self._lib = lib
         self._handle = handle
+        # libbpf goes through all types for each.
+        self._found: dict[tuple[str, int], int] = {}
 
     @classmethod
     def of_kernel(cls) -> Btf:
@@ -263,7 +265,10 @@ class Btf:
         return bool(encoding.value >> 24 & _INT_SIGNED)
 
     def _find(self, name: str, kind: int) -> int | None:
-        type_id = self._lib.btf__find_by_name_kind(self._handle, name.encode(), kind)
+        if (name, kind) not in self._found:
+            type_id = self._lib.btf__find_by_name_kind(self._handle, name.encode(), kind)
+            self._found[name, kind] = type_id
+        type_id = self._found[name, kind]
         return type_id if type_id > 0 else None
 
     def _required(self, name: str, kind: int) -> int:

@@ -32,18 +32,18 @@ def _find(need: Need) -> Finding:
 def examine(
     interfaces: tuple[str, ...],
     netns_name: str | None,
-    loader: Loader = Loader.AUTO,
+    machine: Iterable[Need] = (),
     others: Iterable[Need] = (),
 ) -> Report:
     """Finds out what this machine offers. Attaches nothing.
 
     Args:
         interfaces: to look at as well; may be empty.
-        loader: where the programs are to come from.
+        machine: what is needed of it; empty: what needs() says by default.
         others: what else is needed; looked at only where nothing of the machine's is missing.
     """
     findings: list[Finding] = []
-    for finding in map(_find, needs(loader)):
+    for finding in map(_find, machine or needs(Loader.AUTO)):
         # What is missing once is said once, whoever else would need it.
         if finding.ok or finding.detail not in (other.detail for other in findings):
             findings.append(finding)

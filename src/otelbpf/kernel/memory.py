@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from otelbpf.host import ulimits
 from otelbpf.kernel.arrays import sizes
 from otelbpf.kernel.limits import DEFAULT, Limits
 from otelbpf.kernel.maps import map_bytes
+from otelbpf.kernel.records import SERIES
 from otelbpf.kernel.settings import Part
 
 _MIB = 1 << 20
@@ -15,21 +17,44 @@ _MIB = 1 << 20
 AT_READY_MIB, UNDER_LOAD_MIB = 75, 105
 
 
-def table_bytes(limits: Limits = DEFAULT) -> int:
+def table_bytes(limits: Limits = DEFAULT, *, keeps_forwarded: bool = False) -> int:
     """What lies in the kernel's tables, from the start, where no handlers are measured.
 
     The kernel adds about a hundredth to keep them by.
 
+    Args:
+        keeps_forwarded: is a header kept in which proxies say for whom they forward?
     Raises:
         KernelError: the kernel does not say how many processors there may be.
     """
-    return sum(sizes(limits).values()) + map_bytes((Part.SERVERS,))
+    arrays = sizes(limits, keeps_forwarded=keeps_forwarded)
+    return sum(arrays.values()) + map_bytes((Part.SERVERS,))
 
 
-def told() -> str:
-    """What a run takes by default, for people. Raises KernelError as table_bytes()."""
+def require(limits: Limits = DEFAULT, *, keeps_forwarded: bool = False) -> str:
+    """What a run takes, for people.
+
+    Args:
+        limits, keeps_forwarded: as for table_bytes().
+    Raises:
+        KernelError: this process may not have as many addresses; or as table_bytes().
+    """
+    more = _addresses(limits, keeps_forwarded=keeps_forwarded) - _addresses(DEFAULT)
+    ulimits.with_tables(-(-max(0, more) // _MIB)).require()
+    tables = table_bytes(limits, keeps_forwarded=keeps_forwarded)
     return (
-        f"{-(-table_bytes() // _MIB)} MiB of tables in the kernel, with the default --connections, "
-        f"--ring and --series; the agent itself has about {AT_READY_MIB} MiB resident, "
-        f"{UNDER_LOAD_MIB} under load, as was measured with the exporter over gRPC"
+        f"{-(-tables // _MIB)} MiB of tables in the kernel, with --connections "
+        f"{limits.connections}, --ring {limits.ring} and --series {limits.series}; the agent "
+        f"itself has about {AT_READY_MIB} MiB resident, {UNDER_LOAD_MIB} under load, as was "
+        "measured with the exporter over gRPC"
     )
+
+
+def _addresses(limits: Limits, *, keeps_forwarded: bool = False) -> int:
+    """How many bytes of addresses the agent reserves for tables that it maps in parts.
+
+    For the sums of series it has a table of its own, too.
+    """
+    of = sizes(limits, keeps_forwarded=keeps_forwarded)
+    ours = limits.series * SERIES.itemsize
+    return of["exchanges"] + of["forwarded_texts"] + of["series"] + ours

@@ -17,6 +17,7 @@ from otelbpf.host.netns import current_cookie
 from otelbpf.kernel import libbpf, memory
 from otelbpf.kernel.btf import Btf, require_btf
 from otelbpf.kernel.fields import field_offsets
+from otelbpf.kernel.limits import DEFAULT, Limits
 from otelbpf.kernel.loaders import Loader, choose_loader
 
 PROC = Path("/proc")
@@ -44,11 +45,15 @@ class Need:
     optional: bool = False
 
 
-def needs(loader: Loader) -> tuple[Need, ...]:
+def needs(
+    loader: Loader, limits: Limits = DEFAULT, *, keeps_forwarded: bool = False
+) -> tuple[Need, ...]:
     """All of them; what the later ones ask for takes what the earlier ones do.
 
     Args:
         loader: where the programs are to come from.
+        limits: how long the tables are to be.
+        keeps_forwarded: is a header to be kept in which proxies say for whom they forward?
     """
     return (
         Need("/proc", "it is mounted whole", _require_proc),
@@ -68,16 +73,22 @@ def needs(loader: Loader) -> tuple[Need, ...]:
         Need("/sys", "it is mounted", libbpf.possible_cpus),
         Need("BTF", "the kernel describes its types", require_btf),
         Need("programs", None, lambda: _require_loader(loader)),
-        Need("memory", None, memory.told),
+        Need("memory", None, lambda: memory.require(limits, keeps_forwarded=keeps_forwarded)),
         Need("bpf()", "the kernel takes programs and runs them", programs_need_rights),
         Need("kernel's memory", "programs may read it", _require_kernel_memory),
     )
 
 
-def require(loader: Loader) -> list[KernelError]:
-    """Raises a KernelError for the first thing missing; gives those for what is optional."""
+def require(
+    loader: Loader, limits: Limits = DEFAULT, *, keeps_forwarded: bool = False
+) -> list[KernelError]:
+    """Raises a KernelError for the first thing missing; gives those for what is optional.
+
+    Args:
+        loader, limits, keeps_forwarded: as for needs().
+    """
     limited = []
-    for need in needs(loader):
+    for need in needs(loader, limits, keeps_forwarded=keeps_forwarded):
         try:
             need.require()
         except KernelError as error:
