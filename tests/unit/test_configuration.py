@@ -42,7 +42,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
         configs.append(config)
         return Sums(0, 0, 0, {})
 
-    monkeypatch.setattr(needs, "require", lambda _: [])
+    monkeypatch.setattr(needs, "require", lambda *_, **__: [])
     monkeypatch.setattr(running, "run", run)
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
     return configs
