@@ -260,6 +260,7 @@ def test_a_body_that_comes_in_another_order_may_hide_a_head(
             server.sendall(OK)
             puppet.receive(ACK | PSH)
             answered += len(OK)
+            puppet.send(ACK, asked, answered)
 
         def expect_nothing() -> None:
             assert unattached.counted(Counter.SEEN) == 0
@@ -286,7 +287,6 @@ def test_a_body_that_comes_in_another_order_may_hide_a_head(
             expect_nothing()
             ask((0, even(request(target="/told"))))
             answer()
-            puppet.send(ACK, asked, answered)
             record = unattached.record()
             assert record["http1"]["request_line"] == b"GET /told HTTP/1.1"
             puppet.leave(asked, answered)
