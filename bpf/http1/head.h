@@ -48,6 +48,16 @@ static __always_inline void forget_host(struct scratch *s, struct parser *p, str
 	s->found_length[FOUND_HOST] = 0;
 }
 
+/* Of two, neither is to be believed: W3C Trace Context, section 3.2. */
+static __always_inline void take_traceparent(struct scratch *s, struct exchange *x)
+{
+	x->record.join.traceparents += s->found_times[FOUND_TRACEPARENT];
+	capture(x->record.join.traceparent, &x->record.join.traceparent_length, TRACEPARENT_MAX, s,
+		FOUND_TRACEPARENT);
+	if (x->record.join.traceparents > 1)
+		x->record.join.traceparent_length = 0;
+}
+
 /* What the noted lines say. -1: this is not HTTP/1. */
 static __always_inline int take_request_lines(struct scratch *s, struct connection *conn,
 					      struct parser *p, struct exchange *x)
@@ -68,12 +78,8 @@ static __always_inline int take_request_lines(struct scratch *s, struct connecti
 	capture(x->record.http1.host, &x->record.http1.host_length, HOST_MAX, s, FOUND_HOST);
 	capture(x->record.http1.user_agent, &x->record.http1.user_agent_length, USER_AGENT_MAX, s,
 		FOUND_USER_AGENT);
-	/* Of two, neither is to be believed: W3C Trace Context, section 3.2. */
-	x->record.join.traceparents += s->found_times[FOUND_TRACEPARENT];
-	capture(x->record.join.traceparent, &x->record.join.traceparent_length, TRACEPARENT_MAX, s,
-		FOUND_TRACEPARENT);
-	if (x->record.join.traceparents > 1)
-		x->record.join.traceparent_length = 0;
+	if (s->found_times[FOUND_TRACEPARENT])
+		take_traceparent(s, x);
 	return 0;
 }
 
