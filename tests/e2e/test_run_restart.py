@@ -103,6 +103,9 @@ def assert_adopted(ended: Ended, spans: set[int], in_flight: int = 0) -> None:
     count = ended.sums["lost"].get("unanswered_at_stop", 0)
     assert count in (in_flight, in_flight + 1)
     assert ended.sums["connections"]["adopted"] == 1 + in_flight
+    uncertain = ended.sums["segments"]["uncertain"]
+    assert 0 < uncertain <= UNKNOWN
+    assert f"otelbpf: {uncertain} segment" in ended.stderr
     ended.assert_clean(len(spans) + count, {"unanswered_at_stop": count} if count else None)
 
 

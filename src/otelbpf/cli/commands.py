@@ -143,7 +143,6 @@ def _tell_sums(sums: Sums) -> None:
             "theirs; why is said above",
             file=sys.stderr,
         )
-    print(f"otelbpf: {sums}", file=sys.stderr)
     uncertain = sums.segments.get("uncertain", 0)
     if uncertain:
         what = "segment" if uncertain == 1 else "segments"
@@ -152,6 +151,7 @@ def _tell_sums(sums: Sums) -> None:
             "connections that are older than otelbpf, or behind what was lost, it was not certain",
             file=sys.stderr,
         )
+    print(f"otelbpf: {sums}", file=sys.stderr)
     for hook, count in sums.missed.items():
         if not count:
             continue
