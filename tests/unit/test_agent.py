@@ -121,6 +121,8 @@ def test_what_is_taken_needs_room(agent: Agent) -> None:
     assert agent._look_at_ring(100.5) == 1_100
     assert pipeline(agent).taken == [1, 700]
     assert reader(agent).pending == 400
+    agent._look_at_ring(100.51)
+    assert pipeline(agent).taken == [1, 700, 400]
 
 
 @pytest.mark.parametrize(

@@ -437,6 +437,38 @@ def test_while_a_batch_is_on_its_way_the_next_one_is_formed() -> None:
     assert line.made_of == list(range(1, 19))
 
 
+def formers() -> list[threading.Thread]:
+    return [each for each in threading.enumerate() if each.name.startswith("otelbpf-former")]
+
+
+def test_both_threads_are_there_before_there_is_anything_to_send() -> None:
+    """Later there may be no room for another one."""
+    before = len(formers())
+    line = Line(Collector())
+    line.sender.start()
+    assert len(formers()) == before + 1
+    line.sender.stop()
+    wait_until(lambda: len(formers()) == before, "they have ended")
+
+
+def test_what_was_given_up_is_not_formed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is its thread waited for when the process ends."""
+    monkeypatch.setattr(sender, "_LAST_EXPORT_S", 0.01)
+    release = threading.Event()
+    collector = Collector(lambda _: SUCCESS if release.wait(DEADLINE_S) else FAILURE)
+    line = Line(collector, QueueLimits(requests=40, batch_spans=10, flush_s=0.01))
+    line.sender.put(some(40))
+    line.sender.start()
+    line.wait_for_offered(collector, 1)
+    wait_until(lambda: len(line.made_of) == 10, "two are formed")
+    line.sender.stop()
+    assert line.lost() == {Lost.EXPORT_FAILED: 40}
+    release.set()
+    line.sender._thread.join(DEADLINE_S)
+    assert not line.sender._thread.is_alive()
+    assert line.made_of == list(range(1, 11))
+
+
 def test_nothing_is_formed_ahead_that_would_be_parted() -> None:
     release = threading.Event()
     collector = Collector(lambda _: SUCCESS if release.wait(DEADLINE_S) else FAILURE)

@@ -126,7 +126,9 @@ class Agent:
             if count is None:
                 time.sleep(_ROOM_S)
             elif count < _BATCH:
-                time.sleep(_pause_s(count, now - looked_at))
+                # What a short queue had no room for may have it soon.
+                is_left = self._reader.pending >= self._worth_it
+                time.sleep(_ROOM_S if is_left else _pause_s(count, now - looked_at))
             looked_at = now
         health.stops()
         self._missed = missed()
@@ -148,7 +150,9 @@ class Agent:
         if pending and (now_s >= self._read_at or pending >= self._worth_it):
             read = self._read_batch()
             if read:
-                self._read_at = now_s + self._rest_s
+                # What a short queue had no room for goes as soon as it has.
+                is_left = read < min(pending, self._worth_it)
+                self._read_at = now_s if is_left else now_s + self._rest_s
             # Where there is little room few are read, though many come.
             count = None if read is None else max(came, read)
         elif pending and now_s >= self._meet_at:

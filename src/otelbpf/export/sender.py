@@ -149,6 +149,8 @@ class Sender:
 
     def start(self) -> None:
         """Starts sending."""
+        # Now, as there may be no room for another thread when the first batch is full.
+        self._former.submit(int).result()
         self._thread.start()
 
     def room(self) -> int | None:
@@ -220,6 +222,8 @@ class Sender:
             # What a thread that still hangs does from here on counts no more.
             self._abandoned = True
             self._tally.lose(Lost.EXPORT_FAILED, self._waiting + self._sending)
+        # Nobody will be sent what it would form.
+        self._former.shutdown(wait=False, cancel_futures=True)
 
     def _run(self) -> None:
         while (batch := self._next_batch()) is not None:
@@ -251,6 +255,8 @@ class Sender:
                 if rest_s is not None and rest_s <= 0:
                     break
                 self._changed.wait(rest_s)
+            if self._abandoned:
+                return None
             self._moved_at = time.monotonic()
             self._due_at = self._moved_at + self._limits.delay_s
             batch, self._ahead = self._ahead or self._first(), None
@@ -262,7 +268,7 @@ class Sender:
     def _look_ahead(self) -> None:
         """Begins with the next batch if it is full already: behind the one that is to be sent."""
         with self._changed:
-            if self._waiting >= self._batch:
+            if self._waiting >= self._batch and not self._abandoned:
                 self._ahead = self._first()
 
     def _first(self) -> _Batch | None:
