@@ -386,9 +386,10 @@ def test_what_does_not_hold_is_looked_at_all_the_same() -> None:
         parsed("port: 0", "--port", "80")
 
 
-def test_the_last_file_holds(tmp_path: Path) -> None:
-    (tmp_path / "b.yaml").write_text("port: 90")
-    assert parsed("port: 80\nnetns: a", "--config", "b.yaml").port == (90,)
+def test_there_is_one_file() -> None:
+    """Else what the first one forbids might be told."""
+    with pytest.raises(UsageError, match="--config is given 2 times: there is one file"):
+        build_parser().parse_args(["run", "--config", "a.yaml", "--config=b.yaml"])
 
 
 def test_help_needs_no_file(capsys: pytest.CaptureFixture[str]) -> None:

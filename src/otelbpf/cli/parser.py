@@ -88,17 +88,19 @@ class Command(Parser):
         if not self.has(_CONFIG):
             return namespace
         first = Parser(prog=self.prog, add_help=False, allow_abbrev=False)
-        first.add_argument(_CONFIG)
+        first.add_argument(_CONFIG, action="append", default=[])
         first.add_argument("-h", "--help", action="store_true")
         found, _ = first.parse_known_args(args)
-        if found.config is None or found.help:
+        if not found.config or found.help:
             return namespace
+        if len(found.config) > 1:
+            self.error(f"{_CONFIG} is given {len(found.config)} times: there is one file")
         from otelbpf.cli import configuration
 
         keys = self.keys()
         for action in keys.values():
             setattr(namespace, action.dest, action.default)
-        for entry in configuration.read(found.config):
+        for entry in configuration.read(found.config[0]):
             if entry.key not in keys:
                 raise UsageError(
                     f"{entry.place}: there is no key {entry.key!r}: {_near(entry, keys)}"
