@@ -35,7 +35,6 @@ from otelbpf.host.netns import find_netns
 from otelbpf.kernel.records import Counter, Stamp
 from otelbpf.ledger.request import Kind
 
-
 FLOOD = 20_000
 ETHERNET, TCP = 14, 34
 SEQ = 2**32 - 1
