@@ -10,9 +10,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
-from lab import CLIENT_INTERFACE, INTERFACE, PORT, SERVER_IPV4, SERVER_IPV6, SPARE_PORT, Lab, Pair
+from lab import (
+    CLIENT_INTERFACE,
+    INTERFACE,
+    PORT,
+    SERVER_IPV4,
+    SERVER_IPV6,
+    SPARE_PORT,
+    Lab,
+    Pair,
+    laboratory,
+)
 from messages import OK, request
 from support.stages import Stage, stages_of
 from support.waiting import DEADLINE_S, wait_until
@@ -277,6 +288,13 @@ def load(
     meter = Meter(lab, choices, programs, forwarding=forwarding)
     meter.let_another_process_be_the_agent()
     return meter
+
+
+@contextlib.contextmanager
+def attached_meter(**settings: Any) -> Iterator[Meter]:
+    """Programs that are loaded so, as load() has it, and attached, in a lab of their own."""
+    with laboratory() as lab, contextlib.closing(load(lab, **settings)) as meter, meter.attached():
+        yield meter
 
 
 def load_gateway(lab: Lab, *, tcx: bool = True, limits: Limits = SMALL) -> Meter:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from lab import CLIENT_IPV4, CLIENT_IPV6, PORT, SERVER_IPV4, SERVER_IPV6, SPARE_PORT, laboratory
+from lab import CLIENT_IPV4, CLIENT_IPV6, PORT, SERVER_IPV4, SERVER_IPV6, SPARE_PORT
 from messages import CHUNKED, OK, chunks, request
-from meter import WHOLE, Meter, address, flags, load, stamps
+from meter import WHOLE, Meter, address, attached_meter, flags, stamps
 
 from otelbpf.kernel.records import Counter, Stamp
 from otelbpf.policy.proxies import network
@@ -32,13 +32,8 @@ STAMPED = (
 
 @pytest.fixture(scope="module")
 def _behind_a_proxy() -> Iterator[Meter]:
-    with laboratory() as lab:
-        meter = load(lab, proxies=(network(CLIENT_IPV4), network("fd00:6f74::/64")))
-        try:
-            with meter.attached():
-                yield meter
-        finally:
-            meter.close()
+    with attached_meter(proxies=(network(CLIENT_IPV4), network("fd00:6f74::/64"))) as meter:
+        yield meter
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from lab import CLIENT_IPV4, Lab, laboratory
+from lab import CLIENT_IPV4, Lab
 from messages import CONTINUE, OK, request
-from meter import WHOLE, Meter, flags, load
+from meter import WHOLE, Meter, attached_meter, flags
 
 from otelbpf.kernel.records import Counter
 from otelbpf.policy.proxies import Forwarding, Header, network
@@ -19,13 +19,10 @@ MORE = pytest.mark.parametrize("more", [0, 1])
 
 @pytest.fixture(scope="module")
 def _behind_proxies() -> Iterator[Meter]:
-    with laboratory() as lab:
-        meter = load(lab, forwarding=Forwarding((network(CLIENT_IPV4),), Header.X_FORWARDED_FOR))
-        try:
-            with meter.attached():
-                yield meter
-        finally:
-            meter.close()
+    with attached_meter(
+        forwarding=Forwarding((network(CLIENT_IPV4),), Header.X_FORWARDED_FOR)
+    ) as meter:
+        yield meter
 
 
 @pytest.fixture
