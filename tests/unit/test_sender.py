@@ -153,9 +153,13 @@ def hours(monkeypatch: pytest.MonkeyPatch) -> Hours:
 
 @pytest.fixture(autouse=True)
 def _no_thread_is_left() -> Iterator[None]:
+    before = set(threading.enumerate())
     yield
-    left = [t for t in threading.enumerate() if t.name == "otelbpf-sender" and t.is_alive()]
-    assert not left
+    assert not [
+        each
+        for each in threading.enumerate()
+        if each.name == "otelbpf-sender" and each not in before
+    ]
 
 
 def run_to_the_end(line: Line, count: int) -> None:
@@ -207,12 +211,48 @@ def test_batches_are_of_many_requests_where_nothing_else_is_asked_for() -> None:
     line.sender.put(some(1))
     line.wait_for_exported(1)
     line.sender.put(some(1_023))
-    line.sender.put(some(1_024))
-    line.wait_for_exported(1 + 1_024)
     time.sleep(0.05)
-    assert collector.sizes == [2, 2 * 1_024]
+    assert collector.sizes == [2]
+    line.sender.put(some(1))
+    line.wait_for_exported(1 + 1_024)
     line.sender.stop()
-    assert collector.sizes == [2, 2 * 1_024, 2 * 1_023]
+    assert collector.sizes == [2, 2 * 1_024]
+
+
+@pytest.mark.parametrize(
+    ("asked_for", "sizes"),
+    [
+        ({}, [2_048, 2_048, 1_404]),
+        ({"OTEL_BSP_MAX_QUEUE_SIZE": "1500"}, [1_500]),
+        ({"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "4000"}, [2_000, 2_000, 1_500]),
+    ],
+)
+def test_where_more_wait_more_go_at_once(asked_for: dict[str, str], sizes: list[int]) -> None:
+    """Unless somebody has said how many."""
+    line = Line(collector := Collector(), QueueLimits.from_environment(asked_for))
+    run_to_the_end(line, 5_500)
+    assert collector.sizes == [2 * size for size in sizes]
+
+
+def test_what_is_found_too_large_is_no_larger_than_a_batch_for_a_while() -> None:
+    """So it is not parted, and while one is on its way the next is formed."""
+    door, release = Narrow(1_100), threading.Event()
+    take = door.send
+
+    def send(spans: list[ReadableSpan], within_s: float) -> Answer:
+        assert len(door.sizes) < 5 or release.wait(DEADLINE_S)
+        return take(spans, within_s)
+
+    door.send = send  # type: ignore[method-assign]
+    line = Line(Collector(), QueueLimits(), door=door)
+    line.sender.put(some(8_192))
+    line.sender.start()
+    # Twice what was formed before it was known, and its halves; then one by one.
+    wait_until(lambda: len(line.made_of) == 2 * (2_048 + 2_048) + 2 * 1_024, "one is formed ahead")
+    release.set()
+    line.sender.stop()
+    assert [size // 2 for size in door.sizes] == [2_048] + 8 * [1_024]
+    assert line.lost() == {}
 
 
 @pytest.mark.parametrize(

@@ -113,8 +113,13 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("", "_TRACES"):
         for what in ("ENDPOINT", "HEADERS", "COMPRESSION", "CERTIFICATE", "TIMEOUT"):
             monkeypatch.delenv(f"OTEL_EXPORTER_OTLP{name}_{what}", raising=False)
+    before = set(threading.enumerate())
     yield
-    assert not [t for t in threading.enumerate() if t.name == "otelbpf-sender" and t.is_alive()]
+    assert not [
+        each
+        for each in threading.enumerate()
+        if each.name == "otelbpf-sender" and each not in before
+    ]
 
 
 @pytest.fixture

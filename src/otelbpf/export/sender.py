@@ -39,8 +39,9 @@ class QueueLimits:
     Attributes:
         requests: in the queue (OTEL_BSP_MAX_QUEUE_SIZE).
         batch: of requests, sent at once.
-        batch_spans: as many requests as become so many spans at the most, instead
-            (OTEL_BSP_MAX_EXPORT_BATCH_SIZE); None: `batch` counts.
+        batch_most: where more wait than a batch, so many go at once.
+        batch_spans: as many requests as become so many spans at the most, instead of both
+            (OTEL_BSP_MAX_EXPORT_BATCH_SIZE); None: they count.
         delay_s: between two batches that are not full (OTEL_BSP_SCHEDULE_DELAY).
         flush_s: the longest that stopping waits for what takes the spans (OTEL_BSP_EXPORT_TIMEOUT).
         retry_s: for how long a batch that is not taken is tried again.
@@ -48,6 +49,7 @@ class QueueLimits:
 
     requests: int = 16_384
     batch: int = 1_024
+    batch_most: int = 2_048
     batch_spans: int | None = None
     delay_s: float = 5.0
     flush_s: float = 10.0
@@ -99,9 +101,9 @@ class Sender:
         self._spans_most = spans_most
         self._tally = tally
         self._limits = limits
-        self._batch = limits.batch
+        self._batch, self._batch_most = limits.batch, limits.batch_most
         if limits.batch_spans is not None:
-            self._batch = max(1, limits.batch_spans // spans_most)
+            self._batch = self._batch_most = max(1, limits.batch_spans // spans_most)
         # More than the queue holds would never come together.
         self._batch = min(self._batch, limits.requests)
         self._queue: deque[Requests] = deque()
@@ -274,10 +276,10 @@ class Sender:
     def _first(self) -> _Batch | None:
         """The queue's first requests, which are being formed from now on; None: it is empty."""
         parts: list[Requests] = []
-        count = 0
-        while self._queue and count < self._batch:
+        count, most = 0, self._at_once()
+        while self._queue and count < most:
             part = self._queue.popleft()
-            room = self._batch - count
+            room = most - count
             if len(part) > room:
                 self._queue.appendleft(part[room:])
                 part = part[:room]
@@ -286,5 +288,14 @@ class Sender:
         if not parts:
             return None
         requests = Requests.joined(parts)
-        goes_whole = self._delivery is not None and self._delivery.goes_whole(count)
-        return _Batch(requests, self._begin_to_form(requests) if goes_whole else None)
+        return _Batch(requests, self._begin_to_form(requests) if self._goes_whole(count) else None)
+
+    def _at_once(self) -> int:
+        """How many go together, if so many wait.
+
+        Where many come the way to the collector and back takes most of the time, whatever the size.
+        """
+        return self._batch_most if self._goes_whole(self._batch_most) else self._batch
+
+    def _goes_whole(self, count: int) -> bool:
+        return self._delivery is not None and self._delivery.goes_whole(count)
