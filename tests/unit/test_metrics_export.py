@@ -295,7 +295,8 @@ def test_deltas_make_up_for_exports_that_failed(
     failed = [values(data, "otelbpf.metrics.exports.failed") for data in exporter.exports]
     assert failed[:5] == [0, 0, 1, 2, 0]
     said = [record.getMessage() for record in caplog.records if not record.exc_info]
-    why = "Exporter does not say why" if isinstance(failure, MetricExportResult) else repr(failure)
+    raised = isinstance(failure, RuntimeError)
+    why = "RuntimeError: broken" if raised else "Exporter does not say why"
     assert said == [
         f"there does not take metrics now ({why}); what it misses will be in what it takes next, "
         "or is counted",

@@ -673,18 +673,45 @@ def test_an_export_that_hangs_ends_with_the_shut_down(result: SpanExportResult) 
 
 
 def test_what_comes_of_an_export_after_it_was_given_up_counts_no_more(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It was counted as lost, and so it stays."""
+    """It was counted as lost, which is said, and so it stays."""
     monkeypatch.setattr(sender, "_LAST_EXPORT_S", 0.01)
     release = threading.Event()
     collector = Collector(lambda _: SUCCESS if release.wait(DEADLINE_S) else FAILURE)
     line = Line(collector, QueueLimits(batch_spans=10, flush_s=0.01))
     run_to_the_end(line, 23)
     assert line.lost() == {Lost.EXPORT_FAILED: 23}
+    assert caplog.messages == [
+        "the collector has not answered until now: 23 requests are given up, and counted as lost"
+    ]
     release.set()
     line.sender._thread.join(DEADLINE_S)
     assert (line.sums(seen=23).exported, line.sums(seen=23).in_flight) == (0, 0)
+
+
+def test_an_exporter_that_raises_while_it_shuts_down(caplog: pytest.LogCaptureFixture) -> None:
+    """The sums are told all the same."""
+    collector = Collector()
+    collector.shutdown = lambda: 1 / 0  # type: ignore[method-assign,assignment]
+    line = Line(collector)
+    run_to_the_end(line, 23)
+    assert line.sums().exported == 23
+    assert caplog.messages == ["Collector failed while it shut down"]
+
+
+def test_an_exporter_that_never_shuts_down_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("otelbpf.export.ways_out._SHUT_DOWN_S", 0.01)
+    release = threading.Event()
+    collector = Collector()
+    collector.shutdown = lambda: release.wait()  # type: ignore[method-assign,assignment]
+    line = Line(collector)
+    run_to_the_end(line, 23)
+    assert line.sums().exported == 23
+    assert caplog.messages == ["Collector does not shut down: it is left alone"]
+    release.set()
 
 
 def test_a_slow_collector_costs_no_processor_time() -> None:

@@ -56,11 +56,19 @@ def of_error(error: Exception) -> Answer:
     """The answer where there was none: nobody listens, TLS failed, a time-out, no HTTP …"""
     # What cannot be asked at all, such as a header with a line end, will not be another time.
     verdict = Verdict.REFUSED if isinstance(error, ValueError) else Verdict.LATER
+    return Answer(verdict, in_words(error))
+
+
+def in_words(error: Exception) -> str:
+    """An error's name and words, and of what it comes from the innermost's.
+
+    Not its repr(): that of some quotes what they are about, which may be somebody's request.
+    """
     inner: BaseException = error
     while (deeper := inner.__cause__ or inner.__context__) is not None:
         inner = deeper
     names = dict.fromkeys((type(error).__name__, type(inner).__name__))
-    return Answer(verdict, ": ".join((*names, words(str(inner)) or "it does not say why")))
+    return ": ".join((*names, words(str(inner)) or "it does not say why"))
 
 
 def words(text: str) -> str:

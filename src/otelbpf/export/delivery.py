@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
-from otelbpf.export.answers import Answer, Door, Verdict
+from otelbpf.export.answers import Answer, Door, Verdict, in_words
 from otelbpf.ledger.tally import Lost
 
 _log = logging.getLogger(__name__)
@@ -122,6 +122,8 @@ class Delivery(Generic[Units]):
         self._retry_s = retry_s
         self._most = most
         self._news = _News()
+        # Of what is our own doing, and is not over when the door takes something.
+        self._faults = _News()
         # How many units fitted when a batch was last found too large, which holds for a while.
         self._fitting: int | None = None
         self._fitting_until = 0.0
@@ -190,8 +192,9 @@ class Delivery(Generic[Units]):
             return self._form(part) if ahead is None else ahead.result()
         except Exception as error:
             if len(part) == 1:
-                self._news.bad(
-                    f"{self._wording.what} cannot be made of something ({error!r}): it is lost",
+                self._faults.bad(
+                    f"{self._wording.what} cannot be made of something "
+                    f"({in_words(error)}): it is lost",
                     exc_info=True,
                 )
             return None
@@ -261,8 +264,8 @@ class Delivery(Generic[Units]):
         try:
             return self._door.send(payload, self._stop_at - time.monotonic())
         except Exception as error:
-            self._news.bad(f"the exporter failed ({error!r})", exc_info=True)
-            return Answer(Verdict.LATER, repr(error))
+            self._news.bad(f"the exporter failed ({in_words(error)})", exc_info=True)
+            return Answer(Verdict.LATER, in_words(error))
 
     def _wait(self) -> bool:
         """Waits until the next try is due; False: there shall be none, the time is up."""

@@ -223,7 +223,14 @@ class Sender:
         with self._changed:
             # What a thread that still hangs does from here on counts no more.
             self._abandoned = True
-            self._tally.lose(Lost.EXPORT_FAILED, self._waiting + self._sending)
+            left = self._waiting + self._sending
+            self._tally.lose(Lost.EXPORT_FAILED, left)
+        if left:
+            _log.warning(
+                "%s has not answered until now: %s given up, and counted as lost",
+                self._way_out and self._way_out.whose,
+                "1 request is" if left == 1 else f"{left} requests are",
+            )
         # Nobody will be sent what it would form.
         self._former.shutdown(wait=False, cancel_futures=True)
 

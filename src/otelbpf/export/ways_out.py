@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -28,6 +29,8 @@ _log = logging.getLogger(__name__)
 _FILE = "otlp_json_file"
 # A point with 28 buckets takes 0.8 KiB, and all of them are to be below doors.MOST_OCTETS.
 _MOST_POINTS = 2_000
+# What is sent was sent by then: there is nothing left to wait for.
+_SHUT_DOWN_S = 2.0
 # As objects of the SDK's so many requests are some 500 spans, which is what exporters are used to;
 # and a line in a file stays below the MiB that collectors read of one.
 _MOST_REQUESTS = 64
@@ -70,8 +73,18 @@ class ExportDoor(Generic[Told]):
         return Answer(Verdict.LATER, f"{type(self._exporter).__name__} does not say why")
 
     def close(self) -> None:
-        """Shuts the exporter down."""
-        self._exporter.shutdown()
+        """Shuts the exporter down, which is its own work: it may fail, or hang."""
+        closing = threading.Thread(target=self._shut_down, name="otelbpf-closing", daemon=True)
+        closing.start()
+        closing.join(_SHUT_DOWN_S)
+        if closing.is_alive():
+            _log.warning("%s does not shut down: it is left alone", type(self._exporter).__name__)
+
+    def _shut_down(self) -> None:
+        try:
+            self._exporter.shutdown()
+        except Exception:
+            _log.exception("%s failed while it shut down", type(self._exporter).__name__)
 
 
 def spans_way_out(

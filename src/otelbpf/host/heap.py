@@ -14,8 +14,8 @@ def keep_what_a_batch_takes() -> None:
     """Has the C library keep 8 MiB for the next batch, and give all else back.
 
     Left alone, glibc goes by what was freed before: it gives back what is needed again at once,
-    which is a sixth of a batch's time, and keeps more the longer it runs. And it would do so for each
-    thread by itself, though of ours only one at a time does much.
+    which is a sixth of a batch's time, and keeps more the longer it runs. And each thread would
+    keep as much for itself, though of ours only one at a time does much.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt is not None:
