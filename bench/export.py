@@ -30,7 +30,7 @@ from pathlib import Path
 
 import grpc
 import measure
-from cost import asyncio_server
+from instructions import nginx
 from measure import PORT, Network, add_asleep, agent, awake, load, resident_mib, served
 from support.namespaces import Side
 
@@ -277,7 +277,7 @@ def main() -> None:
     if given.agent is not None:
         measure.COMMAND = given.agent
     print(f"kernel {platform.release()}; {measure.COMMAND}")
-    with awake(asleep=given.asleep), served(asyncio_server) as net:
+    with awake(asleep=given.asleep), served(nginx) as net:
         if given.memory is not None:
             for rate in given.rates or _MEMORY_RATES:
                 memory(net, rate, given.memory)
