@@ -64,32 +64,44 @@ static __always_inline u32 why_lost(const struct connection *conn, const struct 
 	return is_outgoing(x) && before(conn->taken_seq, x->inbound_end) ? COUNT_LOST_UNTAKEN : 0;
 }
 
+struct end_of_all {
+	struct connection *conn;
+	u64 now;
+	u64 framing_lost;
+};
+
+STEP end_next_request(u64 turn UNUSED, struct end_of_all *e)
+{
+	struct connection *conn = e->conn;
+	struct exchange *x;
+	u32 reason;
+
+	if (conn->finished >= conn->begun)
+		return 1;
+	x = in_flight(conn, conn->finished);
+	if (x) {
+		if (!e->framing_lost)
+			end_with(conn, x, e->now);
+		reason = e->framing_lost ? why_lost(conn, x)
+			 : x->head_bytes ? 0
+					 : COUNT_LOST_CLOSED;
+		if (reason)
+			abandon(x, reason);
+		else
+			submit(x, IRREGULAR);
+	}
+	conn->finished++;
+	return 0;
+}
+
 /* Ends all requests in flight: those worth a record are submitted, the others lost. */
 static __always_inline void end_requests(struct connection *conn, bool framing_lost, u64 now)
 {
-	struct exchange *x;
-	u32 reason;
-	u64 i;
+	struct end_of_all e = { .conn = conn, .now = now, .framing_lost = framing_lost };
 
-	BOUNDED_LOOP
-	for (i = 0; i < IN_FLIGHT_MAX; i++) {
-		if (conn->finished >= conn->begun)
-			return;
-		x = in_flight(conn, conn->finished);
-		if (x) {
-			if (!framing_lost)
-				end_with(conn, x, now);
-			reason = framing_lost    ? why_lost(conn, x)
-				 : x->head_bytes ? 0
-						 : COUNT_LOST_CLOSED;
-			if (reason)
-				abandon(x, reason);
-			else
-				submit(x, IRREGULAR);
-		}
-		conn->finished++;
-	}
-	conn->finished = conn->begun; /* what was beyond was never tracked */
+	REPEAT(IN_FLIGHT_MAX, end_next_request, &e);
+	if (conn->finished < conn->begun)
+		conn->finished = conn->begun; /* what is beyond was never tracked */
 }
 
 /*

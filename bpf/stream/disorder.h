@@ -130,26 +130,37 @@ static __always_inline u32 count_holes(volatile struct disorder_cursor *v, const
 
 #define FIND_ROUNDS 4 /* places may be in another order than the pieces in them */
 
+struct search {
+	volatile struct disorder_cursor *v;
+	const struct disorder *d;
+	u32 start;
+	u32 end;
+};
+
+STEP look_at_piece(u64 turn, struct search *sought)
+{
+	volatile struct disorder_cursor *v = sought->v;
+	u32 place = turn & (PIECES_MAX - 1);
+	const struct piece *piece = &sought->d->pieces[place];
+	u32 piece_end = piece->seq + piece->length;
+
+	if (!piece->length || !before(piece->seq, sought->end) || !before(sought->start, piece_end))
+		return 0;
+	v->overlapping = place;
+	if (!before(v->reached, piece->seq) && before(v->reached, piece_end))
+		v->reached = piece_end;
+	return 0;
+}
+
 /* Looks for a piece that has some of these bytes, and how far the pieces have all of them. */
 static __always_inline void find_pieces(volatile struct disorder_cursor *v,
 					const struct disorder *d, u32 start, u32 end)
 {
-	u32 i;
+	struct search sought = { .v = v, .d = d, .start = start, .end = end };
 
 	v->overlapping = PIECES_MAX;
 	v->reached = start;
-	BOUNDED_LOOP
-	for (i = 0; i < FIND_ROUNDS * PIECES_MAX; i++) {
-		u32 place = i & (PIECES_MAX - 1);
-		const struct piece *piece = &d->pieces[place];
-		u32 piece_end = piece->seq + piece->length;
-
-		if (!piece->length || !before(piece->seq, end) || !before(start, piece_end))
-			continue;
-		v->overlapping = place;
-		if (!before(v->reached, piece->seq) && before(v->reached, piece_end))
-			v->reached = piece_end;
-	}
+	REPEAT(FIND_ROUNDS * PIECES_MAX, look_at_piece, &sought);
 }
 
 /*
