@@ -95,25 +95,36 @@ static __always_inline const struct stage_order *find_order(const struct stamp_o
 	return NULL_UNLESS(same_order(&found->order, order), found);
 }
 
+struct stages {
+	struct series *series;
+	struct exchange *x;
+	const struct stage_order *known;
+	u64 end; /* of the latest one */
+};
+
+STEP add_stage(u64 turn, struct stages *s)
+{
+	u8 stamp = stamp_in_order(s->x, turn + 1);
+	u64 start = s->end;
+	u32 place;
+
+	if (!stamp)
+		return 1;
+	s->end = stamp_time(s->x, stamp);
+	place = s->known->places[at_most(STAMPS_MOST - 1, turn)];
+	if (place < STAGE_PLACES)
+		add_duration(&s->series->stages[place], s->end - start, &s->x->scratch);
+	return 0;
+}
+
 /* Adds all stages, and gives when the last one ends: the request's end. */
-static __always_inline u64 add_stages(struct series *s, struct exchange *x, u64 first,
+static __always_inline u64 add_stages(struct series *series, struct exchange *x, u64 first,
 				      const struct stage_order *known)
 {
-	u64 start = first, end;
-	u32 i, place;
-	u8 stamp;
+	struct stages s = { .series = series, .x = x, .known = known, .end = first };
 
-	BOUNDED_LOOP
-	for (i = 0; i < STAMP_ACKED - 1; i++, start = end) {
-		stamp = stamp_in_order(x, i + 1);
-		if (!stamp)
-			break;
-		end = stamp_time(x, stamp);
-		place = known->places[i];
-		if (place < STAGE_PLACES)
-			add_duration(&s->stages[place], end - start, &x->scratch);
-	}
-	return start;
+	REPEAT(STAMP_ACKED - 1, add_stage, &s);
+	return s.end;
 }
 
 enum added {
