@@ -17,6 +17,17 @@ from otelbpf.policy.routes import FOUND_MOST
 from otelbpf.policy.sampler import Sampler, Slow
 from otelbpf.traces.description import StageStyle
 
+#: Fields of Config that may change while the agent runs.
+CHANGEABLE = (
+    "capture",
+    "found_routes",
+    "idle_timeout_s",
+    "keep_4xx",
+    "routes",
+    "sampler",
+    "slow",
+)
+
 
 @dataclass(frozen=True)
 class Config:

@@ -304,7 +304,7 @@ def _measuring() -> Command:
     return parser
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser of `otelbpf`; what it refuses is a UsageError."""
     parser = Parser(
         prog="otelbpf",
@@ -464,4 +464,5 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for command in commands.choices.values():
         command.all = commands.choices.values()
+    parser.commands = commands.choices
     return parser
