@@ -145,7 +145,8 @@ def _add_config(add: Callable[..., object]) -> None:
         "--config",
         metavar="FILE",
         help="also take options from this YAML file, whose keys are their names (port: [80, 81]); "
-        "what is given here holds instead of what the file says of the same option",
+        "what is given here holds instead of what the file says of the same option; `run` reads it "
+        "again at SIGHUP",
     )
 
 
