@@ -152,6 +152,32 @@ def test_what_is_private(
     assert "client.address" not in texts
 
 
+def test_what_is_ignored(
+    net: Network, server: Server, receiver: Receiver, tmp_path: Path, file: File
+) -> None:
+    """Each is counted once, and metrics have all of them."""
+    file.write("ignore-route: [/healthz, /internal/*]")
+    paths = "/healthz", "/internal/a/b", "/shop"
+    environment = {**to(receiver), "OTEL_METRICS_EXPORTER": "otlp"}
+    with agent(tmp_path, "--config", file.path, environment=environment) as running:
+        running.wait_ready()
+        ask(net, server.port, *paths)
+        wait_for_requests(receiver, COUNT)
+        assert file.reread(running, "ignore-route: /shop", "sample: 1/1") == now(
+            "ignore-route, sample"
+        )
+        ask(net, server.port, *paths)
+        ended = running.stop()
+    ended.assert_adds_up()
+    assert ended.sums is not None
+    counted = [ended.sums[key] for key in ("seen", "exported", "sampled_out", "ignored")]
+    assert counted == [6 * COUNT, 3 * COUNT, 3 * COUNT, 3 * COUNT]
+    assert f"+ sampled out {3 * COUNT} ({3 * COUNT} by --ignore-route) + lost 0" in ended.stderr
+    found = Counter(each["url.path"] for each in measured(receiver.spans()))
+    assert found == dict.fromkeys(paths, COUNT)
+    assert sum(point.count for _, point in told(receiver, DURATION)) == 6 * COUNT
+
+
 @pytest.mark.parametrize(
     ("lines", "said"),
     [

@@ -23,6 +23,7 @@ OTHER = {
     "--keep-4xx": "keep-4xx: true\nslow: 1000s",
     "--route": "route: /x/{y}",
     "--routes": "routes: given",
+    "--ignore-route": "ignore-route: /healthz",
     "--no-path": "no-path: true",
     "--capture-query": "capture-query: true",
     "--no-user-agent": "no-user-agent: true",

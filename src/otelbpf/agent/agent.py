@@ -97,6 +97,7 @@ class Agent:
 
     def become(self, config: Config, routes: Routes, now_s: float) -> None:
         """Goes by this configuration from now on, and by its routes."""
+        self.pipeline.become(config)
         self._sweeper.become(int(config.idle_timeout_s * 1e9))
         if self._series is not None:
             self._series.become(routes, config.slow, now_s)

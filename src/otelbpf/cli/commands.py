@@ -185,6 +185,7 @@ def _config_of_run(arguments: argparse.Namespace) -> Config:
         sampler=Sampler.one_in(arguments.sample) if arguments.sample else None,
         slow=slow,
         keep_4xx=arguments.keep_4xx,
+        ignored_routes=tuple(dict.fromkeys(arguments.ignore_route)),
         output=arguments.output,
         ready_file=arguments.ready_file,
         health=arguments.health,

@@ -370,6 +370,15 @@ def build_parser() -> Parser:
         help="--sample and --slow also keep what servers answer with 4xx, like an upstream's 4xx",
     )
     run.add_argument(
+        "--ignore-route",
+        action=Repeated,
+        type=_route,
+        metavar="TEMPLATE",
+        help="make no spans of requests whose path fits it (/healthz, /internal/*), not of slow "
+        "ones and errors either; metrics have them, and the sums count them as sampled out; may be "
+        "repeated",
+    )
+    run.add_argument(
         "--output",
         metavar="FILE",
         help="where OTEL_TRACES_EXPORTER=otlp_json_file appends (default: stdout)",

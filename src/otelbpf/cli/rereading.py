@@ -17,6 +17,7 @@ AT_ONCE = (
     "--keep-4xx",
     "--route",
     "--routes",
+    "--ignore-route",
     "--no-path",
     "--capture-query",
     "--no-user-agent",
