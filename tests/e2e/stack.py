@@ -75,9 +75,10 @@ class Ended:
         assert sums["seen"] == sums["exported"] + sums["sampled_out"] + lost, sums
         lines = self.stderr.splitlines()
         last_line = [line for line in lines if not _MISSED.search(line)][-1]
+        ignored = f" ({sums['ignored']} by --ignore-route)" if sums["ignored"] else ""
         assert last_line.startswith(
             f"otelbpf: seen {sums['seen']} = exported {sums['exported']} "
-            f"+ sampled out {sums['sampled_out']} + lost {lost}"
+            f"+ sampled out {sums['sampled_out']}{ignored} + lost {lost}"
         ), self.stderr
 
     def assert_refused(self, *words: str) -> None:

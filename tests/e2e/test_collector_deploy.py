@@ -57,10 +57,20 @@ def output(*command: str | Path, cwd: Path = ROOT) -> str:
 
 @pytest.mark.parametrize(
     "configurations",
-    [["single-machine"], ["agent"], ["agent", "agent-kafka"], ["fleet"]],
+    [
+        ["single-machine"],
+        ["agent"],
+        ["agent", "agent-kafka"],
+        ["agent", "agent-kubernetes"],
+        ["agent", "agent-kubernetes", "agent-kafka"],
+        ["fleet"],
+    ],
     ids=" ".join,
 )
-def test_the_collector_accepts_its_configurations(configurations: list[str]) -> None:
+def test_the_collector_accepts_its_configurations(
+    monkeypatch: pytest.MonkeyPatch, configurations: list[str]
+) -> None:
+    monkeypatch.setenv("OTELBPF_NODE", "this")
     files = [f"--config={COLLECTOR / name}.yaml" for name in configurations]
     output(built("build"), "validate", *files)
 
@@ -153,11 +163,26 @@ def test_prometheus_accepts_its_configuration() -> None:
     output("promtool", "check", "config", COLLECTOR / "prometheus.yaml")
 
 
-@pytest.mark.parametrize("name", ["daemonset", "fleet"])
+@pytest.mark.parametrize("name", ["daemonset", "fleet", "roles"])
 def test_kubernetes_accepts_the_manifests(name: str) -> None:
     """By its own schema, of its newest version that is known here, without a word unknown to it."""
-    manifest = yaml.safe_load((DEPLOY / f"{name}.yaml").read_text())
-    kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+    for manifest in yaml.safe_load_all((DEPLOY / f"{name}.yaml").read_text()):
+        kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_the_collector_alone_may_ask_for_pods_and_nothing_else() -> None:
+    """What it asks for test_collector_kubernetes.py shows."""
+    account, role, binding = yaml.safe_load_all((DEPLOY / "roles.yaml").read_text())
+    assert role["rules"] == [
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}
+    ]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    (subject,) = binding["subjects"]
+    assert subject["name"] == account["metadata"]["name"] == POD["serviceAccountName"]
+    assert POD["automountServiceAccountToken"] is False
+    (token,) = (each["name"] for each in POD["volumes"] if "projected" in each)
+    assert token in {mount["name"] for mount in BESIDE["volumeMounts"]}
+    assert token not in {mount["name"] for mount in AGENT["volumeMounts"]}
 
 
 def test_the_collectors_have_no_rights() -> None:
@@ -171,10 +196,11 @@ def test_the_collectors_have_no_rights() -> None:
 def test_the_daemonset_runs_what_is_tested() -> None:
     version = yaml.safe_load((COLLECTOR / "builder.yaml").read_text())["dist"]["version"]
     assert BESIDE["image"].endswith(f"collector-contrib:{version}")
-    (argument,) = BESIDE["args"]
-    assert (COLLECTOR / Path(argument).name).exists()
-    asked = set(re.findall(r"\$\{env:(\w+)", (COLLECTOR / "agent.yaml").read_text()))
-    assert {variable["name"] for variable in BESIDE["env"]} <= asked
+    files = [COLLECTOR / Path(argument).name for argument in BESIDE["args"]]
+    assert [file.stem for file in files] == ["agent", "agent-kubernetes"]
+    text = "".join(file.read_text() for file in files)
+    asked = set(re.findall(r"\$\{env:(\w+)|node_from_env_var: (\w+)", text))
+    assert {variable["name"] for variable in BESIDE["env"]} <= {"".join(each) for each in asked}
     queue = re.search(r"OTELBPF_QUEUE:-([^}]+)", (COLLECTOR / "agent.yaml").read_text())
     assert queue and queue[1] in {mount["mountPath"] for mount in BESIDE["volumeMounts"]}
     assert AGENT["securityContext"]["capabilities"]["drop"] == ["ALL"]

@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ import yaml
 from client import Client
 from debian13 import ROOT, bootstrapped
 from demo.receiver import Receiver
+from podman import Podman
 from servers import nginx
 from stack import COUNT, agent, to, wait_for_requests
 from support.namespaces import Network
@@ -33,21 +33,10 @@ PORT = 8080
 #: What is promised, and a little more than it was when this was written.
 BYTES_MOST = 260_000_000
 _MIB = 1 << 20
-_BUILD_S = 900.0
 
 (AGENT,) = yaml.safe_load((DEPLOY / "daemonset.yaml").read_text())["spec"]["template"]["spec"][
     "containers"
 ]
-# crun takes no mixture of both versions of cgroups; and no more rights than there are.
-_CONFIGURATION = """
-[containers]
-default_ulimits = []
-cgroups = "disabled"
-[engine]
-runtime = "runc"
-cgroup_manager = "cgroupfs"
-events_logger = "file"
-"""
 #: What the published base leaves out of Debian.
 _LEFT_OUT = (
     "usr/share/doc", "usr/share/info", "usr/share/locale", "usr/share/man", "var/cache/apt",
@@ -55,42 +44,18 @@ _LEFT_OUT = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Podman:
-    """Images and containers in a directory of their own."""
-
-    directory: Path
-
-    def command(self, program: str, *arguments: str | Path) -> list[str | Path]:
-        """Of podman or buildah."""
-        return [
-            "env", f"CONTAINERS_CONF={self.directory / 'containers.conf'}", program,
-            "--root", self.directory / "storage", "--runroot", self.directory / "run", *arguments,
-        ]  # fmt: skip
-
-    def say(self, program: str, *arguments: str | Path, stdin: int | None = None) -> str:
-        """What it prints; it does what it is told."""
-        done = subprocess.run(
-            self.command(program, *arguments), cwd=ROOT, text=True, timeout=_BUILD_S,
-            stdin=subprocess.DEVNULL if stdin is None else stdin,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout
-        return done.stdout
-
-    def run(self, *arguments: str | Path) -> list[str | Path]:
-        """The start of a command that runs a container with the DaemonSet's rights and limits."""
-        security, limits = AGENT["securityContext"], AGENT["resources"]["limits"]
-        assert security["readOnlyRootFilesystem"] and not security["allowPrivilegeEscalation"]
-        return self.command(
-            "podman", "run", "--rm", "--cgroups=enabled", "--network=host", "--pid=host",
-            "--ulimit=nofile=20000:20000", "--ulimit=nproc=1000:1000",
-            "--cap-drop=ALL", f"--cap-add={','.join(security['capabilities']['add'])}",
-            "--security-opt=no-new-privileges", "--read-only", "--read-only-tmpfs=false",
-            "--tmpfs=/tmp", "--volume=/sys/fs/cgroup:/sys/fs/cgroup:ro",
-            f"--memory={bytes_of(limits['memory'])}", f"--cpus={limits['cpu']}",
-            "--env=OTEL_*", *arguments,
-        )  # fmt: skip
+def with_rights(podman: Podman, *arguments: str | Path) -> list[str | Path]:
+    """The start of a command that runs a container with the DaemonSet's rights and limits."""
+    security, limits = AGENT["securityContext"], AGENT["resources"]["limits"]
+    assert security["readOnlyRootFilesystem"] and not security["allowPrivilegeEscalation"]
+    return podman.run(
+        "--rm", "--network=host", "--pid=host",
+        "--cap-drop=ALL", f"--cap-add={','.join(security['capabilities']['add'])}",
+        "--security-opt=no-new-privileges", "--read-only", "--read-only-tmpfs=false",
+        "--tmpfs=/tmp", "--volume=/sys/fs/cgroup:/sys/fs/cgroup:ro",
+        f"--memory={bytes_of(limits['memory'])}", f"--cpus={limits['cpu']}",
+        "--env=OTEL_*", *arguments,
+    )  # fmt: skip
 
 
 def bytes_of(quantity: str) -> int:
@@ -104,7 +69,6 @@ def bytes_of(quantity: str) -> int:
 def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
     """With the image, built."""
     directory = tmp_path_factory.mktemp("podman")
-    (directory / "containers.conf").write_text(_CONFIGURATION)
     made = Podman(directory)
     # Whose certificates this machine trusts, who builds trusts, too.
     tar = [
@@ -131,12 +95,12 @@ def test_it_is_small_and_has_nothing_to_build_with(podman: Podman) -> None:
     size = int(podman.say("podman", "image", "inspect", "--format={{.Size}}", IMAGE))
     assert size < BYTES_MOST
     script = "command -v cc gcc clang pip; test ! -e /opt/otelbpf/bin/pip && echo none"
-    command = podman.run("--entrypoint=sh", IMAGE, "-c", script)
+    command = with_rights(podman, "--entrypoint=sh", IMAGE, "-c", script)
     assert subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout == "none\n"
 
 
 def test_it_checks_if_nothing_else_is_said(podman: Podman) -> None:
-    checked = subprocess.run(podman.run(IMAGE), stdout=subprocess.PIPE, text=True)
+    checked = subprocess.run(with_rights(podman, IMAGE), stdout=subprocess.PIPE, text=True)
     assert checked.returncode == 0, checked.stdout
     assert "  ok       programs: ready-made, " in checked.stdout
     assert "limited" not in checked.stdout
@@ -168,7 +132,7 @@ def test_it_measures_within_its_limits(
             *("--interface", net.server.interface, "--port", PORT),
             *("--netns", f"/proc/{server.pid}/ns/net"),
             environment=to(receiver) | {"OTEL_METRICS_EXPORTER": "otlp"},
-            under=map(str, podman.run("--name", name, files, "--entrypoint=", IMAGE)),
+            under=map(str, with_rights(podman, "--name", name, files, "--entrypoint=", IMAGE)),
             program=OTELBPF,
         ) as running:
             running.wait_ready()

@@ -84,12 +84,17 @@ def cgroup(path: str) -> Iterator[list[str]]:
     root = cgroup_directory()
     assert root is not None, "cgroup2 is not mounted"
     made = root / path
-    made.mkdir()
+    new = [each for each in (made, *made.parents) if not each.exists()]
+    made.mkdir(parents=True)
     try:
         yield ["sh", "-c", f'echo $$ >{made}/cgroup.procs && exec "$@"', "sh"]
     finally:
         wait_until(lambda: not (made / "cgroup.procs").read_text(), "all had ended in there")
         made.rmdir()
+        for each in new[1:]:
+            # Another one may have come into an outer one.
+            with contextlib.suppress(OSError):
+                each.rmdir()
 
 
 def test_what_a_process_says_of_itself_and_what_it_runs(

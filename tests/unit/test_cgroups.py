@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Units and containers by the cgroups that processes are in."""
+"""Units by the cgroups that processes are in."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from otelbpf.host import cgroups as cgroups_module
-from otelbpf.host.cgroups import Cgroups, Paths, container_id, paths_of, service_unit
+from otelbpf.host.cgroups import Cgroups, paths_of, service_unit
 
 ID = "3f" * 32
 
@@ -44,49 +44,27 @@ def test_service_units(path: str, unit: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "container"),
+    ("lines", "unified", "systemds", "others"),
     [
-        (f"/system.slice/docker-{ID}.scope", ID),
-        (f"/docker/{ID}", ID),
-        (f"/docker/{ID}/system.slice/shop.service", ID),
-        (f"/docker/{'a0' * 32}/docker/{ID}", ID),
-        (f"/kubepods.slice/kubepods-pod1_2.slice/cri-containerd-{ID}.scope", ID),
-        (f"/system.slice/containerd.service/kubepods-pod1_2.slice:cri-containerd:{ID}", ID),
-        (f"/kubepods/burstable/pod1-2/{ID}", ID),
-        (f"/machine.slice/libpod-{ID}.scope/container", ID),
-        (f"/kubepods.slice/crio-{ID}.scope", ID),
-        (f"/ecs/{'0b' * 16}/{'0b' * 16}-1234567890", f"{'0b' * 16}-1234567890"),
-        (f"/machine.slice/libpod-conmon-{ID}.scope", ""),  # it minds one, from outside
-        ("/kubepods.slice/kubepods-podd5b9c3d2_1f2e_4a3b_8c7d_6e5f4a3b2c1d.slice", ""),
-        (f"/{ID}0", ""),
-        ("/system.slice/shop.service", ""),
-        ("", ""),
-    ],
-)
-def test_containers(path: str, container: str) -> None:
-    assert container_id(path) == container
-
-
-@pytest.mark.parametrize(
-    ("lines", "paths"),
-    [
-        ("0::/shop.service\n", Paths("/shop.service", "/shop.service")),
-        ("0::/shop.service (deleted)\n", Paths("/shop.service", "/shop.service")),
-        ("0::/a:b\n", Paths("/a:b", "/a:b")),
+        ("0::/shop.service\n", "/shop.service", "/shop.service", ()),
+        ("0::/shop.service (deleted)\n", "/shop.service", "/shop.service", ()),
+        ("0::/a:b\n", "/a:b", "/a:b", ()),
         # systemd has a hierarchy of its own, and cgroup2 is there for others.
-        ("9:pids:/x\n1:name=systemd:/shop.service\n0::/\n", Paths("/", "/shop.service")),
-        ("9:pids:/x\n1:name=systemd:/shop.service\n", Paths("", "/shop.service")),
+        ("9:pids:/x\n1:name=systemd:/shop.service\n0::/\n", "/", "/shop.service", ("/x",)),
+        ("9:pids:/x\n1:name=systemd:/shop.service\n", "", "/shop.service", ("/x",)),
         # It has both.
-        (
-            "1:name=systemd:/shop.service\n0::/shop.service\n",
-            Paths("/shop.service", "/shop.service"),
-        ),
-        ("9:pids:/x\n0::/\n", Paths("/", "/")),
-        ("", Paths("", "")),
+        ("1:name=systemd:/shop.service\n0::/shop.service\n", "/shop.service", "/shop.service", ()),
+        ("9:pids:/x\n0::/\n", "/", "/", ("/x",)),
+        ("", "", "", ()),
     ],
 )
-def test_where_a_process_is(lines: str, paths: Paths) -> None:
-    assert paths_of(lines) == paths
+def test_where_a_process_is(
+    lines: str, unified: str, systemds: str, others: tuple[str, ...]
+) -> None:
+    found = paths_of(lines)
+    assert (found.unified, found.systemds) == (unified, systemds)
+    assert {*found.all, ""} == {unified, systemds, *others, ""}
+    assert len(set(found.all)) == len(found.all)
 
 
 class Hierarchy:

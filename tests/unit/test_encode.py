@@ -98,3 +98,19 @@ def test_requests_that_nobody_thought_of_say_the_same(
 ) -> None:
     routes = Routes(("/items/{id}",))
     assert_same(requests_of(records), Description(routes, capture, stages))
+
+
+@pytest.mark.parametrize("stages", StageStyle)
+def test_what_is_said_from_now_on_is_said_by_the_new_rules_alone(stages: StageStyle) -> None:
+    """Though texts of the same requests are known by others."""
+    requests = requests_of(varied(300, 1))
+    description = Description(Routes(), CAPTURES[0], stages)
+    encoder = Encoder(description)
+    for capture in (*CAPTURES, CAPTURES[0]):
+        routes = Routes(("/items/{name}",))
+        description.become(routes, capture)
+        fresh = Description(routes, capture, stages)
+        assert encoder.encode(requests) == Encoder(fresh).encode(requests)
+        assert by_id(encode_spans(readable_spans(description, requests))) == by_id(
+            encode_spans(readable_spans(fresh, requests))
+        )

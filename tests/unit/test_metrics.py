@@ -58,6 +58,7 @@ OF_THE_AGENT = {
     "otelbpf.requests.seen": "{request}",
     "otelbpf.requests.exported": "{request}",
     "otelbpf.requests.sampled_out": "{request}",
+    "otelbpf.requests.ignored": "{request}",
     "otelbpf.requests.lost": "{request}",
     "otelbpf.requests.in_flight": "{request}",
     "otelbpf.segments.stray": "{segment}",

@@ -83,6 +83,7 @@ def test_names_and_types() -> None:
         "otelbpf_requests_seen": "counter",
         "otelbpf_requests_exported": "counter",
         "otelbpf_requests_sampled_out": "counter",
+        "otelbpf_requests_ignored": "counter",
         "otelbpf_requests_lost": "counter",
         "otelbpf_requests_in_flight": "gauge",
         "otelbpf_segments_stray": "counter",

@@ -6,7 +6,8 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from dataclasses import dataclass
+from collections import Counter as Counts
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -25,7 +26,8 @@ from replay import (
 
 from otelbpf.agent.config import Config
 from otelbpf.export.sender import QueueLimits
-from otelbpf.kernel.records import Counter, RequestFlag, Stamp
+from otelbpf.kernel.records import REQUEST_RECORD, Counter, RequestFlag, Stamp
+from otelbpf.ledger.ignored import Ignored
 from otelbpf.ledger.reader import decode
 from otelbpf.ledger.tally import Lost, Sums
 from otelbpf.policy.capture import Capture
@@ -162,6 +164,38 @@ def sums(ring: bytes, config: Config = CONFIG) -> tuple[Sums, list[ReadableSpan]
 def test_all_is_accounted_for(ring: bytes) -> None:
     found, _ = sums(ring)
     assert (found.exported, found.sampled_out, found.in_flight) == (COUNT, 0, 0)
+
+
+def test_what_is_ignored_becomes_no_spans(ring: bytes) -> None:
+    paths = Counts((span.attributes or {})["url.path"] for span, _ in by_request(spans_of(ring)))
+    assert len(paths) > 1
+    for path, count in paths.items():
+        found, spans = sums(ring, replace(CONFIG, ignored_routes=("/nothing", str(path))))
+        assert (found.exported, found.sampled_out, found.ignored) == (COUNT - count, count, count)
+        left = {(span.attributes or {})["url.path"] for span, _ in by_request(spans)}
+        assert left == paths.keys() - {path}
+    found, _ = sums(ring, replace(CONFIG, ignored_routes=("/*",)))
+    assert (found.exported, found.ignored) == (0, COUNT)
+
+
+@pytest.mark.parametrize(
+    ("line", "is_ignored"),
+    [
+        (b"GET /healthz/live HTTP/1.1", True),
+        (b"GET /healthz/live?secret=/x HTTP/1.1", True),
+        (b"GET /healthzz HTTP/1.1", False),
+        (b"CONNECT healthz:80 HTTP/1.1", False),
+        # Cut: it may be of another route.
+        (b"GET /healthz/" + b"x" * 200 + b" HTTP/1.1", False),
+    ],
+)
+def test_which_paths_are_ignored(line: bytes, is_ignored: bool) -> None:
+    records = np.zeros(1, REQUEST_RECORD)
+    records["http1"]["request_line"] = line[: records["http1"]["request_line"].dtype.itemsize]
+    records["http1"]["request_line_length"] = len(line)
+    ignored = Ignored(["/healthz/*"])
+    for _ in range(2):
+        assert ignored.of(records).tolist() == [is_ignored]
 
 
 def test_only_what_the_kernel_keeps_becomes_spans(ring: bytes) -> None:

@@ -15,6 +15,7 @@ from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.semconv._incubating.attributes import (
     container_attributes,
     host_attributes,
+    k8s_attributes,
     os_attributes,
     process_attributes,
     service_attributes,
@@ -30,7 +31,12 @@ INSTANCE = service_attributes.SERVICE_INSTANCE_ID
 PID = process_attributes.PROCESS_PID
 EXECUTABLE = process_attributes.PROCESS_EXECUTABLE_NAME
 CONTAINER = container_attributes.CONTAINER_ID
+RUNTIME = container_attributes.CONTAINER_RUNTIME_NAME
+POD = k8s_attributes.K8S_POD_UID
+FALLBACK = "otelbpf.service.name.fallback"
 ID = "3f" * 32
+UID = "d5b9c3d2-1f2e-4a3b-8c7d-6e5f4a3b2c1d"
+IN_POD = f"0::/kubepods.slice/kubepods-pod{UID.replace('-', '_')}.slice/cri-containerd-{ID}.scope\n"
 PORT = 8080
 # Services' names, in the order in which they count; the last one is a program's own.
 BY_VARIABLE = {"OTEL_SERVICE_NAME": "by-variable"}
@@ -136,7 +142,49 @@ def test_a_container_has_an_id_and_gives_no_name(proc: Proc) -> None:
     assert (found[NAME], found[CONTAINER]) == ("shop", ID)
     process = proc.add(12, "/srv/shop", cgroup=f"3:pids:/docker/{ID}\n1:name=systemd:/x\n0::/\n")
     assert Resources(None).of(process).resource.attributes[CONTAINER] == ID
-    assert CONTAINER not in Resources(None).of(proc.add(13, "/srv/shop")).resource.attributes
+    found = Resources(None).of(proc.add(13, "/srv/shop")).resource.attributes
+    assert not {CONTAINER, RUNTIME, POD} & found.keys()
+
+
+def test_who_runs_in_a_container_and_a_pod(proc: Proc) -> None:
+    for cgroup, runtime, pod in (
+        (f"0::/docker/{ID}\n", "docker", None),
+        (f"0::/own/{ID}\n", None, None),
+        (f"4:pids:/\n1:name=systemd:/machine.slice/libpod-{ID}.scope\n0::/\n", "podman", None),
+        (IN_POD, "containerd", UID),
+    ):
+        found = Resources(None).of(proc.add(11, "/srv/shop", cgroup=cgroup)).resource.attributes
+        assert (found[CONTAINER], found.get(RUNTIME), found.get(POD)) == (ID, runtime, pod)
+
+
+@pytest.mark.parametrize(
+    ("variables", "cgroup", "option", "is_fallback"),
+    [
+        ({}, "0::/\n", None, True),
+        ({}, IN_POD, None, True),
+        (BY_VARIABLE, IN_POD, None, False),
+        (BY_ATTRIBUTES, IN_POD, None, False),
+        ({}, BY_UNIT, None, False),
+        ({}, IN_POD, "by-option", False),
+    ],
+)
+def test_a_name_that_nobody_has_given_says_so(
+    proc: Proc, variables: dict[str, str], cgroup: str, option: str | None, is_fallback: bool
+) -> None:
+    resources = Resources(option)
+    of = resources.of(proc.add(11, "/srv/shop", environment=variables, cgroup=cgroup)).resource
+    for each in (of, resources.of_service(of)):
+        assert each.attributes.get(FALLBACK) is (True if is_fallback else None)
+    for of in (resources.of(NOBODY).resource, resources.of_unknown()):
+        assert of.attributes.get(FALLBACK) is (None if option else True)
+
+
+def test_what_was_gone_says_so_too(proc: Proc) -> None:
+    unit = proc.directory.parent / "cgroup/by-unit.service"
+    unit.mkdir()
+    for number, is_fallback in ((unit.stat().st_ino, None), (1, True)):
+        gone = Process(11, 5_000_000_000, number, 77, b"serve")
+        assert Resources(None).of(gone).resource.attributes.get(FALLBACK) is is_fallback
 
 
 def test_who_may_not_be_looked_at_has_its_comm_or_its_unit(proc: Proc) -> None:
@@ -338,6 +386,22 @@ def test_what_nobody_has_read_is_of_the_one_service_that_listens(proc: Proc) -> 
     assert resources.of(NOBODY, PORT).resource.attributes[NAME] == "unknown_service"
 
 
+def test_what_nobody_has_read_is_of_the_one_container_that_listens(proc: Proc) -> None:
+    for pid in (11, 12):
+        proc.add(pid, "/usr/sbin/nginx", cgroup=IN_POD)
+    listeners = Listeners(11, 12)
+    resources = Resources(None, listeners=listeners)
+    found = resources.of(NOBODY, PORT).resource.attributes
+    assert [found[key] for key in (NAME, CONTAINER, RUNTIME, POD)] == [
+        "nginx", ID, "containerd", UID
+    ]  # fmt: skip
+    proc.add(13, "/usr/sbin/nginx", cgroup=IN_POD.replace("3f", "3e"))
+    listeners.pids = frozenset((11, 12, 13))
+    found = resources.of(NOBODY, PORT).resource.attributes
+    assert found[NAME] == "nginx"
+    assert not {CONTAINER, RUNTIME, POD} & found.keys()
+
+
 # ---- what is common to all ----
 
 
@@ -396,6 +460,29 @@ def test_equal_resources_are_one_key(proc: Proc) -> None:
 
 
 # ---- services ----
+
+
+def test_each_pod_is_a_service_of_its_own_where_it_has_to_give_the_name(proc: Proc) -> None:
+    """In metrics, which are of services: else two pods' would be one, of neither."""
+    resources = Resources(None)
+    other = UID.replace("d", "e")
+    of_pods = [
+        resources.of(proc.add(11 + number, "/usr/sbin/nginx", environment=variables, cgroup=cgroup))
+        for number, (variables, cgroup) in enumerate([
+            ({}, IN_POD), ({}, IN_POD.replace(UID.replace("-", "_"), other.replace("-", "_"))),
+            ({}, IN_POD), ({}, f"0::/docker/{ID}\n"),
+            (BY_VARIABLE, IN_POD), (BY_VARIABLE, f"0::/docker/{ID}\n"),
+        ])
+    ]  # fmt: skip
+    one, two, again, no_pod, named, named_elsewhere = (
+        resources.of_service(each.resource) for each in of_pods
+    )
+    assert one is again
+    assert len({each.attributes[INSTANCE] for each in (one, two, no_pod)}) == 3
+    assert [each.attributes.get(POD) for each in (one, two, no_pod)] == [UID, other, None]
+    assert [each.attributes.get(CONTAINER) for each in (one, two, no_pod)] == [ID, ID, None]
+    assert named is named_elsewhere
+    assert not {POD, CONTAINER, RUNTIME, FALLBACK} & named.attributes.keys()
 
 
 def test_a_service_is_no_process_and_an_instance(

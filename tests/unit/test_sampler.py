@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import SimpleNamespace
+
 import pytest
 from opentelemetry.sdk.trace import sampling
 
 from otelbpf.errors import UsageError
+from otelbpf.kernel.loader import Programs
+from otelbpf.kernel.records import SamplerKeeps
 from otelbpf.policy.sampler import _SAMPLERS, Sampler, Slow
 
 RATIOS = ("0", "1", "0.5", "0.1", "1e-3", "0.999999", "1e-19", "5e-20")
@@ -85,3 +90,28 @@ def test_from_when_on_a_request_is_slow() -> None:
 def test_one_in_n_keeps_errors_too() -> None:
     assert Sampler.one_in(1) == Sampler(1 << 64, parent_based=True, keep_errors=True)
     assert Sampler.one_in(4).bound == 1 << 62
+
+
+@pytest.mark.parametrize("before", [Sampler(), Sampler(0), Sampler.one_in(7)])
+@pytest.mark.parametrize("after", [Sampler(), Sampler(0), Sampler.one_in(3), Sampler.one_in(7)])
+def test_while_it_is_told_to_programs_that_run_it_is_the_one_or_the_other(
+    before: Sampler, after: Sampler
+) -> None:
+    """They may look between any two words of it."""
+
+    def keeps(told: Mapping[str, int]) -> tuple[int, int]:
+        some = told["sampler_keeps"] == SamplerKeeps.SOME
+        return told["sampler_keeps"], told["sampler_bound"] if some else 0
+
+    class Words(dict[str, int]):
+        def __setitem__(self, name: str, value: int) -> None:
+            super().__setitem__(name, value)
+            seen.append(keeps(self))
+
+    seen: list[tuple[int, int]] = []
+    words = Words(before.settings())
+    programs = object.__new__(Programs)
+    programs._settings = SimpleNamespace(values=words)  # type: ignore[assignment]
+    programs.set_sampler(after.settings())
+    assert dict(words) == after.settings()
+    assert {*seen} <= {keeps(before.settings()), keeps(after.settings())}

@@ -349,3 +349,57 @@ def test_whatever_happens_each_request_is_told_once(machine: Machine, seed: int)
                     deltas = deltas.with_next(now)
         machine.assert_whole()
     assert ended_once
+
+
+# ---- another configuration ----
+
+
+def test_another_time_is_told_to_all_series_at_once(machine: Machine) -> None:
+    """With what they have added up; and to the overflow, once it is in use."""
+    machine.ask(*"abc")
+    told = {key["hash"]: at["row"] for key, at in machine.kernel.told}
+    slow = Slow(7, (("/b", 5),))
+    machine.table.become(machine.table._places._routes, slow, machine.clock[0])
+    assert {key["hash"]: at["row"] for key, at in machine.kernel.told} == told
+    assert sorted(int(at["slow_ns"]) for _, at in machine.kernel.told) == [5, 7, 7]
+    machine.ask(*"abcdefz")
+    assert machine.counts() == {**dict.fromkeys("abc", 2), **dict.fromkeys("def", 1), OVERFLOW: 1}
+    machine.table.become(machine.table._places._routes, Slow(9), machine.clock[0])
+    assert {int(at["slow_ns"]) for _, at in machine.kernel.told} == {9}
+    assert {int(at["slow_ns"]) for at in machine.kernel.overflow.values()} == {9}
+    # What has to be told a time by the agent itself, which has no place.
+    assert machine.table.add(one("/y", ord("y") << 40, request_bytes=ord("y"))).tolist() == [True]
+    machine.asked["y"] += 1
+    machine.assert_whole()
+
+
+def test_other_routes_begin_other_series_and_leave_what_there_is(machine: Machine) -> None:
+    machine.ask(*"aab", runs_on=True)
+    machine.ask("a", runs_on=True)
+    machine.table.become(Routes(("/{any}",)), Slow(SLOW_NS), machine.clock[0])
+    assert machine.kernel.told == [] and machine.kernel.running == []
+    machine.ask(*"ab")
+    found = {route: series.duration.count for route, series in machine.series().items()}
+    assert found == {"a": 3, "b": 1, "{any}": 2}
+    # The kernel adds to that one itself.
+    machine.kernel.request(one("/b", ord("b") << 40, request_bytes=ord("b")))
+    assert machine.series()["{any}"].duration.count == 3
+
+
+def test_other_routes_where_all_places_are_taken(machine: Machine) -> None:
+    """Series that are of the new routes, too, have their places again, and no others' requests."""
+    machine.ask(*"abcdefz")
+    slow = Slow(SLOW_NS + 1)
+    machine.table.become(Routes(("/nothing",)), slow, machine.clock[0])
+    assert not any(at["in_use"] for at in machine.kernel.overflow.values())
+    machine.ask(*"abcdefz")
+    assert machine.counts() == {**dict.fromkeys("abcdef", 2), OVERFLOW: 2}
+    assert not machine.kernel.request(one("/z", ord("z") << 40, request_bytes=ord("z")))
+    for _ in range(3):
+        machine.look()
+    # It adds the others' itself again, by the new time.
+    overflows = machine.kernel.overflow.values()
+    assert {(bool(at["in_use"]), int(at["slow_ns"])) for at in overflows} == {(True, SLOW_NS + 1)}
+    machine.ask(*"abcdefz")
+    assert machine.counts() == {**dict.fromkeys("abcdef", 3), OVERFLOW: 3}
+    machine.assert_whole()

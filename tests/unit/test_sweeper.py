@@ -109,3 +109,10 @@ def test_an_idle_time_that_is_shorter_than_the_wait_for_an_acknowledgement(
 def test_an_idle_time_longer_than_the_machine_has_been_up(kernel: Kernel) -> None:
     Sweeper(kernel, 10**18).sweep(NOW)  # type: ignore[arg-type]
     assert kernel.orders == [(NOW - ACK_WAIT_NS, 0, False)]
+
+
+def test_another_idle_time_holds_at_once(kernel: Kernel, sweeper: Sweeper) -> None:
+    sweeper.look(NOW)
+    sweeper.become(ACK_WAIT_NS // 4)
+    sweeper.look(NOW + 1)
+    assert [idle for _, idle, _ in kernel.orders] == [NOW - IDLE_NS, NOW + 1 - ACK_WAIT_NS // 4]

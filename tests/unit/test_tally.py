@@ -54,6 +54,18 @@ def test_both_sides_add_up() -> None:
     assert sums.in_flight == 150 - 101 - 20 - 6 - 7 - 5 == 11
 
 
+def test_what_is_ignored_is_sampled_out_and_told_apart() -> None:
+    tally = Tally()
+    tally.export(10)
+    tally.sample_out(3)
+    tally.ignore(4)
+    sums = tally.sums(counts(SEEN=20, SAMPLED_OUT=2))
+    assert (sums.sampled_out, sums.ignored, sums.in_flight) == (9, 4, 1)
+    assert str(sums) == (
+        "seen 20 = exported 10 + sampled out 9 (4 by --ignore-route) + lost 0 + in flight 1"
+    )
+
+
 def test_connections_by_their_short_names() -> None:
     sums = Tally().sums(counts(CONNECTIONS_OPENED=3, CONNECTIONS_NOT_HTTP=1, PACKETS_UNPARSED=9))
     assert sums.connections == {
@@ -117,6 +129,7 @@ def test_json_has_all_that_counts() -> None:
         "seen": 23,
         "exported": 15,
         "sampled_out": 4,
+        "ignored": 0,
         "in_flight": 1,
         "lost": {"parser": 2, "export_failed": 1},
         "connections": {"opened": 5},

@@ -21,6 +21,7 @@ from otelbpf.ledger.tally import Coverage, Lost, Sums
 from otelbpf.metrics.connections import ConnectionSums
 from otelbpf.metrics.series import SeriesTable
 from otelbpf.metrics.snapshot import Snapshot
+from otelbpf.policy.routes import Routes
 from otelbpf.userspace.thread_contexts import ThreadContexts
 
 # How often the ring is looked at: a wake-up from the kernel for each record would cost the
@@ -94,18 +95,32 @@ class Agent:
         for pid in pids:
             self.pipeline.resources.know(pid)
 
+    def become(self, config: Config, routes: Routes, now_s: float) -> None:
+        """Goes by this configuration from now on, and by its routes."""
+        self.pipeline.become(config)
+        self._sweeper.become(int(config.idle_timeout_s * 1e9))
+        if self._series is not None:
+            self._series.become(routes, config.slow, now_s)
+
     def run(
-        self, stop: Stop, missed: Callable[[], dict[str, int]], lookout: Lookout, health: Health
+        self,
+        stop: Stop,
+        missed: Callable[[], dict[str, int]],
+        lookout: Lookout,
+        health: Health,
+        each_turn: Callable[[], None] = lambda: None,
     ) -> None:
         """Reads until `stop` is set.
 
         Args:
             missed: tells how often each hook was passed and its program not run.
             health: is told of each turn, and that no more comes.
+            each_turn: is called then.
         """
         came_at = looked_at = look_around_at = time.monotonic()
         housekeeping_at = looked_at + _HOUSEKEEPING_S
         while not stop.is_set():
+            each_turn()
             now = time.monotonic()
             is_quiet = now - came_at > _QUIET_AFTER_S
             if now >= look_around_at:

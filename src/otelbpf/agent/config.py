@@ -17,6 +17,18 @@ from otelbpf.policy.routes import FOUND_MOST
 from otelbpf.policy.sampler import Sampler, Slow
 from otelbpf.traces.description import StageStyle
 
+#: Fields of Config that may change while the agent runs.
+CHANGEABLE = (
+    "capture",
+    "found_routes",
+    "idle_timeout_s",
+    "ignored_routes",
+    "keep_4xx",
+    "routes",
+    "sampler",
+    "slow",
+)
+
 
 @dataclass(frozen=True)
 class Config:
@@ -44,6 +56,7 @@ class Config:
         slow: from when on a request is kept since it was slow.
         keep_4xx: what servers answer with 4xx is kept with the errors.
         routes: templates, as otelbpf.routes says.
+        ignored_routes: templates likewise, of paths whose requests become no spans.
         found_routes: how many routes that were found are in spans; 0: none, nor in metrics.
         output: where otlp_json_file writes.
         ready_file: is there while all is measured that was asked for, and renewed meanwhile.
@@ -71,6 +84,7 @@ class Config:
     slow: Slow = field(default_factory=Slow)
     keep_4xx: bool = False
     routes: tuple[str, ...] = ()
+    ignored_routes: tuple[str, ...] = ()
     found_routes: int = FOUND_MOST
     output: str | None = None
     ready_file: Path | None = None

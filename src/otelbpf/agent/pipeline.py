@@ -16,6 +16,7 @@ from otelbpf.kernel.records import PROCESS, RequestFlag
 from otelbpf.kernel.rows import octets_of
 from otelbpf.ledger.batch import SPANS_MOST, Requests
 from otelbpf.ledger.ids import Ids
+from otelbpf.ledger.ignored import Ignored
 from otelbpf.ledger.tally import Tally
 from otelbpf.ledger.trace_contexts import contexts_of
 from otelbpf.metrics.series import SeriesTable
@@ -44,10 +45,15 @@ class Pipeline:
         self._ids = ids
         self.resources = resources
         self._series = series
+        self._ignored = Ignored(config.ignored_routes)
         self.tally = Tally()
         self.clock: ClockReading = read_clock()
         spans_most = SPANS_MOST if config.stages is StageStyle.SPANS else 1
         self.sender = Sender(way_out, spans_most, self.tally, config.queue)
+
+    def become(self, config: Config) -> None:
+        """Goes by this configuration from now on."""
+        self._ignored = Ignored(config.ignored_routes)
 
     def refresh(self) -> None:
         """Once a second: compares the clocks again, and looks what became of services."""
@@ -67,7 +73,12 @@ class Pipeline:
             kept[left] |= self._series.add(records[left])
         self.tally.sample_out(int((~kept).sum()))
         # Most often they are all that there are, and need not be copied.
-        self._queue(records if kept.all() else records[kept])
+        records = records if kept.all() else records[kept]
+        ignored = self._ignored.of(records)
+        if ignored.any():
+            self.tally.ignore(int(ignored.sum()))
+            records = records[~ignored]
+        self._queue(records)
 
     def _queue(self, records: np.ndarray) -> None:
         # What will not fit is dropped before any work is done on it.

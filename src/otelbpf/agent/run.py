@@ -8,12 +8,13 @@ import logging
 import time
 from collections.abc import Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from otelbpf.agent.agent import Agent, Stop
 from otelbpf.agent.config import Config
 from otelbpf.agent.health import answering_probes
+from otelbpf.agent.in_force import InForce, routes_of, sampler_of
 from otelbpf.agent.lookout import Lookout
 from otelbpf.agent.pipeline import Pipeline
 from otelbpf.agent.settings import settings
@@ -118,6 +119,7 @@ def run(
     stop: Stop,
     on_ready: Callable[[Running], None],
     on_loading: Callable[[Loader], None] = lambda _: None,
+    on_turn: Callable[[Callable[[Config], None]], None] = lambda _: None,
 ) -> Sums:
     """Runs the agent until `stop` is set.
 
@@ -125,6 +127,8 @@ def run(
         environment: the OTEL_* variables.
         on_ready: called once everything is attached.
         on_loading: called before the programs are loaded: where they come from.
+        on_turn: called several times a second, with what makes another configuration hold from then
+            on: another one than `config` only in what CHANGEABLE names.
     Returns:
         the sums at the end; nothing is in flight any more.
     Raises:
@@ -132,10 +136,10 @@ def run(
     """
     keep_what_a_batch_takes()
     make_room()
-    routes = _routes_of(config)
+    routes = routes_of(config)
     description = Description(routes, config.capture, config.stages)
     exports = _exports(config.output, description, environment)
-    sampler = _sampler_of(config, environment)
+    sampler = sampler_of(config, environment)
     for path in (config.ready_file, config.sums_file):
         _prepare(path)
     target = _find(config)
@@ -149,6 +153,7 @@ def run(
             programs = _load(config, loader, btf, choices, target, sampler, ids)
         stack.enter_context(contextlib.closing(programs))
         agent = _wire(stack, config, programs, target, routes, exports, ids)
+        in_force = InForce(config, environment, routes, description, programs, agent)
         kept = _rights_kept(config, choices, exports)
         rights.with_only(_capabilities(kept), agent.pipeline.sender.start)
         if not stop.is_set():
@@ -179,7 +184,10 @@ def run(
                         time.monotonic(),
                     )
                 ) as lookout:  # fmt: skip
-                    agent.run(stop, attachments.missed, lookout, health)
+                    agent.run(
+                        stop, attachments.missed, lookout, health,
+                        lambda: on_turn(in_force.become),
+                    )  # fmt: skip
         agent.drain()
         return agent.sums()
 
@@ -193,11 +201,6 @@ def require_variables(environment: MutableMapping[str, str]) -> None:
     QueueLimits.from_environment(environment)
 
 
-def _routes_of(config: Config) -> Routes:
-    templates = (*config.routes, *(route for route, _ in config.slow.by_route))
-    return Routes(templates, config.found_routes)
-
-
 def _exports(
     output: str | None, description: Description, environment: Mapping[str, str]
 ) -> _Exports:
@@ -209,16 +212,6 @@ def _exports(
     else:
         spans = spans_way_out(name, description, output)
     return _Exports(spans, destination(environment, name), metrics)
-
-
-def _sampler_of(config: Config, environment: Mapping[str, str]) -> Sampler:
-    sampler = config.sampler or Sampler.from_environment(environment)
-    # Whoever asks for the slow ones wants to see what goes wrong.
-    return replace(
-        sampler,
-        keep_errors=sampler.keep_errors or bool(config.slow),
-        keep_4xx=config.keep_4xx,
-    )
 
 
 def _prepare(path: Path | None) -> None:

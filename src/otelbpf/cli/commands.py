@@ -12,12 +12,14 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from otelbpf.cli import together, want
 from otelbpf.cli.options import build_parser
+from otelbpf.cli.rereading import Rereading
 from otelbpf.errors import OtelbpfError, UsageError
 from otelbpf.protocols.urls import authority_of
 
@@ -162,23 +164,16 @@ def _tell_sums(sums: Sums) -> None:
         )
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    # What is made until it is ready stays: there is no garbage to look for.
-    gc.disable()
-    _require_measurable(arguments)
-    # Imported late: these take half a second, and bad options should not wait for them.
-    from otelbpf.agent.run import run
+def _config_of_run(arguments: argparse.Namespace) -> Config:
     from otelbpf.export.exporters import Signal, exporter_name
     from otelbpf.export.sender import QueueLimits
-    from otelbpf.kernel.loaders import BCC_LACKS, Loader
-    from otelbpf.ledger.tally import not_joined
     from otelbpf.policy.capture import Capture, Clients
     from otelbpf.policy.sampler import Sampler, Slow
     from otelbpf.traces.description import StageStyle
 
     slow = Slow.of_times(arguments.slow)
     has_metrics = exporter_name(os.environ, Signal.METRICS) != "none"
-    config = replace(
+    return replace(
         _config(arguments, series=arguments.series if slow or has_metrics else 0),
         stages=StageStyle(arguments.stages),
         capture=Capture(
@@ -190,14 +185,54 @@ def _run(arguments: argparse.Namespace) -> int:
         sampler=Sampler.one_in(arguments.sample) if arguments.sample else None,
         slow=slow,
         keep_4xx=arguments.keep_4xx,
+        ignored_routes=tuple(dict.fromkeys(arguments.ignore_route)),
         output=arguments.output,
         ready_file=arguments.ready_file,
         health=arguments.health,
         sums_file=arguments.sums_file,
         queue=QueueLimits.from_environment(os.environ),
     )
+
+
+def _rereading(
+    arguments: argparse.Namespace, config: Config
+) -> Callable[[Callable[[Config], None]], None]:
+    """Has SIGHUP read the file again; the result, called now and then, sees to it."""
+    from otelbpf.agent.config import CHANGEABLE
+
+    def tell(sentence: str) -> None:
+        print(f"otelbpf: {_in_one_line(sentence)}", file=sys.stderr, flush=True)
+
+    # Its table is made at the start.
+    fixed = {} if config.limits.series else {"--slow": "there is no --slow and are no metrics yet"}
+    rereading = Rereading(
+        arguments, lambda: build_parser().parse_args(), build_parser().keys_of("run"), fixed, tell
+    )
+    rereading.on_signal()
+
+    def look(become: Callable[[Config], None]) -> None:
+        def become_as(now: argparse.Namespace) -> None:
+            new = _config_of_run(now)
+            become(replace(config, **{field: getattr(new, field) for field in CHANGEABLE}))
+
+        rereading.look(become_as)
+
+    return look
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    # What is made until it is ready stays: there is no garbage to look for.
+    gc.disable()
+    _require_measurable(arguments)
+    # Imported late: these take half a second, and bad options should not wait for them.
+    from otelbpf.agent.run import run
+    from otelbpf.kernel.loaders import BCC_LACKS, Loader
+    from otelbpf.ledger.tally import not_joined
+
+    config = _config_of_run(arguments)
     stop = _Stop()
     stop.on_signals()
+    reread = _rereading(arguments, config)
 
     def on_ready(running: Running) -> None:
         # What was made so far stays. What requests are made of has no cycles: to look for some as
@@ -239,7 +274,7 @@ def _run(arguments: argparse.Namespace) -> int:
             flush=True,
         )
 
-    sums = run(config, os.environ, stop, on_ready, on_loading)
+    sums = run(config, os.environ, stop, on_ready, on_loading, reread)
     for sentence in not_joined(sums.joins):
         print(f"otelbpf: {sentence}", file=sys.stderr)
     _tell_sums(sums)

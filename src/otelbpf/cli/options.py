@@ -145,7 +145,8 @@ def _add_config(add: Callable[..., object]) -> None:
         "--config",
         metavar="FILE",
         help="also take options from this YAML file, whose keys are their names (port: [80, 81]); "
-        "what is given here holds instead of what the file says of the same option",
+        "what is given here holds instead of what the file says of the same option; `run` reads it "
+        "again at SIGHUP",
     )
 
 
@@ -304,7 +305,7 @@ def _measuring() -> Command:
     return parser
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser of `otelbpf`; what it refuses is a UsageError."""
     parser = Parser(
         prog="otelbpf",
@@ -367,6 +368,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--keep-4xx",
         action="store_true",
         help="--sample and --slow also keep what servers answer with 4xx, like an upstream's 4xx",
+    )
+    run.add_argument(
+        "--ignore-route",
+        action=Repeated,
+        type=_route,
+        metavar="TEMPLATE",
+        help="make no spans of requests whose path fits it (/healthz, /internal/*), not of slow "
+        "ones and errors either; metrics have them, and the sums count them as sampled out; may be "
+        "repeated",
     )
     run.add_argument(
         "--output",
@@ -464,4 +474,5 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for command in commands.choices.values():
         command.all = commands.choices.values()
+    parser.commands = commands.choices
     return parser

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from otelbpf.errors import UsageError
@@ -17,7 +17,18 @@ _CONFIG = "--config"
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, without the usage text before it."""
+    """Says what is wrong in one sentence, without the usage text before it.
+
+    Attributes:
+        commands: by their names.
+    """
+
+    commands: Mapping[str, Command] = {}
+
+    def keys_of(self, command: str) -> dict[str, str]:
+        """What a command takes from a file: the names of the values, and their keys there."""
+        own = self.commands[command]
+        return {action.dest: key for key, action in own.keys().items() if own.has(f"--{key}")}
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see `{self.prog} --help`")

@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 _SERVICE = ".service"
-# Container runtimes' names for them: 64 digits, or a task's and a number (ECS). Not so the program
-# that minds a container from outside.
-_CONTAINER = re.compile(r"(?<!conmon-)\b([0-9a-f]{64}|[0-9a-f]{32}-[0-9]{8,})\b")
 # What a unit of the machine's own manager, or of a user's, may lie in; a container's may not.
 _SLICES = re.compile(r"/?((\.\.|[^/]+\.slice|user@[0-9]+\.service)/)*")
 _DELETED = " (deleted)"
@@ -31,10 +28,12 @@ class Paths(NamedTuple):
     Attributes:
         unified: in cgroup2's hierarchy, whose cgroups the kernel's records name.
         systemds: in the one that systemd keeps its units in, which may be another one.
+        all: in all hierarchies that there are.
     """
 
     unified: str
     systemds: str
+    all: tuple[str, ...]
 
 
 def paths_of(lines: str) -> Paths:
@@ -45,7 +44,7 @@ def paths_of(lines: str) -> Paths:
         paths[controllers or number] = path.removesuffix(_DELETED)
     unified = paths.get("0", "")
     systemds = paths.get("name=systemd", "") if unified in ("", "/") else ""
-    return Paths(unified, systemds or unified)
+    return Paths(unified, systemds or unified, tuple(dict.fromkeys(paths.values())))
 
 
 def service_unit(path: str) -> str:
@@ -55,16 +54,10 @@ def service_unit(path: str) -> str:
     of containers are none.
     """
     outer, _, unit = path.rpartition("/")
-    if not unit.endswith(_SERVICE) or not _SLICES.fullmatch(f"{outer}/") or container_id(path):
+    if not unit.endswith(_SERVICE) or not _SLICES.fullmatch(f"{outer}/"):
         return ""
     # systemd's mark for names that the kernel could take for its own files.
     return unit.removesuffix(_SERVICE).removeprefix("_")
-
-
-def container_id(path: str) -> str:
-    """The container that a process runs in, the innermost one; empty: in none that is known."""
-    found = _CONTAINER.findall(path)
-    return found[-1] if found else ""
 
 
 class Cgroups:

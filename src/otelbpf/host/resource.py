@@ -11,21 +11,26 @@ import os
 import platform
 import socket
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote
 
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.util.types import AttributeValue
 
-from otelbpf.host.cgroups import Cgroups, container_id, paths_of, service_unit
+from otelbpf.host.cgroups import Cgroups, paths_of, service_unit
 from otelbpf.host.command_lines import is_interpreter, program_of
+from otelbpf.host.containers import place_of
 from otelbpf.host.processes import Process, Running, cgroup_directory, look_at
 from otelbpf.host.spawned import starter_of
 from otelbpf.version import __version__
 
 _NAME, _NAMESPACE, _INSTANCE = "service.name", "service.namespace", "service.instance.id"
 _UNKNOWN_SERVICE = "unknown_service"
+# True: nobody has given the service its name, it is what runs. Whoever knows better may change it.
+_IS_FALLBACK = "otelbpf.service.name.fallback"
+_CONTAINER, _RUNTIME, _POD = "container.id", "container.runtime.name", "k8s.pod.uid"
+_WHERE = (_CONTAINER, _RUNTIME, _POD)
 _AGENT = "otelbpf"
 # What a process's own environment says of it, as it says it to OpenTelemetry's SDKs.
 _SERVICE_NAME, _ATTRIBUTES = "OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"
@@ -117,12 +122,12 @@ class Resources:
             {**machine, "process.pid": os.getpid(), "service.version": __version__,
              _INSTANCE: str(uuid.uuid4()), **given, _NAME: agent}
         )  # fmt: skip
-        self._unknown = _SharedResource({**self._of_all, **self._named(_UNKNOWN_SERVICE)})
+        self._unknown = _SharedResource({**self._of_all, **self._fallback(_UNKNOWN_SERVICE)})
         self._by_process: dict[Process, Named] = {}
         # What a program's processes have in common, by its stack and its cgroup.
         self._by_program: dict[tuple[int, int], _Attributes] = {}
         self._by_port: dict[int, tuple[frozenset[int], Resource]] = {}
-        self._by_service: dict[tuple[object, object], Resource] = {}
+        self._by_service: dict[tuple[object, ...], Resource] = {}
 
     def of(self, process: Process, port: int = 0) -> Named:
         """The resource of a process.
@@ -153,10 +158,13 @@ class Resources:
     def of_service(self, resource: Resource) -> Resource:
         """The resource of all processes here that are the same service as this one.
 
-        Collectors tell hosts apart by its instance, which is all of these processes together.
+        Collectors tell hosts apart by its instance, which is all of these processes together. What
+        runs in a pod and has no name of its own gets the pod's there: each pod's is a service.
         """
         attributes = self._service_only(resource.attributes)
-        key = attributes[_NAME], attributes.get(_NAMESPACE)
+        if attributes.get(_IS_FALLBACK) and _POD in resource.attributes:
+            attributes |= _of_keys(resource.attributes, _WHERE)
+        key = tuple(attributes.get(each) for each in (_NAME, _NAMESPACE, _CONTAINER, _POD))
         service = self._by_service.get(key)
         if service is None:
             names = "/".join(str(part) for part in reversed(key) if part)
@@ -211,9 +219,11 @@ class Resources:
         attributes: _Attributes = {**self._of_all, **said}
         if running.executable:
             attributes["process.executable.name"] = running.executable
-        if container := container_id(running.cgroups):
-            attributes["container.id"] = container
-        attributes |= self._named(told or service_unit(paths.systemds) or _program_name(running))
+        attributes |= _where(paths.all)
+        if name := told or service_unit(paths.systemds):
+            attributes |= self._named(name)
+        else:
+            attributes |= self._fallback(_program_name(running))
         if running.stack:
             program = running.stack, cgroup_id
             _put(self._by_program, program, attributes, _PROGRAMS_MOST)
@@ -222,35 +232,57 @@ class Resources:
     def _of_gone(self, process: Process) -> _Attributes:
         """Of a process of which nothing is left but what the kernel has told."""
         path = self._cgroups.path(process.cgroup_id)
-        attributes = dict(self._of_all)
-        if container := container_id(path):
-            attributes["container.id"] = container
+        attributes = {**self._of_all, **_where([path])}
+        if unit := service_unit(path):
+            return attributes | self._named(unit)
         name = process.comm.decode("utf-8", "backslashreplace")
         name = _UNKNOWN_SERVICE if is_interpreter(name) else name
-        return attributes | self._named(service_unit(path) or name or _UNKNOWN_SERVICE)
+        return attributes | self._fallback(name or _UNKNOWN_SERVICE)
 
     def _of_port(self, port: int) -> Resource:
         pids = self._listeners.of(port) if port else frozenset()
         known = self._by_port.get(port)
         if known is not None and known[0] is pids:
             return known[1]
-        found = []
-        for pid in pids:
-            running = look_at(pid, (_SERVICE_NAME, _ATTRIBUTES))
-            if running is not None:
-                attributes = self._service_only(self._attributes_of(running, None))
-                found.append(_SharedResource(attributes))
-        resource = found[0] if found and all(each == found[0] for each in found) else self._unknown
+        looks = [look_at(pid, (_SERVICE_NAME, _ATTRIBUTES)) for pid in pids]
+        found = [self._attributes_of(running, None) for running in looks if running is not None]
+        services = [self._service_only(each) for each in found]
+        resource = self._unknown
+        if found and all(each == services[0] for each in services):
+            wheres = [_of_keys(each, _WHERE) for each in found]
+            is_one = all(each == wheres[0] for each in wheres)
+            resource = _SharedResource({**services[0], **(wheres[0] if is_one else {})})
         self._by_port[port] = pids, resource
         return resource
 
     def _service_only(self, attributes: Mapping[str, AttributeValue]) -> _Attributes:
         """What all processes of a service have in common."""
-        kept = {key: attributes[key] for key in (_NAMESPACE, _NAME) if key in attributes}
-        return {**self._of_all, **kept}
+        return {**self._of_all, **_of_keys(attributes, (_NAMESPACE, _NAME, _IS_FALLBACK))}
 
     def _named(self, name: str) -> _Attributes:
         return {_NAME: self._service_name or name}
+
+    def _fallback(self, name: str) -> _Attributes:
+        """Of who has no name of its own."""
+        is_given = self._service_name is not None
+        return self._named(name) if is_given else {_NAME: name, _IS_FALLBACK: True}
+
+
+def _where(paths: Iterable[str]) -> _Attributes:
+    """The container and the pod of who has these paths among the cgroups."""
+    container, pod_uid = place_of(paths)
+    told: _Attributes = {}
+    if container is not None:
+        told[_CONTAINER] = container.id
+        if container.runtime:
+            told[_RUNTIME] = container.runtime
+    if pod_uid:
+        told[_POD] = pod_uid
+    return told
+
+
+def _of_keys(attributes: Mapping[str, AttributeValue], keys: Iterable[str]) -> _Attributes:
+    return {key: attributes[key] for key in keys if key in attributes}
 
 
 def _program_name(running: Running) -> str:

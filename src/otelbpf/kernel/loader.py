@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Mapping
 from itertools import product
 
 import numpy as np
@@ -29,6 +30,7 @@ from otelbpf.kernel.records import (
     SWEEP_ORDER,
     UPSTREAM,
     Counter,
+    SamplerKeeps,
     SweepResult,
 )
 from otelbpf.kernel.series_rows import SeriesRows
@@ -281,6 +283,18 @@ class Programs:
             place: struct series_place, bpf/abi/records.h.
         """
         self._maps.put("overflow_places", is_client, place)
+
+    def set_sampler(self, values: Mapping[str, int]) -> None:
+        """Tells the programs which requests are kept, while they run.
+
+        Args:
+            values: of fields of struct settings, from Sampler.settings().
+        """
+        keeps = "sampler_keeps"
+        # Who keeps some looks at the bound, which is right by then.
+        last = keeps if values[keeps] == SamplerKeeps.SOME else ""
+        for name in sorted(values, key=lambda each: (each == last, each != keeps)):
+            self._settings.values[name] = values[name]
 
     def set_complete(self, is_complete: bool) -> None:
         """Tells the programs if all is attached: bytes that they do not see are missed then."""

@@ -24,10 +24,15 @@ class Sweeper:
 
     def __init__(self, programs: Programs, idle_ns: int) -> None:
         self._programs = programs
+        self._none_ktime_ns = 0
+        self.become(idle_ns)
+
+    def become(self, idle_ns: int) -> None:
+        """So long may such a request be silent from now on."""
         self._idle_ns = idle_ns
         self._shortest_ns = min(ACK_WAIT_NS, idle_ns)
         self.period_s = self._wait_s = min(_SWEEP_S, idle_ns / 1e9)
-        self._next_sweep_ns = self._none_ktime_ns = 0
+        self._next_sweep_ns = 0
 
     def look(self, now_ktime_ns: int) -> None:
         """Once a second: sweeps if it is time to, and if there can be anything to be found.

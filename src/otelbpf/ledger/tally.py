@@ -115,6 +115,8 @@ class Sums:
 
     Attributes:
         seen: by the kernel.
+        ignored: of those that are sampled out, the ones that would have been exported were they
+            not of a route that is not to be told.
         in_flight: neither finished nor lost yet, or finished and not yet read,
             queued or on their way to the collector; 0 once the agent has stopped.
         missed: how often a hook was passed and its program not run, by hook.
@@ -134,6 +136,7 @@ class Sums:
     joins: dict[str, int] = field(default_factory=dict)
     interfaces: dict[str, Coverage] = field(default_factory=dict)
     segments: dict[str, int] = field(default_factory=dict)
+    ignored: int = 0
 
     @property
     def in_flight(self) -> int:
@@ -147,6 +150,7 @@ class Sums:
                 "seen": self.seen,
                 "exported": self.exported,
                 "sampled_out": self.sampled_out,
+                "ignored": self.ignored,
                 "lost": {reason.value: count for reason, count in self.lost.items() if count},
                 "in_flight": self.in_flight,
                 "connections": self.connections,
@@ -161,8 +165,10 @@ class Sums:
         reasons = ", ".join(f"{reason} {count}" for reason, count in self.lost.items() if count)
         lost = sum(self.lost.values())
         text = (
-            f"seen {self.seen} = exported {self.exported} + sampled out {self.sampled_out} "
-            f"+ lost {lost}" + (f" ({reasons})" if reasons else "")
+            f"seen {self.seen} = exported {self.exported} + sampled out {self.sampled_out}"
+            + (f" ({self.ignored} by --ignore-route)" if self.ignored else "")
+            + f" + lost {lost}"
+            + (f" ({reasons})" if reasons else "")
         )
         return text + (f" + in flight {self.in_flight}" if self.in_flight else "")
 
@@ -174,6 +180,7 @@ class Tally:
         self._lock = threading.Lock()
         self._exported = 0
         self._sampled_out = 0
+        self._ignored = 0
         self._lost: dict[Lost, int] = {}
 
     def export(self, count: int) -> None:
@@ -185,6 +192,12 @@ class Tally:
         """`count` requests that the kernel has handed over are not kept."""
         with self._lock:
             self._sampled_out += count
+
+    def ignore(self, count: int) -> None:
+        """`count` of them would be kept, and are of routes that are not to be told."""
+        with self._lock:
+            self._sampled_out += count
+            self._ignored += count
 
     def lose(self, reason: Lost, count: int) -> None:
         """`count` requests will not be exported."""
@@ -200,6 +213,7 @@ class Tally:
                 seen=counts[Counter.SEEN],
                 exported=self._exported,
                 sampled_out=self._sampled_out + counts[Counter.SAMPLED_OUT],
+                ignored=self._ignored,
                 lost=lost,
                 connections={
                     name.removeprefix("connections_"): count

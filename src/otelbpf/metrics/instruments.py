@@ -119,6 +119,9 @@ _EXPORTED = _counter("otelbpf.requests.exported", "{request}", "Requests that be
 _SAMPLED_OUT = _counter(
     "otelbpf.requests.sampled_out", "{request}", "Requests left out by the sampler."
 )
+_IGNORED = _counter(
+    "otelbpf.requests.ignored", "{request}", "Of these, those of routes that are not to be told."
+)
 _LOST = _counter("otelbpf.requests.lost", "{request}", "Requests that will not become spans.")
 _IN_FLIGHT = Instrument(
     _Type.UP_DOWN,
@@ -383,6 +386,7 @@ def _tell_agent(told: _Told, snapshot: Snapshot) -> None:
     told.count(resource, _SEEN, sums.seen)
     told.count(resource, _EXPORTED, sums.exported)
     told.count(resource, _SAMPLED_OUT, sums.sampled_out)
+    told.count(resource, _IGNORED, sums.ignored)
     told.count(resource, _IN_FLIGHT, sums.in_flight)
     # All reasons, so that the first loss is seen as a rise.
     for reason in Lost:

@@ -123,6 +123,15 @@ class SeriesTable:
         finally:
             self._moving.release()
 
+    def become(self, routes: Routes, slow: Slow, now_s: float) -> None:
+        """These hold from now on; what was added up stays.
+
+        Args:
+            now_s: on the monotonic clock.
+        """
+        with self._moving:
+            self._places.become(routes, slow, now_s)
+
     def _reach_living(self) -> int:
         """Maps the places that series have or had, which are the first ones; how many these are."""
         given = self._places.given

@@ -29,6 +29,9 @@ from otelbpf.traces.description import METHODS
 
 # Keys whose place is remembered here; the kernel has ways for twice as many.
 _KEYS_MOST = 16_384
+# So long the kernel shows what has no place, where what it knew was taken back: most that have one
+# have come by then.
+_SHOWN_S = 2.0
 # Until the name of a key's process is taken for what it will stay, though it is not certain.
 _UNCERTAIN_S = 2.0
 #: So many series end at a time, if they have had no requests for so long.
@@ -94,6 +97,7 @@ class SeriesPlaces:
         self._places: dict[SeriesKey, int] = {}
         self._known: dict[bytes, _Known] = {}
         self._used_s = np.zeros(most)
+        self._shown_until_s: float | None = None
         self._last_end_unix_ns = 0
 
     @property
@@ -134,6 +138,10 @@ class SeriesPlaces:
             that of its kind's overflow. The next ones to come get these places.
         """
         self._used_s[: len(had_requests)][had_requests] = now_s
+        if self._shown_until_s is not None and now_s >= self._shown_until_s:
+            self._shown_until_s = None
+            if not self._free:
+                self._add_rest()
         if self._free or not had_requests[:_FIRST].any():
             return []
         silent = self._silent(now_s)
@@ -158,6 +166,42 @@ class SeriesPlaces:
         for overflow in range(_FIRST):
             self._sets.show_rest_of(overflow)
         return ended
+
+    def become(self, routes: Routes, slow: Slow, now_s: float) -> None:
+        """These hold from now on.
+
+        Series of routes that there are no more keep what they have, until others need their places.
+
+        Args:
+            now_s: on the monotonic clock.
+        """
+        self._slow = slow
+        if routes is not self._routes:
+            self._routes = routes
+            # Which route a key is of is found again when its next request comes.
+            self._sets.forget([each.place for each in self.living() if each.place >= _FIRST])
+            self._known.clear()
+            if not self._free:
+                for overflow in range(_FIRST):
+                    self._sets.show_rest_of(overflow)
+                self._shown_until_s = now_s + _SHOWN_S
+            return
+        slow_ns = {place: slow.of(key.route) for place, key, _ in self.living() if place >= _FIRST}
+        for place, ns in slow_ns.items():
+            self._sets.set_slow(place, ns)
+        # What has no place is asked for again: its route is not known here.
+        self._known = {
+            key: known._replace(slow_ns=slow_ns[known.place])
+            for key, known in self._known.items()
+            if known.place in slow_ns
+        }
+        if not self._free and self._shown_until_s is None:
+            self._add_rest()
+
+    def _add_rest(self) -> None:
+        """Has the kernel itself add what has no place."""
+        for overflow in range(_FIRST):
+            self._sets.add_rest_at(overflow, self._slow.of(""))
 
     def close(self) -> None:
         """Unmaps it."""
@@ -210,8 +254,7 @@ class SeriesPlaces:
         # It may have had a place before, and have ended then or earlier.
         self._living[place] = Living(place, key, self._last_end_unix_ns)
         if not self._free:
-            for overflow in range(_FIRST):
-                self._sets.add_rest_at(overflow, self._slow.of(""))
+            self._add_rest()
         return place
 
     def _series_key(self, key: np.void, record: RequestRecordRow) -> tuple[SeriesKey, bool]:

@@ -54,6 +54,11 @@ class SeriesSets:
         # Some programs may have found a place before.
         self._programs.wait_for_running()
 
+    def set_slow(self, place: int, slow_ns: int) -> None:
+        """Tells it from when on requests at a place are slow, whatever key they have."""
+        row = self._rows.rows_of(place).start
+        self._sets["places"]["slow_ns"][self._sets["places"]["row"] == row] = slow_ns
+
     def add_rest_at(self, place: int, slow_ns: int) -> None:
         """Has it add the requests of all other keys of a kind there: that kind's overflow."""
         self._set_rest(place, slow_ns, in_use=True)

@@ -192,6 +192,7 @@ def _sums_since(now: Sums, earlier: Sums) -> Sums:
         seen=now.seen - earlier.seen,
         exported=now.exported - earlier.exported,
         sampled_out=now.sampled_out - earlier.sampled_out,
+        ignored=now.ignored - earlier.ignored,
         lost=_counts_since(now.lost, earlier.lost),
         connections=_counts_since(now.connections, earlier.connections),
         missed=_counts_since(now.missed, earlier.missed),

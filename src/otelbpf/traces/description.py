@@ -98,16 +98,23 @@ class Description:
         capture: what is told of them, and of who asks.
         stages: how these are told.
     Attributes:
-        sections: of each kind of request.
+        sections: of each kind of request; others, once it says something else.
     """
 
+    sections: Mapping[Kind, tuple[Section, ...]]
+
     def __init__(self, routes: Routes, capture: Capture, stages: StageStyle) -> None:
+        self.stages = stages
+        self.become(routes, capture)
+
+    def become(self, routes: Routes, capture: Capture) -> None:
+        """Says this from now on, of what is not told yet; from any thread."""
         self._routes = routes
         self._capture = capture
-        self.stages = stages
         who_asks = () if capture.clients is Clients.NONE else (self._peer, self._client)
         agent = (_agent,) if capture.user_agent else ()
-        self.sections: Mapping[Kind, tuple[Section, ...]] = {
+        # Last: whoever sees new ones has all that they say by the new rules.
+        self.sections = {
             Kind.SERVER: (
                 self._asked,
                 *who_asks,

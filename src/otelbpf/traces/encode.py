@@ -215,15 +215,22 @@ class Encoder:
 
     def __init__(self, description: Description) -> None:
         self._description = description
-        self._texts = {
-            kind: tuple(map(_Texts, sections)) for kind, sections in description.sections.items()
-        }
+        self._learn_sections()
         # By its id; it is held, so that no other one has that.
         self._resources: dict[int, tuple[Resource, bytes]] = {}
         self._scope = block(_SCOPE, text(1, SCOPE.name) + text(2, SCOPE.version or ""))
 
+    def _learn_sections(self) -> None:
+        self._sections = self._description.sections
+        self._texts = {
+            kind: tuple(map(_Texts, sections)) for kind, sections in self._sections.items()
+        }
+
     def encode(self, requests: Requests) -> bytes:
         """The spans of requests."""
+        if self._sections is not self._description.sections:
+            # What is known of texts was said by other rules.
+            self._learn_sections()
         by_resource: dict[int, tuple[Resource, _Pieces]] = {}
         for batch in batches_of(requests):
             self._add(batch, by_resource)
