@@ -53,6 +53,16 @@ static __always_inline void begin_between(struct connection *conn)
 }
 
 /*
+ * What was taken up comes again. Of what is read in the dark nothing is kept to compare it with: so whose
+ * bytes the socket takes is not known, but for this side's own, and what came by another interface.
+ */
+static __always_inline bool begins_anew(const struct __sk_buff *skb, const struct connection *conn,
+					enum flow flow)
+{
+	return !IS_OUTBOUND(flow) && !passed_another(skb, conn, INBOUND);
+}
+
+/*
  * A segment in the direction of requests, of a connection whose framing is not known. Is it to be
  * read? In the dark it is where a request begins in which nobody is in the midst; as a request, where
  * that is certain.
@@ -65,8 +75,8 @@ static __always_inline bool take_up(struct __sk_buff *skb, struct connection *co
 	bool follows = responses->state == PARSER_BETWEEN && seg->seq == requests->next_seq &&
 		       seg->ack_seq == responses->next_seq;
 
-	if (conn->framing && !before(requests->next_seq, end))
-		return false; /* what came before comes again */
+	if (conn->framing && !before(requests->next_seq, end) && !begins_anew(skb, conn, flow))
+		return false;
 	if (follows && conn->framing == FRAMING_EXCHANGE) {
 		begin_between(conn);
 		return true;
@@ -89,9 +99,10 @@ static __always_inline bool take_up(struct __sk_buff *skb, struct connection *co
 		leave_untold(conn, flow);
 		return false;
 	}
-	/* What is none of these may well be the rest of a request. */
+	/* What is none of these may well be the rest of a request, and so may what only looks like TLS. */
 	kind = protocol_of(first_four);
-	count_as_not_http(conn, kind == NOTICE_NOT_HTTP ? 0 : kind, skb->ifindex);
+	if (kind != NOTICE_NOT_HTTP && !conn->begun)
+		count_as_not_http(conn, kind, skb->ifindex);
 	return false;
 }
 
