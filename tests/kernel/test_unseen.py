@@ -360,6 +360,17 @@ def test_the_middle_of_a_request_is_not_told_as_something_else(
         assert unattached.counted(Counter.CONNECTIONS_NOT_HTTP) == 0
 
 
+def test_nor_is_one_that_crosses_what_its_server_says_unasked(lab: Lab, meter: Meter) -> None:
+    pair = lab.connect()
+    pair.answer(response(408, body=b"too slow"))
+    asked = request("POST", body=bytes(500))
+    pair.ask(asked[:-500])
+    pair.ask(asked[-500:])
+    meter.wait_for(Counter.SEGMENTS_UNCERTAIN, 1)
+    assert meter.counted(Counter.SEGMENTS_UNASKED) == 1
+    assert meter.counted(Counter.CONNECTIONS_NOT_HTTP) == 0
+
+
 def test_more_requests_at_once_than_are_read_are_http_all_the_same(lab: Lab, meter: Meter) -> None:
     """One program after the other reads them: the kernel goes on with a segment 33 times."""
     pair = lab.connect()
