@@ -5,8 +5,8 @@ The kernel's series tell clients' requests apart by all that this depends on (bp
 
 Source:
     RFC 9112, section 3.2: a host in the request line goes before the Host header.
-    RFC 3986, section 3.2: what a host and a port look like. What is neither may be anything, a path or
-    a password, and is told as none.
+    RFC 3986, section 3.2: what a host and a port look like. What is neither may be anything, a path
+    or a password, and is told as none.
 """
 
 from __future__ import annotations
