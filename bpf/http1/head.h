@@ -41,11 +41,18 @@ static __always_inline int take_request_line(struct scratch *s, struct connectio
 }
 
 /* Of several nobody knows which one is meant (RFC 9112, section 3.2): none is told. */
-static __always_inline void forget_host(struct scratch *s, struct parser *p, struct exchange *x)
+static __always_inline void forget_host(struct scratch *s, struct exchange *x)
 {
-	p->message_flags |= MESSAGE_HOSTS;
 	x->record.http1.host_length = 0;
 	s->found_length[FOUND_HOST] = 0;
+}
+
+/* The head goes on: a Host line that comes then is one of several, be it that the first one is empty. */
+static __always_inline void note_host(const struct scratch *s, struct parser *p,
+				      const struct exchange *x)
+{
+	if (x && s->found_times[FOUND_HOST])
+		p->message_flags |= MESSAGE_HOST;
 }
 
 /* Of two, neither is to be believed: W3C Trace Context, section 3.2. */
@@ -63,9 +70,8 @@ static __always_inline int take_request_lines(struct scratch *s, struct connecti
 					      struct parser *p, struct exchange *x)
 {
 	if (!s->found_length[FOUND_FIRST_LINE]) {
-		if (x && s->found_times[FOUND_HOST] &&
-		    (x->record.http1.host_length || p->message_flags & MESSAGE_HOSTS))
-			forget_host(s, p, x);
+		if (x && s->found_times[FOUND_HOST] && p->message_flags & MESSAGE_HOST)
+			forget_host(s, x);
 	} else if (take_request_line(s, conn, x)) {
 		return -1;
 	}
@@ -74,7 +80,7 @@ static __always_inline int take_request_lines(struct scratch *s, struct connecti
 	capture(x->record.http1.request_line, &x->record.http1.request_line_length,
 		REQUEST_LINE_MAX, s, FOUND_FIRST_LINE);
 	if (s->found_times[FOUND_HOST] > 1)
-		forget_host(s, p, x);
+		forget_host(s, x);
 	capture(x->record.http1.host, &x->record.http1.host_length, HOST_MAX, s, FOUND_HOST);
 	capture(x->record.http1.user_agent, &x->record.http1.user_agent_length, USER_AGENT_MAX, s,
 		FOUND_USER_AGENT);
@@ -286,6 +292,8 @@ static __always_inline int read_head(struct __sk_buff *skb, struct scratch *s,
 	if (read_lines(s, conn, p, *x, loaded, flow))
 		return -1;
 	if (!v->end) {
+		if (CARRIES_REQUESTS(flow))
+			note_host(s, p, *x);
 		if (KEEPS_HEADS(flow) && *x && s->position == s->payload_length &&
 		    !before((*x)->inbound_start, s->seq))
 			keep_long_head(skb, conn->id, (*x)->inbound_start, source);

@@ -271,7 +271,7 @@ static __always_inline int start_response(struct scratch *s, struct connection *
 
 	if (conn->answered >= conn->begun) {
 		if (!conn->framing) /* else its request may not be known */
-			count(COUNT_RESPONSES_UNASKED);
+			count(COUNT_SEGMENTS_UNASKED);
 		return -1;
 	}
 	start_message(p);

@@ -36,7 +36,7 @@ enum message_flag {
 	MESSAGE_UNCLEAR_LENGTH = 16,
 	MESSAGE_UNCLEAR_CODING = 32,
 	MESSAGE_NOT_FIRST = 64, /* between messages: bytes came before it that are of none */
-	MESSAGE_HOSTS = 128,    /* until its head is read: a request has several */
+	MESSAGE_HOST = 128,     /* until its head is read: a request that is told has had one */
 	/* From then on, of one that is read in the dark: another one's head may have its end in the body. */
 	MESSAGE_MAY_HIDE = 128
 };

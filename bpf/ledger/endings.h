@@ -211,6 +211,8 @@ static __always_inline void track_peers_ending(struct connection *conn, const st
 		return;
 	if (seg->tcp_flags & TCP_RST)
 		conn->flags |= PEER_RESET;
+	if (IS_CLIENTS(flow) && seg->tcp_flags & TCP_FIN)
+		conn->fin_seq = seg->seq + seg->payload_length;
 	/* Whether TCP believes a RST is seen when the socket closes, if there is one that is known. */
 	if (!(seg->tcp_flags & TCP_RST))
 		note_ending(conn, PEER_CLOSED);

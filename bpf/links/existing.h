@@ -210,7 +210,8 @@ static __always_inline struct connection *create_existing(const struct connectio
 	conn->origin = found->origin;
 	if (!found->is_begun)
 		return conn;
-	conn->first_seq = found->inbound_seq;
+	if (!clients)
+		conn->first_seq = found->inbound_seq;
 	conn->inbound.next_seq = found->inbound_seq;
 	conn->outbound.next_seq = found->outbound_seq;
 	conn->inbound.state = PARSER_BETWEEN;

@@ -110,8 +110,11 @@ struct connection {
 	u64 established_ktime_ns; /* 0: not seen, or accepted since */
 	u32 origin;               /* enum origin */
 	u32 framing;              /* enum framing: where it is not known */
-	u32 first_seq;            /* of the first byte to come, if its beginning was seen */
-	u32 taken_seq;            /* what a client's socket had taken when framing was lost */
+	union {
+		u32 first_seq; /* a server's: of the first byte to come, if its beginning was seen */
+		u32 fin_seq;   /* a client's: of the FIN that came last; valid if PEER_CLOSED */
+	};
+	u32 taken_seq; /* what a client's socket had taken when framing was lost */
 };
 
 /* Whose the connections of a set are: see connections.h. 0: nobody's. */

@@ -53,6 +53,35 @@ static __always_inline void begin_between(struct connection *conn)
 }
 
 /*
+ * What was taken up comes again. Of what is read in the dark nothing is kept to compare it with: so whose
+ * bytes the socket takes is not known, but for this side's own, and what came by another interface.
+ */
+static __always_inline bool begins_anew(const struct __sk_buff *skb, const struct connection *conn,
+					enum flow flow)
+{
+	return !IS_OUTBOUND(flow) && !passed_another(skb, conn, INBOUND);
+}
+
+/*
+ * No request begins there. It may well be the rest of one, unless the client has said nothing before; so
+ * may be what looks like another protocol, but that is told if no request was seen before it.
+ */
+static __always_inline void note_other_protocol(struct connection *conn, u32 kind, u32 ifindex,
+						enum flow flow)
+{
+	bool is_opened = conn->origin == ORIGIN_OPENED || conn->origin == ORIGIN_OPENING;
+	bool is_first = is_opened && conn->interface[IS_OUTBOUND(flow)] != UNMEASURED &&
+			!(parser_of(conn, flow)->message_flags & MESSAGE_NOT_FIRST);
+
+	if (conn->begun)
+		return;
+	if (kind != NOTICE_NOT_HTTP)
+		count_as_not_http(conn, kind, ifindex);
+	else if (is_first)
+		count_as_not_http(conn, 0, ifindex);
+}
+
+/*
  * A segment in the direction of requests, of a connection whose framing is not known. Is it to be
  * read? In the dark it is where a request begins in which nobody is in the midst; as a request, where
  * that is certain.
@@ -61,12 +90,12 @@ static __always_inline bool take_up(struct __sk_buff *skb, struct connection *co
 				    const struct segment *seg, enum flow flow)
 {
 	struct parser *requests = parser_of(conn, flow), *responses = parser_of(conn, flow ^ 1);
-	u32 end = seg->seq + seg->payload_length, first_four = 0, kind;
+	u32 end = seg->seq + seg->payload_length, first_four = 0;
 	bool follows = responses->state == PARSER_BETWEEN && seg->seq == requests->next_seq &&
 		       seg->ack_seq == responses->next_seq;
 
-	if (conn->framing && !before(requests->next_seq, end))
-		return false; /* what came before comes again */
+	if (conn->framing && !before(requests->next_seq, end) && !begins_anew(skb, conn, flow))
+		return false;
 	if (follows && conn->framing == FRAMING_EXCHANGE) {
 		begin_between(conn);
 		return true;
@@ -85,13 +114,11 @@ static __always_inline bool take_up(struct __sk_buff *skb, struct connection *co
 	responses->state = PARSER_LOST;
 	if (seg->payload_length >= 4)
 		bpf_skb_load_bytes(skb, seg->payload_offset, &first_four, 4);
-	if (starts_a_request(first_four)) {
+	if (starts_a_request(first_four))
 		leave_untold(conn, flow);
-		return false;
-	}
-	/* What is none of these may well be the rest of a request. */
-	kind = protocol_of(first_four);
-	count_as_not_http(conn, kind == NOTICE_NOT_HTTP ? 0 : kind, skb->ifindex);
+	else
+		note_other_protocol(conn, protocol_of(first_four), skb->ifindex, flow);
+	requests->message_flags |= MESSAGE_NOT_FIRST;
 	return false;
 }
 

@@ -364,7 +364,6 @@ static __always_inline bool next_piece(struct scratch *s, struct connection *con
 	s->seq = piece->seq;
 	s->payload_length = piece->length;
 	s->position = p->next_seq - piece->seq;
-	s->fin = 0;
 	s->ktime_ns = piece->ktime_ns;
 	s->tcp_ktime_ns = piece->tcp_ktime_ns;
 	p->next_seq = piece->seq + piece->length;

@@ -14,6 +14,15 @@
 
 #define TC_NEXT -1
 
+/* Is there a FIN behind what is read? One that comes in may have come before it. */
+static __always_inline bool is_before_fin(const struct scratch *s, const struct connection *conn,
+					  enum flow flow)
+{
+	if (IS_OUTBOUND(flow))
+		return s->fin;
+	return conn->flags & PEER_CLOSED && conn->fin_seq == s->seq + (u32)s->payload_length;
+}
+
 /*
  * Reads the segment's payload from s->position on, as far as one message head
  * and the body after it go; the rest is left to a continuation. Returns -1
@@ -37,7 +46,7 @@ static __always_inline int feed(struct __sk_buff *skb, struct scratch *s, struct
 	if (!CARRIES_REQUESTS(flow) && p->state == PARSER_UNTIL_CLOSE) {
 		add_content(x, s->payload_length - s->position, flow);
 		consume(s, x, s->payload_length - s->position, flow);
-		if (s->fin)
+		if (is_before_fin(s, conn, flow))
 			p->state = PARSER_ENDED;
 	}
 	return p->state == PARSER_ENDED ? end_message(conn, s, x, flow, source) : 0;

@@ -309,8 +309,11 @@ static __always_inline enum verdict reread(struct __sk_buff *skb, struct scratch
 	go_on_with_head(s, &r->p, &r->x, loaded, flow);
 	failed = read_lines(s, conn, &r->p, &r->x, loaded, flow);
 	is_whole = *(volatile u64 *)&s->head.end;
-	if (!failed && !is_whole && s->position < s->payload_length)
+	if (!failed && !is_whole && s->position < s->payload_length) {
+		if (CARRIES_REQUESTS(flow))
+			note_host(s, &r->p, &r->x);
 		return VERDICT_MORE;
+	}
 	/* Of the first reading, whose head was whole, nothing is carried: it is one key for both. */
 	conn->inbound.carried = r->p.carried;
 	drop_carries(conn);

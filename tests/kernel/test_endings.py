@@ -199,7 +199,7 @@ def test_a_head_cut_off_that_is_answered_is_no_request(lab: Lab, meter: Meter, p
 def test_a_response_that_nobody_asked_for(lab: Lab, meter: Meter) -> None:
     pair = lab.connect()
     pair.answer(response(408, body=b"too slow"))
-    meter.wait_for(Counter.RESPONSES_UNASKED, 1)
+    meter.wait_for(Counter.SEGMENTS_UNASKED, 1)
     assert meter.counted(Counter.SEEN) == 0
     # Should the client ask after all, it is served as ever; whose answer that was is not certain.
     for _ in range(UNKNOWN):
@@ -248,7 +248,7 @@ def test_what_is_not_http_is_counted_once_and_not_seen(
     meter.wait_for(Counter.CONNECTIONS_CLOSED, 1)
     assert meter.counted(Counter.SEEN) == 0
     assert meter.counted(Counter.CONNECTIONS_NOT_HTTP) == 1
-    assert meter.counted(Counter.RESPONSES_UNASKED) == 0
+    assert meter.counted(Counter.SEGMENTS_UNASKED) == 0
 
 
 def test_a_server_that_speaks_first_is_not_seen(lab: Lab, meter: Meter) -> None:
@@ -257,5 +257,5 @@ def test_a_server_that_speaks_first_is_not_seen(lab: Lab, meter: Meter) -> None:
     pair.ask(b"EHLO client.example\r\n")
     pair.answer(b"250 mail.example\r\n")
     assert meter.counted(Counter.SEEN) == 0
-    assert meter.counted(Counter.RESPONSES_UNASKED) == 1
+    assert meter.counted(Counter.SEGMENTS_UNASKED) == 1
     assert meter.counted(Counter.CONNECTIONS_NOT_HTTP) == 1

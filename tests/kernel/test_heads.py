@@ -260,17 +260,28 @@ def test_nothing_else_is_kept_of_a_head_in_two_segments(lab: Lab, meter: Meter, 
     assert SECRET[:12] not in record.tobytes()
 
 
-@pytest.mark.parametrize("times", [2, 3, 4])
-def test_of_several_hosts_none_is_told(lab: Lab, meter: Meter, times: int) -> None:
-    hosts = b"".join(b"Host: %d.example\r\nX: y\r\n" % number for number in range(times))
+@pytest.mark.parametrize(
+    "values",
+    [
+        *([b" %d.example" % number for number in range(times)] for times in (2, 3, 4)),
+        [b"", b" second.example"],
+        [b"    ", b" second.example"],
+        [b"", b"", b"", b" fourth.example"],
+        [b" first.example", b""],
+    ],
+)
+def test_of_several_hosts_none_is_told(lab: Lab, meter: Meter, values: list[bytes]) -> None:
+    hosts = b"".join(b"Host:%s\r\nX: y\r\n" % value for value in values)
     asked = b"GET /hosts HTTP/1.1\r\n" + hosts + b"\r\n"
     forms = [[asked], [bytes([octet]) for octet in asked]]
     forms += [[asked[:cut], asked[cut:]] for cut in range(1, len(asked), 7)]
+    # In two windows of one segment.
+    forms.append([asked.replace(b"X: y\r\n", b"".join([b"X: %s\r\n" % (b"y" * 99)] * 12))])
     for pieces in forms:
         pair = lab.connect()
         for piece in pieces:
             pair.send_segment(piece)
-        receive(pair.server, len(asked))
+        receive(pair.server, sum(map(len, pieces)))
         pair.answer(OK)
         pair.exchange(request(headers={"Host": "one.example"}), OK)
         pair.close()

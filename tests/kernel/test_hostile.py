@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 from conversation import in_order
 from lab import SPARE_PORT, prepare, receive
-from messages import CHUNKED, OK, chunks, request
+from messages import CHUNKED, OK, chunks, request, response
 from meter import WHOLE, Meter, flags
 from puppet import Puppet
 from sums_of_connections import Sums, spare_listener
@@ -26,6 +26,9 @@ REAL = request(target="/real", headers=HEADERS)
 LONG = request(target="/real", headers=HEADERS | COOKIES)
 POST = request("POST", "/real", HEADERS, body=b"0123456789" * 4)
 FORGED = REAL.replace(b"/real", b"/evil")
+UNCLEAR = b"GET /unclear HTTP/1.1\r\nContent-Length: 1x\r\n\r\n"
+PLANTED = request(target="/planted")
+REFUSAL = response(405, body=b"no")
 
 
 @dataclass
@@ -368,3 +371,81 @@ def test_a_server_that_only_sends_no_more_reads_it_all_the_same(victim: Victim) 
     record = victim.meter.record()
     assert record["http1"]["request_line"] == b"GET /real HTTP/1.1"
     assert flags(record) & RequestFlag.LOCAL_CLOSED
+
+
+# ---- in the dark: where framing is not known nothing is kept that could be compared ----
+
+
+@pytest.fixture
+def in_the_dark(victim: Victim) -> Victim:
+    """The client's own doing. One exchange is whole behind which a request may begin."""
+    victim.exchange(UNCLEAR)
+    assert victim.meter.losses() == {Counter.LOST_PARSER: 1}
+    victim.meter.begin()
+    return victim
+
+
+def read_and_refuse(victim: Victim, asked: bytes) -> None:
+    """The server has read this much, and answers early."""
+    victim.send(asked)
+    victim.read(asked)
+    victim.answer(REFUSAL)
+
+
+@pytest.mark.guest
+@pytest.mark.parametrize("cut", [None, 4, 40])
+def test_a_forged_request_in_the_dark_ends_nothing(in_the_dark: Victim, cut: int | None) -> None:
+    """The real one has a body of which it says nothing, and in the body are requests."""
+    victim = in_the_dark
+    real = request("POST", "/real", {"Content-Length": "999"}) + b"x"
+    victim.forge(request("POST", "/real", body=b"abc"))
+    if cut:
+        victim.send(real[:cut])
+        victim.send(real[cut:], cut)
+        victim.read(real)
+        victim.answer(REFUSAL)
+    else:
+        read_and_refuse(victim, real)
+    victim.send(PLANTED)
+    victim.send(bytes(999 - 1 - len(PLANTED)), len(PLANTED))
+    victim.read(PLANTED + bytes(999 - 1 - len(PLANTED)))
+    victim.answer()
+    assert victim.meter.counted(Counter.SEEN) == 0
+    victim.expect_nothing(0, uncertain=3)
+
+
+@pytest.mark.guest
+def test_nor_does_a_forged_body_hide_a_head(in_the_dark: Victim) -> None:
+    victim = in_the_dark
+    hidden = request("POST", "/hidden", {"Content-Length": "999"})
+    looks = b"POST /looks HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(hidden)
+    read_and_refuse(victim, request("POST", "/first", {"Content-Length": str(len(looks))}))
+    victim.send(looks)
+    victim.read(looks)
+    victim.forge(bytes(len(hidden)))
+    read_and_refuse(victim, hidden)
+    rest = PLANTED + bytes(999 - len(PLANTED))
+    victim.send(PLANTED)
+    victim.send(rest[len(PLANTED) :], len(PLANTED))
+    victim.read(rest)
+    victim.answer()
+    assert victim.meter.counted(Counter.SEEN) == 0
+    victim.expect_nothing(0, uncertain=4)
+
+
+@pytest.mark.guest
+@pytest.mark.parametrize("taken", [False, True])
+def test_what_comes_again_in_the_dark_only_puts_off_the_beginning(
+    in_the_dark: Victim, taken: bool
+) -> None:
+    """Be it the same, or taken by the socket before: that is not looked at."""
+    victim = in_the_dark
+    victim.send(REAL)
+    if taken:
+        victim.read(REAL)
+    victim.send(REAL, -len(REAL) if taken else 0)
+    if not taken:
+        victim.read(REAL)
+    victim.answer()
+    assert victim.meter.counted(Counter.SEEN) == 0
+    victim.expect_nothing(0, uncertain=2)

@@ -444,6 +444,38 @@ def test_a_fin_that_tcp_takes_ends_one(
     assert victim.meter.losses() == {}
 
 
+@pytest.mark.guest
+@pytest.mark.parametrize("at", [None, 9, -len(BODY) - 1, -len(BODY), -5])
+@pytest.mark.parametrize("first", [0, 9])
+def test_a_fin_that_overtakes_the_head_ends_the_response(
+    victim: Victim, at: int | None, first: int
+) -> None:
+    """With the bytes before it, or alone. It counts once TCP has taken it."""
+    real = UNTIL_CLOSE
+    end = len(real) if at is None else at % len(real)
+    victim.ask()
+    victim.send(real[:first])
+    victim.send(real[end:], end, flags=ACK | PSH * (at is not None) | FIN)
+    victim.send(real[first:end], first)
+    victim.read(real)
+    assert victim.client.recv(1) == b""
+    record = victim.meter.record()
+    assert flags(record) == OUTGOING | RequestFlag.RESPONSE_UNTIL_CLOSE
+    assert (record["response_bytes"], record["response_body_bytes"]) == (len(real), len(BODY))
+
+
+@pytest.mark.guest
+def test_but_not_a_forged_one(victim: Victim) -> None:
+    victim.ask()
+    victim.forge(b"", len(UNTIL_CLOSE), flags=ACK | FIN)
+    victim.send(UNTIL_CLOSE)
+    victim.send(b"more", len(UNTIL_CLOSE))
+    victim.read(UNTIL_CLOSE + b"more")
+    wait_until(lambda: victim.meter.in_flight() == 0, "it was over")
+    assert victim.meter.losses() == {Counter.LOST_UNTAKEN: 1}
+    assert victim.meter.counted(Counter.SUBMITTED) == 0
+
+
 def test_of_many_responses_that_tcp_does_not_take_none_is_told(victim: Victim) -> None:
     """They must leave room for the next request, but those that were taken alone do."""
     many = 16

@@ -390,7 +390,7 @@ def test_a_head_cut_off_is_counted_as_lost(gateway: Meter) -> None:
 def test_an_upstream_that_speaks_unasked(gateway: Meter) -> None:
     pair = gateway.lab.connect()
     pair.answer(b"220 here\r\n")
-    assert gateway.counted(Counter.RESPONSES_UNASKED) == 1
+    assert gateway.counted(Counter.SEGMENTS_UNASKED) == 1
     assert gateway.counted(Counter.SEEN) == 0
 
 

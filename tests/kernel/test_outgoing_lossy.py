@@ -212,12 +212,13 @@ def test_a_response_in_segments_in_every_order(
     assert gateway.losses() == {}
 
 
-@pytest.mark.parametrize("order", [order for order in ORDERS if order[0] == 0])
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("places", [(HEAD, HEAD + 100, HEAD + 200), (10, HEAD - 1, HEAD + 100)])
 def test_a_response_until_close_in_segments_in_every_order(
-    talk: Conversation, gateway: Meter, order: tuple[int, ...]
+    talk: Conversation, gateway: Meter, order: tuple[int, ...], places: tuple[int, ...]
 ) -> None:
-    """Its end is the FIN, whenever that comes: what is missing then is inside."""
-    segments = [cut(UNTIL_CLOSE, HEAD, HEAD + 100, HEAD + 200)[number] for number in order]
+    """Its end is the FIN, whenever that comes: what is missing then is inside, or before it."""
+    segments = [cut(UNTIL_CLOSE, *places)[number] for number in order]
     answer(talk, segments, UNTIL_CLOSE)
     _, record = end(talk, gateway, 2)
     assert flags(record) & OUTGOING == OUTGOING

@@ -170,7 +170,7 @@ def test_after_101_nothing_more_is_seen(lab: Lab, meter: Meter) -> None:
         pair.answer(opaque)
     assert meter.records(0).size == 0
     assert meter.counted(Counter.SEEN) == 1
-    assert meter.counted(Counter.RESPONSES_UNASKED) == 0
+    assert meter.counted(Counter.SEGMENTS_UNASKED) == 0
     assert meter.counted(Counter.CONNECTIONS_NOT_HTTP) == 1
 
 

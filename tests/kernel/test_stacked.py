@@ -182,3 +182,14 @@ def test_a_segment_that_comes_early_is_that_once(stacked: Meter, stranger: Stran
     assert second["response_retransmits"] == 0
     assert second["request_bytes"] == len(asked)
     stacked.assert_next_is_right(pair, 2)
+
+
+def test_what_passes_both_in_the_dark_does_not_come_again(stacked: Meter) -> None:
+    """A client has lost the framing. Each packet that is read in the dark comes twice."""
+    pair = stacked.lab.connect()
+    pair.exchange(b"GET /unclear HTTP/1.1\r\nContent-Length: 1x\r\n\r\n", OK)
+    pair.exchange(request("POST", "/unknown", body=bytes(5000)), OK)
+    assert stacked.losses() == {Counter.LOST_PARSER: 1}
+    stacked.begin()
+    pair.exchange(request(target="/told"), OK)
+    assert stacked.record()["http1"]["request_line"] == b"GET /told HTTP/1.1"

@@ -338,17 +338,47 @@ def test_tls_that_comes_with_the_end_of_the_handshake(
     assert meter.counted(Counter.CONNECTIONS_NOT_HTTP) == 1
 
 
-def test_the_middle_of_a_request_is_not_told_as_something_else(unattached: Meter) -> None:
-    """Of a connection that is older than the agent."""
+@pytest.mark.parametrize("body", [bytes(500), b"\x17\x03\x03" + bytes(500), b"{" * 500])
+def test_the_middle_of_a_request_is_not_told_as_something_else(
+    unattached: Meter, body: bytes
+) -> None:
+    """Of a connection that is older than the agent, or whose framing was lost."""
     pair = unattached.lab.connect()
-    asked = request("POST", body=bytes(500))
-    pair.ask(asked[:-100])
+    asked = request("POST", body=body)
+    pair.ask(asked[: -len(body)])
     with unattached.attached(), contextlib.closing(Noticed(unattached)) as noticed:
-        pair.ask(asked[-100:])
+        if not body.startswith(b"\x17"):  # of such a one that is all that can be said
+            pair.ask(body)
         pair.answer(OK)
-        assert noticed.take() == []
         exchange(pair, UNKNOWN)
         unattached.record()
+        pair.ask(b"POST / HTTP/1.1\r\nContent-Length: 1x\r\n\r\n")
+        pair.ask(body)
+        pair.answer(OK)
+        unattached.wait_for(Counter.LOST_PARSER, 1)
+        assert noticed.take() == []
+        assert unattached.counted(Counter.CONNECTIONS_NOT_HTTP) == 0
+
+
+def test_nor_is_one_that_crosses_what_its_server_says_unasked(lab: Lab, meter: Meter) -> None:
+    pair = lab.connect()
+    pair.answer(response(408, body=b"too slow"))
+    asked = request("POST", body=bytes(500))
+    pair.ask(asked[:-500])
+    pair.ask(asked[-500:])
+    meter.wait_for(Counter.SEGMENTS_UNCERTAIN, 1)
+    assert meter.counted(Counter.SEGMENTS_UNASKED) == 1
+    assert meter.counted(Counter.CONNECTIONS_NOT_HTTP) == 0
+
+
+def test_more_requests_at_once_than_are_read_are_http_all_the_same(lab: Lab, meter: Meter) -> None:
+    """One program after the other reads them: the kernel goes on with a segment 33 times."""
+    pair = lab.connect()
+    pair.ask(b"".join(request(target=f"/{number}") for number in range(70)))
+    pair.answer(70 * OK)
+    pair.exchange(request(), OK)
+    meter.wait_for(Counter.SEGMENTS_UNCERTAIN, 1)
+    assert meter.counted(Counter.CONNECTIONS_NOT_HTTP) == 0
 
 
 def test_more_notices_than_are_kept(lab: Lab, meter: Meter, noticed: Noticed) -> None:

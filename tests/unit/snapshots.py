@@ -78,7 +78,7 @@ def sums(seen: int = 10) -> Sums:
         connections={"opened": 4, "own": 1, "unseen": 2},
         missed={"tracepoint tcp_probe": 5},
         joins={"marks_joined": 6, "marks_unknown": 1},
-        segments={"stray": 3, "uncertain": 1},
+        segments={"stray": 3, "unasked": 2, "uncertain": 1},
         interfaces={
             "eth0": Coverage(),
             "eth1": Coverage(Gap.GONE, {Gap.GONE: 2.5, Gap.BEHIND: 0.5}),

@@ -62,6 +62,7 @@ OF_THE_AGENT = {
     "otelbpf.requests.lost": "{request}",
     "otelbpf.requests.in_flight": "{request}",
     "otelbpf.segments.stray": "{segment}",
+    "otelbpf.segments.unasked": "{segment}",
     "otelbpf.segments.uncertain": "{segment}",
     "otelbpf.joins": "{join}",
     "otelbpf.hooks.missed": "{call}",

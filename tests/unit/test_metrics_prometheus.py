@@ -87,6 +87,7 @@ def test_names_and_types() -> None:
         "otelbpf_requests_lost": "counter",
         "otelbpf_requests_in_flight": "gauge",
         "otelbpf_segments_stray": "counter",
+        "otelbpf_segments_unasked": "counter",
         "otelbpf_segments_uncertain": "counter",
         "otelbpf_joins": "counter",
         "otelbpf_hooks_missed": "counter",

@@ -83,8 +83,8 @@ def test_connections_by_their_short_names() -> None:
 
 
 def test_segments_that_are_left_alone_are_told_by_name() -> None:
-    of_segments = Tally().sums(counts(SEGMENTS_STRAY=7, SEGMENTS_UNCERTAIN=3, SEEN=2)).segments
-    assert of_segments == {"stray": 7, "uncertain": 3}
+    told = counts(SEGMENTS_STRAY=7, SEGMENTS_UNASKED=5, SEGMENTS_UNCERTAIN=3, SEEN=2)
+    assert Tally().sums(told).segments == {"stray": 7, "unasked": 5, "uncertain": 3}
 
 
 def test_joins_are_told_by_name() -> None:

@@ -20,6 +20,13 @@ from otelbpf.protocols.urls import RequestLine, Server, server_asked, split_requ
         ("http://shop.example?b", ("http", "shop.example", "/", "b")),
         ("http://me:secret@shop.example/a", ("http", "shop.example", "/a", "")),
         ("ws://shop.example/a", ("http", "shop.example", "/a", "")),
+        ("wss://shop.example/a", ("https", "shop.example", "/a", "")),
+        ("http://shop.example:81@secret@:82/a", ("http", "", "/a", "")),
+        ("http://[2001:db8::9/a", ("http", "", "/a", "")),
+        ("http://sh op/a", ("http", "", "/a", "")),
+        ("foo://secret", ("http", "", "/", "")),
+        ("foo://secret/a", ("http", "", "/a", "")),
+        ("urn://me:secret@shop.example/a", ("http", "", "/a", "")),
         ("http:///a", ("http", "", "/a", "")),
         ("a/b://shop.example/c", ("http", "", "a/b://shop.example/c", "")),
         ("*", ("http", "", "*", "")),
@@ -34,6 +41,14 @@ def test_targets(target: str, expected: tuple[str, ...]) -> None:
 def test_who_is_to_be_connected_to() -> None:
     line = split_request_line("CONNECT me:secret@shop.example:443 HTTP/1.1", is_cut=False)
     assert line.authority == "shop.example:443"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    ["/secret", "secret", "me:secret", "me:secret@", "http://secret/", "secret:", "a b:443", "*"],
+)
+def test_who_is_no_host_and_port_is_not_told(asked: str) -> None:
+    assert split_request_line(f"CONNECT {asked} HTTP/1.1", is_cut=False).authority == ""
 
 
 @pytest.mark.parametrize(
@@ -63,6 +78,12 @@ def test_a_line_that_was_cut(line: str, authority: str, path_cut: bool) -> None:
         (("http", "", "other:91", "192.0.2.1", 90), ("other:91", "other", 91)),
         (("http", "", "other", "192.0.2.1", 90), ("other", "other", 90)),
         (("http", "", "", "192.0.2.1", 90), ("192.0.2.1:90", "192.0.2.1", 90)),
+        (("http", "", "other:", "192.0.2.1", 90), ("other:", "other", 90)),
+        (("http", "", "x_y.~%2d!", "192.0.2.1", 90), ("x_y.~%2d!", "x_y.~%2d!", 90)),
+        (("http", "", "[2001:db8::9]:91", "192.0.2.1", 90),
+         ("[2001:db8::9]:91", "2001:db8::9", 91)),
+        (("http", "shop:99999", "other", "192.0.2.1", 90), ("other", "other", 90)),
+        (("http", "[::1::]", "other", "192.0.2.1", 90), ("other", "other", 90)),
         (("http", "", "", "2001:db8::9", 90), ("[2001:db8::9]:90", "2001:db8::9", 90)),
     ],
 )  # fmt: skip
@@ -70,3 +91,18 @@ def test_which_server_was_asked(
     asked: tuple[str, str, str, str, int], expected: tuple[str, str, int]
 ) -> None:
     assert server_asked(*asked) == Server(*expected)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "me:secret@shop.example", "me@shop.example", "me:secret", "/secret", "shop.example/secret",
+        "shop.example?secret", "shop.example#secret", "shop example", "shop.example,\tsecret",
+        "<secret>", '"secret"', "%secret", "2001:db8::9", "[secret]", "[2001:db8::9",
+        "[2001:db8::9]secret", "shop:81:82", "shop:-1", "shop:65536", "shop:" + 20 * "9",
+        "shop:\u0661", "\ufffd", ":81",
+    ],
+)  # fmt: skip
+def test_what_is_no_host_is_not_told(host: str) -> None:
+    told = server_asked("http", "", host, "192.0.2.1", 90)
+    assert told == Server("192.0.2.1:90", "192.0.2.1", 90)

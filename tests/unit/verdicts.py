@@ -132,7 +132,7 @@ def check(talk: Conversation, expected: Expected, outcome: Outcome) -> None:
     by_ordinal = {int(record["ordinal"]): record for record in outcome.records}
     assert len(by_ordinal) == len(outcome.records)
     # Bytes between two responses: the programs begin again with the request after them.
-    begins_again = Counter.RESPONSES_UNASKED in outcome.counts
+    begins_again = Counter.SEGMENTS_UNASKED in outcome.counts
     for ordinal in range(len(expected.asked)):
         if ordinal >= expected.certain and begins_again:
             return

@@ -123,8 +123,9 @@ class Sums:
         joins: what was joined to a request, and what was not since that was not certain: marks
             are applications' words, causes are the requests that those to upstreams were for.
         segments: those that were left alone, by why: stray ones came to a measured port, or left
-            for an upstream, and no socket of this host has their connection; uncertain ones may
-            begin a request, and it is not known whether one begins there.
+            for an upstream, and no socket of this host has their connection; with unasked ones a
+            server speaks where no request of its client's was seen; uncertain ones may begin a
+            request, and it is not known whether one begins there.
     """
 
     seen: int

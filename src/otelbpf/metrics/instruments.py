@@ -131,6 +131,7 @@ _IN_FLIGHT = Instrument(
 )
 _SEGMENTS = {
     "stray": "Segments with payload of connections that no socket of this host has.",
+    "unasked": "Segments of a server where no request was seen that it could answer.",
     "uncertain": "Segments that may begin a request, where nobody can tell; nothing is told of it.",
 }
 _JOINS = _counter("otelbpf.joins", "{join}", "What was joined to a request, and what could not be.")

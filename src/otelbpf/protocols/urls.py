@@ -5,14 +5,24 @@ The kernel's series tell clients' requests apart by all that this depends on (bp
 
 Source:
     RFC 9112, section 3.2: a host in the request line goes before the Host header.
+    RFC 3986, section 3.2: what a host and a port look like. What is neither may be anything, a path
+    or a password, and is told as none.
 """
 
 from __future__ import annotations
 
 import functools
+import re
+import socket
 from typing import NamedTuple
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+#: Of URLs that name a host, and what is spoken there.
+_SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
+_HOST = re.compile(
+    r"(?P<name>(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+|\[(?P<ipv6>[0-9A-Fa-f:.]+)\])"
+    r"(?::(?P<port>[0-9]{0,5}))?"
+)
 _PORT_MAX = 65_535
 _SERVERS_KEPT = 4_096
 
@@ -22,7 +32,7 @@ class RequestLine(NamedTuple):
 
     Attributes:
         scheme: `http` or `https`.
-        authority: the host, and its port, that the line itself names; empty: it does not.
+        authority: the host, and its port, that the line itself names; empty: it names none.
         path: without the query; empty where this is no request line.
         path_cut: the path was longer than the kernel keeps.
     """
@@ -63,24 +73,21 @@ def split_request_line(line: str, *, is_cut: bool) -> RequestLine:
     if path.startswith("/") and method != "CONNECT":
         return RequestLine(method, "http", "", path, query, path_cut)
     scheme, separator, remote = path.partition("://")
-    authority = ""
+    authority, spoken = "", "http"
     if separator and scheme and "/" not in scheme:
         authority, slash, path = remote.partition("/")
         path = f"/{path}"
-        if path_cut and not slash:  # a part of a host is another one
+        spoken = _SCHEMES.get(scheme.lower(), "")
+        if not spoken or (path_cut and not slash):  # a part of a host is another one
             authority = ""
     elif method == "CONNECT" and not path_cut:
         authority = path
-    scheme = scheme.lower()
-    return RequestLine(
-        method,
-        scheme if separator and scheme in _DEFAULT_PORTS else "http",
-        # Who asks there is nobody's business, nor is their password.
-        authority.rpartition("@")[2],
-        path,
-        query,
-        path_cut,
-    )
+    # Who asks there is nobody's business, nor is their password.
+    authority = authority.rpartition("@")[2]
+    found = _HOST.fullmatch(authority)
+    if not found or (method == "CONNECT" and not found["port"]):
+        authority = ""
+    return RequestLine(method, spoken or "http", authority, path, query, path_cut)
 
 
 @functools.lru_cache(_SERVERS_KEPT)
@@ -92,11 +99,10 @@ def server_asked(scheme: str, authority: str, host: str, address: str, port: int
         host: its Host header.
         address, port: of the server's side of the connection, for what these two leave open.
     """
-    if authority:
-        return Server(authority, *_split_host(authority, _DEFAULT_PORTS[scheme]))
-    if host:
-        # It names no scheme, so no default port either; a proxy may hand on its client's.
-        return Server(host, *_split_host(host, port))
+    # Host names no scheme, so no default port either; a proxy may hand on its client's.
+    for named, default_port in ((authority, _DEFAULT_PORTS[scheme]), (host, port)):
+        if server := _named(named, default_port):
+            return server
     return Server(authority_of(address, port), address, port)
 
 
@@ -105,11 +111,16 @@ def authority_of(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _split_host(host: str, default_port: int) -> tuple[str, int]:
-    """A name and a port; IPv6 literals lose their brackets."""
-    name, separator, port = host.rpartition(":")
-    if not separator or (":" in name and not name.endswith("]")):
-        return host.strip("[]"), default_port
-    # The client wrote it: a number that is none, or too large for OTLP, must do no harm.
-    is_port = port.isascii() and port.isdigit() and int(port) <= _PORT_MAX
-    return name.strip("[]"), int(port) if is_port else default_port
+def _named(authority: str, default_port: int) -> Server | None:
+    """The server of a host, IPv6 in brackets, and perhaps a port; None: it is no such thing."""
+    found = _HOST.fullmatch(authority)
+    if not found or int(found["port"] or 0) > _PORT_MAX:
+        return None
+    address = found["name"]
+    if found["ipv6"]:
+        address = found["ipv6"]
+        try:
+            socket.inet_pton(socket.AF_INET6, address)
+        except OSError:
+            return None
+    return Server(authority, address, int(found["port"] or default_port))
