@@ -259,5 +259,5 @@ static __always_inline void delete_connection(struct connection *conn)
 
 	retire(conn);
 	if (index < CONNECTION_SETS)
-		tags_of(index)->of[conn->place & (WAYS - 1)] = 0;
+		tags_of(below(CONNECTION_SETS, index))->of[conn->place & (WAYS - 1)] = 0;
 }
