@@ -114,6 +114,7 @@ def test_otlp_json_to_a_file_says_who_served(net: Network, server: Server, tmp_p
             "process.pid": server.pid,
             "process.executable.name": server.executable,
             "service.name": server.service,
+            "otelbpf.service.name.fallback": True,
         }
 
 
