@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind
 from samples import SMALL, description, numbered, requests
+from support.threads import none_is_left
 from support.waiting import wait_until
 from varied_records import varied
 
@@ -153,13 +154,8 @@ def hours(monkeypatch: pytest.MonkeyPatch) -> Hours:
 
 @pytest.fixture(autouse=True)
 def _no_thread_is_left() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    assert not [
-        each
-        for each in threading.enumerate()
-        if each.name == "otelbpf-sender" and each not in before
-    ]
+    with none_is_left("otelbpf-sender"):
+        yield
 
 
 def run_to_the_end(line: Line, count: int) -> None:

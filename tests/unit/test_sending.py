@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 import time
 from collections import Counter as Multiset
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ from support.misbehaving import (
     partial,
     retry_info,
 )
+from support.threads import none_is_left
 
 from otelbpf.export import sender
 from otelbpf.export.sender import QueueLimits, Sender
@@ -113,13 +113,8 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("", "_TRACES"):
         for what in ("ENDPOINT", "HEADERS", "COMPRESSION", "CERTIFICATE", "TIMEOUT"):
             monkeypatch.delenv(f"OTEL_EXPORTER_OTLP{name}_{what}", raising=False)
-    before = set(threading.enumerate())
-    yield
-    assert not [
-        each
-        for each in threading.enumerate()
-        if each.name == "otelbpf-sender" and each not in before
-    ]
+    with none_is_left("otelbpf-sender"):
+        yield
 
 
 @pytest.fixture

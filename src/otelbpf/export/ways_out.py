@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 _FILE = "otlp_json_file"
 # A point with 28 buckets takes 0.8 KiB, and all of them are to be below doors.MOST_OCTETS.
 _MOST_POINTS = 2_000
-# What is sent was sent by then: there is nothing left to wait for.
+# The time to send was before: what is under way by then is given up.
 _SHUT_DOWN_S = 2.0
 # As objects of the SDK's so many requests are some 500 spans, which is what exporters are used to;
 # and a line in a file stays below the MiB that collectors read of one.
